@@ -1,0 +1,299 @@
+/* core/file.c - guarded reading and atomic writing. */
+#include "core/file.h"
+
+#include "core/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+/* ---- reading ---- */
+
+static const char *kind_of(mode_t mode)
+{
+    if (S_ISDIR(mode)) return "a folder";
+    if (S_ISFIFO(mode)) return "a FIFO";
+    if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+    return "not a regular file";
+}
+
+static qb_status map_descriptor(int fd, const char *path, qb_file *out)
+{
+    struct stat st;
+    if (fstat(fd, &st)) return QB_FAIL(QB_ERR_IO, "%s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return QB_FAIL(QB_ERR_IO, "%s: found %s, expected a regular file", path,
+                       kind_of(st.st_mode));
+    qb_file file = {.bytes = (size_t)st.st_size};
+    if (file.bytes) {
+        void *map = mmap(NULL, file.bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (map == MAP_FAILED) return QB_FAIL(QB_ERR_IO, "%s: mmap: %s", path, strerror(errno));
+        file.data = map;
+    }
+    qb_status status = qb_strdup(&file.path, path);
+    if (status != QB_OK) {
+        if (file.data) munmap((void *)file.data, file.bytes);
+        return status;
+    }
+    *out = file;
+    return QB_OK;
+}
+
+qb_status qb_file_open(const char *path, qb_file *out)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hang */
+    if (fd < 0) return QB_FAIL(QB_ERR_IO, "%s: %s", path, strerror(errno));
+    qb_status status = map_descriptor(fd, path, out);
+    close(fd);
+    return status;
+}
+
+void qb_file_close(qb_file *file)
+{
+    if (file->data) munmap((void *)file->data, file->bytes);
+    qb_free(file->path);
+    *file = (qb_file){0};
+}
+
+void qb_file_forget(const qb_file *file, size_t offset, size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t from = qb_round_up(offset, page), to = (offset + bytes) / page * page;
+    if (file->data && to > from && to <= file->bytes)
+        madvise((void *)(file->data + from), to - from, MADV_DONTNEED);
+}
+
+bool qb_is_folder(const char *path)
+{
+    struct stat st;
+    return !stat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+qb_status qb_path_join(const char *folder, const char *name, char **out)
+{
+    size_t n = strlen(folder), m = strlen(name);
+    char *path;
+    QB_TRY(QB_NEW(&path, n + m + 2, "path"));
+    snprintf(path, n + m + 2, "%s%s%s", folder, n && folder[n - 1] == '/' ? "" : "/", name);
+    *out = path;
+    return QB_OK;
+}
+
+const char *qb_file_looks_like(const uint8_t *data, size_t bytes)
+{
+    static const struct {
+        const char *magic, *text;
+        size_t n;
+    } known[] = {
+        {"version https://git-lfs", "a git-LFS pointer, not the file itself", 23},
+        {"PK\003\004", "a zip archive (a PyTorch pickle?)", 4},
+        {"\x80\x02", "a Python pickle", 2},
+        {"\037\213", "gzip data", 2},
+        {"\xfd"
+         "7zXZ",
+         "xz data", 5},
+        {"GGUF", "a GGUF file", 4},
+        {"\x93NUMPY", "a NumPy array", 6},
+        {"<!DOCTYPE", "an HTML page", 9},
+        {"<html", "an HTML page", 5},
+        {"\177ELF", "a program", 4},
+    };
+    if (!bytes) return "an empty file";
+    for (size_t i = 0; i < QB_COUNT(known); i++)
+        if (bytes >= known[i].n && !memcmp(data, known[i].magic, known[i].n)) return known[i].text;
+    return NULL;
+}
+
+/* ---- writing ---- */
+
+struct qb_writer {
+    char *path, *tmp;
+    int fd;
+    uint64_t offset;
+    int slot; /* in open_tmp, -1 = none free */
+};
+
+/* Names to remove on Ctrl-C. A slot is published after its name is complete. */
+enum { MAX_OPEN = 16 };
+static _Atomic(char *) open_tmp[MAX_OPEN];
+
+static int remember(char *tmp)
+{
+    for (int i = 0; i < MAX_OPEN; i++) {
+        char *none = NULL;
+        if (atomic_compare_exchange_strong(&open_tmp[i], &none, tmp)) return i;
+    }
+    return -1;
+}
+
+void qb_file_cleanup(void)
+{
+    for (int i = 0; i < MAX_OPEN; i++) {
+        char *tmp = atomic_load(&open_tmp[i]);
+        if (tmp) unlink(tmp);
+    }
+}
+
+static void writer_free(qb_writer *w)
+{
+    if (w->slot >= 0) atomic_store(&open_tmp[w->slot], NULL);
+    if (w->fd >= 0) close(w->fd);
+    qb_free(w->tmp);
+    qb_free(w->path);
+    qb_free(w);
+}
+
+qb_status qb_writer_open(const char *path, qb_writer **out)
+{
+    qb_writer *w;
+    QB_TRY(QB_NEW_ZERO(&w, 1, "writer"));
+    w->fd = w->slot = -1;
+    qb_status status = qb_strdup(&w->path, path);
+    size_t n = strlen(path) + 32;
+    if (status == QB_OK) status = QB_NEW(&w->tmp, n, "path");
+    if (status == QB_OK) {
+        snprintf(w->tmp, n, "%s.tmp.%ld", path, (long)getpid());
+        w->fd = open(w->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        if (w->fd < 0) status = QB_FAIL(QB_ERR_IO, "%s: %s", w->tmp, strerror(errno));
+    }
+    if (status != QB_OK) {
+        writer_free(w);
+        return status;
+    }
+    w->slot = remember(w->tmp);
+    *out = w;
+    return QB_OK;
+}
+
+static qb_status write_all(qb_writer *w, uint64_t offset, const void *data, size_t bytes)
+{
+    const char *p = data;
+    while (bytes) {
+        ssize_t n = pwrite(w->fd, p, bytes, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0)
+            return QB_FAIL(QB_ERR_IO, "%s: write: %s", w->path, n ? strerror(errno) : "disk full");
+        p += n;
+        offset += (uint64_t)n;
+        bytes -= (size_t)n;
+    }
+    return QB_OK;
+}
+
+qb_status qb_writer_write(qb_writer *w, const void *data, size_t bytes)
+{
+    QB_TRY(write_all(w, w->offset, data, bytes));
+    w->offset += bytes;
+    return QB_OK;
+}
+
+qb_status qb_writer_write_at(qb_writer *w, uint64_t offset, const void *data, size_t bytes)
+{
+    return write_all(w, offset, data, bytes);
+}
+
+uint64_t qb_writer_offset(const qb_writer *w)
+{
+    return w->offset;
+}
+
+static void sync_folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *folder;
+    if (qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1) != QB_OK)
+        return;
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    qb_free(folder);
+}
+
+qb_status qb_writer_commit(qb_writer *w)
+{
+    qb_status status = QB_OK;
+    if (fsync(w->fd) && errno != EINVAL)
+        status = QB_FAIL(QB_ERR_IO, "%s: fsync: %s", w->path, strerror(errno));
+    else if (rename(w->tmp, w->path))
+        status = QB_FAIL(QB_ERR_IO, "%s: rename: %s", w->path, strerror(errno));
+    if (status != QB_OK)
+        unlink(w->tmp);
+    else
+        sync_folder_of(w->path);
+    writer_free(w);
+    return status;
+}
+
+void qb_writer_abandon(qb_writer *w)
+{
+    if (!w) return;
+    unlink(w->tmp);
+    writer_free(w);
+}
+
+qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes)
+{
+    qb_writer *w;
+    QB_TRY(qb_writer_open(path, &w));
+    qb_status status = qb_writer_write(w, data, bytes);
+    if (status == QB_OK) return qb_writer_commit(w);
+    qb_writer_abandon(w);
+    return status;
+}
+
+/* ---- checksums ---- */
+
+uint32_t qb_crc32(const void *data, size_t bytes)
+{
+    return (uint32_t)crc32_z(crc32_z(0, NULL, 0), data, bytes);
+}
+
+struct qb_sha256 {
+    EVP_MD_CTX *context;
+};
+
+qb_status qb_sha256_create(qb_sha256 **out)
+{
+    qb_sha256 *hash;
+    QB_TRY(QB_NEW_ZERO(&hash, 1, "sha256"));
+    hash->context = EVP_MD_CTX_new();
+    if (!hash->context || !EVP_DigestInit_ex(hash->context, EVP_sha256(), NULL)) {
+        EVP_MD_CTX_free(hash->context);
+        qb_free(hash);
+        return QB_FAIL(QB_ERR_MEMORY, "sha256: cannot start the digest");
+    }
+    *out = hash;
+    return QB_OK;
+}
+
+void qb_sha256_update(qb_sha256 *hash, const void *data, size_t bytes)
+{
+    EVP_DigestUpdate(hash->context, data, bytes);
+}
+
+void qb_sha256_finish(qb_sha256 *hash, char hex[65])
+{
+    unsigned char digest[EVP_MAX_MD_SIZE] = {0};
+    unsigned n = 0;
+    EVP_DigestFinal_ex(hash->context, digest, &n);
+    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+    EVP_MD_CTX_free(hash->context);
+    qb_free(hash);
+}
+
+qb_status qb_sha256_hex(const void *data, size_t bytes, char hex[65])
+{
+    qb_sha256 *hash;
+    QB_TRY(qb_sha256_create(&hash));
+    qb_sha256_update(hash, data, bytes);
+    qb_sha256_finish(hash, hex);
+    return QB_OK;
+}

@@ -1,0 +1,69 @@
+/* core/file.h - files in and out.
+ *
+ * In: opened with O_CLOEXEC, must be a regular file (a directory, FIFO or device is refused,
+ * nothing hangs), mapped read-only. A mapped file that is truncated behind our back would raise
+ * SIGBUS: while a mapping lives, cli/ turns that signal into one error line and exit 3
+ * (qb_file_guard). Out: written to NAME.tmp.PID in the same folder, fsync, rename, fsync of the
+ * folder; nothing is left under either name when a step fails, also on Ctrl-C (qb_file_cleanup). */
+#ifndef QB_CORE_FILE_H
+#define QB_CORE_FILE_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb_file {
+    const uint8_t *data; /* the mapping, read-only; NULL for an empty file */
+    size_t bytes;
+    char *path; /* owned */
+} qb_file;
+
+/* QB_ERR_IO: cannot open, or no regular file; messages start with the path. */
+qb_status qb_file_open(const char *path, qb_file *out);
+void qb_file_close(qb_file *file); /* accepts a zeroed one */
+/* Says that [offset, offset + bytes) will not be read again soon: the pages leave the resident set.
+ */
+void qb_file_forget(const qb_file *file, size_t offset, size_t bytes);
+/* True for a folder. */
+bool qb_is_folder(const char *path);
+/* FOLDER/NAME, owned by the caller. */
+qb_status qb_path_join(const char *folder, const char *name, char **out);
+
+/* What the first bytes look like when they are no known model: "a git-LFS pointer", "a zip
+ * archive", "gzip data", ...; NULL = nothing known. For error messages. */
+const char *qb_file_looks_like(const uint8_t *data, size_t bytes);
+
+typedef struct qb_writer qb_writer;
+/* Opens PATH.tmp.PID for writing. */
+qb_status qb_writer_open(const char *path, qb_writer **out);
+qb_status qb_writer_write(qb_writer *writer, const void *data, size_t bytes);
+/* Overwrites bytes already written (a header that is known only at the end). */
+qb_status qb_writer_write_at(qb_writer *writer, uint64_t offset, const void *data, size_t bytes);
+uint64_t qb_writer_offset(const qb_writer *writer);
+/* fsync, rename onto PATH, fsync the folder. Frees the writer in every case. */
+qb_status qb_writer_commit(qb_writer *writer);
+void qb_writer_abandon(qb_writer *writer); /* removes the temporary file; accepts NULL */
+/* The whole of `data` as the file PATH, atomically. */
+qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes);
+/* Removes the temporary files of all open writers; async-signal-safe. */
+void qb_file_cleanup(void);
+
+uint32_t qb_crc32(const void *data, size_t bytes); /* zlib's CRC-32 */
+typedef struct qb_sha256 qb_sha256;
+qb_status qb_sha256_create(qb_sha256 **out);
+void qb_sha256_update(qb_sha256 *hash, const void *data, size_t bytes);
+/* hex is 64 characters and a NUL. Frees the hash. */
+void qb_sha256_finish(qb_sha256 *hash, char hex[65]);
+qb_status qb_sha256_hex(const void *data, size_t bytes, char hex[65]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

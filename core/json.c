@@ -1,0 +1,118 @@
+/* core/json.c - limits around jansson. */
+#include "core/json.h"
+
+#include "core/file.h"
+#include "core/memory.h"
+
+#include <math.h>
+
+enum { MAX_DEPTH = 64 };
+
+/* jansson recurses; its own limit (2048) is deeper than any file here needs. */
+static bool too_deep(const char *text, size_t bytes)
+{
+    size_t depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < bytes; i++) {
+        char c = text[i];
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            if (++depth > MAX_DEPTH) return true;
+        } else if ((c == '}' || c == ']') && depth) {
+            depth--;
+        }
+    }
+    return false;
+}
+
+qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const char *what,
+                        json_t **out)
+{
+    if (bytes > max_bytes)
+        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON of %zu bytes, at most %zu", what, bytes, max_bytes);
+    if (too_deep(text, bytes))
+        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
+    json_error_t error;
+    json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+    if (!value) {
+        if (json_error_code(&error) == json_error_out_of_memory)
+            return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
+        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON line %d column %d: %s", what, error.line,
+                       error.column, error.text);
+    }
+    *out = value;
+    return QB_OK;
+}
+
+qb_status qb_json_read_file(const char *path, size_t max_bytes, json_t **out)
+{
+    qb_file file;
+    QB_TRY(qb_file_open(path, &file));
+    qb_status status =
+        qb_json_parse(file.bytes ? (const char *)file.data : "", file.bytes, max_bytes, path, out);
+    qb_file_close(&file);
+    return status;
+}
+
+static const json_t *find(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    return json_is_null(value) ? NULL : value;
+}
+
+qb_status qb_json_get_size(const json_t *object, const char *key, size_t min, size_t max,
+                           size_t *out)
+{
+    const json_t *v = find(object, key);
+    if (!v) return QB_OK;
+    if (!json_is_integer(v)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected an integer", key);
+    json_int_t n = json_integer_value(v);
+    if (n < 0 || (uint64_t)n < min || (uint64_t)n > max)
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found %lld, expected %zu to %zu", key,
+                       (long long)n, min, max);
+    *out = (size_t)n;
+    return QB_OK;
+}
+
+qb_status qb_json_get_double(const json_t *object, const char *key, double min, double max,
+                             double *out)
+{
+    const json_t *v = find(object, key);
+    if (!v) return QB_OK;
+    if (!json_is_number(v)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected a number", key);
+    double d = json_number_value(v);
+    if (!(d >= min && d <= max))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found %g, expected %g to %g", key, d, min, max);
+    *out = d;
+    return QB_OK;
+}
+
+qb_status qb_json_get_bool(const json_t *object, const char *key, bool *out)
+{
+    const json_t *v = find(object, key);
+    if (!v) return QB_OK;
+    if (!json_is_boolean(v))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected true or false", key);
+    *out = json_is_true(v);
+    return QB_OK;
+}
+
+qb_status qb_json_get_string(const json_t *object, const char *key, const char **out)
+{
+    const json_t *v = find(object, key);
+    if (!v) return QB_OK;
+    if (!json_is_string(v)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected a string", key);
+    *out = json_string_value(v);
+    return QB_OK;
+}
+
+json_t *qb_json_real(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}

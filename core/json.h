@@ -1,0 +1,40 @@
+/* core/json.h - jansson with our limits: hostile text is refused by size, depth and duplicate keys.
+ * The library does the parsing; this header holds what every reader of JSON here needs beside it.
+ */
+#ifndef QB_CORE_JSON_H
+#define QB_CORE_JSON_H
+
+#include "core/status.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Parses text[0..bytes) (no NUL needed), at most max_bytes. Leading and trailing white space is
+ * allowed, anything else after the value is not; duplicate keys, NUL in strings, depth over 64 and
+ * numbers out of range are refused. `what` names the text. The caller owns *out (json_decref). */
+qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const char *what,
+                        json_t **out);
+qb_status qb_json_read_file(const char *path, size_t max_bytes, json_t **out);
+
+/* Typed access with range checks; the message names `key`. The value may be absent: *out keeps its
+ * value and QB_OK comes back, so callers preset the default. null counts as absent. */
+qb_status qb_json_get_size(const json_t *object, const char *key, size_t min, size_t max,
+                           size_t *out);
+qb_status qb_json_get_double(const json_t *object, const char *key, double min, double max,
+                             double *out);
+qb_status qb_json_get_bool(const json_t *object, const char *key, bool *out);
+/* Borrowed from the object. */
+qb_status qb_json_get_string(const json_t *object, const char *key, const char **out);
+/* A number, or null where it is NaN or infinite (the contract: not measured is null, never 0). */
+json_t *qb_json_real(double value);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,124 @@
+/* model/arch.h - what a transformer is made of: the architecture table and the configuration of one
+ * model. One forward (infer/) and one backward (train/) follow the fields; nothing asks for a name.
+ *
+ *   x = tok_embd[token] (+ pos_embd[t])
+ *   per block:  x += O(attention(norm1(x)));   x += down(act(up(norm2(x))))     [GELU, ReLU]
+ *                                              x += down(silu(gate(h)) * up(h)) [SwiGLU]
+ *   logits = norm_f(x) . head^T                                                            (1)
+ *
+ * GPT2: Radford et al. 2019. Llama: Touvron et al. 2023. Softmax-1, RMSNorm-Single:
+ * arXiv:2410.17174. */
+#ifndef QB_MODEL_ARCH_H
+#define QB_MODEL_ARCH_H
+
+#include "core/kinds.h"
+#include "core/status.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Names in model.bin, JSON and --help; order of the enums. */
+extern const char *const qb_norm_names[QB_NORM_COUNT];       /* layernorm rmsnorm rmsnorm_single */
+extern const char *const qb_act_names[QB_ACT_COUNT];         /* gelu_tanh relu swiglu */
+extern const char *const qb_pos_names[QB_POS_COUNT];         /* learned rope none */
+extern const char *const qb_softmax_names[QB_SOFTMAX_COUNT]; /* softmax softmax1 relu */
+extern const char *const qb_rope_names[QB_ROPE_COUNT];       /* default linear llama3 */
+
+typedef struct qb_rope {
+    qb_rope_kind kind;
+    double theta;                             /* base, > 0 */
+    double factor;                            /* linear, llama3 */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    size_t original_context;                  /* llama3 */
+} qb_rope;
+
+typedef struct qb_arch qb_arch;
+
+typedef struct qb_config {
+    const qb_arch *arch; /* the row; gives the family's name and its linear layers */
+    qb_norm_kind norm;
+    qb_act_kind act;
+    qb_pos_kind pos;
+    qb_softmax_kind softmax;
+    bool attn_bias, mlp_bias; /* biases of the linear layers; a LayerNorm's own is norm_bias */
+    bool norm_bias, tied_head, fused_qkv;
+    size_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab, context;
+    double norm_eps;
+    qb_rope rope; /* where pos is QB_POS_ROPE */
+} qb_config;
+
+/* Every tensor that a model may have. Per-layer roles come once a layer. */
+typedef enum qb_role {
+    QB_ROLE_TOK_EMBD, /* (V, C) */
+    QB_ROLE_POS_EMBD, /* (T, C) */
+    QB_ROLE_NORM1,
+    QB_ROLE_NORM1_B, /* (C), RMSNorm-Single (1) */
+    QB_ROLE_QKV,
+    QB_ROLE_QKV_B, /* ((H + 2 Hkv) D, C): rows are q, then k, then v */
+    QB_ROLE_Q,
+    QB_ROLE_Q_B, /* (H D, C) */
+    QB_ROLE_K,
+    QB_ROLE_K_B, /* (Hkv D, C) */
+    QB_ROLE_V,
+    QB_ROLE_V_B,
+    QB_ROLE_O,
+    QB_ROLE_O_B, /* (C, H D) */
+    QB_ROLE_NORM2,
+    QB_ROLE_NORM2_B,
+    QB_ROLE_GATE,
+    QB_ROLE_GATE_B, /* (F, C), SwiGLU only */
+    QB_ROLE_UP,
+    QB_ROLE_UP_B, /* (F, C) */
+    QB_ROLE_DOWN,
+    QB_ROLE_DOWN_B, /* (C, F) */
+    QB_ROLE_NORM_F,
+    QB_ROLE_NORM_F_B,
+    QB_ROLE_HEAD, /* (V, C); absent where tied */
+    QB_ROLE_COUNT
+} qb_role;
+
+typedef struct qb_role_info {
+    const char *name;       /* in model.bin: "tok_embd", "h.%zu.attn.q", ... */
+    bool per_layer, linear; /* linear: quantised by schemes (its bias is the next role) */
+} qb_role_info;
+extern const qb_role_info qb_roles[QB_ROLE_COUNT];
+
+struct qb_arch {
+    const char *name;    /* "gpt2", "llama" */
+    qb_config defaults;  /* what a configuration starts from */
+    const char *hf_type; /* config.json model_type */
+    const char *gguf;    /* general.architecture */
+    const char *source;
+};
+extern const qb_arch qb_archs[];               /* ends with a zero row */
+const qb_arch *qb_arch_find(const char *name); /* NULL = none */
+
+/* True if a model of this configuration has the tensor; *rows and *cols its shape (vectors: rows =
+ * 1). */
+bool qb_config_shape(const qb_config *config, qb_role role, size_t *rows, size_t *cols);
+/* "h.3.attn.q" into text. */
+void qb_role_name(qb_role role, size_t layer_idx, char *text, size_t capacity);
+/* Ranges and divisibility of every field (hostile input): QB_ERR_FORMAT names the field. Limits are
+ * such that no product of two fields and 8 can overflow: vocab <= 2^24, d_model, d_ff <= 2^20,
+ * n_layers <= 2^12, context <= 2^24, heads <= 2^12. */
+qb_status qb_config_check(const qb_config *config);
+/* Parameters in all, and in the linear layers of the blocks. */
+size_t qb_config_n_params(const qb_config *config);
+size_t qb_config_n_linear_params(const qb_config *config);
+/* The configuration as JSON (model.bin's header, inspect), and back (checked). */
+qb_status qb_config_to_json(const qb_config *config, json_t **out);
+qb_status qb_config_from_json(const json_t *object, qb_config *out);
+
+/* inv_freq[i], i < head_dim / 2: angle = position * inv_freq[i] for the pair (i, i + head_dim/2).
+ */
+void qb_rope_inv_freq(const qb_rope *rope, size_t head_dim, double *inv_freq);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
