@@ -1,0 +1,109 @@
+/* kernels/pointwise.c - the reference of pointwise.h in plain C with sums in double, and its table.
+ */
+#include "kernels/pointwise.h"
+
+#include <math.h>
+
+static void layernorm_ref(const float *x, size_t n, const float *gain, const float *bias,
+                          double eps, float *y)
+{
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i];
+    double mean = sum / (double)n;
+    for (size_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    double inverse = 1 / sqrt(squares / (double)n + eps);
+    for (size_t i = 0; i < n; i++)
+        y[i] = (float)((x[i] - mean) * inverse * gain[i] + (bias ? bias[i] : 0));
+}
+
+static void rmsnorm_ref(const float *x, size_t n, const float *gain, size_t gain_step, double eps,
+                        float *y)
+{
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
+    double inverse = 1 / sqrt(squares / (double)n + eps);
+    for (size_t i = 0; i < n; i++) y[i] = (float)(x[i] * inverse * gain[i * gain_step]);
+}
+
+/* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel, arXiv:1606.08415) */
+static void gelu_tanh_ref(const float *x, size_t n, float *y)
+{
+    const double sqrt_2_over_pi = 0.79788456080286535588;
+    for (size_t i = 0; i < n; i++) {
+        double v = x[i];
+        y[i] = (float)(0.5 * v * (1 + tanh(sqrt_2_over_pi * (v + 0.044715 * v * v * v))));
+    }
+}
+
+static void relu_ref(const float *x, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];
+}
+
+static void swiglu_ref(const float *gate, const float *up, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1 + exp(-(double)gate[i])) * up[i]);
+}
+
+static void add_ref(float *x, const float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+static void rope_ref(float *x, size_t n_heads, size_t half, const float *cosine, const float *sine)
+{
+    for (size_t h = 0; h < n_heads; h++, x += 2 * half)
+        for (size_t i = 0; i < half; i++) {
+            float a = x[i], b = x[i + half];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[i + half] = b * cosine[i] + a * sine[i];
+        }
+}
+
+static int32_t argmax(const float *x, size_t n)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return (int32_t)best;
+}
+
+static double logsumexp_ref(const float *x, size_t n, int32_t *top)
+{
+    *top = argmax(x, n);
+    double max = x[*top], sum = 0;
+    if (isinf(max)) return max;
+    for (size_t i = 0; i < n; i++) sum += exp(x[i] - max);
+    return max + log(sum);
+}
+
+static void logit_stats_ref(const float *a, const float *b, size_t n, int32_t target,
+                            qb_logit_stats *out)
+{
+    double lse_a = logsumexp_ref(a, n, &out->top_a), lse_b = logsumexp_ref(b, n, &out->top_b);
+    double kl = 0;
+    float max_diff = 0;
+    for (size_t i = 0; i < n; i++) {
+        double log_p = a[i] - lse_a, log_r = b[i] - lse_b;
+        if (a[i] != b[i]) max_diff = fmaxf(max_diff, fabsf(a[i] - b[i]));
+        if (log_p != -INFINITY) kl += exp(log_p) * (log_p - log_r);
+    }
+    out->kl = kl < 0 ? 0 : kl;
+    out->max_diff = max_diff;
+    out->nll_a = target < 0 ? 0 : lse_a - a[target];
+    out->nll_b = target < 0 ? 0 : lse_b - b[target];
+}
+
+const qb_pointwise_row qb_pointwise_kernels[] = {
+    {{"pointwise/ref", "cpu", 0},
+     layernorm_ref,
+     rmsnorm_ref,
+     gelu_tanh_ref,
+     relu_ref,
+     swiglu_ref,
+     add_ref,
+     rope_ref,
+     logsumexp_ref,
+     logit_stats_ref},
+    {{0}, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+};
