@@ -28,6 +28,8 @@ typedef struct qb_tensor_quant {
     const float *scale;        /* (n_slices) borrowed from the model */
     const int32_t *zero_point; /* (n_slices); NULL for absmax */
     const float *fill;         /* (n_slices) value of a slice whose scale is 0; NULL = all 0 */
+    const float *fold; /* (cols) static scale of each input channel, multiplied into w before it
+                          was quantised: w = q * scale / fold (0 where fold is 0); NULL = none */
 } qb_tensor_quant;
 
 typedef struct qb_tensor {
