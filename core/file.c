@@ -198,6 +198,21 @@ qb_status qb_writer_write_at(qb_writer *w, uint64_t offset, const void *data, si
     return write_all(w, offset, data, bytes);
 }
 
+qb_status qb_writer_read_at(qb_writer *w, uint64_t offset, void *data, size_t bytes)
+{
+    char *p = data;
+    while (bytes) {
+        ssize_t n = pread(w->fd, p, bytes, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0)
+            return QB_FAIL(QB_ERR_IO, "%s: read back: %s", w->path, n ? strerror(errno) : "ended");
+        p += n;
+        offset += (uint64_t)n;
+        bytes -= (size_t)n;
+    }
+    return QB_OK;
+}
+
 uint64_t qb_writer_offset(const qb_writer *w)
 {
     return w->offset;

@@ -46,6 +46,8 @@ qb_status qb_writer_open(const char *path, qb_writer **out);
 qb_status qb_writer_write(qb_writer *writer, const void *data, size_t bytes);
 /* Overwrites bytes already written (a header that is known only at the end). */
 qb_status qb_writer_write_at(qb_writer *writer, uint64_t offset, const void *data, size_t bytes);
+/* Reads back bytes already written (to digest them). */
+qb_status qb_writer_read_at(qb_writer *writer, uint64_t offset, void *data, size_t bytes);
 uint64_t qb_writer_offset(const qb_writer *writer);
 /* fsync, rename onto PATH, fsync the folder. Frees the writer in every case. */
 qb_status qb_writer_commit(qb_writer *writer);

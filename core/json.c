@@ -8,6 +8,22 @@
 
 enum { MAX_DEPTH = 64 };
 
+/* jansson reports a failed allocation as some other error, or none: remembered here instead. */
+static _Thread_local bool allocation_failed;
+
+static void *json_alloc(size_t bytes)
+{
+    void *block = qb_library_alloc(bytes);
+    if (!block) allocation_failed = true;
+    return block;
+}
+
+/* Before main, so that no value made with another allocator can exist. */
+__attribute__((constructor)) static void route_allocations(void)
+{
+    json_set_alloc_funcs(json_alloc, qb_library_free);
+}
+
 /* jansson recurses; its own limit (2048) is deeper than any file here needs. */
 static bool too_deep(const char *text, size_t bytes)
 {
@@ -39,10 +55,10 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
     if (too_deep(text, bytes))
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
     json_error_t error;
+    allocation_failed = false;
     json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (!value) {
-        if (json_error_code(&error) == json_error_out_of_memory)
-            return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
+        if (allocation_failed) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON line %d column %d: %s", what, error.line,
                        error.column, error.text);
     }

@@ -15,6 +15,9 @@
 extern "C" {
 #endif
 
+/* jansson allocates through qb_library_alloc (set before main). A text from json_dumps is therefore
+ * given back with qb_library_free, not with free. */
+
 /* Parses text[0..bytes) (no NUL needed), at most max_bytes. Leading and trailing white space is
  * allowed, anything else after the value is not; duplicate keys, NUL in strings, depth over 64 and
  * numbers out of range are refused. `what` names the text. The caller owns *out (json_decref). */

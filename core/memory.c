@@ -2,6 +2,7 @@
  * that remembers its size. */
 #include "core/memory.h"
 
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +72,21 @@ void qb_free(void *block)
     atomic_fetch_sub(&live_bytes, ((block_header *)raw)->bytes);
     atomic_fetch_sub(&live_blocks, 1);
     free(raw);
+}
+
+void *qb_library_alloc(size_t bytes)
+{
+    void *block = told_to_fail() ? NULL : malloc(bytes);
+    if (block) count_block(malloc_usable_size(block));
+    return block;
+}
+
+void qb_library_free(void *block)
+{
+    if (!block) return;
+    atomic_fetch_sub(&live_bytes, malloc_usable_size(block));
+    atomic_fetch_sub(&live_blocks, 1);
+    free(block);
 }
 
 qb_status qb_strndup(char **out, const char *text, size_t n_bytes)

@@ -31,6 +31,11 @@ qb_status qb_strndup(char **out, const char *text, size_t n_bytes); /* adds the 
 #define QB_NEW(out, n, what) qb_alloc((void **)(out), (n), sizeof **(out), (what))
 #define QB_NEW_ZERO(out, n, what) qb_alloc_zero((void **)(out), (n), sizeof **(out), (what))
 
+/* For libraries with allocator hooks (jansson): counted and told to fail like qb_alloc, but with
+ * malloc's alignment and no header, since their blocks are many and small. NULL = no memory. */
+void *qb_library_alloc(size_t bytes);
+void qb_library_free(void *block); /* accepts NULL */
+
 size_t qb_memory_live_bytes(void); /* what qb_alloc has given and not taken back */
 size_t qb_memory_peak_bytes(void); /* the most that ever was */
 size_t qb_memory_live_blocks(void);

@@ -159,6 +159,26 @@ static void files_are_whole_or_absent(void **state)
     assert_int_equal(qb_crc32("123456789", 9), 0xcbf43926u);
 }
 
+static void json_allocations_are_counted_and_may_fail(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"a\":[1,2.5,\"x\\u00e9\",{\"b\":null}],\"c\":true}";
+    size_t blocks = qb_memory_live_blocks(), bytes = qb_memory_live_bytes(), n = 1;
+    for (;; n++) {
+        json_t *v = NULL;
+        qb_memory_fail_at(n);
+        qb_status status = qb_json_parse(text, sizeof text - 1, 1000, "t", &v);
+        qb_memory_fail_at(0);
+        if (status == QB_OK) assert_true(qb_memory_live_blocks() > blocks);
+        json_decref(v);
+        assert_int_equal(qb_memory_live_blocks(), blocks);
+        assert_int_equal(qb_memory_live_bytes(), bytes);
+        if (status == QB_OK) break;
+        assert_int_equal(status, QB_ERR_MEMORY);
+    }
+    assert_true(n > 5);
+}
+
 static void json_limits(void **state)
 {
     (void)state;
@@ -193,6 +213,7 @@ int main(void)
         cmocka_unit_test(philox_matches_published_vectors),
         cmocka_unit_test(files_are_whole_or_absent),
         cmocka_unit_test(json_limits),
+        cmocka_unit_test(json_allocations_are_counted_and_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
