@@ -18,7 +18,9 @@ typedef struct qb_text {
     size_t n_bytes;
     size_t *doc_end; /* (n_docs) end offset of each document */
     size_t n_docs;
-    char sha256[65]; /* of the decompressed input as read */
+    char *raw; /* the decompressed input as read, separators and JSON included; owned */
+    size_t raw_bytes;
+    char sha256[65]; /* of raw */
 } qb_text;
 
 /* PATH "-" = standard input. max_bytes 0 = 1 GiB: more decompressed text is refused (a bomb).
@@ -33,6 +35,10 @@ void qb_text_deinit(qb_text *text);
 
 /* Tokens of all documents, in order; between documents stands the eos token where there is one. */
 qb_status qb_text_tokenize(const qb_text *text, const qb_tokenizer *tokenizer, qb_tokens *out);
+/* Tokens of the raw bytes, for protocols that read a file as one text (llama.cpp's perplexity tool
+ * does so with parse_special false and no bos unless the model asks for it). */
+qb_status qb_text_tokenize_raw(const qb_text *text, const qb_tokenizer *tokenizer,
+                               bool parse_special, qb_tokens *out);
 
 #ifdef __cplusplus
 }

@@ -36,6 +36,10 @@ typedef enum {
     QB_TOKEN_UNUSED
 } qb_token_type;
 
+/* True where llama.cpp takes a pre-split word that is a token whole (ignore_merges) by the name of
+ * the GGUF pre-tokenizer alone. */
+bool qb_tokenizer_pre_ignores_merges(const char *pre);
+
 /* What an importer knows; strings are borrowed for the call. Texts of BPE tokens are in the
  * byte-level alphabet (a space is U+0120), of SentencePiece with U+2581 for a space. */
 typedef struct qb_tokenizer_spec {
@@ -50,9 +54,10 @@ typedef struct qb_tokenizer_spec {
     const char *const *merges; /* (n_merges) "left right", rank = index; BPE */
     const size_t *merge_bytes;
     int32_t bos, eos, unk; /* -1 = none */
-    bool add_bos;          /* encode puts bos first when asked for special tokens */
-    bool add_space_prefix; /* SentencePiece */
-    bool ignore_merges;    /* a pre-split word that is a token is taken whole */
+    bool add_bos;          /* the model expects bos first; the caller of encode puts it there */
+    bool add_space_prefix; /* text after the start or a special token gets a space (BPE: where it
+                            * has none) */
+    bool ignore_merges;    /* BPE: a pre-split word that is a token is taken whole */
 } qb_tokenizer_spec;
 
 qb_status qb_tokenizer_create(const qb_tokenizer_spec *spec, qb_tokenizer **out);
@@ -64,16 +69,19 @@ qb_status qb_tokenizer_from_hf_json(const json_t *root, const char *what, qb_tok
 qb_status qb_tokenizer_serialize(const qb_tokenizer *tokenizer, uint8_t **out, size_t *bytes);
 qb_status qb_tokenizer_deserialize(const uint8_t *data, size_t bytes, qb_tokenizer **out);
 
-/* Appends the ids of text[0..n_bytes). parse_special: control tokens written out in the text (such
- * as
- * <|endoftext|>) become their ids, else they are plain text. No BOS is added. Invalid UTF-8 bytes
- * are encoded as bytes. */
+/* Appends the ids of text[0..n_bytes), at most QB_TOKENIZER_MAX_TEXT bytes a call; on failure *out
+ * is as before. parse_special: control tokens written out in the text (such as <|endoftext|>)
+ * become their ids, else they are plain text; user tokens are found in both cases. No BOS is added.
+ * Invalid UTF-8 bytes are encoded as bytes. A byte for which a BPE vocabulary has no token gives
+ * nothing, as in llama.cpp and tokenizers; SentencePiece gives unk. */
+#define QB_TOKENIZER_MAX_TEXT ((size_t)1 << 30)
 qb_status qb_tokenizer_encode(const qb_tokenizer *tokenizer, const char *text, size_t n_bytes,
                               bool parse_special, qb_tokens *out);
 /* The bytes of one token (SentencePiece spaces resolved); borrowed. n_bytes may be NULL. An id out
  * of range gives "". */
 const char *qb_tokenizer_token_bytes(const qb_tokenizer *tokenizer, int32_t id, size_t *n_bytes);
-/* The text of ids; owned by the caller (qb_free), NUL-terminated, *n_bytes without the NUL. */
+/* The text of ids; owned by the caller (qb_free), NUL-terminated, *n_bytes without the NUL. The
+ * space that add_space_prefix put in (SentencePiece) is taken out. */
 qb_status qb_tokenizer_decode(const qb_tokenizer *tokenizer, const int32_t *ids, size_t n,
                               char **out, size_t *n_bytes);
 size_t qb_tokenizer_vocab(const qb_tokenizer *tokenizer);
