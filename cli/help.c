@@ -1,0 +1,229 @@
+/* cli/help.c - everything that is told about the command line, generated from its tables: --help,
+ * the man page and the bash completion. */
+#include "cli/options.h"
+
+#include "version.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { WIDTH = 80, HELP_COLUMN = 26 };
+
+/* ---- plain text ---- */
+
+static size_t next_line(const char *text, size_t width)
+{
+    size_t n = strlen(text);
+    if (n <= width) return n;
+    for (n = width; n > 0 && text[n] != ' ';) n--;
+    return n ? n : width;
+}
+
+/* `text` in lines of at most WIDTH, indented; the first line is already at that column. */
+static void print_wrapped(const char *text, int indent)
+{
+    for (;;) {
+        size_t n = next_line(text, (size_t)(WIDTH - indent));
+        printf("%.*s\n", (int)n, text);
+        text += n;
+        while (*text == ' ') text++;
+        if (!*text) return;
+        printf("%*s", indent, "");
+    }
+}
+
+static void option_left_column(const qb_option *option, char *text, size_t capacity)
+{
+    char letter[8] = "    ";
+    if (option->letter) snprintf(letter, sizeof letter, "-%c, ", option->letter);
+    snprintf(text, capacity, "%s--%s%s%s", letter, option->name, option->value ? " " : "",
+             option->value ? option->value : "");
+}
+
+static void option_help(const qb_option *option, char *text, size_t capacity)
+{
+    snprintf(text, capacity, "%s%s%s%s", option->help, option->default_value ? " (default: " : "",
+             option->default_value ? option->default_value : "", option->default_value ? ")" : "");
+}
+
+static void print_option(const qb_option *option)
+{
+    char left[96], help[256];
+    option_left_column(option, left, sizeof left);
+    option_help(option, help, sizeof help);
+    bool fits = strlen(left) <= HELP_COLUMN - 4; /* two blanks on each side */
+    printf("  %-*s", fits ? HELP_COLUMN - 2 : 0, left);
+    if (!fits) printf("\n%*s", HELP_COLUMN, "");
+    print_wrapped(help, HELP_COLUMN);
+}
+
+static void print_verb(const qb_verb *verb)
+{
+    bool is_run = verb == &qb_verbs[QB_VERB_RUN];
+    printf("usage: qbench %s [options]%s%s\n\n  ", is_run ? "[run]" : verb->name,
+           *verb->usage ? " " : "", verb->usage);
+    print_wrapped(verb->text, 2);
+    printf("\noptions:\n");
+    for (size_t i = 0; i < qb_n_options; i++)
+        if (qb_options[i].verbs & qb_verb_bit(verb)) print_option(&qb_options[i]);
+    printf("\nexamples:\n");
+    for (size_t i = 0; i < QB_COUNT(verb->examples); i++) printf("  %s\n", verb->examples[i]);
+}
+
+static void print_overview(void)
+{
+    printf("qbench - what a quantisation scheme costs a language model, and what it brings\n\n"
+           "usage: qbench [run] [options] MODEL...\n"
+           "       qbench COMMAND [options] [arguments]\n\ncommands:\n");
+    for (size_t i = 0; i < QB_VERB_COUNT; i++) {
+        printf("  %-10s ", qb_verbs[i].name);
+        print_wrapped(qb_verbs[i].summary, 13);
+    }
+    printf("\nOptions and examples of a command: qbench help COMMAND\n");
+}
+
+void qb_help_print(const qb_verb *verb)
+{
+    if (verb)
+        print_verb(verb);
+    else
+        print_overview();
+}
+
+void qb_help_print_first_steps(void)
+{
+    printf("qbench measures what quantisation costs a language model, and what it brings.\n\n"
+           "  qbench --scheme coarse model.bin            quality and speed beside full precision\n"
+           "  qbench convert model.gguf model.bin         read a GGUF, safetensors or llm.c file\n"
+           "  qbench inspect model.bin                    what is in a file\n"
+           "  qbench generate model.bin --prompt \"Hello\"  continue a text\n"
+           "  qbench help                                 all commands; help COMMAND for one\n");
+}
+
+/* ---- man page ---- */
+
+/* Roff takes a leading dot or quote for a request, and a bare minus for a hyphen. */
+static void print_roff(const char *text)
+{
+    if (*text == '.' || *text == '\'') fputs("\\&", stdout);
+    for (; *text; text++) {
+        if (*text == '-')
+            fputs("\\-", stdout);
+        else if (*text == '\\')
+            fputs("\\e", stdout);
+        else
+            putchar(*text);
+    }
+}
+
+static void print_roff_line(const char *before, const char *text)
+{
+    fputs(before, stdout);
+    print_roff(text);
+    putchar('\n');
+}
+
+static void print_man_option(const qb_option *option)
+{
+    char text[256];
+    printf(".TP\n.B ");
+    if (option->letter) printf("\\-%c\\fR, \\fB", option->letter);
+    printf("\\-\\-");
+    print_roff(option->name);
+    if (option->value) {
+        printf("\\fR \\fI");
+        print_roff(option->value);
+        printf("\\fR");
+    }
+    putchar('\n');
+    option_help(option, text, sizeof text);
+    print_roff_line("", text);
+}
+
+static void print_man_verb(const qb_verb *verb)
+{
+    printf(".SS \"qbench %s\"\n", verb->name);
+    print_roff_line(".B qbench ", verb->name);
+    printf("[\\fIoptions\\fR] ");
+    print_roff_line("", verb->usage);
+    print_roff_line(".PP\n", verb->text);
+    for (size_t i = 0; i < qb_n_options; i++) {
+        bool common = qb_options[i].verbs == UINT32_MAX;
+        if (!common && qb_options[i].verbs & qb_verb_bit(verb)) print_man_option(&qb_options[i]);
+    }
+    printf(".PP\nExamples:\n.PP\n.nf\n.RS\n");
+    for (size_t i = 0; i < QB_COUNT(verb->examples); i++) print_roff_line("", verb->examples[i]);
+    printf(".RE\n.fi\n");
+}
+
+void qb_help_print_man(void)
+{
+    printf(".TH QBENCH 1 \"\" \"qbench %s\" \"User Commands\"\n.SH NAME\n"
+           "qbench \\- what a quantisation scheme costs a language model, and what it brings\n"
+           ".SH SYNOPSIS\n.B qbench\n[\\fBrun\\fR] [\\fIoptions\\fR] \\fIMODEL\\fR...\n.br\n"
+           ".B qbench\n\\fICOMMAND\\fR [\\fIoptions\\fR] [\\fIarguments\\fR]\n.SH COMMANDS\n",
+           QB_VERSION);
+    for (size_t i = 0; i < QB_VERB_COUNT; i++) print_man_verb(&qb_verbs[i]);
+    printf(".SH \"COMMON OPTIONS\"\n");
+    for (size_t i = 0; i < qb_n_options; i++)
+        if (qb_options[i].verbs == UINT32_MAX) print_man_option(&qb_options[i]);
+    printf(
+        ".SH \"EXIT STATUS\"\n"
+        ".TP\n.B 0\ndone\n.TP\n.B 1\na gate's limit is broken\n.TP\n.B 2\nusage\n"
+        ".TP\n.B 3\nbad input file\n.TP\n.B 4\ndevice or memory\n"
+        ".TP\n.B 5\ninconclusive: the noise is too large to decide\n.TP\n.B 130\ninterrupted\n"
+        ".PP\nAn error is one line on standard error: the object, the rule that was broken, what\n"
+        "was found and what was expected. Nothing half-written stays under the final name.\n"
+        ".SH ENVIRONMENT\n"
+        ".TP\n.B QB_DISABLE\ncomma list of processor features (avx2, avx512, avx512vnni) or\n"
+        "kernel rows (gemm_s8/avx2) that are not to be used\n"
+        ".TP\n.B NO_COLOR\nset: no terminal control codes\n");
+}
+
+/* ---- bash completion ---- */
+
+static void print_choices(const qb_option *option)
+{
+    for (const char *const *c = option->choices; *c; c++)
+        printf("%s%s", c == option->choices ? "" : " ", *c);
+}
+
+static void print_completion_verb(const qb_verb *verb)
+{
+    printf("    %s) words=\"", verb->name);
+    for (size_t i = 0; i < qb_n_options; i++)
+        if (qb_options[i].verbs & qb_verb_bit(verb)) printf("--%s ", qb_options[i].name);
+    printf("\" ;;\n");
+}
+
+void qb_help_print_bash_completion(void)
+{
+    printf("# bash completion of qbench; generated by `qbench help --completion bash`\n"
+           "_qbench() {\n"
+           "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n"
+           "    local verb=${COMP_WORDS[1]} verbs=\"");
+    for (size_t i = 0; i < QB_VERB_COUNT; i++) printf("%s%s", i ? " " : "", qb_verbs[i].name);
+    printf("\" words=\n"
+           "    case \" $verbs \" in *\" $verb \"*) ;; *) verb=run ;; esac\n"
+           "    case $prev in\n");
+    for (size_t i = 0; i < qb_n_options; i++) {
+        if (!qb_options[i].choices) continue;
+        printf("    --%s) COMPREPLY=($(compgen -W \"", qb_options[i].name);
+        print_choices(&qb_options[i]);
+        printf("\" -- \"$cur\")); return ;;\n");
+    }
+    printf("    help) COMPREPLY=($(compgen -W \"$verbs\" -- \"$cur\")); return ;;\n"
+           "    esac\n"
+           "    case $verb in\n");
+    for (size_t i = 0; i < QB_VERB_COUNT; i++) print_completion_verb(&qb_verbs[i]);
+    printf("    esac\n"
+           "    if [[ $cur == -* ]]; then\n"
+           "        COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
+           "    elif [[ $COMP_CWORD == 1 ]]; then\n"
+           "        COMPREPLY=($(compgen -W \"$verbs\" -- \"$cur\") $(compgen -f -- \"$cur\"))\n"
+           "    else\n"
+           "        COMPREPLY=($(compgen -f -- \"$cur\"))\n"
+           "    fi\n"
+           "}\n"
+           "complete -o filenames -F _qbench qbench\n");
+}

@@ -1,0 +1,194 @@
+/* cli/options.c - the tables of verbs and options: the one home of names, defaults, ranges and help
+ * texts. */
+#include "cli/options.h"
+
+#include <float.h>
+#include <string.h>
+
+/* clang-format off */
+const qb_verb qb_verbs[QB_VERB_COUNT] = {
+    [QB_VERB_RUN] = {"run", "MODEL...",
+        "full precision against quantisation schemes: quality and speed on one screen",
+        "The main job. Reads each MODEL (model.bin, GGUF, safetensors, a Hugging Face folder or "
+        "llm.c .bin), runs it in full precision and under each scheme on the same windows of text, "
+        "and prints what a scheme costs in perplexity and brings in speed. A first argument that "
+        "is no command means run. Results go to standard output, progress to standard error.",
+        {"qbench --scheme fine,moderate,coarse model.bin",
+         "qbench run --scheme all --max-tokens 8192 --json result.json model.gguf"},
+        1, 64, qb_cmd_run},
+    [QB_VERB_GENERATE] = {"generate", "MODEL",
+        "continue a prompt, streamed token by token",
+        "Writes the continuation of the prompt to standard output as it is made, and the time to "
+        "the first token, tokens a second and peak memory to standard error.",
+        {"qbench generate model.bin --prompt \"Once upon a time\"",
+         "qbench generate --scheme zeropoint4 --temp 0 --max-tokens 64 --prompt \"The sea\" model.bin"},
+        1, 1, qb_cmd_generate},
+    [QB_VERB_CONVERT] = {"convert", "IN OUT",
+        "any model format to model.bin, or model.bin to a Hugging Face folder",
+        "IN is a Hugging Face folder, .safetensors, GGUF, llm.c .bin or model.bin. OUT is a "
+        "model.bin; where OUT ends in a slash or names a folder, IN becomes a Hugging Face folder. With "
+        "--random NAME there is no IN: a seeded random model of that shape is written, for timing.",
+        {"qbench convert model.gguf model.bin",
+         "qbench convert --quantize zeropoint4 model.gguf small.bin"},
+        1, 2, qb_cmd_convert},
+    [QB_VERB_INSPECT] = {"inspect", "FILE",
+        "what a model file is, tensor by tensor",
+        "Prints the architecture, sizes, tokenizer, training record and every tensor with its "
+        "dtype and shape. Reads the file only.",
+        {"qbench inspect model.bin",
+         "qbench inspect model.gguf --json -"},
+        1, 1, qb_cmd_inspect},
+    [QB_VERB_VERIFY] = {"verify", "FILE...",
+        "check every checksum and rule of model files, change nothing",
+        "Exits 0 if every file keeps every rule of its format, 3 at the first that does not.",
+        {"qbench verify model.bin",
+         "qbench verify model.bin model.gguf"},
+        1, 1024, qb_cmd_verify},
+    [QB_VERB_TOKENIZE] = {"tokenize", "MODEL|tokenizer.json [FILE|-]",
+        "text to token ids as one JSON array, and back",
+        "Reads FILE, or standard input where it is - or absent. --decode reads a JSON array of ids "
+        "and writes the text's bytes.",
+        {"echo hello | qbench tokenize model.bin",
+         "echo '[1, 2, 3]' | qbench tokenize --decode tokenizer.json -"},
+        1, 2, qb_cmd_tokenize},
+    [QB_VERB_LOGITS] = {"logits", "--tokens IN.safetensors --out OUT.safetensors MODEL",
+        "logits and losses of given tokens, as safetensors",
+        "IN holds `tokens` (B, T) int32; OUT gets `logits` (B, T, V) and `nll` (B, T-1), both f32. "
+        "The whole (B, T) is one batch, so a per-tensor scale spans all of it.",
+        {"qbench logits --tokens in.safetensors --out out.safetensors model.bin",
+         "qbench logits --scheme coarse --tokens in.safetensors --out out.safetensors model.bin"},
+        1, 1, qb_cmd_logits},
+    [QB_VERB_KERNELS] = {"kernels", "",
+        "every kernel row, and why it is refused here",
+        "Lists the implementations of each operation, best first. The first usable row is taken; "
+        "the environment variable QB_DISABLE (avx2, avx512, avx512vnni, or a row's name) and "
+        "--kernel take rows away.",
+        {"qbench kernels",
+         "QB_DISABLE=avx512 qbench kernels"},
+        0, 0, qb_cmd_kernels},
+    [QB_VERB_HELP] = {"help", "[COMMAND]",
+        "help for a command, the man page, shell completions",
+        "Without COMMAND: all commands. --man prints the manual page in roff, --completion bash a "
+        "completion script.",
+        {"qbench help run",
+         "qbench help --man | man -l -"},
+        0, 1, qb_cmd_help},
+    [QB_VERB_VERSION] = {"version", "",
+        "version, commit, compiler and processor features",
+        "The same as qbench --version.",
+        {"qbench version",
+         "qbench --version"},
+        0, 0, qb_cmd_version},
+};
+
+#define ON(verb) (1u << QB_VERB_##verb)
+#define ALL (~0u)
+#define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE)) /* verbs that run a model */
+
+static const char *const devices[] = {"auto", "cpu", "cuda", "cuda:", NULL};
+static const char *const protocols[] = {"paper", "hf-disjoint", "hf-stride", "llama.cpp", "lm-eval", NULL};
+static const char *const weight_axes[] = {"out", "in", "tensor", "group:", NULL};
+static const char *const act_axes[] = {"token", "tensor", "channel", NULL};
+static const char *const act_scales[] = {"dynamic", "static", NULL};
+static const char *const dtypes[] = {"keep", "f16", "bf16", NULL};
+static const char *const shells[] = {"bash", NULL};
+
+const qb_option qb_options[] = {
+    /* what to run */
+    {"scheme", 's', QB_OPTION_LIST, ON(RUN), "NAME[,NAME...]|all", "coarse", 0, 0,
+        "schemes to compare with full precision", NULL},
+    {"scheme", 's', QB_OPTION_STRING, ON(LOGITS) | ON(GENERATE), "NAME", NULL, 0, 0,
+        "scheme to run (default: as the file is stored)", NULL},
+    {"weight-axis", 0, QB_OPTION_STRING, ENGINE | ON(CONVERT), "AXIS", NULL, 0, 0,
+        "what shares a weight scale: out, in, tensor or group:N (default: the scheme's)", weight_axes},
+    {"act-axis", 0, QB_OPTION_STRING, ENGINE, "AXIS", NULL, 0, 0,
+        "what shares an activation scale: token, tensor or channel (default: the scheme's)", act_axes},
+    {"act-scale", 0, QB_OPTION_STRING, ENGINE, "WHEN", NULL, 0, 0,
+        "activation scales per call (dynamic) or from calibration text (static)", act_scales},
+    {"quantize-head", 0, QB_OPTION_FLAG, ENGINE | ON(CONVERT), NULL, NULL, 0, 0,
+        "quantise the output projection too", NULL},
+    {"no-fake", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
+        "leave out the fake-quant twin of each integer scheme", NULL},
+    {"device", 0, QB_OPTION_STRING, ENGINE, "auto|cpu|cuda[:N]", "auto", 0, 0,
+        "where to run", devices},
+    {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(KERNELS), "OP/ROW[,...]", NULL, 0, 0,
+        "force these kernel rows (see qbench kernels)", NULL},
+    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(CONVERT), "N", NULL, 1, 256,
+        "threads (default: the processors that this process may use)", NULL},
+    /* on what */
+    {"text", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
+        "text to evaluate: plain, .gz, .xz, JSON lines (default: the built-in text)", NULL},
+    {"protocol", 'p', QB_OPTION_STRING, ON(RUN), "NAME", "paper", 0, 0,
+        "perplexity protocol: paper, hf-disjoint, hf-stride, llama.cpp, lm-eval", protocols},
+    {"context", 'c', QB_OPTION_SIZE, ON(RUN) | ON(GENERATE), "T", NULL, 2, 16777216,
+        "tokens a window (default: the trained context, at most 1,024)", NULL},
+    {"stride", 0, QB_OPTION_SIZE, ON(RUN), "S", NULL, 1, 16777216,
+        "step between windows of hf-stride (default: half the context)", NULL},
+    {"max-tokens", 'n', QB_OPTION_SIZE, ON(RUN), "N", NULL, 2, 1e12,
+        "use the first N tokens of the text (default: all)", NULL},
+    {"batch", 'b', QB_OPTION_SIZE, ON(RUN), "B", NULL, 1, 65536,
+        "windows a forward call, for quality (default: as many as make 8,192 tokens)", NULL},
+    {"no-quality", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure speed only", NULL},
+    {"speed-batch", 0, QB_OPTION_SIZE, ON(RUN), "B", "1", 1, 4096,
+        "sequences at once, for speed", NULL},
+    {"speed-context", 0, QB_OPTION_SIZE, ON(RUN), "T", "512", 1, 16777216,
+        "tokens of the prefill that is timed", NULL},
+    {"no-speed", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure quality only", NULL},
+    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
+        "seed of all random numbers", NULL},
+    /* results */
+    {"json", 0, QB_OPTION_STRING, ON(RUN) | ON(INSPECT), "FILE|-", NULL, 0, 0,
+        "write the result as JSON", NULL},
+    {"csv", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0, "write the results as CSV", NULL},
+    {"md", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
+        "write the results as a Markdown table", NULL},
+    {"junit", 0, QB_OPTION_STRING, ON(RUN), "FILE", NULL, 0, 0,
+        "write the results as JUnit XML, one case a scheme", NULL},
+    {"nll", 0, QB_OPTION_STRING, ON(RUN), "DIR", NULL, 0, 0,
+        "write each token's loss into this folder, one file a scheme", NULL},
+    /* convert */
+    {"quantize", 'q', QB_OPTION_STRING, ON(CONVERT), "SCHEME", NULL, 0, 0,
+        "store the linear layers as this scheme's integer codes", NULL},
+    {"random", 0, QB_OPTION_STRING, ON(CONVERT), "NAME", NULL, 0, 0,
+        "write a random model: gpt2-60m, gpt2-130m, gpt2-1.4b or llama2-130m", NULL},
+    {"dtype", 0, QB_OPTION_STRING, ON(CONVERT), "TYPE", "keep", 0, 0,
+        "store float tensors as they are (keep), f16 or bf16", dtypes},
+    {"zlib", 'z', QB_OPTION_SIZE, ON(CONVERT), "LEVEL", "0", 0, 9,
+        "compress tensors: 0 = not at all, 1 fast to 9 small", NULL},
+    /* tokenize */
+    {"decode", 'd', QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
+        "ids (a JSON array) to text", NULL},
+    {"special", 0, QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
+        "control tokens written in the text become their ids", NULL},
+    /* logits */
+    {"tokens", 0, QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
+        "safetensors file with `tokens` (B, T) int32", NULL},
+    {"out", 'o', QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
+        "safetensors file to write", NULL},
+    /* generate */
+    {"prompt", 0, QB_OPTION_STRING, ON(GENERATE), "TEXT", NULL, 0, 0,
+        "text to continue; - reads standard input", NULL},
+    {"max-tokens", 'n', QB_OPTION_SIZE, ON(GENERATE), "N", "128", 1, 16777216,
+        "stop after N new tokens", NULL},
+    {"temp", 0, QB_OPTION_DOUBLE, ON(GENERATE), "T", "0.8", 0, 100,
+        "sampling temperature; 0 always takes the likeliest token", NULL},
+    {"top-p", 0, QB_OPTION_DOUBLE, ON(GENERATE), "P", "0.95", 0, 1,
+        "sample among the likeliest tokens that together have probability P", NULL},
+    /* help */
+    {"man", 0, QB_OPTION_FLAG, ON(HELP), NULL, NULL, 0, 0, "print the manual page (roff)", NULL},
+    {"completion", 0, QB_OPTION_STRING, ON(HELP), "SHELL", NULL, 0, 0,
+        "print the completion script of a shell: bash", shells},
+    /* everywhere */
+    {"quiet", 0, QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "no progress, no notes", NULL},
+    {"help", 'h', QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "this text", NULL},
+    {"version", 0, QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "version, commit, compiler, features", NULL},
+};
+/* clang-format on */
+const size_t qb_n_options = QB_COUNT(qb_options);
+
+const qb_verb *qb_verb_find(const char *name)
+{
+    for (size_t i = 0; i < QB_VERB_COUNT; i++)
+        if (!strcmp(qb_verbs[i].name, name)) return &qb_verbs[i];
+    return NULL;
+}
