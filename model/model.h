@@ -83,6 +83,8 @@ qb_status qb_model_create(const qb_config *config, const char *path, const char 
                           qb_model **out);
 /* Hands the mapping over to the model (file is zeroed). */
 qb_status qb_model_take_file(qb_model *model, qb_file *file);
+/* Replaces the display name, which starts as the path's stem. */
+qb_status qb_model_set_name(qb_model *model, const char *name);
 /* A block of memory owned by the model. */
 qb_status qb_model_new_block(qb_model *model, size_t bytes, void **out);
 /* Sets a tensor after checking that the configuration has it, that rows x cols match and that bytes
@@ -90,7 +92,13 @@ qb_status qb_model_new_block(qb_model *model, size_t bytes, void **out);
  * same slot is refused. */
 qb_status qb_model_set(qb_model *model, qb_role role, size_t layer_idx, qb_dtype dtype, size_t rows,
                        size_t cols, const void *data, size_t bytes, const char *what);
-/* Every tensor of the configuration is there, or QB_ERR_FORMAT naming the first that lacks. */
+/* Says how the codes (s8 for 8 bits, u4 for 4) of a tensor already set are read, after checking
+ * that the dtype, the axis and n_slices fit; the arrays are borrowed from one of the model's
+ * blocks. */
+qb_status qb_model_set_quant(qb_model *model, qb_role role, size_t layer_idx,
+                             const qb_tensor_quant *quant, const char *what);
+/* Every tensor of the configuration is there and can be read as numbers, or QB_ERR_FORMAT naming
+ * the first that cannot. */
 qb_status qb_model_check_complete(const qb_model *model);
 
 typedef struct qb_importer {

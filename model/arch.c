@@ -1,0 +1,389 @@
+/* model/arch.c - the architecture table, tensor roles and the configuration's rules. */
+#include "model/arch.h"
+
+#include "core/json.h"
+#include "core/memory.h"
+
+#include <math.h>
+#include <string.h>
+
+const char *const qb_norm_names[QB_NORM_COUNT] = {"layernorm", "rmsnorm", "rmsnorm_single"};
+const char *const qb_act_names[QB_ACT_COUNT] = {"gelu_tanh", "relu", "swiglu"};
+const char *const qb_pos_names[QB_POS_COUNT] = {"learned", "rope", "none"};
+const char *const qb_softmax_names[QB_SOFTMAX_COUNT] = {"softmax", "softmax1", "relu"};
+const char *const qb_rope_names[QB_ROPE_COUNT] = {"default", "linear", "llama3"};
+
+/* The rope fields that a kind does not use keep harmless values, so that every row is complete. */
+#define ROPE_DEFAULTS                                                                              \
+    {                                                                                              \
+        .kind = QB_ROPE_DEFAULT, .theta = 10000.0, .factor = 1.0, .low_freq_factor = 1.0,          \
+        .high_freq_factor = 4.0, .original_context = 8192                                          \
+    }
+
+const qb_arch qb_archs[] = {
+    {.name = "gpt2",
+     .defaults = {.norm = QB_NORM_LAYERNORM,
+                  .act = QB_ACT_GELU_TANH,
+                  .pos = QB_POS_LEARNED,
+                  .softmax = QB_SOFTMAX,
+                  .attn_bias = true,
+                  .mlp_bias = true,
+                  .norm_bias = true,
+                  .tied_head = true,
+                  .fused_qkv = true,
+                  .norm_eps = 1e-5,
+                  .rope = ROPE_DEFAULTS},
+     .hf_type = "gpt2",
+     .gguf = "gpt2",
+     .source = "Radford et al. 2019"},
+    {.name = "llama",
+     .defaults = {.norm = QB_NORM_RMSNORM,
+                  .act = QB_ACT_SWIGLU,
+                  .pos = QB_POS_ROPE,
+                  .softmax = QB_SOFTMAX,
+                  .norm_eps = 1e-6,
+                  .rope = ROPE_DEFAULTS},
+     .hf_type = "llama",
+     .gguf = "llama",
+     .source = "Touvron et al. 2023, arXiv:2302.13971"},
+    {0},
+};
+
+const qb_arch *qb_arch_find(const char *name)
+{
+    for (const qb_arch *arch = qb_archs; arch->name; arch++)
+        if (!strcmp(arch->name, name)) return arch;
+    return NULL;
+}
+
+const qb_role_info qb_roles[QB_ROLE_COUNT] = {
+    [QB_ROLE_TOK_EMBD] = {"tok_embd", false, false},
+    [QB_ROLE_POS_EMBD] = {"pos_embd", false, false},
+    [QB_ROLE_NORM1] = {"h.%zu.norm1", true, false},
+    [QB_ROLE_NORM1_B] = {"h.%zu.norm1.bias", true, false},
+    [QB_ROLE_QKV] = {"h.%zu.attn.qkv", true, true},
+    [QB_ROLE_QKV_B] = {"h.%zu.attn.qkv.bias", true, false},
+    [QB_ROLE_Q] = {"h.%zu.attn.q", true, true},
+    [QB_ROLE_Q_B] = {"h.%zu.attn.q.bias", true, false},
+    [QB_ROLE_K] = {"h.%zu.attn.k", true, true},
+    [QB_ROLE_K_B] = {"h.%zu.attn.k.bias", true, false},
+    [QB_ROLE_V] = {"h.%zu.attn.v", true, true},
+    [QB_ROLE_V_B] = {"h.%zu.attn.v.bias", true, false},
+    [QB_ROLE_O] = {"h.%zu.attn.o", true, true},
+    [QB_ROLE_O_B] = {"h.%zu.attn.o.bias", true, false},
+    [QB_ROLE_NORM2] = {"h.%zu.norm2", true, false},
+    [QB_ROLE_NORM2_B] = {"h.%zu.norm2.bias", true, false},
+    [QB_ROLE_GATE] = {"h.%zu.mlp.gate", true, true},
+    [QB_ROLE_GATE_B] = {"h.%zu.mlp.gate.bias", true, false},
+    [QB_ROLE_UP] = {"h.%zu.mlp.up", true, true},
+    [QB_ROLE_UP_B] = {"h.%zu.mlp.up.bias", true, false},
+    [QB_ROLE_DOWN] = {"h.%zu.mlp.down", true, true},
+    [QB_ROLE_DOWN_B] = {"h.%zu.mlp.down.bias", true, false},
+    [QB_ROLE_NORM_F] = {"norm_f", false, false},
+    [QB_ROLE_NORM_F_B] = {"norm_f.bias", false, false},
+    [QB_ROLE_HEAD] = {"head", false, false},
+};
+
+void qb_role_name(qb_role role, size_t layer_idx, char *text, size_t capacity)
+{
+    const char *name = qb_roles[role].name, *mark = strstr(name, "%zu");
+    if (mark)
+        snprintf(text, capacity, "%.*s%zu%s", (int)(mark - name), name, layer_idx, mark + 3);
+    else
+        snprintf(text, capacity, "%s", name);
+}
+
+/* ---- shapes ---- */
+
+static bool shape(bool present, size_t rows, size_t cols, size_t *out_rows, size_t *out_cols)
+{
+    if (!present) return false;
+    *out_rows = rows;
+    *out_cols = cols;
+    return true;
+}
+
+bool qb_config_shape(const qb_config *c, qb_role role, size_t *rows, size_t *cols)
+{
+    size_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, qkv = q + 2 * kv;
+    size_t norm = c->norm == QB_NORM_RMSNORM_SINGLE ? 1 : c->d_model;
+    bool split = !c->fused_qkv, gated = c->act == QB_ACT_SWIGLU;
+    switch (role) {
+    case QB_ROLE_TOK_EMBD:
+        return shape(true, c->vocab, c->d_model, rows, cols);
+    case QB_ROLE_POS_EMBD:
+        return shape(c->pos == QB_POS_LEARNED, c->context, c->d_model, rows, cols);
+    case QB_ROLE_NORM1:
+    case QB_ROLE_NORM2:
+    case QB_ROLE_NORM_F:
+        return shape(true, 1, norm, rows, cols);
+    case QB_ROLE_NORM1_B:
+    case QB_ROLE_NORM2_B:
+    case QB_ROLE_NORM_F_B:
+        return shape(c->norm_bias, 1, norm, rows, cols);
+    case QB_ROLE_QKV:
+        return shape(c->fused_qkv, qkv, c->d_model, rows, cols);
+    case QB_ROLE_QKV_B:
+        return shape(c->fused_qkv && c->attn_bias, 1, qkv, rows, cols);
+    case QB_ROLE_Q:
+        return shape(split, q, c->d_model, rows, cols);
+    case QB_ROLE_Q_B:
+        return shape(split && c->attn_bias, 1, q, rows, cols);
+    case QB_ROLE_K:
+    case QB_ROLE_V:
+        return shape(split, kv, c->d_model, rows, cols);
+    case QB_ROLE_K_B:
+    case QB_ROLE_V_B:
+        return shape(split && c->attn_bias, 1, kv, rows, cols);
+    case QB_ROLE_O:
+        return shape(true, c->d_model, q, rows, cols);
+    case QB_ROLE_O_B:
+        return shape(c->attn_bias, 1, c->d_model, rows, cols);
+    case QB_ROLE_GATE:
+        return shape(gated, c->d_ff, c->d_model, rows, cols);
+    case QB_ROLE_GATE_B:
+        return shape(gated && c->mlp_bias, 1, c->d_ff, rows, cols);
+    case QB_ROLE_UP:
+        return shape(true, c->d_ff, c->d_model, rows, cols);
+    case QB_ROLE_UP_B:
+        return shape(c->mlp_bias, 1, c->d_ff, rows, cols);
+    case QB_ROLE_DOWN:
+        return shape(true, c->d_model, c->d_ff, rows, cols);
+    case QB_ROLE_DOWN_B:
+        return shape(c->mlp_bias, 1, c->d_model, rows, cols);
+    case QB_ROLE_HEAD:
+        return shape(!c->tied_head, c->vocab, c->d_model, rows, cols);
+    case QB_ROLE_COUNT:
+        break;
+    }
+    return false;
+}
+
+static size_t count_params(const qb_config *config, bool linear_only)
+{
+    size_t total = 0;
+    for (int r = 0; r < QB_ROLE_COUNT; r++) {
+        size_t rows, cols;
+        if (linear_only && !qb_roles[r].linear) continue;
+        if (!qb_config_shape(config, (qb_role)r, &rows, &cols)) continue;
+        total += rows * cols * (qb_roles[r].per_layer ? config->n_layers : 1);
+    }
+    return total;
+}
+
+size_t qb_config_n_params(const qb_config *config)
+{
+    return count_params(config, false);
+}
+
+size_t qb_config_n_linear_params(const qb_config *config)
+{
+    return count_params(config, true);
+}
+
+/* ---- rules ---- */
+
+enum {
+    MAX_WIDTH = 1 << 20,
+    MAX_LAYERS = 1 << 12,
+    MAX_HEADS = 1 << 12,
+    MAX_HEAD_DIM = 256, /* what the attention kernels take */
+    MAX_ROWS = 1 << 24, /* vocab, context */
+};
+
+static qb_status check_range(const char *field, size_t value, size_t max)
+{
+    if (value < 1 || value > max)
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found %zu, expected 1 to %zu", field, value, max);
+    return QB_OK;
+}
+
+/* Written so that NaN fails. */
+static qb_status check_real(const char *field, double value, double min, double max)
+{
+    if (!(value >= min && value <= max))
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found %g, expected %g to %g", field, value, min, max);
+    return QB_OK;
+}
+
+static qb_status check_rope(const qb_config *c)
+{
+    const qb_rope *r = &c->rope;
+    if (c->head_dim % 2)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "head_dim: found %zu, expected an even number for rotary positions",
+                       c->head_dim);
+    QB_TRY(check_real("rope.theta", r->theta, 1e-3, 1e12));
+    if (r->kind == QB_ROPE_DEFAULT) return QB_OK;
+    QB_TRY(check_real("rope.factor", r->factor, 1e-3, 1e6));
+    if (r->kind == QB_ROPE_LINEAR) return QB_OK;
+    QB_TRY(check_real("rope.low_freq_factor", r->low_freq_factor, 1e-3, 1e6));
+    QB_TRY(check_real("rope.high_freq_factor", r->high_freq_factor, 1e-3, 1e6));
+    if (r->low_freq_factor >= r->high_freq_factor)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "rope.low_freq_factor: found %g, expected less than high_freq_factor %g",
+                       r->low_freq_factor, r->high_freq_factor);
+    return check_range("rope.original_context", r->original_context, MAX_ROWS);
+}
+
+qb_status qb_config_check(const qb_config *c)
+{
+    QB_TRY(check_range("n_layers", c->n_layers, MAX_LAYERS));
+    QB_TRY(check_range("d_model", c->d_model, MAX_WIDTH));
+    QB_TRY(check_range("n_heads", c->n_heads, MAX_HEADS));
+    QB_TRY(check_range("n_kv_heads", c->n_kv_heads, MAX_HEADS));
+    QB_TRY(check_range("head_dim", c->head_dim, MAX_HEAD_DIM));
+    QB_TRY(check_range("d_ff", c->d_ff, MAX_WIDTH));
+    QB_TRY(check_range("vocab", c->vocab, MAX_ROWS));
+    QB_TRY(check_range("context", c->context, MAX_ROWS));
+    if (c->n_heads % c->n_kv_heads)
+        return QB_FAIL(QB_ERR_FORMAT, "n_heads: found %zu, expected a multiple of n_kv_heads %zu",
+                       c->n_heads, c->n_kv_heads);
+    QB_TRY(check_range("n_heads * head_dim", c->n_heads * c->head_dim, MAX_WIDTH));
+    QB_TRY(check_real("norm_eps", c->norm_eps, 0.0, 1.0));
+    if (c->norm_bias && c->norm != QB_NORM_LAYERNORM)
+        return QB_FAIL(QB_ERR_FORMAT, "norm_bias: found true, expected false with %s",
+                       qb_norm_names[c->norm]);
+    return c->pos == QB_POS_ROPE ? check_rope(c) : QB_OK;
+}
+
+/* ---- JSON ---- */
+
+static json_t *rope_to_json(const qb_rope *r)
+{
+    json_t *o = json_pack("{s:s, s:f}", "kind", qb_rope_names[r->kind], "theta", r->theta);
+    if (o && r->kind != QB_ROPE_DEFAULT) json_object_set_new(o, "factor", json_real(r->factor));
+    if (o && r->kind == QB_ROPE_LLAMA3) {
+        json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor));
+        json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor));
+        json_object_set_new(o, "original_context", json_integer((json_int_t)r->original_context));
+    }
+    return o;
+}
+
+qb_status qb_config_to_json(const qb_config *c, json_t **out)
+{
+    json_t *o = json_pack(
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:s, s:s, s:s, s:b, s:b, s:b, "
+        "s:b, s:b}",
+        "arch", c->arch->name, "n_layers", (json_int_t)c->n_layers, "d_model",
+        (json_int_t)c->d_model, "n_heads", (json_int_t)c->n_heads, "n_kv_heads",
+        (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim, "d_ff", (json_int_t)c->d_ff,
+        "vocab", (json_int_t)c->vocab, "context", (json_int_t)c->context, "norm",
+        qb_norm_names[c->norm], "norm_eps", c->norm_eps, "act", qb_act_names[c->act], "pos",
+        qb_pos_names[c->pos], "softmax", qb_softmax_names[c->softmax], "attn_bias", c->attn_bias,
+        "mlp_bias", c->mlp_bias, "norm_bias", c->norm_bias, "tied_head", c->tied_head, "fused_qkv",
+        c->fused_qkv);
+    if (o && c->pos == QB_POS_ROPE && json_object_set_new(o, "rope", rope_to_json(&c->rope))) {
+        json_decref(o);
+        o = NULL;
+    }
+    if (!o) return QB_FAIL(QB_ERR_MEMORY, "configuration: no memory for JSON");
+    *out = o;
+    return QB_OK;
+}
+
+static qb_status get_word(const json_t *object, const char *key, const char *const *words,
+                          size_t n_words, int *out)
+{
+    const char *text = NULL;
+    QB_TRY(qb_json_get_string(object, key, &text));
+    if (!text) return QB_OK;
+    for (size_t i = 0; i < n_words; i++)
+        if (!strcmp(words[i], text)) {
+            *out = (int)i;
+            return QB_OK;
+        }
+    return QB_FAIL(QB_ERR_UNSUPPORTED, "key \"%s\": found \"%.40s\", expected one like \"%s\"", key,
+                   text, words[0]);
+}
+
+static qb_status get_kinds(const json_t *object, qb_config *c)
+{
+    int norm = c->norm, act = c->act, pos = c->pos, softmax = c->softmax;
+    QB_TRY(get_word(object, "norm", qb_norm_names, QB_NORM_COUNT, &norm));
+    QB_TRY(get_word(object, "act", qb_act_names, QB_ACT_COUNT, &act));
+    QB_TRY(get_word(object, "pos", qb_pos_names, QB_POS_COUNT, &pos));
+    QB_TRY(get_word(object, "softmax", qb_softmax_names, QB_SOFTMAX_COUNT, &softmax));
+    c->norm = (qb_norm_kind)norm;
+    c->act = (qb_act_kind)act;
+    c->pos = (qb_pos_kind)pos;
+    c->softmax = (qb_softmax_kind)softmax;
+    QB_TRY(qb_json_get_bool(object, "attn_bias", &c->attn_bias));
+    QB_TRY(qb_json_get_bool(object, "mlp_bias", &c->mlp_bias));
+    QB_TRY(qb_json_get_bool(object, "norm_bias", &c->norm_bias));
+    QB_TRY(qb_json_get_bool(object, "tied_head", &c->tied_head));
+    return qb_json_get_bool(object, "fused_qkv", &c->fused_qkv);
+}
+
+/* The sizes start at 0, so that qb_config_check names one that is absent. */
+static qb_status get_sizes(const json_t *object, qb_config *c)
+{
+    const struct {
+        const char *key;
+        size_t *value;
+    } sizes[] = {
+        {"n_layers", &c->n_layers},     {"d_model", &c->d_model},   {"n_heads", &c->n_heads},
+        {"n_kv_heads", &c->n_kv_heads}, {"head_dim", &c->head_dim}, {"d_ff", &c->d_ff},
+        {"vocab", &c->vocab},           {"context", &c->context},
+    };
+    for (size_t i = 0; i < QB_COUNT(sizes); i++)
+        QB_TRY(qb_json_get_size(object, sizes[i].key, 0, MAX_ROWS, sizes[i].value));
+    return qb_json_get_double(object, "norm_eps", 0.0, 1.0, &c->norm_eps);
+}
+
+static qb_status get_rope(const json_t *object, qb_rope *rope)
+{
+    int kind = rope->kind;
+    QB_TRY(get_word(object, "kind", qb_rope_names, QB_ROPE_COUNT, &kind));
+    rope->kind = (qb_rope_kind)kind;
+    QB_TRY(qb_json_get_double(object, "theta", 0.0, 1e12, &rope->theta));
+    QB_TRY(qb_json_get_double(object, "factor", 0.0, 1e6, &rope->factor));
+    QB_TRY(qb_json_get_double(object, "low_freq_factor", 0.0, 1e6, &rope->low_freq_factor));
+    QB_TRY(qb_json_get_double(object, "high_freq_factor", 0.0, 1e6, &rope->high_freq_factor));
+    return qb_json_get_size(object, "original_context", 0, MAX_ROWS, &rope->original_context);
+}
+
+qb_status qb_config_from_json(const json_t *object, qb_config *out)
+{
+    const char *name = NULL;
+    QB_TRY(qb_json_get_string(object, "arch", &name));
+    const qb_arch *arch = name ? qb_arch_find(name) : NULL;
+    if (!arch)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "key \"arch\": found \"%.40s\", expected gpt2 or llama",
+                       name ? name : "nothing");
+    qb_config c = arch->defaults;
+    c.arch = arch;
+    QB_TRY(get_kinds(object, &c));
+    QB_TRY(get_sizes(object, &c));
+    const json_t *rope = json_object_get(object, "rope");
+    if (rope && !json_is_object(rope))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"rope\": expected an object");
+    QB_TRY(get_rope(rope, &c.rope));
+    QB_TRY(qb_config_check(&c));
+    *out = c;
+    return QB_OK;
+}
+
+/* ---- rotary frequencies ---- */
+
+/* Llama 3.1's rule: long wavelengths are stretched by `factor`, short ones kept, those between
+ * blended linearly in original_context / wavelength. */
+static double stretch_llama3(const qb_rope *r, double inv_freq)
+{
+    double turns = (double)r->original_context * inv_freq / (2.0 * M_PI);
+    if (turns < r->low_freq_factor) return inv_freq / r->factor;
+    if (turns > r->high_freq_factor) return inv_freq;
+    double keep = (turns - r->low_freq_factor) / (r->high_freq_factor - r->low_freq_factor);
+    return (1.0 - keep) * inv_freq / r->factor + keep * inv_freq;
+}
+
+void qb_rope_inv_freq(const qb_rope *rope, size_t head_dim, double *inv_freq)
+{
+    for (size_t i = 0; i < head_dim / 2; i++) {
+        double f = pow(rope->theta, -2.0 * (double)i / (double)head_dim);
+        if (rope->kind == QB_ROPE_LINEAR) f /= rope->factor;
+        if (rope->kind == QB_ROPE_LLAMA3) f = stretch_llama3(rope, f);
+        inv_freq[i] = f;
+    }
+}

@@ -1,0 +1,158 @@
+/* tests/unit/test_arch.c - configurations: shapes, rules, JSON there and back, rotary frequencies.
+ */
+#include "support.h"
+
+#include "model/arch.h"
+
+#include <math.h>
+#include <string.h>
+
+static qb_config small(const char *arch)
+{
+    qb_config c = qb_arch_find(arch)->defaults;
+    c.arch = qb_arch_find(arch);
+    c.n_layers = 2;
+    c.d_model = 64;
+    c.n_heads = 4;
+    c.n_kv_heads = !strcmp(arch, "llama") ? 2 : 4;
+    c.head_dim = 16;
+    c.d_ff = 160;
+    c.vocab = 100;
+    c.context = 32;
+    return c;
+}
+
+static void shapes_and_counts_follow_the_configuration(void **state)
+{
+    (void)state;
+    qb_config gpt2 = small("gpt2"), llama = small("llama");
+    size_t rows, cols;
+    assert_true(qb_config_shape(&gpt2, QB_ROLE_QKV, &rows, &cols));
+    assert_int_equal(rows, 192);
+    assert_int_equal(cols, 64);
+    assert_false(qb_config_shape(&gpt2, QB_ROLE_Q, &rows, &cols));
+    assert_false(qb_config_shape(&gpt2, QB_ROLE_HEAD, &rows, &cols));
+    assert_true(qb_config_shape(&llama, QB_ROLE_K, &rows, &cols));
+    assert_int_equal(rows, 32);
+    assert_false(qb_config_shape(&llama, QB_ROLE_POS_EMBD, &rows, &cols));
+    size_t linear = 2 * (192 * 64 + 64 * 64 + 2 * 160 * 64);
+    assert_int_equal(qb_config_n_linear_params(&gpt2), linear);
+    assert_int_equal(qb_config_n_params(&gpt2),
+                     linear + 2 * (192 + 64 + 160 + 64 + 4 * 64) + 100 * 64 + 32 * 64 + 2 * 64);
+    assert_int_equal(qb_config_n_params(&llama),
+                     2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 160 * 64 + 2 * 64) + 2 * 100 * 64 + 64);
+    gpt2.norm = QB_NORM_RMSNORM_SINGLE;
+    assert_true(qb_config_shape(&gpt2, QB_ROLE_NORM_F, &rows, &cols));
+    assert_int_equal(rows * cols, 1);
+}
+
+static void role_names_are_distinct(void **state)
+{
+    (void)state;
+    char a[64], b[64];
+    qb_role_name(QB_ROLE_Q, 13, a, sizeof a);
+    assert_string_equal(a, "h.13.attn.q");
+    for (int i = 0; i < QB_ROLE_COUNT; i++)
+        for (int j = 0; j < i; j++) {
+            qb_role_name((qb_role)i, 0, a, sizeof a);
+            qb_role_name((qb_role)j, 0, b, sizeof b);
+            assert_string_not_equal(a, b);
+        }
+}
+
+static void check_refuses_and_names_the_field(void **state)
+{
+    (void)state;
+    const struct {
+        size_t offset, value;
+        const char *names;
+    } bad[] = {
+        {offsetof(qb_config, n_layers), 0, "n_layers"},
+        {offsetof(qb_config, n_layers), 5000, "n_layers"},
+        {offsetof(qb_config, d_model), SIZE_MAX, "d_model"},
+        {offsetof(qb_config, n_heads), 3, "n_heads"},
+        {offsetof(qb_config, n_kv_heads), 0, "n_kv_heads"},
+        {offsetof(qb_config, head_dim), 15, "head_dim"},
+        {offsetof(qb_config, head_dim), 100000, "head_dim"},
+        {offsetof(qb_config, d_ff), 1u << 21, "d_ff"},
+        {offsetof(qb_config, vocab), (size_t)1 << 25, "vocab"},
+        {offsetof(qb_config, context), 0, "context"},
+    };
+    qb_config good = small("llama");
+    QB_CHECK_OK(qb_config_check(&good));
+    for (size_t i = 0; i < QB_COUNT(bad); i++) {
+        qb_config c = good;
+        memcpy((char *)&c + bad[i].offset, &bad[i].value, sizeof(size_t));
+        assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+        assert_non_null(strstr(qb_error_message(), bad[i].names));
+    }
+    qb_config c = good;
+    c.norm_eps = NAN;
+    assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+    c = good;
+    c.rope.theta = -1;
+    assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+    c = good;
+    c.norm_bias = true;
+    assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+}
+
+static void json_round_trip_keeps_every_field(void **state)
+{
+    (void)state;
+    qb_config c = small("llama");
+    c.softmax = QB_SOFTMAX1;
+    c.norm = QB_NORM_RMSNORM_SINGLE;
+    c.tied_head = c.attn_bias = true;
+    c.norm_eps = 1.25e-6;
+    c.rope = (qb_rope){QB_ROPE_LLAMA3, 500000.0, 8.0, 1.5, 4.5, 64};
+    json_t *object, *again;
+    qb_config back;
+    QB_CHECK_OK(qb_config_to_json(&c, &object));
+    QB_CHECK_OK(qb_config_from_json(object, &back));
+    QB_CHECK_OK(qb_config_to_json(&back, &again));
+    assert_true(json_equal(object, again));
+    assert_ptr_equal(back.arch, c.arch);
+    assert_int_equal(back.softmax, QB_SOFTMAX1);
+    assert_int_equal(back.rope.original_context, 64);
+    json_object_set_new(object, "softmax", json_string("softmax9"));
+    assert_int_equal(qb_config_from_json(object, &back), QB_ERR_UNSUPPORTED);
+    json_object_set_new(again, "vocab", json_integer(-1));
+    assert_int_equal(qb_config_from_json(again, &back), QB_ERR_FORMAT);
+    json_object_del(again, "vocab");
+    assert_int_equal(qb_config_from_json(again, &back), QB_ERR_FORMAT);
+    json_decref(object);
+    json_decref(again);
+}
+
+/* Values of the llama3 rule worked out by hand: theta 10000, head_dim 8, so the plain frequencies
+ * are 1, 0.1, 0.01, 0.001; original context 64 turns 10.19, 1.019, 0.1019 and 0.01019 times. */
+static void rope_kinds_give_their_frequencies(void **state)
+{
+    (void)state;
+    double f[4];
+    qb_rope rope = {QB_ROPE_DEFAULT, 10000.0, 8.0, 1.0, 4.0, 64};
+    qb_rope_inv_freq(&rope, 8, f);
+    assert_true(fabs(f[1] - 0.1) < 1e-15 && fabs(f[3] - 0.001) < 1e-17);
+    rope.kind = QB_ROPE_LINEAR;
+    qb_rope_inv_freq(&rope, 8, f);
+    assert_true(fabs(f[0] - 0.125) < 1e-15);
+    rope.kind = QB_ROPE_LLAMA3;
+    qb_rope_inv_freq(&rope, 8, f);
+    double keep = (64 * 0.1 / (2 * M_PI) - 1.0) / 3.0;
+    assert_true(fabs(f[0] - 1.0) < 1e-15);
+    assert_true(fabs(f[1] - (0.1 * keep + 0.0125 * (1 - keep))) < 1e-15);
+    assert_true(fabs(f[2] - 0.00125) < 1e-15);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(shapes_and_counts_follow_the_configuration),
+        cmocka_unit_test(role_names_are_distinct),
+        cmocka_unit_test(check_refuses_and_names_the_field),
+        cmocka_unit_test(json_round_trip_keeps_every_field),
+        cmocka_unit_test(rope_kinds_give_their_frequencies),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
