@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""Builds and runs every test and adds up the counts: the last line is `N passed, N failed, N
+skipped`, the exit code 1 if something failed. Standard library only."""
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+JOBS = len(os.sched_getaffinity(0))
+LOGS = ROOT / "build" / "test-logs"
+SKIP_CODE = 77  # of a test script: nothing could be tested, the reason is its last line
+
+# name: (folder, what cmake is told). One build carries both sanitisers: they find the same faults
+# apart, and a second build would cost a minute.
+BUILDS = {
+    "release": ("build", ["-DQB_CUDA=OFF"]),
+    "sanitize": ("build-san", ["-DQB_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug",
+                               "-DCMAKE_C_FLAGS_DEBUG=-O1 -g1", "-DQB_BENCH=OFF", "-DQB_CUDA=OFF"]),
+    "fuzz": ("build-fuzz", ["-DQB_FUZZ=ON", "-DQB_TESTS=OFF", "-DQB_BENCH=OFF", "-DQB_CUDA=OFF",
+                            "-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]),
+}
+
+
+class Tally:
+    """Counts of all suites; prints a line a suite as it ends."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+        self.failed_suites = []
+        self.lock = threading.Lock()
+
+    def add(self, suite, passed, failed, skipped, seconds, note=""):
+        with self.lock:
+            self.passed += passed
+            self.failed += failed
+            self.skipped += skipped
+            state = "FAILED" if failed else "ok"
+            if failed:
+                self.failed_suites.append(suite)
+            counts = f"{passed} passed" + (f", {failed} failed" if failed else "") + (
+                f", {skipped} skipped" if skipped else "")
+            print(f"{state:6} {suite:38} {counts:30} {seconds:5.1f} s{note}", flush=True)
+
+
+TALLY = Tally()
+
+
+def run_logged(suite, command, cwd=ROOT, env=None, timeout=600):
+    """Runs the command without input; returns (exit code, output, seconds). The output goes to a
+    log file too."""
+    start = time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, timeout=timeout,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        code, output = done.returncode, done.stdout.decode("utf-8", "replace")
+    except subprocess.TimeoutExpired as late:
+        code, output = 124, (late.stdout or b"").decode("utf-8", "replace") + "\ntimed out\n"
+    LOGS.mkdir(parents=True, exist_ok=True)
+    (LOGS / (suite.replace("/", "-") + ".log")).write_text(output)
+    return code, output, time.monotonic() - start
+
+
+def show_tail(output, lines=40):
+    print("".join("    | " + line + "\n" for line in output.splitlines()[-lines:]), end="")
+
+
+def build(name):
+    folder, settings = BUILDS[name]
+    path = ROOT / folder
+    start = time.monotonic()
+    commands = [["cmake", "--build", str(path), "--parallel", str(JOBS)]]
+    if not (path / "CMakeCache.txt").exists():
+        commands.insert(0, ["cmake", "-S", str(ROOT), "-B", str(path), *settings])
+    for command in commands:
+        code, output, _ = run_logged(f"build/{name}", command)
+        if code:
+            show_tail(output)
+            TALLY.add(f"build/{name}", 0, 1, 0, time.monotonic() - start)
+            return False
+    TALLY.add(f"build/{name}", 1, 0, 0, time.monotonic() - start)
+    return True
+
+
+def sum_counts(pattern, output):
+    return sum(int(n) for n in re.findall(pattern, output))
+
+
+def count(code, output):
+    """(passed, failed, skipped) of a program: cmocka's summaries, or our own last line, or its
+    exit code."""
+    own = re.findall(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", output, re.M)
+    if "[==========]" in output:
+        passed = sum_counts(r"\[  PASSED  \] (\d+) test", output)
+        failed = sum_counts(r"\[  FAILED  \] (\d+) test", output)
+        skipped = sum_counts(r"\[  SKIPPED \] (\d+) test", output)
+    elif own:
+        passed, failed, skipped = (int(n) for n in own[-1])
+    elif code == SKIP_CODE:
+        return 0, 0, 1
+    else:
+        passed, failed, skipped = (1, 0, 0) if code == 0 else (0, 1, 0)
+    if code and not failed:  # died before its summary
+        failed = 1
+    return passed, failed, skipped
+
+
+def run_suite(suite, command, cwd=ROOT, env=None, timeout=600):
+    code, output, seconds = run_logged(suite, command, cwd, env, timeout)
+    passed, failed, skipped = count(code, output)
+    reasons = sorted(set(re.findall(r"^skipped: (.*)$", output, re.M)))
+    note = "".join(f"\n         skipped: {reason}" for reason in reasons[:8])
+    TALLY.add(suite, passed, failed, skipped, seconds, note)
+    if failed:
+        with TALLY.lock:
+            show_tail(output)
+
+
+def sanitizer_env():
+    env = dict(os.environ)
+    env.setdefault("ASAN_OPTIONS", "detect_stack_use_after_return=1:allocator_may_return_null=1")
+    env.setdefault("UBSAN_OPTIONS", "print_stacktrace=1")
+    return env
+
+
+def ctest_suites(name):
+    """The tests that CMake registered in a build: (suite, command, folder, environment)."""
+    folder = ROOT / BUILDS[name][0]
+    listing = subprocess.run(["ctest", "--test-dir", str(folder), "--show-only=json-v1"],
+                             stdout=subprocess.PIPE, check=True).stdout
+    env = sanitizer_env() if name == "sanitize" else None
+    for test in json.loads(listing)["tests"]:
+        yield f"{name}/{test['name']}", test["command"], ROOT, env
+
+
+def fuzz_suites(seconds):
+    """Each target for some seconds on its seed corpus, and what it found before."""
+    folder = ROOT / BUILDS["fuzz"][0]
+    seeds = folder / "seeds"
+    make_seeds = ROOT / "tests" / "fuzz" / "make_seeds.py"
+    if make_seeds.exists():
+        code, output, spent = run_logged("fuzz/seeds", [sys.executable, str(make_seeds), str(seeds)])
+        if code:
+            show_tail(output)
+            TALLY.add("fuzz/seeds", 0, 1, 0, spent)
+    for target in sorted(path for path in folder.rglob("fuzz_*")
+                         if path.is_file() and os.access(path, os.X_OK)):
+        corpus = folder / "corpus" / target.name
+        corpus.mkdir(parents=True, exist_ok=True)
+        own_seeds = seeds / target.name.removeprefix("fuzz_")
+        command = [str(target), f"-max_total_time={seconds}", "-timeout=5", "-rss_limit_mb=1024",
+                   "-print_final_stats=1", f"-artifact_prefix={folder}/", str(corpus)]
+        if own_seeds.is_dir():
+            command.append(str(own_seeds))
+        yield f"fuzz/{target.name}", command, folder, sanitizer_env()
+
+
+def run_all(suites):
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        for future in [pool.submit(run_suite, *suite) for suite in suites]:
+            future.result()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="order,release,sanitize,fuzz,cli",
+                        help="comma list of: order, release, sanitize, fuzz, cli")
+    parser.add_argument("--fuzz-seconds", type=int, default=5, help="seconds a fuzz target")
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    start = time.monotonic()
+
+    suites = []
+    if "order" in parts:
+        suites.append(("include-order", [sys.executable, str(ROOT / "tests/cli/include_order.py")]))
+    if "release" in parts and build("release"):
+        suites += ctest_suites("release")
+    if "cli" in parts and ("release" in parts or build("release")):
+        suites.append(("cli", [sys.executable, str(ROOT / "tests/cli/run.py"),
+                               str(ROOT / "build" / "qbench")]))
+    if "sanitize" in parts and build("sanitize"):
+        suites += ctest_suites("sanitize")
+    if "fuzz" in parts:
+        if not shutil.which("clang"):
+            TALLY.add("fuzz", 0, 0, 1, 0, "\n         skipped: clang is not installed")
+        elif build("fuzz"):
+            suites += fuzz_suites(options.fuzz_seconds)
+    run_all(suites)
+
+    if TALLY.failed_suites:
+        print("failed: " + ", ".join(TALLY.failed_suites))
+    print(f"logs in {LOGS.relative_to(ROOT)}/, {time.monotonic() - start:.0f} s in all")
+    print(f"{TALLY.passed} passed, {TALLY.failed} failed, {TALLY.skipped} skipped")
+    return 1 if TALLY.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
