@@ -1,0 +1,141 @@
+"""The command line itself: help, usage errors, standard streams."""
+import os
+import re
+import shutil
+import subprocess
+
+from support import VERBS, Skip, expect, qbench
+import support
+
+
+def test_no_argument_shows_first_steps(_):
+    done = expect(qbench())
+    assert len(re.findall(rb"^  qbench ", done.out, re.M)) == 5, done
+
+
+def test_overview_names_every_verb(_):
+    done = expect(qbench("--help"))
+    assert done.out == expect(qbench("help")).out
+    for verb in VERBS:
+        assert re.search(rb"^  %s +\w" % verb.encode(), done.out, re.M), verb
+
+
+def test_help_of_each_verb_has_two_examples(_):
+    for verb in VERBS:
+        done = expect(qbench("help", verb))
+        assert expect(qbench(verb, "--help")).out == done.out
+        examples = done.out.decode().split("\nexamples:\n")[1].splitlines()
+        assert len(examples) == 2 and all("qbench" in line for line in examples), (verb, examples)
+        assert max(len(line) for line in done.out.decode().splitlines()[:-2]) <= 90
+
+
+def test_examples_use_options_that_exist(_):
+    """Each example's options are in the verb's own help."""
+    for verb in VERBS:
+        text = expect(qbench("help", verb)).out.decode()
+        options, examples = text.split("\nexamples:\n")
+        for word in re.findall(r"(?<!\S)--[a-z-]+", examples):
+            assert word in options, f"{verb}: {word}"
+
+
+def test_version(_):
+    done = expect(qbench("--version"))
+    assert re.match(rb"qbench \d+\.\d+\.\d+ \(commit \S+\)\n", done.out), done
+    assert done.out == expect(qbench("version")).out
+    assert b"used: none" in expect(qbench("version", env={"QB_DISABLE": "avx2"})).out
+
+
+def test_man_page_formats(_):
+    done = expect(qbench("help", "--man"))
+    assert done.out.startswith(b".TH QBENCH 1")
+    for verb in VERBS:
+        assert f'.SS "qbench {verb}"'.encode() in done.out
+    if not shutil.which("groff"):
+        raise Skip("groff is not installed: only the man page's parts were looked at")
+    formatted = subprocess.run(["groff", "-man", "-ww", "-Tutf8"], input=done.out,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert not formatted.stderr, formatted.stderr
+
+
+def test_bash_completion_completes(_):
+    if not shutil.which("bash"):
+        raise Skip("bash is not installed")
+    script = expect(qbench("help", "--completion", "bash")).out
+    ask = b"""
+COMP_WORDS=(qbench run --prot); COMP_CWORD=2; _qbench; echo "${COMPREPLY[@]}"
+COMP_WORDS=(qbench insp); COMP_CWORD=1; _qbench; echo "${COMPREPLY[@]}"
+COMP_WORDS=(qbench --act-scale st); COMP_CWORD=2; _qbench; echo "${COMPREPLY[@]}"
+"""
+    done = subprocess.run(["bash", "-c", script + ask], stdout=subprocess.PIPE, check=True)
+    assert done.stdout.split() == [b"--protocol", b"inspect", b"static"], done.stdout
+
+
+def test_usage_errors_exit_2_with_the_nearest_word(_):
+    cases = [
+        (["insepct", "x"], "inspect"),
+        (["help", "convrt"], "convert"),
+        (["--schme", "a", "m"], "--scheme"),
+        (["run", "--no-sped", "m"], "--no-speed"),
+        (["--temp", "1", "m"], "an option of generate"),
+        (["--threads", "abc", "m"], "from 1 to 256"),
+        (["--threads", "0", "m"], "from 1 to 256"),
+        (["--threads", "99999999999999999999", "m"], "from 1 to 256"),
+        (["generate", "--top-p", "2", "m"], "from 0 to 1"),
+        (["generate", "--temp", "nan", "m"], "from 0 to 100"),
+        (["--weight-axis", "group:x", "m"], "group:N"),
+        (["--scheme", "a,,b", "m"], "empty item"),
+        (["--scheme=", "m"], "empty value"),
+        (["--quiet=1", "m"], "takes no value"),
+        (["--json"], "expected FILE"),
+        (["-?", "m"], "no such option"),
+        (["run"], "too few"),
+        (["inspect", "a", "b"], "too many"),
+        (["kernels", "--kernel", "nosuch"], "nosuch"),
+    ]
+    for args, hint in cases:
+        done = expect(qbench(*args), 2)
+        assert hint in done.err.decode(), f"{args}: {done}"
+        assert not done.out, done
+
+
+def test_every_verb_without_arguments(_):
+    for verb in VERBS:
+        needs_some = verb not in ("kernels", "help", "version")
+        expect(qbench(verb), 2 if needs_some else 0)
+
+
+def test_every_verb_refuses_an_unknown_option(_):
+    for verb in VERBS:
+        done = expect(qbench(verb, "--nosuchthing"), 2)
+        assert b"nosuchthing" in done.err
+
+
+def test_a_word_that_is_no_verb_means_run(_):
+    done = expect(qbench("no/such/file.bin"), 3)
+    assert b"no/such/file.bin" in done.err
+
+
+def test_standard_output_closed_or_full(_):
+    for target in (">&-", ">/dev/full"):
+        done = subprocess.run(["sh", "-c", f'"{support.QBENCH}" help {target}'],
+                              stderr=subprocess.PIPE)
+        assert done.returncode == 3 and done.stderr.count(b"\n") == 1, (target, done)
+
+
+def test_reader_that_leaves_early_ends_quietly(_):
+    """qbench help | (reads nothing): no message, and not an error of ours."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([support.QBENCH, "help", "--man"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == -13 and not done.stderr, done
+
+
+def test_kernels_lists_a_used_row_for_each_operation(_):
+    done = expect(qbench("kernels"))
+    operations = re.split(rb"^(?=\S)", done.out, flags=re.M)[1:]
+    assert operations
+    for operation in operations:
+        assert len(re.findall(rb" used$", operation, re.M)) == 1, operation
+    plain = expect(qbench("kernels", env={"QB_DISABLE": "avx2"})).out
+    assert not re.search(rb"avx\S+ +cpu +used", plain), plain

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Runs the qbench program as a user would: every verb's success, usage error and bad files; what
+signals and closed outputs do. Usage: run.py QBENCH [NAME...]. Standard library only.
+
+QB_FLIPS=1000 makes that many bit flips a format (default 200). Each test is a function test_*; it
+raises AssertionError, or Skip with its reason."""
+import concurrent.futures
+import inspect
+import os
+import pathlib
+import sys
+import tempfile
+import time
+import traceback
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import bad_input_tests
+import front_tests
+import model_tests
+import support
+
+
+def collect(names):
+    for module in (front_tests, model_tests, bad_input_tests):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if name.startswith("test_") and (not names or any(n in name for n in names)):
+                yield name, function
+
+
+def run_one(name, function, folder):
+    """(kind, text): kind is passed, failed or skipped."""
+    own = pathlib.Path(folder) / name
+    own.mkdir()
+    start = time.monotonic()
+    try:
+        function(own)
+        return "passed", f"passed: {name} ({time.monotonic() - start:.1f} s)"
+    except support.Skip as reason:
+        return "skipped", f"skipped: {name}: {reason}"
+    except Exception:
+        return "failed", f"failed: {name}\n{traceback.format_exc(limit=-3)}"
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    support.QBENCH = str(pathlib.Path(sys.argv[1]).resolve())
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    with tempfile.TemporaryDirectory(prefix="qbench-cli-") as folder:
+        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            jobs = [pool.submit(run_one, name, function, folder)
+                    for name, function in collect(sys.argv[2:])]
+            for job in jobs:
+                kind, text = job.result()
+                counts[kind] += 1
+                print(text, flush=True)
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    return 1 if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
