@@ -47,6 +47,14 @@ static void task_ref(const qb_gemm_s8_args *a, size_t i, size_t n_tasks)
 }
 
 const qb_gemm_s8_row qb_gemm_s8_kernels[] = {
+#ifdef QB_WITH_X86
+    {{"gemm_s8/avx512vnni", "cpu", QB_CPU_AVX2 | QB_CPU_AVX512 | QB_CPU_AVX512VNNI},
+     qb__gemm_s8_packed_bytes_avx512vnni,
+     qb__gemm_s8_pack_avx512vnni,
+     32,
+     qb__gemm_s8_n_tasks_avx512vnni,
+     qb__gemm_s8_task_avx512vnni},
+#endif
     {{"gemm_s8/ref", "cpu", 0}, packed_bytes_ref, pack_ref, 1, n_tasks_ref, task_ref},
     {.info = {0}},
 };
