@@ -1,10 +1,11 @@
 /* kernels/gemm_f32.c - the reference of gemm_f32.h in plain C, its table, and the parallel loop. */
 #include "kernels/gemm_f32.h"
 
+#include "kernels/gemm_f32_internal.h"
+#include "kernels/jobs.h"
 #include "kernels/max_abs_internal.h"
 
 #include <math.h>
-#include <stdbool.h>
 #include <string.h>
 
 static size_t ref_packed_bytes(size_t n, size_t k)
@@ -47,40 +48,47 @@ static void ref_task(const qb_gemm_f32_args *a, size_t i, size_t n_tasks)
 }
 
 const qb_gemm_f32_row qb_gemm_f32_kernels[] = {
+#ifdef QB_WITH_X86
+    {{"gemm_f32/avx512", "cpu", QB_CPU_AVX512},
+     qb__gemm_f32_packed_bytes_avx512,
+     qb__gemm_f32_pack_avx512,
+     32,
+     qb__gemm_f32_n_tasks_avx512,
+     qb__gemm_f32_task_avx512},
+    {{"gemm_f32/avx2", "cpu", QB_CPU_AVX2},
+     qb__gemm_f32_packed_bytes_avx2,
+     qb__gemm_f32_pack_avx2,
+     16,
+     qb__gemm_f32_n_tasks_avx2,
+     qb__gemm_f32_task_avx2},
+#endif
     {{"gemm_f32/ref", "cpu", 0}, ref_packed_bytes, ref_pack, 1, ref_n_tasks, ref_task},
     {{0}, 0, 0, 0, 0, 0},
 };
 
-enum { MAX_JOBS = 16 };
-
 typedef struct run_context {
     const qb_gemm_f32_row *row;
-    const qb_gemm_f32_args *jobs;
-    size_t n_tasks[MAX_JOBS];
+    const qb_gemm_f32_args *args;
 } run_context;
 
-static void run_task(void *context, size_t i, size_t thread_idx)
+static void run_task(const void *context, size_t job, size_t i, size_t n_tasks)
 {
-    (void)thread_idx;
     const run_context *c = context;
-    size_t job = 0;
-    for (; i >= c->n_tasks[job]; job++) i -= c->n_tasks[job];
-    c->row->task(&c->jobs[job], i, c->n_tasks[job]);
+    c->row->task(&c->args[job], i, n_tasks);
 }
 
 void qb_gemm_f32_run(const qb_gemm_f32_row *row, const qb_gemm_f32_args *jobs, size_t n_jobs,
                      qb_pool *pool)
 {
-    for (; n_jobs > 0;) {
-        run_context c = {.row = row, .jobs = jobs};
-        size_t now = n_jobs < MAX_JOBS ? n_jobs : MAX_JOBS, total = 0;
-        for (size_t j = 0; j < now; j++) {
-            bool empty = jobs[j].m == 0 || jobs[j].n == 0;
-            c.n_tasks[j] = empty ? 0 : row->n_tasks(&jobs[j], qb_pool_n_threads(pool));
-            total += c.n_tasks[j];
-        }
-        qb_parallel_for(pool, total, run_task, &c);
-        jobs += now;
-        n_jobs -= now;
+    while (n_jobs > 0) {
+        size_t n_now = n_jobs < QB_MAX_JOBS ? n_jobs : QB_MAX_JOBS;
+        run_context context = {row, jobs};
+        qb_jobs loop = {.n_jobs = n_now, .task = run_task, .context = &context};
+        for (size_t j = 0; j < n_now; j++)
+            if (jobs[j].m && jobs[j].n)
+                loop.n_tasks[j] = row->n_tasks(&jobs[j], qb_pool_n_threads(pool));
+        qb_jobs_run(&loop, pool);
+        jobs += n_now;
+        n_jobs -= n_now;
     }
 }

@@ -1,8 +1,11 @@
 /* kernels/registry.c - the list of operations, and the choice of a row. */
 #include "kernels/registry.h"
 
+#include "kernels/attention.h"
+#include "kernels/gemm_f32.h"
 #include "kernels/gemm_s8.h"
 #include "kernels/gemm_u4.h"
+#include "kernels/pointwise.h"
 #include "kernels/quantize.h"
 
 #include <assert.h>
@@ -16,6 +19,9 @@ const qb_kernel_op qb_kernel_ops[] = {
     OP(gemm_s8, "s8 x s8 -> s32 matrix product, scaled to f32"),
     OP(gemm_u4, "f32 x 4-bit zero-point weights"),
     OP(quantize, "absmax, quantise and requantise passes"),
+    OP(gemm_f32, "f32 matrix product"),
+    OP(attention, "causal attention over a KV cache"),
+    OP(pointwise, "norms, activations, rotary positions, statistics of logits"),
     {0},
 };
 
