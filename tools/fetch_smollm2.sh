@@ -46,7 +46,8 @@ python=${PYTHON:-python3}
 cd "$(dirname -- "$0")/.."
 
 fetch() {
-    command -v "$python" >/dev/null 2>&1 || die 1 "$python not found; on Debian: apt install python3"
+    command -v "$python" >/dev/null 2>&1 ||
+        die 1 "$python not found; on Debian: apt install python3"
     "$python" -m pip --version >/dev/null 2>&1 ||
         die 1 "$python has no pip; on Debian: apt install python3-pip"
     mkdir -p models
