@@ -146,22 +146,22 @@ qb_status qb_model_set(qb_model *model, qb_role role, size_t layer_idx, qb_dtype
     return QB_OK;
 }
 
-static size_t n_groups(const qb_tensor *t, size_t group_elems)
+static size_t n_groups(size_t cols, size_t group_elems)
 {
-    return t->cols / group_elems + (t->cols % group_elems != 0);
+    return cols / group_elems + (cols % group_elems != 0);
 }
 
-static size_t n_slices_of(const qb_tensor *t, const qb_tensor_quant *q)
+size_t qb_quant_n_slices(const qb_tensor_quant *q, size_t rows, size_t cols)
 {
     switch (q->axis) {
     case QB_AXIS_OUT:
-        return t->rows;
+        return rows;
     case QB_AXIS_IN:
-        return t->cols;
+        return cols;
     case QB_AXIS_TENSOR:
         return 1;
     case QB_AXIS_GROUP:
-        return q->group_elems ? t->rows * n_groups(t, q->group_elems) : 0;
+        return q->group_elems ? rows * n_groups(cols, q->group_elems) : 0;
     case QB_AXIS_NONE:
         break;
     }
@@ -172,7 +172,7 @@ qb_status qb_model_set_quant(qb_model *model, qb_role role, size_t layer_idx,
                              const qb_tensor_quant *quant, const char *what)
 {
     qb_tensor *t = slot_of(model, role, layer_idx);
-    size_t want = n_slices_of(t, quant);
+    size_t want = qb_quant_n_slices(quant, t->rows, t->cols);
     if (!want || quant->n_slices != want)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found %zu scales, expected %zu for its axis",
                        what, quant->n_slices, want);
@@ -253,7 +253,7 @@ static void row_of_codes_f32(const qb_tensor *t, size_t n, float *dst)
         widen_codes(t, row, 0, 1, 0, t->cols, dst);
         break;
     case QB_AXIS_GROUP: {
-        size_t groups = n_groups(t, q->group_elems);
+        size_t groups = n_groups(t->cols, q->group_elems);
         for (size_t g = 0; g < groups; g++) {
             size_t k0 = g * q->group_elems, k1 = k0 + q->group_elems;
             widen_codes(t, row, n * groups + g, 0, k0, k1 < t->cols ? k1 : t->cols, dst);

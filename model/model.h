@@ -31,6 +31,8 @@ typedef struct qb_tensor_quant {
     const float *fold; /* (cols) static scale of each input channel, multiplied into w before it
                           was quantised: w = q * scale / fold (0 where fold is 0); NULL = none */
 } qb_tensor_quant;
+/* Slices of (rows, cols) codes; 0 for QB_AXIS_NONE and for groups of 0 columns. */
+size_t qb_quant_n_slices(const qb_tensor_quant *quant, size_t rows, size_t cols);
 
 typedef struct qb_tensor {
     qb_role role;

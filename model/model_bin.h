@@ -16,17 +16,24 @@ extern "C" {
 
 typedef struct qb_model_bin_options {
     int zlib_level;       /* 0 = raw payloads, else 1..9: deflated where that makes them smaller */
-    qb_dtype float_dtype; /* QB_F32 keeps each float tensor as it is; QB_BF16 / QB_F16 narrows */
+    bool convert_floats;  /* false = every float tensor keeps its dtype */
+    qb_dtype float_dtype; /* else QB_F32, QB_F16 or QB_BF16 for matrices; vectors become f32 */
 } qb_model_bin_options;
 
+/* Names of qb_axis in the file: "none" "out" "in" "tensor" "group". */
+extern const char *const qb_axis_names[QB_AXIS_GROUP + 1];
+
 /* Writes the model, tokenizer inside, atomically. Quantised tensors are written as codes with their
- * scales, zero points and fills. */
+ * scales, zero points and fills. The same model and options give the same bytes. options NULL = as
+ * zeroed. */
 qb_status qb_model_bin_write(const qb_model *model, const char *path,
                              const qb_model_bin_options *options);
-/* Checks every rule and checksum of the file, changes nothing. *n_tensors may be NULL. */
+/* Checks every rule and checksum of the file, digest included, changes nothing. n_tensors may be
+ * NULL. */
 qb_status qb_model_bin_verify(const char *path, size_t *n_tensors);
 
 bool qb_model_bin_recognise(const char *path, const qb_file *file);
+/* An importer's open (model.h): everything but the digest is checked. */
 qb_status qb_model_bin_open(const char *path, qb_file *file, qb_model **out);
 
 #ifdef __cplusplus
