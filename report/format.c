@@ -1,0 +1,146 @@
+/* report/format.c - see format.h. */
+#include "report/format.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+static char *none(char *text)
+{
+    return strcpy(text, "-");
+}
+
+char *qb_format_count(int64_t n, char *text)
+{
+    if (n < 0) return none(text);
+    char digits[32];
+    int length = snprintf(digits, sizeof digits, "%" PRId64, n);
+    char *p = text;
+    for (int i = 0; i < length; i++) {
+        if (i && (length - i) % 3 == 0) *p++ = ',';
+        *p++ = digits[i];
+    }
+    *p = 0;
+    return text;
+}
+
+/* 1.70e6: without the plus sign and zeros of %e. */
+static void format_scientific(double value, char *text)
+{
+    int exponent = (int)floor(log10(fabs(value)));
+    double mantissa = value / pow(10, exponent);
+    if (fabs(mantissa) >= 9.995) mantissa /= 10, exponent++;
+    snprintf(text, QB_FORMAT_BYTES, "%.2fe%d", mantissa, exponent);
+}
+
+char *qb_format_significant(double value, char *text)
+{
+    if (isnan(value)) return none(text);
+    double size = fabs(value);
+    if (size >= 1e6 || (size > 0 && size < 1e-4))
+        format_scientific(value, text);
+    else if (size >= 9999.5)
+        qb_format_count((int64_t)llround(value), text);
+    else if (size >= 999.5)
+        snprintf(text, QB_FORMAT_BYTES, "%.0f", value);
+    else
+        snprintf(text, QB_FORMAT_BYTES, "%.*f",
+                 size >= 99.95   ? 1
+                 : size >= 1     ? 2
+                 : size >= 0.095 ? 3
+                                 : 4,
+                 value);
+    return text;
+}
+
+char *qb_format_signed(double value, char *text)
+{
+    if (isnan(value)) return none(text);
+    char digits[QB_FORMAT_BYTES];
+    qb_format_significant(fabs(value), digits);
+    snprintf(text, QB_FORMAT_BYTES, "%c%.40s", value < 0 ? '-' : '+', digits);
+    return text;
+}
+
+char *qb_format_percent(double share, char *text)
+{
+    if (isnan(share)) return none(text);
+    snprintf(text, QB_FORMAT_BYTES, "%.1f %%", 100 * share);
+    return text;
+}
+
+char *qb_format_bytes(int64_t bytes, char *text)
+{
+    if (bytes < 0) return none(text);
+    double mb = (double)bytes / 1e6;
+    snprintf(text, QB_FORMAT_BYTES, mb < 10 ? "%.2f MB" : "%.0f MB", mb);
+    return text;
+}
+
+char *qb_format_params(int64_t n, char *text)
+{
+    if (n < 0) return none(text);
+    if (n >= 1000000000)
+        snprintf(text, QB_FORMAT_BYTES, "%.2f G", (double)n / 1e9);
+    else if (n >= 1000000)
+        snprintf(text, QB_FORMAT_BYTES, "%.1f M", (double)n / 1e6);
+    else
+        qb_format_count(n, text);
+    return text;
+}
+
+char *qb_format_penalty(const qb_result *result, char *text)
+{
+    qb_interval ci = result->quality.penalty_ci95;
+    char low[QB_FORMAT_BYTES], high[QB_FORMAT_BYTES], mean[QB_FORMAT_BYTES];
+    qb_format_signed(result->quality.penalty, mean);
+    if (isnan(ci.low) || isnan(ci.high))
+        snprintf(text, QB_FORMAT_BYTES, "%.20s", mean);
+    else
+        snprintf(text, QB_FORMAT_BYTES, "%.18s [%.18s, %.18s]", mean, qb_format_signed(ci.low, low),
+                 qb_format_signed(ci.high, high));
+    return text;
+}
+
+/* One letter, bits and axis: "w8/out ". */
+static char *append_part(char *p, char letter, int64_t bits, const char *axis)
+{
+    if (bits <= 0) return p;
+    return p + sprintf(p, axis ? "%c%" PRId64 "/%.12s " : "%c%" PRId64 " ", letter, bits, axis);
+}
+
+char *qb_format_scheme(const qb_result *r, char *text)
+{
+    char *p = text;
+    p = append_part(p, 'w', r->scheme.weight_bits, r->scheme.weight_axis);
+    p = append_part(p, 'a', r->scheme.act_bits, r->scheme.act_axis);
+    p = append_part(p, 'o', r->scheme.out_bits, NULL);
+    if (p == text) return none(text);
+    p[-1] = 0;
+    return text;
+}
+
+char *qb_format_rate(const qb_result_timing *timing, char *text)
+{
+    if (isnan(timing->tok_per_s)) return none(text);
+    char rate[QB_FORMAT_BYTES];
+    if (timing->tok_per_s >= 1000)
+        qb_format_count((int64_t)llround(timing->tok_per_s), rate);
+    else
+        qb_format_significant(timing->tok_per_s, rate);
+    qb_interval ci = timing->tok_per_s_ci95;
+    if (isnan(ci.low))
+        snprintf(text, QB_FORMAT_BYTES, "%.30s", rate);
+    else
+        snprintf(text, QB_FORMAT_BYTES, "%.30s ±%.1f %%", rate,
+                 50 * (ci.high - ci.low) / timing->tok_per_s);
+    return text;
+}
+
+char *qb_format_ratio(const qb_result_timing *timing, const qb_result_timing *full, char *text)
+{
+    double ratio = timing->tok_per_s / full->tok_per_s;
+    if (!isfinite(ratio)) return none(text);
+    snprintf(text, QB_FORMAT_BYTES, "%.2fx", ratio);
+    return text;
+}

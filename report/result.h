@@ -1,0 +1,136 @@
+/* report/result.h - the record of one (model, scheme): exactly the JSON of docs/result.schema.json.
+ *
+ * What was not measured is NaN (reals), -1 (counts) or NULL (texts), and null in JSON, never 0.
+ * qb_result_fields names every key; the writers, the schema test and whoever reads records loop
+ * over it, so a new key is a member here, a row there and a line of the schema. */
+#ifndef QB_REPORT_RESULT_H
+#define QB_REPORT_RESULT_H
+
+#include "core/json.h"
+#include "core/stats.h"
+
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb_texts {
+    char **items;
+    size_t n;
+} qb_texts;
+
+typedef struct qb_result_timing {
+    double tok_per_s; /* median */
+    qb_interval tok_per_s_ci95;
+    double p50_ms, p90_ms, p99_ms; /* of one sample: a prefill, or one decoded token */
+    int64_t samples;
+} qb_result_timing;
+
+typedef struct qb_result {
+    struct {
+        char *path, *name, *sha256, *arch;
+        int64_t n_layers, d_model, n_heads, n_params, vocab, context;
+        char *softmax, *norm, *optimizer;
+        int64_t train_tokens;
+    } model;
+    struct {
+        char *name, *sha256;
+        int64_t bytes, tokens;
+        char *tokenizer_sha256;
+    } text;
+    struct {
+        char *name;
+        int64_t context, stride, batch, windows, scored_tokens;
+    } protocol;
+    struct {
+        char *name;
+        int64_t weight_bits;
+        char *weight_axis;
+        int64_t act_bits;
+        char *act_axis, *act_scale;
+        int64_t out_bits;
+    } scheme;
+    struct {
+        double ppl_full, ppl, penalty;
+        qb_interval penalty_ci95;
+        double kl_mean, kl_p99, top1_agreement, bits_per_byte, word_ppl, byte_ppl;
+        double ppl_fake, fake_max_logit_diff;
+    } quality;
+    struct {
+        int64_t linears, linears_quantised;
+        double macs_share, bytes_share;
+        qb_texts kept_float;
+    } coverage;
+    struct {
+        int64_t batch, context;
+        qb_result_timing prefill, decode;
+        struct {
+            qb_result_timing prefill, decode;
+        } full;
+    } speed;
+    struct {
+        int64_t weights_bytes, full_weights_bytes, kv_bytes, scratch_bytes, peak_bytes;
+    } memory;
+    struct {
+        double j_per_token;
+        char *source;
+    } energy;
+    struct {
+        char *device, *cpu;
+        int64_t cores, threads;
+        char *features, *kernels, *os, *kernel_version, *hypervisor, *governor;
+        double load;
+        int64_t memory_bytes;
+        char *compiler;
+    } environment;
+    struct {
+        char *level;
+        qb_texts reasons;
+    } trust;
+    char *time_utc, *qbench_version, *git_commit, *command;
+} qb_result;
+
+typedef enum qb_field_kind {
+    QB_FIELD_TEXT,     /* char * */
+    QB_FIELD_COUNT,    /* int64_t */
+    QB_FIELD_REAL,     /* double */
+    QB_FIELD_INTERVAL, /* qb_interval: [low, high] */
+    QB_FIELD_TEXTS,    /* qb_texts: [text, ...] */
+} qb_field_kind;
+
+typedef struct qb_result_field {
+    const char *path; /* "speed.prefill.p50_ms": nested objects; NULL ends the table */
+    qb_field_kind kind;
+    size_t offset;
+} qb_result_field;
+extern const qb_result_field qb_result_fields[];
+
+void qb_result_init(qb_result *result);   /* nothing measured */
+void qb_result_deinit(qb_result *result); /* frees the texts */
+/* Replaces a text by a copy; NULL = not measured. */
+qb_status qb_result_set(char **text, const char *value);
+qb_status qb_texts_add(qb_texts *texts, const char *value);
+
+typedef struct qb_results {
+    qb_result *items;
+    size_t n, capacity;
+} qb_results;
+/* A new record at the end, initialised; borrowed until the next add. */
+qb_status qb_results_add(qb_results *results, qb_result **out);
+void qb_results_deinit(qb_results *results);
+
+qb_status qb_result_to_json(const qb_result *result, json_t **out);
+
+/* Writers: the whole of `results` to a stream, whose errors the caller checks. */
+typedef qb_status (*qb_results_writer)(const qb_results *results, FILE *stream);
+qb_status qb_results_write_json(const qb_results *results, FILE *stream);
+qb_status qb_results_write_csv(const qb_results *results, FILE *stream);
+qb_status qb_results_write_markdown(const qb_results *results, FILE *stream);
+qb_status qb_results_write_junit(const qb_results *results, FILE *stream);
+qb_status qb_results_write_screen(const qb_results *results, bool colour, FILE *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,354 @@
+/* tests/unit/test_result.c - records and their writers: JSON against the schema file, CSV,
+ * Markdown, JUnit and the screen of made-up results. */
+#include "support.h"
+
+#include "core/memory.h"
+#include "report/format.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A record with a different value under every key, so that no key can stand for another. */
+static void fill(qb_result *result)
+{
+    int n = 1;
+    for (const qb_result_field *f = qb_result_fields; f->path; f++, n++) {
+        char *at = (char *)result + f->offset, text[64];
+        snprintf(text, sizeof text, "text \"%d\", <&>", n);
+        switch (f->kind) {
+        case QB_FIELD_TEXT:
+            QB_CHECK_OK(qb_result_set((char **)at, text));
+            break;
+        case QB_FIELD_COUNT:
+            *(int64_t *)at = n;
+            break;
+        case QB_FIELD_REAL:
+            *(double *)at = 1.0 / n;
+            break;
+        case QB_FIELD_INTERVAL:
+            *(qb_interval *)at = (qb_interval){-1.0 / n, 1.0 / n};
+            break;
+        case QB_FIELD_TEXTS:
+            QB_CHECK_OK(qb_texts_add((qb_texts *)at, text));
+            QB_CHECK_OK(qb_texts_add((qb_texts *)at, "second"));
+            break;
+        }
+    }
+    QB_CHECK_OK(qb_result_set(&result->protocol.name, "paper"));
+    QB_CHECK_OK(qb_result_set(&result->trust.level, "medium"));
+}
+
+/* One full record and one of which nothing is known but its scheme. */
+static qb_results two_results(void)
+{
+    qb_results results = {0};
+    qb_result *r;
+    QB_CHECK_OK(qb_results_add(&results, &r));
+    fill(r);
+    QB_CHECK_OK(qb_results_add(&results, &r));
+    QB_CHECK_OK(qb_result_set(&r->scheme.name, "coarse"));
+    return results;
+}
+
+static char *written(qb_results_writer writer, const qb_results *results)
+{
+    char *text;
+    size_t bytes;
+    FILE *stream = open_memstream(&text, &bytes);
+    QB_CHECK_OK(writer(results, stream));
+    assert_int_equal(fclose(stream), 0);
+    return text;
+}
+
+/* 0 = the text is valid. */
+static int check_by_schema(const char *text)
+{
+    char path[] = "/tmp/qb_result_XXXXXX", command[8192];
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    close(fd);
+    snprintf(command, sizeof command,
+             "python3 '%s/tests/cli/schema_check.py' '%s/docs/result.schema.json' %s",
+             QB_SOURCE_DIR, QB_SOURCE_DIR, path);
+    int code = system(command);
+    unlink(path);
+    return code;
+}
+
+static void json_keeps_the_schema(void **state)
+{
+    (void)state;
+    if (system("python3 -c pass")) QB_SKIP("no python3 to check the schema with");
+    qb_results results = two_results();
+    char *text = written(qb_results_write_json, &results);
+    assert_int_equal(check_by_schema(text), 0);
+    char *level = strstr(text, "\"medium\"");
+    assert_non_null(level);
+    memcpy(level, "\"superb\"", 8); /* and the check can fail */
+    assert_int_not_equal(check_by_schema(text), 0);
+    free(text);
+    qb_results empty = {0};
+    text = written(qb_results_write_json, &empty);
+    assert_int_equal(check_by_schema(text), 0);
+    free(text);
+    qb_results_deinit(&results);
+}
+
+static const json_t *at_path(const json_t *object, const char *path)
+{
+    char copy[128], *rest = copy;
+    snprintf(copy, sizeof copy, "%s", path);
+    for (char *key; (key = strsep(&rest, "."));) object = json_object_get(object, key);
+    return object;
+}
+
+static void json_has_every_key_and_null_for_the_unmeasured(void **state)
+{
+    (void)state;
+    qb_results results = two_results();
+    json_t *full, *bare;
+    QB_CHECK_OK(qb_result_to_json(&results.items[0], &full));
+    QB_CHECK_OK(qb_result_to_json(&results.items[1], &bare));
+    int n = 1;
+    for (const qb_result_field *f = qb_result_fields; f->path; f++, n++) {
+        const json_t *v = at_path(full, f->path), *w = at_path(bare, f->path);
+        assert_non_null(v);
+        if (f->kind == QB_FIELD_COUNT) assert_int_equal(json_integer_value(v), n);
+        if (f->kind == QB_FIELD_REAL) assert_true(json_real_value(v) == 1.0 / n);
+        if (f->kind == QB_FIELD_INTERVAL) {
+            assert_true(json_real_value(json_array_get(v, 0)) == -1.0 / n);
+            assert_true(json_real_value(json_array_get(v, 1)) == 1.0 / n);
+        }
+        if (f->kind == QB_FIELD_TEXTS) {
+            assert_int_equal(json_array_size(v), 2);
+            assert_int_equal(json_array_size(w), 0);
+        } else if (!strncmp(f->path, "energy.", 7)) {
+            assert_true(json_is_null(json_object_get(bare, "energy")));
+        } else if (strcmp(f->path, "scheme.name")) {
+            assert_true(json_is_null(w));
+        }
+    }
+    json_decref(full);
+    json_decref(bare);
+    qb_results_deinit(&results);
+}
+
+/* A path may hold any bytes. */
+static void text_that_is_not_utf8_still_writes(void **state)
+{
+    (void)state;
+    qb_results results = two_results();
+    QB_CHECK_OK(qb_result_set(&results.items[0].model.path, "m\xff.bin"));
+    assert_string_equal(results.items[0].model.path, "m?.bin");
+    static const char *const good[] = {"m\xc3\xbc.bin", "\xe2\x82\xac", "\xf0\x9f\x98\x80", ""};
+    for (size_t i = 0; i < QB_COUNT(good); i++) {
+        QB_CHECK_OK(qb_result_set(&results.items[0].model.path, good[i]));
+        assert_string_equal(results.items[0].model.path, good[i]);
+    }
+    static const char *const bad[] = {"\xc0\x80", "\xe2\x82", "\xed\xa0\x80", "\xf5\x80\x80\x80"};
+    for (size_t i = 0; i < QB_COUNT(bad); i++) {
+        QB_CHECK_OK(qb_result_set(&results.items[0].model.path, bad[i]));
+        assert_non_null(strchr(results.items[0].model.path, '?'));
+        json_t *valid = json_string(results.items[0].model.path);
+        assert_non_null(valid);
+        json_decref(valid);
+    }
+    json_t *json;
+    QB_CHECK_OK(qb_result_to_json(&results.items[0], &json));
+    json_decref(json);
+    qb_results_deinit(&results);
+}
+
+/* Fields of one CSV line with quotes taken away; returns their number. */
+static size_t csv_fields(const char **text, char fields[][128], size_t capacity)
+{
+    size_t n = 0, length = 0;
+    bool quoted = false;
+    const char *p = *text;
+    for (;; p++) {
+        if (*p == '"' && quoted && p[1] == '"') {
+            fields[n][length++] = *++p;
+        } else if (*p == '"') {
+            quoted = !quoted;
+        } else if (!quoted && (*p == ',' || *p == '\r' || !*p)) {
+            fields[n++][length] = 0;
+            length = 0;
+            assert_true(n < capacity);
+            if (*p != ',') break;
+        } else {
+            fields[n][length++] = *p;
+        }
+    }
+    *text = *p ? p + 2 : p;
+    return n;
+}
+
+static void csv_lines_match_the_header(void **state)
+{
+    (void)state;
+    qb_results results = two_results();
+    char *text = written(qb_results_write_csv, &results);
+    static char header[200][128], row[200][128];
+    const char *p = text;
+    size_t n = csv_fields(&p, header, 200);
+    assert_int_equal(csv_fields(&p, row, 200), n);
+    assert_string_equal(header[0], "model.path");
+    assert_string_equal(row[0], "text \"1\", <&>");
+    for (size_t i = 0; i < n; i++) {
+        if (!strcmp(header[i], "model.n_layers")) assert_string_equal(row[i], "5");
+        if (!strcmp(header[i], "quality.penalty_ci95.low")) assert_true(atof(row[i]) < 0);
+        if (!strcmp(header[i], "quality.penalty_ci95.high")) assert_true(atof(row[i]) > 0);
+    }
+    assert_int_equal(csv_fields(&p, row, 200), n);
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(header[i], "quality.ppl")) assert_string_equal(row[i], "");
+    assert_int_equal(*p, 0);
+    free(text);
+    qb_results_deinit(&results);
+}
+
+static void junit_is_one_case_a_scheme(void **state)
+{
+    (void)state;
+    if (system("python3 -c pass")) QB_SKIP("no python3 to parse XML with");
+    qb_results results = two_results();
+    char *text = written(qb_results_write_junit, &results);
+    char path[] = "/tmp/qb_junit_XXXXXX", command[512];
+    int fd = mkstemp(path);
+    assert_true(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    close(fd);
+    snprintf(command, sizeof command,
+             "python3 -c \"import xml.etree.ElementTree as e, sys; r = e.parse('%s').getroot(); "
+             "sys.exit(len(r.findall('.//testcase')) != 2 or "
+             "r[0].get('name') != 'text \\\"2\\\", <&>')\"",
+             path);
+    int code = system(command);
+    unlink(path);
+    free(text);
+    qb_results_deinit(&results);
+    assert_int_equal(code, 0);
+}
+
+static size_t columns_of_longest_line(const char *text)
+{
+    size_t longest = 0, n = 0;
+    for (; *text; text++) {
+        if (*text == '\n')
+            n = 0;
+        else if (((unsigned char)*text & 0xc0) != 0x80)
+            n++;
+        if (n > longest) longest = n;
+    }
+    return longest;
+}
+
+static qb_result_timing timing(double rate)
+{
+    return (qb_result_timing){rate, {rate * 0.99, rate * 1.01}, 1, 2, 3, 12};
+}
+
+static void screen_fits_and_says_what_stands_out(void **state)
+{
+    (void)state;
+    qb_results results = {0};
+    static const char *const names[] = {"fine", "zeropoint4-tensor"};
+    for (size_t i = 0; i < 2; i++) {
+        qb_result *r;
+        QB_CHECK_OK(qb_results_add(&results, &r));
+        QB_CHECK_OK(qb_result_set(&r->model.path, "m.bin"));
+        QB_CHECK_OK(qb_result_set(&r->model.name, "SmolLM2-135M"));
+        QB_CHECK_OK(qb_result_set(&r->protocol.name, "paper"));
+        QB_CHECK_OK(qb_result_set(&r->text.name, "built-in"));
+        QB_CHECK_OK(qb_result_set(&r->scheme.name, names[i]));
+        QB_CHECK_OK(qb_result_set(&r->scheme.weight_axis, "out"));
+        QB_CHECK_OK(qb_result_set(&r->trust.level, "low"));
+        QB_CHECK_OK(qb_texts_add(&r->trust.reasons, "load 3.1 on 2 processors"));
+        r->scheme.weight_bits = 8;
+        r->quality.ppl_full = 8.09;
+        r->quality.ppl = i ? 1.7e6 : 8.2249;
+        r->quality.penalty = r->quality.ppl - 8.09;
+        r->quality.penalty_ci95 = (qb_interval){r->quality.penalty * 0.9, r->quality.penalty * 1.1};
+        r->quality.kl_mean = 0.0123;
+        r->quality.top1_agreement = 0.951;
+        r->quality.ppl_fake = i ? 1.8e6 : 8.2250;
+        r->speed.prefill = timing(3456.7);
+        r->speed.decode = timing(152);
+        r->speed.full.prefill = timing(1234);
+        r->speed.full.decode = timing(40);
+        r->memory.weights_bytes = 163000000;
+    }
+    char *text = written(qb_results_write_markdown, &results);
+    assert_non_null(strstr(text, "| fine | w8/out | 8.09 | 8.22 | +0.135 [0.121, 0.148] |"));
+    free(text);
+    FILE *stream = open_memstream(&text, &(size_t){0});
+    QB_CHECK_OK(qb_results_write_screen(&results, false, stream));
+    fclose(stream);
+    if (getenv("QB_SHOW")) printf("%s", text);
+    assert_true(columns_of_longest_line(text) <= 100);
+    assert_null(strchr(text, '\033'));
+    assert_non_null(strstr(text, "2.80x"));
+    assert_non_null(strstr(text, "3,457 ±1.0 %"));
+    assert_non_null(strstr(text, "zeropoint4-tensor: integer and fake differ by 5.9 %"));
+    assert_null(strstr(text, "fine: integer and fake"));
+    assert_non_null(strstr(text, "zeropoint4-tensor costs most"));
+    assert_non_null(strstr(text, "trust     low: load 3.1"));
+    free(text);
+    qb_results_deinit(&results);
+}
+
+static void numbers_read_well(void **state)
+{
+    (void)state;
+    char t[QB_FORMAT_BYTES];
+    assert_string_equal(qb_format_count(1234567, t), "1,234,567");
+    assert_string_equal(qb_format_count(999, t), "999");
+    assert_string_equal(qb_format_count(-1, t), "-");
+    assert_string_equal(qb_format_significant(8.0912, t), "8.09");
+    assert_string_equal(qb_format_significant(99.96, t), "100.0");
+    assert_string_equal(qb_format_significant(1234.5, t), "1234");
+    assert_string_equal(qb_format_significant(23456.7, t), "23,457");
+    assert_string_equal(qb_format_significant(1.7e6, t), "1.70e6");
+    assert_string_equal(qb_format_significant(9.999e6, t), "1.00e7");
+    assert_string_equal(qb_format_significant(-2e-5, t), "-2.00e-5");
+    assert_string_equal(qb_format_significant(NAN, t), "-");
+    assert_string_equal(qb_format_signed(-0.25, t), "-0.250");
+    assert_string_equal(qb_format_percent(0.9514, t), "95.1 %");
+    assert_string_equal(qb_format_params(134515008, t), "134.5 M");
+    assert_string_equal(qb_format_bytes(163400000, t), "163 MB");
+}
+
+static void failed_allocations_come_back_clean(void **state)
+{
+    (void)state;
+    size_t before = qb_memory_live_blocks();
+    for (size_t n = 1; n <= 12; n++) {
+        qb_results results = {0};
+        qb_result *r;
+        qb_memory_fail_at(n);
+        qb_status status = qb_results_add(&results, &r);
+        if (status == QB_OK) status = qb_result_set(&r->model.name, "x");
+        if (status == QB_OK) status = qb_texts_add(&r->trust.reasons, "y");
+        qb_memory_fail_at(0);
+        if (n <= 4) assert_int_equal(status, QB_ERR_MEMORY);
+        qb_results_deinit(&results);
+        assert_int_equal(qb_memory_live_blocks(), before);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(json_keeps_the_schema),
+        cmocka_unit_test(json_has_every_key_and_null_for_the_unmeasured),
+        cmocka_unit_test(text_that_is_not_utf8_still_writes),
+        cmocka_unit_test(csv_lines_match_the_header),
+        cmocka_unit_test(junit_is_one_case_a_scheme),
+        cmocka_unit_test(screen_fits_and_says_what_stands_out),
+        cmocka_unit_test(numbers_read_well),
+        cmocka_unit_test(failed_allocations_come_back_clean),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
