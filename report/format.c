@@ -97,8 +97,8 @@ char *qb_format_penalty(const qb_result *result, char *text)
     if (isnan(ci.low) || isnan(ci.high))
         snprintf(text, QB_FORMAT_BYTES, "%.20s", mean);
     else
-        snprintf(text, QB_FORMAT_BYTES, "%.18s [%.18s, %.18s]", mean, qb_format_signed(ci.low, low),
-                 qb_format_signed(ci.high, high));
+        snprintf(text, QB_FORMAT_BYTES, "%.18s [%.18s, %.18s]", mean,
+                 qb_format_significant(ci.low, low), qb_format_significant(ci.high, high));
     return text;
 }
 

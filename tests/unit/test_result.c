@@ -281,6 +281,7 @@ static void screen_fits_and_says_what_stands_out(void **state)
         r->memory.weights_bytes = 163000000;
     }
     char *text = written(qb_results_write_markdown, &results);
+    if (getenv("QB_SHOW")) printf("%s", text);
     assert_non_null(strstr(text, "| fine | w8/out | 8.09 | 8.22 | +0.135 [0.121, 0.148] |"));
     free(text);
     FILE *stream = open_memstream(&text, &(size_t){0});
