@@ -1,0 +1,430 @@
+/* infer/forward.c - one forward pass over a block of rows, for every architecture and scheme.
+ *
+ * Each step between two products is one pass over the rows, in parallel: it finishes the output of
+ * the product before, does what stands between, and stages the input of the next (see
+ * quant/linear.h):
+ *
+ *     add + norm1 -> [q k v] -> rotate, cache -> attention -> [o] -> add + norm2 -> [gate up] ->
+ * act -> [down]
+ */
+#include "infer/engine_internal.h"
+
+#include "core/memory.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { ROWS_A_BLOCK = 8 };
+
+typedef struct rows_call {
+    rows_fn fn;
+    void *context;
+    size_t m;
+} rows_call;
+
+static void rows_task(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    const rows_call *call = context;
+    size_t m0 = i * ROWS_A_BLOCK, m1 = m0 + ROWS_A_BLOCK < call->m ? m0 + ROWS_A_BLOCK : call->m;
+    call->fn(call->context, m0, m1);
+}
+
+void qb__for_rows(qb_pool *pool, size_t m, rows_fn fn, void *context)
+{
+    rows_call call = {fn, context, m};
+    qb_parallel_for(pool, (m + ROWS_A_BLOCK - 1) / ROWS_A_BLOCK, rows_task, &call);
+}
+
+/* One forward call: what the row passes need to know. */
+typedef struct forward {
+    qb_engine *e;
+    qb_backbone *b;
+    const qb_config *c;
+    const int32_t *tokens;
+    size_t m, n_tokens, past; /* rows, tokens a sequence now, positions before */
+    size_t layer;
+    qb_block *block;          /* of this layer */
+    const qb_linear *pending; /* its output in h is still to be added to x; NULL = none */
+    size_t qkv_width, q_width, kv_width;
+    qb_linear_input input; /* of the next product */
+} forward;
+
+static bool takes_fused_qkv(const forward *f)
+{
+    return f->block->qkv.n > 0;
+}
+
+static const qb_linear *first_of_qkv(const forward *f)
+{
+    return takes_fused_qkv(f) ? &f->block->qkv : &f->block->q;
+}
+
+/* ---- embedding and norms ---- */
+
+static void embed_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    size_t width = f->c->d_model;
+    const qb_tensor *table = qb_model_tensor(f->b->model, QB_ROLE_TOK_EMBD, 0);
+    for (size_t m = m0; m < m1; m++) {
+        float *x = f->b->x + m * width;
+        qb_tensor_rows_f32(table, (size_t)f->tokens[m], 1, x);
+        if (f->b->pos_embd)
+            f->b->pointwise->add(x, f->b->pos_embd + (f->past + m % f->n_tokens) * width, width);
+    }
+}
+
+static void norm_row(const forward *f, const norm_weights *w, const float *x, float *y)
+{
+    const qb_config *c = f->c;
+    if (c->norm == QB_NORM_LAYERNORM)
+        f->b->pointwise->layernorm(x, c->d_model, w->gain, w->bias, c->norm_eps, y);
+    else
+        f->b->pointwise->rmsnorm(x, c->d_model, w->gain, c->norm != QB_NORM_RMSNORM_SINGLE,
+                                 c->norm_eps, y);
+}
+
+/* x += output of the product before (in h); y = norm(x). y may be h. */
+static void add_and_norm_row(const forward *f, const norm_weights *w, size_t m, float *y)
+{
+    size_t width = f->c->d_model;
+    float *x = f->b->x + m * width, *h = f->b->h + m * width;
+    if (f->pending) {
+        qb_linear_finish_row(f->pending, h);
+        f->b->pointwise->add(x, h, width);
+    }
+    norm_row(f, w, x, y);
+}
+
+static void norm1_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    for (size_t m = m0; m < m1; m++)
+        add_and_norm_row(f, &f->b->norms[2 * f->layer], m, f->b->h + m * f->c->d_model);
+    qb_linear_stage_rows(first_of_qkv(f), &f->input, m0, m1);
+}
+
+static void norm2_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    for (size_t m = m0; m < m1; m++)
+        add_and_norm_row(f, &f->b->norms[2 * f->layer + 1], m, f->b->h + m * f->c->d_model);
+    qb_linear_stage_rows(&f->block->up, &f->input, m0, m1);
+}
+
+static void final_norm_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    for (size_t m = m0; m < m1; m++)
+        add_and_norm_row(f, &f->b->norms[2 * f->c->n_layers], m, f->e->hidden + m * f->c->d_model);
+}
+
+/* ---- attention ---- */
+
+/* Finishes q, k and v, rotates q and k, and copies k and v to the cache where there is one. */
+static void position_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    const qb_block *block = f->block;
+    size_t half = f->c->head_dim / 2;
+    for (size_t m = m0; m < m1; m++) {
+        float *q = f->b->qkv + m * f->qkv_width, *k = q + f->q_width, *v = k + f->kv_width;
+        size_t sequence = m / f->n_tokens, position = f->past + m % f->n_tokens;
+        if (takes_fused_qkv(f)) {
+            qb_linear_finish_row(&block->qkv, q);
+        } else {
+            qb_linear_finish_row(&block->q, q);
+            qb_linear_finish_row(&block->k, k);
+            qb_linear_finish_row(&block->v, v);
+        }
+        if (f->c->pos == QB_POS_ROPE) {
+            const float *cosine = f->b->cosine + position * half,
+                        *sine = f->b->sine + position * half;
+            f->b->pointwise->rope(q, f->c->n_heads, half, cosine, sine);
+            f->b->pointwise->rope(k, f->c->n_kv_heads, half, cosine, sine);
+        }
+        if (!f->e->k_cache) continue;
+        size_t at = ((f->layer * f->e->cache_batch + sequence) * f->e->cache_context + position) *
+                    f->kv_width;
+        memcpy(f->e->k_cache + at, k, f->kv_width * sizeof *k);
+        memcpy(f->e->v_cache + at, v, f->kv_width * sizeof *v);
+    }
+}
+
+static void attention(forward *f)
+{
+    qb_engine *e = f->e;
+    qb_backbone *b = f->b;
+    qb_attention_args args = {.batch = f->m / f->n_tokens,
+                              .n_q = f->n_tokens,
+                              .n_past = f->past,
+                              .n_heads = f->c->n_heads,
+                              .n_kv_heads = f->c->n_kv_heads,
+                              .head_dim = f->c->head_dim,
+                              .softmax = f->c->softmax,
+                              .scale = 1.0f / sqrtf((float)f->c->head_dim),
+                              .q = b->qkv,
+                              .q_stride = f->qkv_width,
+                              .out = b->att,
+                              .out_stride = f->q_width,
+                              .scratch = b->attention_scratch};
+    if (e->k_cache) {
+        size_t layer_elems = e->cache_batch * e->cache_context * f->kv_width;
+        args.k = e->k_cache + f->layer * layer_elems;
+        args.v = e->v_cache + f->layer * layer_elems;
+        args.kv_stride = f->kv_width;
+        args.kv_batch_stride = e->cache_context * f->kv_width;
+    } else {
+        args.k = b->qkv + f->q_width;
+        args.v = args.k + f->kv_width;
+        args.kv_stride = f->qkv_width;
+        args.kv_batch_stride = f->n_tokens * f->qkv_width;
+    }
+    qb_attention_run(b->attention, &args, b->pool);
+}
+
+static void stage_attention_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    qb_linear_stage_rows(&f->block->o, &f->input, m0, m1);
+}
+
+/* ---- products ---- */
+
+static qb_linear_input make_input(forward *f, float *x, size_t k)
+{
+    return (qb_linear_input){.x = x, .m = f->m, .k = k, .scratch = &f->b->linear};
+}
+
+/* Calibration: the largest values on both sides of a full-precision product. */
+static void collect_maxima(const forward *f, const qb_linear *l, qb_role role, const float *y,
+                           size_t stride)
+{
+    qb_calibration_linear *c = qb_calibration_at(f->e->collect, role, f->layer);
+    for (size_t m = 0; m < f->m; m++) {
+        l->quantize->absmax_channels(f->input.x + m * l->k, l->k, c->in_channel_max);
+        float out = l->quantize->absmax(y + m * stride, l->n);
+        c->out_max = out > c->out_max ? out : c->out_max;
+    }
+    c->in_max = l->quantize->absmax(c->in_channel_max, l->k);
+}
+
+static void run_products(forward *f, qb_linear *const *linears, const qb_role *roles,
+                         const qb_linear_output *outputs, size_t n)
+{
+    qb_linear_stage_finish(linears[0], &f->input, f->b->pool);
+    qb_linear_run(linears, outputs, n, &f->input, f->b->pool);
+    for (size_t i = 0; f->e->collect && i < n; i++)
+        collect_maxima(f, linears[i], roles[i], outputs[i].y, outputs[i].stride);
+}
+
+static void run_qkv(forward *f)
+{
+    float *qkv = f->b->qkv;
+    if (takes_fused_qkv(f)) {
+        qb_linear *const one[] = {&f->block->qkv};
+        run_products(f, one, (qb_role[]){QB_ROLE_QKV}, &(qb_linear_output){qkv, f->qkv_width}, 1);
+        return;
+    }
+    qb_linear *const three[] = {&f->block->q, &f->block->k, &f->block->v};
+    const qb_linear_output outputs[] = {{qkv, f->qkv_width},
+                                        {qkv + f->q_width, f->qkv_width},
+                                        {qkv + f->q_width + f->kv_width, f->qkv_width}};
+    run_products(f, three, (qb_role[]){QB_ROLE_Q, QB_ROLE_K, QB_ROLE_V}, outputs, 3);
+}
+
+static void run_up(forward *f)
+{
+    qb_linear *const two[] = {&f->block->up, &f->block->gate};
+    float *up = f->b->ff2 ? f->b->ff2 : f->b->ff;
+    const qb_linear_output outputs[] = {{up, f->c->d_ff}, {f->b->ff, f->c->d_ff}};
+    run_products(f, two, (qb_role[]){QB_ROLE_UP, QB_ROLE_GATE}, outputs, f->b->ff2 ? 2 : 1);
+}
+
+static void act_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    size_t width = f->c->d_ff;
+    for (size_t m = m0; m < m1; m++) {
+        float *x = f->b->ff + m * width;
+        if (f->b->ff2) {
+            float *up = f->b->ff2 + m * width;
+            qb_linear_finish_row(&f->block->gate, x);
+            qb_linear_finish_row(&f->block->up, up);
+            f->b->pointwise->swiglu(x, up, width, x);
+            continue;
+        }
+        qb_linear_finish_row(&f->block->up, x);
+        if (f->c->act == QB_ACT_RELU)
+            f->b->pointwise->relu(x, width, x);
+        else
+            f->b->pointwise->gelu_tanh(x, width, x);
+    }
+    qb_linear_stage_rows(&f->block->down, &f->input, m0, m1);
+}
+
+/* One product whose output is then added to the residual stream; it goes to h. */
+static void run_into_h(forward *f, qb_linear *l, qb_role role)
+{
+    run_products(f, &l, &role, &(qb_linear_output){f->b->h, f->c->d_model}, 1);
+    f->pending = l;
+}
+
+static void run_block(forward *f)
+{
+    qb_backbone *b = f->b;
+    f->input = make_input(f, b->h, f->c->d_model);
+    qb__for_rows(b->pool, f->m, norm1_rows, f);
+    run_qkv(f);
+    qb__for_rows(b->pool, f->m, position_rows, f);
+    attention(f);
+    f->input = make_input(f, b->att, f->q_width);
+    if (f->block->o.input.bits) qb__for_rows(b->pool, f->m, stage_attention_rows, f);
+    run_into_h(f, &f->block->o, QB_ROLE_O);
+    f->input = make_input(f, b->h, f->c->d_model);
+    qb__for_rows(b->pool, f->m, norm2_rows, f);
+    run_up(f);
+    f->input = make_input(f, b->ff, f->c->d_ff);
+    qb__for_rows(b->pool, f->m, act_rows, f);
+    run_into_h(f, &f->block->down, QB_ROLE_DOWN);
+}
+
+static qb_status check_tokens(const qb_engine *e, const int32_t *tokens, size_t n)
+{
+    size_t vocab = e->backbone->config->vocab;
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (size_t)tokens[i] >= vocab)
+            return QB_FAIL(QB_ERR_SHAPE, "token %zu: found id %d, expected 0 to %zu", i,
+                           (int)tokens[i], vocab - 1);
+    return QB_OK;
+}
+
+static void run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
+                        size_t past)
+{
+    const qb_config *c = e->backbone->config;
+    forward f = {.e = e,
+                 .b = e->backbone,
+                 .c = c,
+                 .tokens = tokens,
+                 .m = batch * n_tokens,
+                 .n_tokens = n_tokens,
+                 .past = past,
+                 .q_width = c->n_heads * c->head_dim,
+                 .kv_width = c->n_kv_heads * c->head_dim};
+    f.qkv_width = f.q_width + 2 * f.kv_width;
+    qb__for_rows(f.b->pool, f.m, embed_rows, &f);
+    for (f.layer = 0; f.layer < c->n_layers; f.layer++) {
+        f.block = &e->blocks[f.layer];
+        run_block(&f);
+    }
+    qb__for_rows(f.b->pool, f.m, final_norm_rows, &f);
+    e->batch = batch;
+    e->position = past + n_tokens;
+    e->n_rows = f.m;
+    e->head_ready = false;
+}
+
+qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
+{
+    const qb_backbone *b = e->backbone;
+    size_t rows;
+    if (!batch || !n_tokens || !qb_mul_size(batch, n_tokens, &rows) || rows > b->max_tokens)
+        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, expected 1 to %zu", batch,
+                       n_tokens, b->max_tokens);
+    if (b->config->pos == QB_POS_LEARNED && n_tokens > b->config->context)
+        return QB_FAIL(QB_ERR_SHAPE,
+                       "prefill: found %zu tokens a sequence, at most %zu (learned positions)",
+                       n_tokens, b->config->context);
+    if (e->k_cache && (batch > e->cache_batch || n_tokens > e->cache_context))
+        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, the cache holds %zu x %zu",
+                       batch, n_tokens, e->cache_batch, e->cache_context);
+    QB_TRY(check_tokens(e, tokens, rows));
+    run_forward(e, tokens, batch, n_tokens, 0);
+    return QB_OK;
+}
+
+qb_status qb_engine_decode_step(qb_engine *e, const int32_t *tokens)
+{
+    if (!e->k_cache || !e->batch) return QB_FAIL(QB_ERR_SHAPE, "decode: no prefilled KV cache");
+    if (e->position >= e->cache_context)
+        return QB_FAIL(QB_ERR_SHAPE, "decode: position %zu, the cache holds %zu", e->position,
+                       e->cache_context);
+    QB_TRY(check_tokens(e, tokens, e->batch));
+    run_forward(e, tokens, e->batch, 1, e->position);
+    return QB_OK;
+}
+
+/* ---- the head ---- */
+
+/* Rows of the last call through a head that quantises its input. Its staging area holds max_tokens
+ * rows, of which the given ones are filled: other engines may have used it in between. */
+static void run_own_head(qb_engine *e, size_t first_row, size_t n_rows, float *logits)
+{
+    qb_backbone *b = e->backbone;
+    qb_linear *head = &e->own_head;
+    size_t width = b->config->d_model;
+    qb_linear_input input = {
+        .m = n_rows, .k = width, .fixed_scale = &e->head_in_scale, .scratch = &b->linear};
+    input.x = e->hidden + first_row * width;
+    if (head->kind == QB_LINEAR_FAKE && head->input.bits) { /* staging overwrites: work on a copy */
+        memcpy(b->h, input.x, n_rows * width * sizeof *b->h);
+        input.x = b->h;
+    }
+    if (head->input.span != QB_SPAN_TENSOR || head->input.is_static) input.fixed_scale = NULL;
+    qb_linear_stage_rows(head, &input, 0, n_rows);
+    qb_linear_stage_finish(head, &input, b->pool);
+    uint32_t keep = head->max_abs_bits;
+    qb_linear_run(&head, &(qb_linear_output){logits, b->config->vocab}, 1, &input, b->pool);
+    if (e->head_ready) head->max_abs_bits = keep;
+}
+
+/* Scales of the head span all rows of the call, so they are found before the first logits. */
+static void prepare_own_head(qb_engine *e)
+{
+    qb_linear *head = &e->own_head;
+    size_t width = e->backbone->config->d_model;
+    e->head_in_scale = head->quantize->absmax(e->hidden, e->n_rows * width) / 127.0f;
+    uint32_t largest = 0;
+    for (size_t m = 0; e->head_chunk && m < e->n_rows; m += HEAD_CHUNK_ROWS) {
+        size_t n = e->n_rows - m < HEAD_CHUNK_ROWS ? e->n_rows - m : HEAD_CHUNK_ROWS;
+        run_own_head(e, m, n, e->head_chunk);
+        if (head->max_abs_bits > largest) largest = head->max_abs_bits;
+    }
+    head->max_abs_bits = largest;
+    e->head_ready = true;
+}
+
+typedef struct finish_logits {
+    const qb_linear *head;
+    float *logits;
+} finish_logits;
+
+static void finish_logit_rows(void *context, size_t m0, size_t m1)
+{
+    const finish_logits *f = context;
+    for (size_t m = m0; m < m1; m++) qb_linear_finish_row(f->head, f->logits + m * f->head->n);
+}
+
+qb_status qb_engine_logits(qb_engine *e, size_t first_row, size_t n_rows, float *logits)
+{
+    qb_backbone *b = e->backbone;
+    if (!n_rows || first_row >= e->n_rows || n_rows > e->n_rows - first_row)
+        return QB_FAIL(QB_ERR_SHAPE, "logits: found rows %zu + %zu, the last call had %zu",
+                       first_row, n_rows, e->n_rows);
+    if (!e->own_head.n) {
+        qb_linear *head = &b->head;
+        qb_linear_input input = {.x = e->hidden + first_row * b->config->d_model,
+                                 .m = n_rows,
+                                 .k = b->config->d_model,
+                                 .scratch = &b->linear};
+        qb_linear_run(&head, &(qb_linear_output){logits, b->config->vocab}, 1, &input, b->pool);
+        return QB_OK;
+    }
+    if (!e->head_ready) prepare_own_head(e);
+    run_own_head(e, first_row, n_rows, logits);
+    finish_logits finish = {&e->own_head, logits};
+    if (e->own_head.output.bits) qb__for_rows(b->pool, n_rows, finish_logit_rows, &finish);
+    return QB_OK;
+}

@@ -1,0 +1,475 @@
+/* quant/linear.c - packing and running one linear layer; see linear.h for the order of calls. */
+#include "quant/linear.h"
+
+#include "core/memory.h"
+
+#include <string.h>
+
+/* ---- making a layer ---- */
+
+typedef struct pack_job {
+    qb_linear *linear;
+    const qb_tensor *weight;
+    qb_u4_weights u4;
+    float *rows_f32;    /* per thread, chunk rows */
+    size_t chunk;       /* output channels a task */
+    const char *reason; /* why a u4 row refused; written by any task */
+} pack_job;
+
+static void pack_f32_task(void *context, size_t i, size_t thread_idx)
+{
+    pack_job *job = context;
+    qb_linear *l = job->linear;
+    size_t n0 = i * job->chunk, n1 = n0 + job->chunk < l->n ? n0 + job->chunk : l->n;
+    float *rows = job->rows_f32 + thread_idx * job->chunk * l->k;
+    qb_tensor_rows_f32(job->weight, n0, n1 - n0, rows);
+    l->f32->pack(rows, n0, n1, l->n, l->k, l->packed);
+}
+
+static void pack_s8_task(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    pack_job *job = context;
+    qb_linear *l = job->linear;
+    size_t n0 = i * job->chunk, n1 = n0 + job->chunk < l->n ? n0 + job->chunk : l->n;
+    l->s8->pack((const int8_t *)job->weight->data + n0 * l->k, n0, n1, l->n, l->k, l->packed);
+}
+
+static void pack_u4_task(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    pack_job *job = context;
+    qb_linear *l = job->linear;
+    size_t n0 = i * job->chunk, n1 = n0 + job->chunk < l->n ? n0 + job->chunk : l->n;
+    const char *reason = l->u4->pack(&job->u4, n0, n1, l->packed);
+    if (reason) __atomic_store_n(&job->reason, reason, __ATOMIC_RELAXED);
+}
+
+static qb_status run_pack(pack_job *job, size_t packed_bytes, size_t align, qb_task task,
+                          qb_pool *pool)
+{
+    qb_linear *l = job->linear;
+    QB_TRY(qb_alloc_zero(&l->packed, packed_bytes, 1, "packed weights"));
+    l->packed_bytes = packed_bytes;
+    job->chunk = qb_round_up(32, align);
+    qb_parallel_for(pool, (l->n + job->chunk - 1) / job->chunk, task, job);
+    return QB_OK;
+}
+
+static qb_status pack_f32(pack_job *job, qb_pool *pool)
+{
+    qb_linear *l = job->linear;
+    size_t chunk = qb_round_up(32, l->f32->pack_n_align);
+    QB_TRY(QB_NEW(&job->rows_f32, qb_pool_n_threads(pool) * chunk * l->k, "rows"));
+    qb_status status =
+        run_pack(job, l->f32->packed_bytes(l->n, l->k), l->f32->pack_n_align, pack_f32_task, pool);
+    qb_free(job->rows_f32);
+    return status;
+}
+
+static qb_u4_weights u4_view(const qb_tensor *t)
+{
+    const qb_tensor_quant *q = &t->quant;
+    qb_u4_weights w = {.n = t->rows,
+                       .k = t->cols,
+                       .codes = t->data,
+                       .k_group = t->cols,
+                       .scale = q->scale,
+                       .zero_point = q->zero_point,
+                       .fill = q->fill};
+    if (q->axis == QB_AXIS_OUT) w.n_step = 1;
+    if (q->axis == QB_AXIS_IN) w.k_group = 1, w.k_step = 1;
+    if (q->axis == QB_AXIS_GROUP) {
+        w.n_step = (t->cols + q->group_elems - 1) / q->group_elems;
+        w.k_group = q->group_elems;
+        w.k_step = 1;
+    }
+    return w;
+}
+
+/* The first usable row that takes these weights; the reference takes all. */
+static qb_status pack_u4(pack_job *job, qb_pool *pool)
+{
+    qb_linear *l = job->linear;
+    job->u4 = u4_view(job->weight);
+    for (l->u4 = QB_KERNEL_PICK(qb_gemm_u4_kernels); l->u4->info.name; l->u4++) {
+        if (qb_kernel_refusal(&l->u4->info)) continue;
+        job->reason = NULL;
+        QB_TRY(
+            run_pack(job, l->u4->packed_bytes(&job->u4), l->u4->pack_n_align, pack_u4_task, pool));
+        if (!job->reason) return QB_OK;
+        qb_free(l->packed);
+        l->packed = NULL;
+    }
+    return QB_FAIL(QB_ERR_UNSUPPORTED, "4-bit weights: %s",
+                   job->reason ? job->reason : "no kernel row");
+}
+
+static qb_status pack_weights(qb_linear *l, const qb_tensor *weight, bool fake, qb_pool *pool)
+{
+    pack_job job = {.linear = l, .weight = weight};
+    l->f32 = QB_KERNEL_PICK(qb_gemm_f32_kernels);
+    if (fake) {
+        l->kind = QB_LINEAR_FAKE;
+        l->weight = weight;
+        return QB_OK;
+    }
+    if (weight->quant.axis == QB_AXIS_NONE || !weight->quant.bits) {
+        l->kind = QB_LINEAR_F32;
+        return pack_f32(&job, pool);
+    }
+    if (weight->quant.bits == 4) {
+        l->kind = QB_LINEAR_U4;
+        l->own_prepare = weight->quant.axis == QB_AXIS_IN;
+        return pack_u4(&job, pool);
+    }
+    l->kind = QB_LINEAR_S8;
+    l->s8 = QB_KERNEL_PICK(qb_gemm_s8_kernels);
+    if (l->k > QB_GEMM_S8_MAX_K)
+        return QB_FAIL(QB_ERR_SHAPE, "8-bit linear layer: found %zu input channels, at most %d",
+                       l->k, QB_GEMM_S8_MAX_K);
+    const qb_tensor_quant *q = &weight->quant;
+    QB_TRY(QB_NEW(&l->w_scale, q->n_slices, "weight scales"));
+    memcpy(l->w_scale, q->scale, q->n_slices * sizeof *l->w_scale);
+    l->w_scale_step = q->axis == QB_AXIS_OUT;
+    return run_pack(&job, l->s8->packed_bytes(l->n, l->k), l->s8->pack_n_align, pack_s8_task, pool);
+}
+
+static qb_status set_static_scales(qb_linear *l, const qb_tensor *weight,
+                                   const qb_calibration *calibration)
+{
+    bool wants_in = l->input.bits && l->input.is_static,
+         wants_out = l->output.bits && l->output.is_static;
+    if (!wants_in && !wants_out) return QB_OK;
+    if (!calibration) return QB_FAIL(QB_ERR_USAGE, "static activation scales need calibration");
+    const qb_calibration_linear *c =
+        qb_calibration_at(calibration, weight->role, weight->layer_idx);
+    if (wants_out) l->out_scale = c->out_max / 127.0f;
+    if (!wants_in) return QB_OK;
+    bool channels = l->input.span == QB_SPAN_CHANNEL;
+    QB_TRY(QB_NEW(&l->in_scale, channels ? l->k : 1, "input scales"));
+    for (size_t i = 0; channels && i < l->k; i++) l->in_scale[i] = c->in_channel_max[i] / 127.0f;
+    if (!channels) l->in_scale[0] = c->in_max / 127.0f;
+    return QB_OK;
+}
+
+qb_status qb_linear_create(const qb_tensor *weight, const qb_tensor *bias, const qb_scheme *scheme,
+                           bool fake, const qb_calibration *calibration, qb_pool *pool,
+                           qb_linear *out)
+{
+    qb_linear l = {
+        .n = weight->rows, .k = weight->cols, .input = scheme->input, .output = scheme->output};
+    qb_status status;
+    QB_TRY_GOTO(status, pack_weights(&l, weight, fake, pool), failed);
+    QB_TRY_GOTO(status, set_static_scales(&l, weight, calibration), failed);
+    if (bias && bias->data) {
+        QB_TRY_GOTO(status, QB_NEW(&l.bias, l.n, "bias"), failed);
+        qb_tensor_rows_f32(bias, 0, 1, l.bias);
+    }
+    *out = l;
+    return QB_OK;
+failed:
+    qb_linear_deinit(&l);
+    return status;
+}
+
+void qb_linear_deinit(qb_linear *l)
+{
+    qb_free(l->packed);
+    qb_free(l->bias);
+    qb_free(l->in_scale);
+    qb_free(l->w_scale);
+    *l = (qb_linear){0};
+}
+
+size_t qb_linear_bytes(const qb_linear *l)
+{
+    size_t n_scales = !l->w_scale ? 0 : l->w_scale_step ? l->n : 1;
+    return l->packed_bytes + (n_scales + (l->bias ? l->n : 0)) * sizeof(float);
+}
+
+/* ---- scratch ---- */
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+void qb_linear_need_add(const qb_linear *l, size_t max_rows, size_t n_threads, qb_linear_need *need)
+{
+    need->max_k = max_size(need->max_k, l->k);
+    if (l->kind == QB_LINEAR_U4)
+        need->prepared_bytes =
+            max_size(need->prepared_bytes, l->u4->prepared_bytes(max_rows, l->k));
+    if (l->kind != QB_LINEAR_FAKE) return;
+    size_t chunk = qb_round_up(32, l->f32->pack_n_align);
+    need->fake_rows_elems = max_size(need->fake_rows_elems, n_threads * chunk * l->k);
+    need->fake_packed_bytes = max_size(need->fake_packed_bytes, l->f32->packed_bytes(l->n, l->k));
+}
+
+static qb_status grow_block(void *block, size_t elems, size_t elem_bytes, size_t *total)
+{
+    void **b = block;
+    qb_free(*b);
+    *b = NULL;
+    *total += elems * elem_bytes;
+    return qb_alloc_zero(b, elems, elem_bytes, "scratch of linear layers");
+}
+
+qb_status qb_linear_scratch_grow(qb_linear_scratch *s, size_t max_rows, const qb_linear_need *need)
+{
+    s->bytes = 0;
+    QB_TRY(
+        grow_block(&s->q, max_rows * qb_round_up(need->max_k, QB_GEMM_S8_K_ALIGN), 1, &s->bytes));
+    QB_TRY(grow_block(&s->q_sum, max_rows, sizeof *s->q_sum, &s->bytes));
+    QB_TRY(grow_block(&s->q_scale, max_rows, sizeof *s->q_scale, &s->bytes));
+    QB_TRY(grow_block(&s->row_max, max_rows, sizeof *s->row_max, &s->bytes));
+    QB_TRY(grow_block(&s->prepared, need->prepared_bytes, 1, &s->bytes));
+    QB_TRY(grow_block(&s->fake_rows, need->fake_rows_elems, sizeof *s->fake_rows, &s->bytes));
+    QB_TRY(grow_block(&s->fake_packed, need->fake_packed_bytes, 1, &s->bytes));
+    return QB_OK;
+}
+
+void qb_linear_scratch_deinit(qb_linear_scratch *s)
+{
+    qb_free(s->q);
+    qb_free(s->q_sum);
+    qb_free(s->q_scale);
+    qb_free(s->row_max);
+    qb_free(s->prepared);
+    qb_free(s->fake_rows);
+    qb_free(s->fake_packed);
+    *s = (qb_linear_scratch){0};
+}
+
+/* ---- input ---- */
+
+/* True if the scale must wait until all rows are there. */
+static bool waits_for_all(const qb_linear *l, const qb_linear_input *in)
+{
+    return l->input.bits && l->input.span == QB_SPAN_TENSOR && !l->input.is_static &&
+           !in->fixed_scale;
+}
+
+/* Codes of rows [m0, m1) with the scales as they are known now. */
+static void quantize_rows(const qb_linear *l, const qb_linear_input *in, const float *tensor_scale,
+                          size_t m0, size_t m1)
+{
+    const qb_quantize_row *kernels = l->quantize;
+    qb_linear_scratch *s = in->scratch;
+    size_t k = in->k, stride = qb_round_up(k, QB_GEMM_S8_K_ALIGN);
+    bool fake = l->kind == QB_LINEAR_FAKE;
+    for (size_t m = m0; m < m1; m++) {
+        float *x = in->x + m * k;
+        int8_t *q = s->q + m * stride;
+        if (l->input.span == QB_SPAN_CHANNEL) {
+            if (fake)
+                kernels->requantize_channels(x, k, l->in_scale, NULL);
+            else
+                s->q_sum[m] = kernels->quantize_s8_channels(x, k, l->in_scale, q);
+        } else {
+            float scale = tensor_scale ? *tensor_scale : kernels->absmax(x, k) / 127.0f;
+            if (!tensor_scale) s->q_scale[m] = scale;
+            if (fake)
+                kernels->requantize(x, k, scale, NULL);
+            else
+                s->q_sum[m] = kernels->quantize_s8(x, k, scale, q);
+        }
+        if (!fake) memset(q + k, 0, stride - k);
+    }
+}
+
+void qb_linear_stage_rows(const qb_linear *l, const qb_linear_input *in, size_t m0, size_t m1)
+{
+    if (!l->input.bits) return;
+    if (waits_for_all(l, in)) {
+        for (size_t m = m0; m < m1; m++)
+            in->scratch->row_max[m] = l->quantize->absmax(in->x + m * in->k, in->k);
+        return;
+    }
+    const float *scale = l->input.span == QB_SPAN_TOKEN ? NULL
+                         : l->input.is_static           ? l->in_scale
+                                                        : in->fixed_scale;
+    quantize_rows(l, in, scale, m0, m1);
+}
+
+enum { ROWS_A_TASK = 8 };
+
+typedef struct rows_job {
+    const qb_linear *linear;
+    const qb_linear_input *input;
+} rows_job;
+
+static size_t n_row_tasks(size_t m)
+{
+    return (m + ROWS_A_TASK - 1) / ROWS_A_TASK;
+}
+
+static void finish_task(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    const rows_job *job = context;
+    size_t m0 = i * ROWS_A_TASK,
+           m1 = m0 + ROWS_A_TASK < job->input->m ? m0 + ROWS_A_TASK : job->input->m;
+    quantize_rows(job->linear, job->input, job->input->scratch->q_scale, m0, m1);
+}
+
+void qb_linear_stage_finish(const qb_linear *l, const qb_linear_input *in, qb_pool *pool)
+{
+    if (!waits_for_all(l, in)) return;
+    qb_linear_scratch *s = in->scratch;
+    s->q_scale[0] = l->quantize->absmax(s->row_max, in->m) / 127.0f;
+    rows_job job = {l, in};
+    qb_parallel_for(pool, n_row_tasks(in->m), finish_task, &job);
+}
+
+/* ---- product ---- */
+
+static uint32_t *wanted_max(qb_linear *l)
+{
+    l->max_abs_bits = 0;
+    return l->output.bits && !l->output.is_static ? &l->max_abs_bits : NULL;
+}
+
+static void run_s8(qb_linear *const *linears, const qb_linear_output *out, size_t n_linears,
+                   const qb_linear_input *in, qb_pool *pool)
+{
+    static const float one = 1.0f;
+    qb_gemm_s8_args jobs[QB_LINEAR_GROUP_MAX];
+    const qb_linear_scratch *s = in->scratch;
+    for (size_t i = 0; i < n_linears; i++) {
+        qb_linear *l = linears[i];
+        bool per_token = l->input.span == QB_SPAN_TOKEN,
+             channels = l->input.span == QB_SPAN_CHANNEL;
+        const float *scale = channels             ? &one
+                             : per_token          ? s->q_scale
+                             : l->input.is_static ? l->in_scale
+                             : in->fixed_scale    ? in->fixed_scale
+                                                  : s->q_scale;
+        jobs[i] = (qb_gemm_s8_args){.m = in->m,
+                                    .n = l->n,
+                                    .k = l->k,
+                                    .x = s->q,
+                                    .x_stride = qb_round_up(l->k, QB_GEMM_S8_K_ALIGN),
+                                    .x_sum = s->q_sum,
+                                    .w = l->packed,
+                                    .y = out[i].y,
+                                    .y_stride = out[i].stride,
+                                    .x_scale = scale,
+                                    .x_scale_step = per_token,
+                                    .w_scale = l->w_scale,
+                                    .w_scale_step = l->w_scale_step,
+                                    .bias = l->bias,
+                                    .max_abs_bits = wanted_max(l)};
+    }
+    qb_gemm_s8_run(linears[0]->s8, jobs, n_linears, pool);
+}
+
+static void prepare_task(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    const rows_job *job = context;
+    const qb_linear_input *in = job->input;
+    size_t m0 = i * ROWS_A_TASK, m1 = m0 + ROWS_A_TASK < in->m ? m0 + ROWS_A_TASK : in->m;
+    job->linear->u4->prepare(in->x, in->k, m0, m1, in->m, in->k, job->linear->packed,
+                             in->scratch->prepared);
+}
+
+/* Layers that take the same prepared input by the same row run as one loop. */
+static size_t u4_together(qb_linear *const *linears, size_t n_linears)
+{
+    size_t n = 1;
+    while (n < n_linears && !linears[0]->own_prepare && linears[n]->u4 == linears[0]->u4) n++;
+    return n;
+}
+
+static void run_u4(qb_linear *const *linears, const qb_linear_output *out, size_t n_linears,
+                   const qb_linear_input *in, qb_pool *pool)
+{
+    qb_gemm_u4_args jobs[QB_LINEAR_GROUP_MAX];
+    for (size_t n = 0; n_linears > 0; linears += n, out += n, n_linears -= n) {
+        n = u4_together(linears, n_linears);
+        bool prepared = linears[0]->u4->prepared_bytes(in->m, in->k) > 0;
+        rows_job prepare = {linears[0], in};
+        if (prepared) qb_parallel_for(pool, n_row_tasks(in->m), prepare_task, &prepare);
+        for (size_t i = 0; i < n; i++)
+            jobs[i] = (qb_gemm_u4_args){.m = in->m,
+                                        .n = linears[i]->n,
+                                        .k = in->k,
+                                        .x = in->x,
+                                        .x_stride = in->k,
+                                        .x_prepared = prepared ? in->scratch->prepared : NULL,
+                                        .w = linears[i]->packed,
+                                        .y = out[i].y,
+                                        .y_stride = out[i].stride,
+                                        .bias = linears[i]->bias};
+        qb_gemm_u4_run(linears[0]->u4, jobs, n, pool);
+    }
+}
+
+static void run_f32(qb_linear *const *linears, const qb_linear_output *out, size_t n_linears,
+                    const qb_linear_input *in, void *const *packed, qb_pool *pool)
+{
+    qb_gemm_f32_args jobs[QB_LINEAR_GROUP_MAX];
+    for (size_t i = 0; i < n_linears; i++) {
+        qb_linear *l = linears[i];
+        jobs[i] = (qb_gemm_f32_args){.m = in->m,
+                                     .n = l->n,
+                                     .k = l->k,
+                                     .x = in->x,
+                                     .x_stride = in->k,
+                                     .w = packed[i],
+                                     .y = out[i].y,
+                                     .y_stride = out[i].stride,
+                                     .bias = l->bias,
+                                     .max_abs_bits = wanted_max(l)};
+    }
+    qb_gemm_f32_run(linears[0]->f32, jobs, n_linears, pool);
+}
+
+/* A fake layer's weights are dequantised for each call into shared scratch: a call has thousands of
+ * rows where fake layers are used, so this costs little and saves an f32 copy of the model. */
+static void run_fake(qb_linear *l, const qb_linear_output *out, const qb_linear_input *in,
+                     qb_pool *pool)
+{
+    qb_linear packer = {.n = l->n, .k = l->k, .f32 = l->f32, .packed = in->scratch->fake_packed};
+    pack_job job = {.linear = &packer,
+                    .weight = l->weight,
+                    .rows_f32 = in->scratch->fake_rows,
+                    .chunk = qb_round_up(32, l->f32->pack_n_align)};
+    qb_parallel_for(pool, (l->n + job.chunk - 1) / job.chunk, pack_f32_task, &job);
+    qb_linear *const one[] = {l};
+    void *const packed[] = {in->scratch->fake_packed};
+    run_f32(one, out, 1, in, packed, pool);
+}
+
+void qb_linear_run(qb_linear *const *linears, const qb_linear_output *outputs, size_t n_linears,
+                   const qb_linear_input *input, qb_pool *pool)
+{
+    void *packed[QB_LINEAR_GROUP_MAX];
+    switch (linears[0]->kind) {
+    case QB_LINEAR_S8:
+        run_s8(linears, outputs, n_linears, input, pool);
+        break;
+    case QB_LINEAR_U4:
+        run_u4(linears, outputs, n_linears, input, pool);
+        break;
+    case QB_LINEAR_F32:
+        for (size_t i = 0; i < n_linears; i++) packed[i] = linears[i]->packed;
+        run_f32(linears, outputs, n_linears, input, packed, pool);
+        break;
+    case QB_LINEAR_FAKE:
+        for (size_t i = 0; i < n_linears; i++) run_fake(linears[i], &outputs[i], input, pool);
+        break;
+    }
+}
+
+float qb_linear_out_scale(const qb_linear *l)
+{
+    return l->output.is_static ? l->out_scale : qb_f32_from_bits(l->max_abs_bits) / 127.0f;
+}
+
+void qb_linear_finish_row(const qb_linear *l, float *y)
+{
+    if (l->output.bits) l->quantize->requantize(y, l->n, qb_linear_out_scale(l), NULL);
+}
