@@ -109,6 +109,8 @@ const qb_option qb_options[] = {
         "quantise the output projection too", NULL},
     {"no-fake", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
         "leave out the fake-quant twin of each integer scheme", NULL},
+    {"fake", 0, QB_OPTION_FLAG, ON(LOGITS), NULL, NULL, 0, 0,
+        "run the fake-quant twin: quantise, dequantise, float product", NULL},
     {"device", 0, QB_OPTION_STRING, ENGINE, "auto|cpu|cuda[:N]", "auto", 0, 0,
         "where to run", devices},
     {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(KERNELS), "OP/ROW[,...]", NULL, 0, 0,

@@ -80,6 +80,7 @@ void qb_model_close(qb_model *model)
     qb_free(model->files);
     qb_free(model->blocks);
     qb_free(model->tensors);
+    qb_free(model->stored_scheme);
     qb_free(model->name);
     qb_free(model->path);
     qb_free(model->format);

@@ -58,6 +58,7 @@ typedef struct qb_model {
     size_t n_files;
     void **blocks; /* owned memory that tensors point into */
     size_t n_blocks;
+    char *stored_scheme; /* scheme that the codes were made for, NULL = none; owned */
     bool quantized; /* at least one linear layer holds codes */
 } qb_model;
 

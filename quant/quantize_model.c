@@ -382,6 +382,7 @@ qb_status qb_quantize_model(const qb_model *in, const qb_scheme *scheme,
     qb_status status = share_tensors(in, model);
     if (status == QB_OK)
         status = quantize_layers(in, scheme, calibration, quantize_head, pool, model);
+    if (status == QB_OK) status = qb_strdup(&model->stored_scheme, scheme->name);
     if (status != QB_OK) {
         qb_model_close(model);
         return status;

@@ -1,0 +1,220 @@
+/* tests/tiny_model.c - see tiny_model.h. The forward pass is written to be read beside the
+ * formulas. */
+#include "tiny_model.h"
+
+#include "support.h"
+
+#include "core/memory.h"
+#include "core/rng.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+qb_config qb_test_tiny_config(const char *arch)
+{
+    qb_config c = qb_arch_find(arch)->defaults;
+    c.arch = qb_arch_find(arch);
+    bool llama = !strcmp(arch, "llama");
+    c.n_layers = 2;
+    c.n_heads = llama ? 4 : 3;
+    c.n_kv_heads = llama ? 2 : 3;
+    c.head_dim = 10;
+    c.d_model = c.n_heads * c.head_dim;
+    c.d_ff = 75;
+    c.vocab = 61;
+    c.context = 24;
+    c.rope.theta = 10000;
+    return c;
+}
+
+qb_model *qb_test_tiny_model(const qb_config *config, uint64_t seed)
+{
+    qb_model *model;
+    QB_CHECK_OK(qb_config_check(config));
+    QB_CHECK_OK(qb_model_create(config, "tiny", "random", &model));
+    for (size_t layer = 0; layer < config->n_layers; layer++)
+        for (int role = 0; role < QB_ROLE_COUNT; role++) {
+            size_t rows, cols;
+            if (!qb_config_shape(config, (qb_role)role, &rows, &cols)) continue;
+            if (!qb_roles[role].per_layer && layer) continue;
+            float *w;
+            QB_CHECK_OK(qb_model_new_block(model, rows * cols * sizeof *w, (void **)&w));
+            bool gain = role == QB_ROLE_NORM1 || role == QB_ROLE_NORM2 || role == QB_ROLE_NORM_F;
+            qb_rng_normal_f32(seed, 1000 + layer * 64 + (size_t)role, 0, rows * cols,
+                              gain ? 0.1f : 0.15f, w);
+            for (size_t i = 0; i < rows * cols; i++) {
+                if (gain) w[i] += 1.0f;
+                if (qb_rng_u32(seed, 7, i + layer) % 211 == 0) w[i] *= 6.0f;
+            }
+            QB_CHECK_OK(qb_model_set(model, (qb_role)role, layer, QB_F32, rows, cols, w,
+                                     rows * cols * sizeof *w, "tiny"));
+        }
+    QB_CHECK_OK(qb_model_check_complete(model));
+    return model;
+}
+
+void qb_test_tokens(const qb_config *config, int32_t *tokens, size_t n, uint64_t seed)
+{
+    for (size_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)qb_rng_below(seed, QB_STREAM_TEST + 9, i, config->vocab);
+}
+
+/* ---- the forward pass ---- */
+
+static float *floats_of(const qb_model *m, qb_role role, size_t layer)
+{
+    const qb_tensor *t = role == QB_ROLE_HEAD ? qb_model_head(m) : qb_model_tensor(m, role, layer);
+    if (!t->data) return NULL;
+    float *w = malloc(t->rows * t->cols * sizeof *w);
+    qb_tensor_rows_f32(t, 0, t->rows, w);
+    return w;
+}
+
+static void linear(const qb_model *m, qb_role role, size_t layer, const double *x, double *y)
+{
+    const qb_tensor *t = role == QB_ROLE_HEAD ? qb_model_head(m) : qb_model_tensor(m, role, layer);
+    float *w = floats_of(m, role, layer), *bias = NULL;
+    if (role != QB_ROLE_HEAD) bias = floats_of(m, (qb_role)(role + 1), layer);
+    for (size_t n = 0; n < t->rows; n++) {
+        y[n] = bias ? (double)bias[n] : 0;
+        for (size_t k = 0; k < t->cols; k++) y[n] += x[k] * (double)w[n * t->cols + k];
+    }
+    free(w);
+    free(bias);
+}
+
+static void norm(const qb_model *m, qb_role role, size_t layer, const double *x, double *y)
+{
+    const qb_config *c = &m->config;
+    float *gain = floats_of(m, role, layer), *bias = floats_of(m, (qb_role)(role + 1), layer);
+    double mean = 0, square = 0;
+    size_t n = c->d_model;
+    for (size_t i = 0; c->norm == QB_NORM_LAYERNORM && i < n; i++) mean += x[i] / (double)n;
+    for (size_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean) / (double)n;
+    for (size_t i = 0; i < n; i++)
+        y[i] = (x[i] - mean) / sqrt(square + c->norm_eps) *
+                   (double)gain[c->norm == QB_NORM_RMSNORM_SINGLE ? 0 : i] +
+               (bias ? (double)bias[i] : 0);
+    free(gain);
+    free(bias);
+}
+
+static void rotate(const qb_config *c, double *x, size_t n_heads, size_t t)
+{
+    double inv_freq[128];
+    size_t half = c->head_dim / 2;
+    if (c->pos != QB_POS_ROPE) return;
+    qb_rope_inv_freq(&c->rope, c->head_dim, inv_freq);
+    for (size_t h = 0; h < n_heads; h++)
+        for (size_t i = 0; i < half; i++) {
+            double *p = x + h * c->head_dim + i, a = p[0], b = p[half],
+                   angle = (double)t * inv_freq[i];
+            p[0] = a * cos(angle) - b * sin(angle);
+            p[half] = b * cos(angle) + a * sin(angle);
+        }
+}
+
+static void weights_of_row(const qb_config *c, double *s, size_t n)
+{
+    double m = c->softmax == QB_SOFTMAX1 ? 0 : -INFINITY, sum = 0;
+    if (c->softmax == QB_SOFTMAX_RELU) {
+        for (size_t j = 0; j < n; j++) s[j] = fmax(0, s[j]) / (double)n;
+        return;
+    }
+    for (size_t j = 0; j < n; j++) m = fmax(m, s[j]);
+    for (size_t j = 0; j < n; j++) sum += s[j] = exp(s[j] - m);
+    if (c->softmax == QB_SOFTMAX1) sum += exp(-m);
+    for (size_t j = 0; j < n; j++) s[j] /= sum;
+}
+
+static double activate(const qb_config *c, double x, double gate)
+{
+    if (c->act == QB_ACT_RELU) return fmax(0, x);
+    if (c->act == QB_ACT_SWIGLU) return gate / (1 + exp(-gate)) * x;
+    return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+static void attend(const qb_config *c, const double *qkv, size_t n_tokens, size_t t, double *out)
+{
+    size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim, d = c->head_dim;
+    double s[64];
+    (void)n_tokens;
+    for (size_t h = 0; h < c->n_heads; h++) {
+        size_t g = h / (c->n_heads / c->n_kv_heads);
+        const double *q = qkv + t * width + h * d;
+        for (size_t j = 0; j <= t; j++) {
+            const double *k = qkv + j * width + (c->n_heads + g) * d;
+            s[j] = 0;
+            for (size_t i = 0; i < d; i++) s[j] += q[i] * k[i] / sqrt((double)d);
+        }
+        weights_of_row(c, s, t + 1);
+        for (size_t i = 0; i < d; i++) {
+            out[h * d + i] = 0;
+            for (size_t j = 0; j <= t; j++)
+                out[h * d + i] += s[j] * qkv[j * width + (c->n_heads + c->n_kv_heads + g) * d + i];
+        }
+    }
+}
+
+static void block(const qb_model *m, size_t layer, double *x, size_t n_tokens)
+{
+    const qb_config *c = &m->config;
+    size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+    double *qkv = malloc(n_tokens * width * sizeof *qkv), h[256], y[256], gate[256] = {0}, up[256];
+    for (size_t t = 0; t < n_tokens; t++) {
+        double *q = qkv + t * width, *k = q + c->n_heads * c->head_dim,
+               *v = k + c->n_kv_heads * c->head_dim;
+        norm(m, QB_ROLE_NORM1, layer, x + t * c->d_model, h);
+        if (c->fused_qkv) {
+            linear(m, QB_ROLE_QKV, layer, h, q);
+        } else {
+            linear(m, QB_ROLE_Q, layer, h, q);
+            linear(m, QB_ROLE_K, layer, h, k);
+            linear(m, QB_ROLE_V, layer, h, v);
+        }
+        rotate(c, q, c->n_heads, t);
+        rotate(c, k, c->n_kv_heads, t);
+    }
+    for (size_t t = 0; t < n_tokens; t++) {
+        double *xt = x + t * c->d_model;
+        attend(c, qkv, n_tokens, t, h);
+        linear(m, QB_ROLE_O, layer, h, y);
+        for (size_t i = 0; i < c->d_model; i++) xt[i] += y[i];
+        norm(m, QB_ROLE_NORM2, layer, xt, h);
+        linear(m, QB_ROLE_UP, layer, h, up);
+        if (c->act == QB_ACT_SWIGLU) linear(m, QB_ROLE_GATE, layer, h, gate);
+        for (size_t i = 0; i < c->d_ff; i++) up[i] = activate(c, up[i], gate[i]);
+        linear(m, QB_ROLE_DOWN, layer, up, y);
+        for (size_t i = 0; i < c->d_model; i++) xt[i] += y[i];
+    }
+    free(qkv);
+}
+
+static void forward_sequence(const qb_model *m, const int32_t *tokens, size_t n_tokens,
+                             double *logits)
+{
+    const qb_config *c = &m->config;
+    float *table = floats_of(m, QB_ROLE_TOK_EMBD, 0), *pos = floats_of(m, QB_ROLE_POS_EMBD, 0);
+    double *x = malloc(n_tokens * c->d_model * sizeof *x), h[256];
+    for (size_t t = 0; t < n_tokens; t++)
+        for (size_t i = 0; i < c->d_model; i++)
+            x[t * c->d_model + i] = (double)table[(size_t)tokens[t] * c->d_model + i] +
+                                    (pos ? (double)pos[t * c->d_model + i] : 0);
+    for (size_t layer = 0; layer < c->n_layers; layer++) block(m, layer, x, n_tokens);
+    for (size_t t = 0; t < n_tokens; t++) {
+        norm(m, QB_ROLE_NORM_F, 0, x + t * c->d_model, h);
+        linear(m, QB_ROLE_HEAD, 0, h, logits + t * c->vocab);
+    }
+    free(x);
+    free(table);
+    free(pos);
+}
+
+void qb_test_forward(const qb_model *model, const int32_t *tokens, size_t batch, size_t n_tokens,
+                     double *logits)
+{
+    for (size_t b = 0; b < batch; b++)
+        forward_sequence(model, tokens + b * n_tokens, n_tokens,
+                         logits + b * n_tokens * model->config.vocab);
+}

@@ -1,0 +1,270 @@
+/* tests/unit/test_engine.c - the engine against a plain forward pass in double, for every flag of
+ * the architecture table and every scheme; prefill against decode; bits at any number of threads.
+ */
+#include "support.h"
+#include "tiny_model.h"
+
+#include "core/memory.h"
+#include "infer/calibrate.h"
+#include "infer/engine.h"
+#include "quant/quantize_model.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BATCH = 3, TOKENS = 17, ROWS = BATCH * TOKENS };
+
+typedef struct rig {
+    qb_pool *pool;
+    qb_model *model;
+    qb_backbone *backbone;
+    qb_calibration *calibration;
+    int32_t tokens[ROWS];
+    size_t n_logits;
+} rig;
+
+/* Calibration without text: maxima of the model's own forward on other tokens would do; constants
+ * that are large enough for these models are simpler and clip nothing. */
+static qb_calibration *constant_calibration(const qb_config *config)
+{
+    qb_calibration *c;
+    QB_CHECK_OK(qb_calibration_create(config, &c));
+    for (size_t i = 0; i < (config->n_layers + 1) * QB_ROLE_COUNT; i++) {
+        c->linears[i].in_max = 8;
+        c->linears[i].out_max = 20;
+        for (size_t k = 0; k < c->linears[i].cols; k++) c->linears[i].in_channel_max[k] = 8;
+    }
+    return c;
+}
+
+static rig rig_create(const qb_config *config, size_t n_threads)
+{
+    rig r = {.n_logits = ROWS * config->vocab};
+    QB_CHECK_OK(qb_pool_create(n_threads, &r.pool));
+    r.model = qb_test_tiny_model(config, 5);
+    QB_CHECK_OK(qb_backbone_create(r.model, &(qb_backbone_options){ROWS, r.pool}, &r.backbone));
+    r.calibration = constant_calibration(config);
+    qb_test_tokens(config, r.tokens, ROWS, 3);
+    return r;
+}
+
+static void rig_destroy(rig *r)
+{
+    qb_calibration_destroy(r->calibration);
+    qb_backbone_destroy(r->backbone);
+    qb_model_close(r->model);
+    qb_pool_destroy(r->pool);
+}
+
+static float *engine_logits(rig *r, const qb_scheme *scheme, bool fake, bool quantize_head)
+{
+    qb_engine *e;
+    qb_engine_options options = {.scheme = scheme,
+                                 .fake = fake,
+                                 .quantize_head = quantize_head,
+                                 .calibration = r->calibration};
+    QB_CHECK_OK(qb_engine_create(r->backbone, &options, &e));
+    QB_CHECK_OK(qb_engine_prefill(e, r->tokens, BATCH, TOKENS));
+    float *logits = malloc(r->n_logits * sizeof *logits);
+    size_t vocab = r->model->config.vocab;
+    QB_CHECK_OK(qb_engine_logits(e, 20, ROWS - 20, logits + 20 * vocab)); /* any order, any piece */
+    QB_CHECK_OK(qb_engine_logits(e, 0, 20, logits));
+    qb_engine_destroy(e);
+    return logits;
+}
+
+static double largest(const double *x, size_t n)
+{
+    double m = 0;
+    for (size_t i = 0; i < n; i++) m = fmax(m, fabs(x[i]));
+    return m;
+}
+
+static void check_full(const qb_config *config, const char *what)
+{
+    rig r = rig_create(config, 2);
+    float *got = engine_logits(&r, qb_scheme_find("full"), false, false);
+    double *want = malloc(r.n_logits * sizeof *want), worst = 0;
+    qb_test_forward(r.model, r.tokens, BATCH, TOKENS, want);
+    for (size_t i = 0; i < r.n_logits; i++) worst = fmax(worst, fabs((double)got[i] - want[i]));
+    double bound = 2e-6 * largest(want, r.n_logits); /* a few dozen roundings of 6e-8 */
+    if (!(worst <= bound)) fail_msg("%s: difference %g, bound %g", what, worst, bound);
+    free(got);
+    free(want);
+    rig_destroy(&r);
+}
+
+static void full_precision_equals_plain_forward(void **state)
+{
+    (void)state;
+    qb_config base = qb_test_tiny_config("gpt2"), llama = qb_test_tiny_config("llama");
+    check_full(&base, "gpt2");
+    check_full(&llama, "llama");
+    for (int i = 0; i < QB_SOFTMAX_COUNT; i++) {
+        qb_config c = base;
+        c.softmax = (qb_softmax_kind)i;
+        check_full(&c, qb_softmax_names[i]);
+    }
+    for (int i = 0; i < QB_NORM_COUNT; i++) {
+        qb_config c = base;
+        c.norm = (qb_norm_kind)i;
+        c.norm_bias = c.norm == QB_NORM_LAYERNORM;
+        check_full(&c, qb_norm_names[i]);
+    }
+    for (int i = 0; i < QB_POS_COUNT; i++) {
+        qb_config c = base;
+        c.pos = (qb_pos_kind)i;
+        c.rope = llama.rope;
+        check_full(&c, qb_pos_names[i]);
+    }
+    for (int i = 0; i < QB_ACT_COUNT; i++) {
+        qb_config c = base;
+        c.act = (qb_act_kind)i;
+        check_full(&c, qb_act_names[i]);
+    }
+    qb_config c = base;
+    c.attn_bias = c.mlp_bias = c.norm_bias = false;
+    c.tied_head = false;
+    check_full(&c, "no biases, untied");
+    c = llama;
+    c.attn_bias = true;
+    c.tied_head = true;
+    check_full(&c, "llama with biases, tied");
+}
+
+/* The fake twin differs from the integers by f32 rounding alone; a code that falls on the other
+ * side of a rounding boundary moves a logit by a step, so the bound is a share of the effect of
+ * quantisation. */
+static void integers_equal_their_fake_twin(void **state)
+{
+    (void)state;
+    for (int arch = 0; arch < 2; arch++) {
+        qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
+        rig r = rig_create(&config, 2);
+        float *full = engine_logits(&r, qb_scheme_find("full"), false, false);
+        for (const qb_scheme *s = qb_schemes; s->name; s++)
+            for (int head = 0; head < 2 && s->weights.bits; head++) {
+                float *real = engine_logits(&r, s, false, head),
+                      *fake = engine_logits(&r, s, true, head);
+                double gap = qb_test_max_diff(real, fake, r.n_logits, NULL);
+                double effect = qb_test_max_diff(real, full, r.n_logits, NULL);
+                print_message("%s %s%s: effect %.3g, integer against fake %.3g\n",
+                              config.arch->name, s->name, head ? " +head" : "", effect, gap);
+                assert_true(effect > 1e-4);
+                assert_true(gap < 0.35 * effect);
+                free(real);
+                free(fake);
+            }
+        free(full);
+        rig_destroy(&r);
+    }
+}
+
+static void bits_do_not_depend_on_threads(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("llama");
+    for (const qb_scheme *s = qb_schemes; s->name; s++) {
+        float *first = NULL;
+        for (size_t threads = 1; threads <= 4; threads *= 2) {
+            rig r = rig_create(&config, threads);
+            float *logits = engine_logits(&r, s, false, true);
+            if (!first)
+                first = logits;
+            else {
+                assert_memory_equal(first, logits, r.n_logits * sizeof *logits);
+                free(logits);
+            }
+            rig_destroy(&r);
+        }
+        free(first);
+    }
+}
+
+/* Prefill of 9 tokens and 8 decode steps give the logits of the prefill of 17. Per-tensor scales
+ * span a call, so this holds for schemes with none. */
+static void decode_continues_prefill(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"full", "fine", "zeropoint4"};
+    qb_config config = qb_test_tiny_config("llama");
+    for (size_t i = 0; i < QB_COUNT(names); i++) {
+        rig r = rig_create(&config, 2);
+        size_t vocab = config.vocab;
+        float *want = engine_logits(&r, qb_scheme_find(names[i]), false, false);
+        qb_engine *e;
+        qb_engine_options options = {
+            .scheme = qb_scheme_find(names[i]), .cache_batch = BATCH, .cache_context = TOKENS};
+        QB_CHECK_OK(qb_engine_create(r.backbone, &options, &e));
+        int32_t start[BATCH * 9], next[BATCH];
+        for (size_t b = 0; b < BATCH; b++)
+            memcpy(start + b * 9, r.tokens + b * TOKENS, 9 * sizeof *start);
+        QB_CHECK_OK(qb_engine_prefill(e, start, BATCH, 9));
+        double worst = 0;
+        for (size_t t = 9; t < TOKENS; t++) {
+            float got[BATCH * 61];
+            for (size_t b = 0; b < BATCH; b++) next[b] = r.tokens[b * TOKENS + t];
+            QB_CHECK_OK(qb_engine_decode_step(e, next));
+            QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, got));
+            for (size_t b = 0; b < BATCH; b++)
+                worst = fmax(worst, qb_test_max_diff(got + b * vocab,
+                                                     want + (b * TOKENS + t) * vocab, vocab, NULL));
+        }
+        print_message("%s: decode against prefill %.3g\n", names[i], worst);
+        assert_true(worst < 2e-4);
+        assert_int_equal(qb_engine_position(e), TOKENS);
+        assert_int_not_equal(qb_engine_decode_step(e, next), QB_OK); /* the cache is full */
+        qb_engine_destroy(e);
+        free(want);
+        rig_destroy(&r);
+    }
+}
+
+static void wrong_calls_are_refused(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("gpt2");
+    rig r = rig_create(&config, 1);
+    qb_engine *e;
+    QB_CHECK_OK(
+        qb_engine_create(r.backbone, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &e));
+    float logits[61];
+    assert_int_equal(qb_engine_logits(e, 0, 1, logits), QB_ERR_SHAPE);
+    assert_int_equal(qb_engine_prefill(e, r.tokens, BATCH + 1, TOKENS), QB_ERR_SHAPE);
+    assert_int_equal(qb_engine_prefill(e, r.tokens, 0, TOKENS), QB_ERR_SHAPE);
+    assert_int_equal(qb_engine_prefill(e, r.tokens, 1, 25),
+                     QB_ERR_SHAPE); /* learned positions: 24 */
+    assert_int_equal(qb_engine_decode_step(e, r.tokens), QB_ERR_SHAPE);
+    r.tokens[1] = 61;
+    assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS), QB_ERR_SHAPE);
+    r.tokens[1] = -1;
+    assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS), QB_ERR_SHAPE);
+    qb_engine_destroy(e);
+    rig_destroy(&r);
+}
+
+static void nothing_leaks(void **state)
+{
+    (void)state;
+    size_t before = qb_memory_live_blocks();
+    qb_config config = qb_test_tiny_config("llama");
+    rig r = rig_create(&config, 2);
+    free(engine_logits(&r, qb_scheme_find("coarse"), true, true));
+    free(engine_logits(&r, qb_scheme_find("fine-channel"), false, false));
+    rig_destroy(&r);
+    assert_int_equal(qb_memory_live_blocks(), before);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(full_precision_equals_plain_forward),
+        cmocka_unit_test(integers_equal_their_fake_twin),
+        cmocka_unit_test(bits_do_not_depend_on_threads),
+        cmocka_unit_test(decode_continues_prefill),
+        cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(nothing_leaks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
