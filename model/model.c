@@ -264,6 +264,8 @@ static void row_of_codes_f32(const qb_tensor *t, size_t n, float *dst)
     default:
         widen_codes(t, row, 0, 0, 0, t->cols, dst);
     }
+    for (size_t k = 0; q->fold && k < t->cols; k++)
+        dst[k] = q->fold[k] == 0.0f ? 0.0f : dst[k] / q->fold[k];
 }
 
 void qb_tensor_rows_f32(const qb_tensor *t, size_t first_row, size_t n_rows, float *dst)

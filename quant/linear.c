@@ -157,8 +157,11 @@ qb_status qb_linear_create(const qb_tensor *weight, const qb_tensor *bias, const
                            bool fake, const qb_calibration *calibration, qb_pool *pool,
                            qb_linear *out)
 {
-    qb_linear l = {
-        .n = weight->rows, .k = weight->cols, .input = scheme->input, .output = scheme->output};
+    qb_linear l = {.n = weight->rows,
+                   .k = weight->cols,
+                   .quantize = QB_KERNEL_PICK(qb_quantize_kernels),
+                   .input = scheme->input,
+                   .output = scheme->output};
     qb_status status;
     QB_TRY_GOTO(status, pack_weights(&l, weight, fake, pool), failed);
     QB_TRY_GOTO(status, set_static_scales(&l, weight, calibration), failed);
