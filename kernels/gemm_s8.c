@@ -54,6 +54,12 @@ const qb_gemm_s8_row qb_gemm_s8_kernels[] = {
      32,
      qb__gemm_s8_n_tasks_avx512vnni,
      qb__gemm_s8_task_avx512vnni},
+    {{"gemm_s8/avx2", "cpu", QB_CPU_AVX2},
+     qb__gemm_s8_packed_bytes_avx2,
+     qb__gemm_s8_pack_avx2,
+     16,
+     qb__gemm_s8_n_tasks_avx2,
+     qb__gemm_s8_task_avx2},
 #endif
     {{"gemm_s8/ref", "cpu", 0}, packed_bytes_ref, pack_ref, 1, n_tasks_ref, task_ref},
     {.info = {0}},

@@ -1,0 +1,176 @@
+/* kernels/x86/gemm_s8_avx2.c - gemm_s8.h without VNNI: both sides widened to 16 bits, then madd,
+ * which is exact for all codes (maddubs would saturate).
+ *
+ * Packed w: panels of 16 output channels; inside a panel pairs of input channels, 32 bytes each:
+ * [ceil(n / 16)][ceil(k / 2)][16][2]. A tile is up to 4 tokens x 16 channels. Missing channels and
+ * the missing half of the last pair are code 0. */
+#include "kernels/gemm_s8_internal.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+enum { PANEL_N = 16, GROUP_K = 2, GROUP_BYTES = PANEL_N * GROUP_K, TILE_M = 4 };
+
+static inline size_t n_groups_of(size_t k)
+{
+    return (k + GROUP_K - 1) / GROUP_K;
+}
+
+static inline size_t n_panels_of(size_t n)
+{
+    return (n + PANEL_N - 1) / PANEL_N;
+}
+
+size_t qb__gemm_s8_packed_bytes_avx2(size_t n, size_t k)
+{
+    return n_panels_of(n) * n_groups_of(k) * GROUP_BYTES;
+}
+
+void qb__gemm_s8_pack_avx2(const int8_t *w_rows, size_t n0, size_t n1, size_t n, size_t k,
+                           void *packed)
+{
+    const size_t panel_bytes = n_groups_of(k) * GROUP_BYTES;
+    (void)n;
+    for (size_t first = n0; first < n1; first += PANEL_N) {
+        int8_t *panel = (int8_t *)packed + first / PANEL_N * panel_bytes;
+        const size_t n_cols = n1 - first < PANEL_N ? n1 - first : PANEL_N;
+        if (n_cols < PANEL_N || k % GROUP_K) memset(panel, 0, panel_bytes);
+        for (size_t c = 0; c < n_cols; c++) {
+            const int8_t *w = w_rows + (first - n0 + c) * k;
+            for (size_t i = 0; i < k; i++)
+                panel[i / GROUP_K * GROUP_BYTES + c * GROUP_K + i % GROUP_K] = w[i];
+        }
+    }
+}
+
+/* Two codes, widened, in every 32-bit lane. */
+static inline __m256i broadcast2(const int8_t *x)
+{
+    int16_t two;
+    memcpy(&two, x, sizeof two);
+    return _mm256_cvtepi8_epi16(_mm_set1_epi16(two));
+}
+
+static inline __m256i widen16(const int8_t *w)
+{
+    return _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i *)w));
+}
+
+typedef struct tile {
+    const qb_gemm_s8_args *args;
+    size_t m, n; /* its first token and output channel */
+    const int8_t *panel;
+    float max_abs;
+} tile;
+
+static inline float max_lane(__m256 v)
+{
+    float lane[8], most = 0.0f;
+    _mm256_storeu_ps(lane, v);
+    for (int j = 0; j < 8; j++) most = lane[j] > most ? lane[j] : most;
+    return most;
+}
+
+/* Equation (2) of gemm_s8.h for 8 channels, all of them present. */
+static inline void store8(tile *t, size_t m, size_t n, __m256i sum)
+{
+    const qb_gemm_s8_args *a = t->args;
+    if (a->acc) _mm256_storeu_si256((__m256i *)(a->acc + m * a->n + n), sum);
+    if (!a->y) return;
+    __m256 w_scale =
+        a->w_scale_step ? _mm256_loadu_ps(a->w_scale + n) : _mm256_set1_ps(a->w_scale[0]);
+    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(a->x_scale[m * a->x_scale_step]), w_scale);
+    __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
+    if (a->bias) y = _mm256_add_ps(y, _mm256_loadu_ps(a->bias + n));
+    _mm256_storeu_ps(a->y + m * a->y_stride + n, y);
+    float most = max_lane(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), y));
+    if (most > t->max_abs) t->max_abs = most;
+}
+
+/* The same one by one, at the right edge. */
+static void store_some(tile *t, size_t m, size_t n, __m256i sum)
+{
+    const qb_gemm_s8_args *a = t->args;
+    int32_t lane[8];
+    _mm256_storeu_si256((__m256i *)lane, sum);
+    for (size_t j = 0; n + j < a->n; j++) {
+        if (a->acc) a->acc[m * a->n + n + j] = lane[j];
+        if (!a->y) continue;
+        float y = qb__gemm_s8_value(a, m, n + j, lane[j]);
+        a->y[m * a->y_stride + n + j] = y;
+        if (fabsf(y) > t->max_abs) t->max_abs = fabsf(y);
+    }
+}
+
+static inline void store16(tile *t, size_t m, __m256i left, __m256i right)
+{
+    const size_t n = t->n, n_left = t->args->n - n;
+    if (n_left >= 8)
+        store8(t, m, n, left);
+    else
+        store_some(t, m, n, left);
+    if (n_left >= 16)
+        store8(t, m, n + 8, right);
+    else if (n_left > 8)
+        store_some(t, m, n + 8, right);
+}
+
+#define EACH_ROW(X) X(0) X(1) X(2) X(3)
+static inline __attribute__((always_inline)) void compute_tile(tile *t, const size_t n_rows)
+{
+    const qb_gemm_s8_args *a = t->args;
+    const int8_t *w = t->panel, *const end = w + n_groups_of(a->k) * GROUP_BYTES;
+    const int8_t *x = a->x + t->m * a->x_stride;
+#define START(r) __m256i left##r = _mm256_setzero_si256(), right##r = left##r;
+    EACH_ROW(START)
+    for (; w < end; w += GROUP_BYTES, x += GROUP_K) {
+        const __m256i w_left = widen16(w), w_right = widen16(w + 16);
+#define STEP(r)                                                                                    \
+    if (r < n_rows) {                                                                              \
+        const __m256i two = broadcast2(x + r * a->x_stride);                                       \
+        left##r = _mm256_add_epi32(left##r, _mm256_madd_epi16(w_left, two));                       \
+        right##r = _mm256_add_epi32(right##r, _mm256_madd_epi16(w_right, two));                    \
+    }
+        EACH_ROW(STEP)
+    }
+#define FINISH(r)                                                                                  \
+    if (r < n_rows) store16(t, t->m + r, left##r, right##r);
+    EACH_ROW(FINISH)
+}
+
+static void compute_rows(tile *t, size_t n_rows)
+{
+    switch (n_rows) {
+    case 1:
+        compute_tile(t, 1);
+        break;
+    case 2:
+        compute_tile(t, 2);
+        break;
+    case 3:
+        compute_tile(t, 3);
+        break;
+    default:
+        compute_tile(t, TILE_M);
+    }
+}
+
+size_t qb__gemm_s8_n_tasks_avx2(const qb_gemm_s8_args *a, size_t n_threads)
+{
+    size_t n_panels = n_panels_of(a->n), most = 4 * n_threads;
+    return n_panels < most ? n_panels : most;
+}
+
+void qb__gemm_s8_task_avx2(const qb_gemm_s8_args *a, size_t i, size_t n_tasks)
+{
+    const size_t n_panels = n_panels_of(a->n);
+    tile t = {.args = a};
+    for (size_t p = n_panels * i / n_tasks; p < n_panels * (i + 1) / n_tasks; p++)
+        for (size_t m = 0; m < a->m; m += TILE_M) {
+            t.m = m;
+            t.n = p * PANEL_N;
+            t.panel = (const int8_t *)a->w + p * n_groups_of(a->k) * GROUP_BYTES;
+            compute_rows(&t, a->m - m < TILE_M ? a->m - m : TILE_M);
+        }
+    if (a->max_abs_bits) qb__raise_max_abs(a->max_abs_bits, t.max_abs);
+}
