@@ -84,6 +84,16 @@ static void task_ref(const qb_gemm_u4_args *a, size_t i, size_t n_tasks)
 }
 
 const qb_gemm_u4_row qb_gemm_u4_kernels[] = {
+#ifdef QB_WITH_X86
+    {{"gemm_u4/avx512vnni", "cpu", QB_CPU_AVX2 | QB_CPU_AVX512 | QB_CPU_AVX512VNNI},
+     qb__gemm_u4_packed_bytes_avx512vnni,
+     qb__gemm_u4_pack_avx512vnni,
+     32,
+     qb__gemm_u4_prepared_bytes_avx512vnni,
+     qb__gemm_u4_prepare_avx512vnni,
+     qb__gemm_u4_n_tasks_avx512vnni,
+     qb__gemm_u4_task_avx512vnni},
+#endif
     {{"gemm_u4/ref", "cpu", 0},
      packed_bytes_ref,
      pack_ref,

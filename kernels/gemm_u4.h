@@ -3,11 +3,12 @@
  *     w[n, k] = (q[n, k] - zp[s]) * scale[s]     s = slice of (n, k): per n, per k, one, or groups
  * (1) y[m, n] = sum over k of x[m, k] * w[n, k] + bias[n] (2)
  *
- * Weight-only quantisation: activations keep at least 15 bits and a sign. A row states how it
- * computes: either in f32 (the reference, in double), or with x in block floating point: blocks of
- * QB_GEMM_U4_BLOCK input channels share a power-of-two or absmax exponent and hold 16-bit integers,
- * so that sums inside a block are exact integers. error_bound() of the row gives the bound that its
- * tests use. A slice with scale 0 (constant) has the value fill. */
+ * Weight-only quantisation: activations keep at least 15 bits and a sign. A row computes either in
+ * f32 (the reference, in double), or with x in block floating point: blocks of QB_GEMM_U4_BLOCK
+ * input channels share a scale and hold 16-bit integers, so that sums inside a block are exact
+ * integers; an element's error is then at most max|x of its block| * 2^-16. A token's result depends
+ * on the row, the weights and its own x alone. A slice with scale 0 (constant) has the value fill.
+ */
 #ifndef QB_KERNELS_GEMM_U4_H
 #define QB_KERNELS_GEMM_U4_H
 

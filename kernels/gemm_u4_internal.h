@@ -38,4 +38,16 @@ static inline uint8_t qb__u4_code_at(const qb_u4_weights *w, size_t n, size_t k)
     return qb__u4_code(w->codes + n * ((w->k + 1) / 2), k);
 }
 
+#define QB__GEMM_U4_ROW(isa)                                                                       \
+    size_t qb__gemm_u4_packed_bytes_##isa(const qb_u4_weights *weights);                           \
+    const char *qb__gemm_u4_pack_##isa(const qb_u4_weights *weights, size_t n0, size_t n1,         \
+                                       void *packed);                                              \
+    size_t qb__gemm_u4_prepared_bytes_##isa(size_t m, size_t k);                                   \
+    void qb__gemm_u4_prepare_##isa(const float *x, size_t x_stride, size_t m0, size_t m1,          \
+                                   size_t m, size_t k, const void *packed, void *prepared);        \
+    size_t qb__gemm_u4_n_tasks_##isa(const qb_gemm_u4_args *args, size_t n_threads);               \
+    void qb__gemm_u4_task_##isa(const qb_gemm_u4_args *args, size_t i, size_t n_tasks);
+QB__GEMM_U4_ROW(avx512vnni)
+#undef QB__GEMM_U4_ROW
+
 #endif

@@ -5,6 +5,7 @@
  * [ceil(n / 16)][ceil(k / 2)][16][2]. A tile is up to 4 tokens x 16 channels. Missing channels and
  * the missing half of the last pair are code 0. */
 #include "kernels/gemm_s8_internal.h"
+#include "kernels/tiling.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -155,22 +156,28 @@ static void compute_rows(tile *t, size_t n_rows)
     }
 }
 
+static qb_tiling tiling_of(const qb_gemm_s8_args *a)
+{
+    return (qb_tiling){n_panels_of(a->n), (a->m + TILE_M - 1) / TILE_M, TILE_M * a->x_stride};
+}
+
 size_t qb__gemm_s8_n_tasks_avx2(const qb_gemm_s8_args *a, size_t n_threads)
 {
-    size_t n_panels = n_panels_of(a->n), most = 4 * n_threads;
-    return n_panels < most ? n_panels : most;
+    const qb_tiling tiling = tiling_of(a);
+    return qb_tiling_n_tasks(&tiling, n_threads);
 }
 
 void qb__gemm_s8_task_avx2(const qb_gemm_s8_args *a, size_t i, size_t n_tasks)
 {
-    const size_t n_panels = n_panels_of(a->n);
+    const qb_tiling tiling = tiling_of(a);
+    const qb_task_span span = qb_tiling_span(&tiling, i, n_tasks);
     tile t = {.args = a};
-    for (size_t p = n_panels * i / n_tasks; p < n_panels * (i + 1) / n_tasks; p++)
-        for (size_t m = 0; m < a->m; m += TILE_M) {
-            t.m = m;
+    for (size_t p = span.panel0; p < span.panel1; p++)
+        for (size_t j = span.tile0; j < span.tile1; j++) {
+            t.m = j * TILE_M;
             t.n = p * PANEL_N;
             t.panel = (const int8_t *)a->w + p * n_groups_of(a->k) * GROUP_BYTES;
-            compute_rows(&t, a->m - m < TILE_M ? a->m - m : TILE_M);
+            compute_rows(&t, a->m - t.m < TILE_M ? a->m - t.m : TILE_M);
         }
     if (a->max_abs_bits) qb__raise_max_abs(a->max_abs_bits, t.max_abs);
 }

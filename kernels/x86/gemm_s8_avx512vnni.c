@@ -13,7 +13,7 @@
  * (code 0), missing k too; x is padded by its contract. */
 #include "kernels/gemm_s8_internal.h"
 
-#include "core/memory.h"
+#include "kernels/tiling.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -143,23 +143,29 @@ static void (*const compute_tile_of[TILE_M + 1])(tile *) = {
     compute_tile_8, compute_tile_9, compute_tile_10, compute_tile_11,
     compute_tile_12};
 
+static qb_tiling tiling_of(const qb_gemm_s8_args *a)
+{
+    return (qb_tiling){(a->n + PANEL_N - 1) / PANEL_N, (a->m + TILE_M - 1) / TILE_M,
+                       TILE_M * a->x_stride};
+}
+
 size_t qb__gemm_s8_n_tasks_avx512vnni(const qb_gemm_s8_args *a, size_t n_threads)
 {
-    size_t n_panels = (a->n + PANEL_N - 1) / PANEL_N, most = 4 * n_threads;
-    return n_panels < most ? n_panels : most;
+    const qb_tiling tiling = tiling_of(a);
+    return qb_tiling_n_tasks(&tiling, n_threads);
 }
 
 void qb__gemm_s8_task_avx512vnni(const qb_gemm_s8_args *a, size_t i, size_t n_tasks)
 {
-    const size_t n_panels = (a->n + PANEL_N - 1) / PANEL_N;
+    const qb_tiling tiling = tiling_of(a);
+    const qb_task_span span = qb_tiling_span(&tiling, i, n_tasks);
     tile t = {.args = a, .max_abs = _mm512_setzero_ps()};
-    for (size_t p = n_panels * i / n_tasks; p < n_panels * (i + 1) / n_tasks; p++)
-        for (size_t m = 0; m < a->m; m += TILE_M) {
-            size_t n_rows = a->m - m < TILE_M ? a->m - m : TILE_M;
-            t.m = m;
+    for (size_t p = span.panel0; p < span.panel1; p++)
+        for (size_t j = span.tile0; j < span.tile1; j++) {
+            t.m = j * TILE_M;
             t.n = p * PANEL_N;
             t.panel = (const uint8_t *)a->w + p * n_groups_of(a->k) * GROUP_BYTES;
-            compute_tile_of[n_rows](&t);
+            compute_tile_of[a->m - t.m < TILE_M ? a->m - t.m : TILE_M](&t);
         }
     if (a->max_abs_bits) qb__raise_max_abs(a->max_abs_bits, _mm512_reduce_max_ps(t.max_abs));
 }

@@ -1,0 +1,430 @@
+/* kernels/x86/gemm_u4_avx512vnni.c - gemm_u4.h in integers: x in block floating point.
+ *
+ * Blocks b of 128 input channels of a token become 16-bit integers X, x = s_b * X, with
+ * s_b = max|x| / 32639, and X = 256 * hi + lo with hi and lo in s8 (32639 = 127 * 256 + 127). With
+ * codes q as the unsigned side of vpdpbusd the sum over a run f of channels (a block, or a shorter
+ * group of the weights) is an exact integer,
+ *
+ *     D_f = 256 * sum of q * hi + sum of q * lo - 8 * S_f = sum of (q - 8) * X,  S_f = sum of X,
+ * (3)
+ *
+ * |D_f| <= 128 * 8 * 32639 < 2^26, and y follows in f32 (z = zero point - 8, w_scale per slice):
+ *
+ *     slices by n or one:  y = (sum of s_f * D_f - z * sum of s_f * S_f) * w_scale (4) groups along
+ * k:      y = sum of s_f * w_scale_f * (D_f - z_f * S_f)                        (5) slices by k: x
+ * * w_scale_k in place of x, y = sum of s_f * D_f - sum of x * z_k    (6)
+ *
+ * Subtracting 8 keeps the terms of (4) small. The error is that of X, at most s_b / 2 an element or
+ * max|x| * 2^-16, and some f32 roundings.
+ *
+ * Packed w: a header, the slices, and panels of 32 output channels of [ceil(k / 8)][32][4] bytes; a
+ * byte holds the codes of channels k (low) and k + 4 (high) of its group of eight, so a register
+ * yields two operands by and and shift. A tile of up to 4 tokens x 32 channels reads 128 bytes for
+ * 32 products, and a single token streams half a byte a weight. */
+#include "kernels/gemm_u4_internal.h"
+#include "kernels/tiling.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+enum { PANEL_N = 32, GROUP_K = 8, GROUP_BYTES = PANEL_N * GROUP_K / 2, TILE_M = 4, CENTRE = 8 };
+enum { BLOCK = QB_GEMM_U4_BLOCK, SHORTEST_RUN = 32, X_MAX = 127 * 256 + 127 };
+
+/* ---- packed weights ---- */
+
+typedef struct packed_u4 {
+    _Alignas(64) size_t n;
+    size_t k;
+    size_t run_k; /* channels of k under one integer sum: BLOCK, or a group that divides it */
+    size_t n_slice_groups; /* runs with their own scales: 1, or all of them, (5) */
+    bool scales_by_k;      /* (6) */
+    /* then, each 64-byte aligned:
+     * float k_slices[2][k_padded]                            where scales_by_k: scales, then z
+     * float slices[n_panels][n_slice_groups][2][PANEL_N]     scales, then z
+     * uint8_t codes[n_panels][ceil(k / 8)][PANEL_N][4] */
+} packed_u4;
+
+static inline size_t div_up(size_t a, size_t b)
+{
+    return (a + b - 1) / b;
+}
+static inline size_t k_padded_of(size_t k)
+{
+    return div_up(k, BLOCK) * BLOCK;
+}
+static inline size_t panel_bytes_of(size_t k)
+{
+    return div_up(k, GROUP_K) * GROUP_BYTES;
+}
+static inline size_t panel_slices_of(const packed_u4 *p)
+{
+    return p->n_slice_groups * 2 * PANEL_N;
+}
+static inline size_t slices_at(const packed_u4 *p)
+{
+    return sizeof *p + (p->scales_by_k ? 2 * k_padded_of(p->k) * sizeof(float) : 0);
+}
+static inline size_t codes_at(const packed_u4 *p)
+{
+    return slices_at(p) + div_up(p->n, PANEL_N) * panel_slices_of(p) * sizeof(float);
+}
+
+static packed_u4 header_of(const qb_u4_weights *w)
+{
+    packed_u4 p = {.n = w->n, .k = w->k, .run_k = BLOCK, .n_slice_groups = 1};
+    if (w->k_step && w->n_step) {
+        if (w->k_group < BLOCK) p.run_k = w->k_group;
+        p.n_slice_groups = div_up(w->k, p.run_k);
+    }
+    p.scales_by_k = w->k_step && !w->n_step;
+    return p;
+}
+
+size_t qb__gemm_u4_packed_bytes_avx512vnni(const qb_u4_weights *w)
+{
+    const packed_u4 p = header_of(w);
+    return codes_at(&p) + div_up(w->n, PANEL_N) * panel_bytes_of(w->k);
+}
+
+/* Zero points must be exact in f32 after subtracting 8; runs must tile blocks. */
+static const char *refusal(const qb_u4_weights *w, size_t n0, size_t n1)
+{
+    if (w->k_step && w->n_step && w->k_group % BLOCK && w->k_group != 32 && w->k_group != 64)
+        return "groups of weights are neither 32, 64 nor a multiple of 128";
+    for (size_t n = n0; n < (w->n_step ? n1 : n0 + 1); n++)
+        for (size_t k = 0; k < w->k; k += w->k_step ? w->k_group : w->k) {
+            int32_t zero_point = qb__u4_slice_at(w, n, k).zero_point;
+            if (zero_point > 1 << 23 || zero_point < -(1 << 23)) return "a zero point beyond 2^23";
+        }
+    return NULL;
+}
+
+static void pack_k_slices(const qb_u4_weights *w, float *scale)
+{
+    float *zero = scale + k_padded_of(w->k);
+    memset(scale, 0, 2 * k_padded_of(w->k) * sizeof *scale);
+    for (size_t k = 0; k < w->k; k++) {
+        qb__u4_slice s = qb__u4_slice_at(w, 0, k);
+        scale[k] = s.scale;
+        zero[k] = (float)(s.zero_point - CENTRE);
+    }
+}
+
+static void pack_n_slices(const qb_u4_weights *w, const packed_u4 *p, size_t n, float *slices)
+{
+    for (size_t g = 0; g < p->n_slice_groups; g++) {
+        float *scale = slices + g * 2 * PANEL_N + n % PANEL_N;
+        qb__u4_slice s = qb__u4_slice_at(w, n, g * p->run_k);
+        scale[0] = p->scales_by_k ? 1.0f : s.scale;
+        scale[PANEL_N] = p->scales_by_k ? 1.0f : (float)(s.zero_point - CENTRE);
+    }
+}
+
+const char *qb__gemm_u4_pack_avx512vnni(const qb_u4_weights *w, size_t n0, size_t n1, void *packed)
+{
+    const char *why = refusal(w, n0, n1);
+    if (why) return why;
+    const packed_u4 header = header_of(w);
+    if (n0 == 0) {
+        memcpy(packed, &header, sizeof header);
+        if (header.scales_by_k) pack_k_slices(w, (float *)((char *)packed + sizeof header));
+    }
+    for (size_t first = n0; first < n1; first += PANEL_N) {
+        float *panel_slices = (float *)((char *)packed + slices_at(&header)) +
+                              first / PANEL_N * panel_slices_of(&header);
+        uint8_t *panel =
+            (uint8_t *)packed + codes_at(&header) + first / PANEL_N * panel_bytes_of(w->k);
+        memset(panel_slices, 0, panel_slices_of(&header) * sizeof(float));
+        memset(panel, 0, panel_bytes_of(w->k));
+        for (size_t n = first; n < n1 && n < first + PANEL_N; n++) {
+            pack_n_slices(w, &header, n, panel_slices);
+            for (size_t k = 0; k < w->k; k++) {
+                uint8_t *byte = panel + k / GROUP_K * GROUP_BYTES + n % PANEL_N * 4 + k % 4;
+                *byte |= (uint8_t)(qb__u4_code_at(w, n, k) << (k % GROUP_K < 4 ? 0 : 4));
+            }
+        }
+    }
+    return NULL;
+}
+
+/* ---- prepared activations: per token
+ * int8_t parts[n_blocks][2][BLOCK]           hi, then lo
+ * float scale[n_runs]                        s of its block
+ * int32_t sum[n_runs]                        S
+ * float correction                           sum of s * S (4), of x * z_k (6); to 64 bytes ---- */
+
+static inline size_t max_runs_of(size_t k)
+{
+    return k_padded_of(k) / SHORTEST_RUN;
+}
+/* An odd number of cache lines, so that the tokens of a tile do not share a set. */
+static inline size_t token_bytes_of(size_t k)
+{
+    size_t lines = div_up(2 * k_padded_of(k) + max_runs_of(k) * 8 + 4, 64);
+    return (lines | 1) * 64;
+}
+static inline float *run_scales_of(const void *token, size_t k)
+{
+    return (float *)((char *)token + 2 * k_padded_of(k));
+}
+static inline int32_t *run_sums_of(const void *token, size_t k)
+{
+    return (int32_t *)(run_scales_of(token, k) + max_runs_of(k));
+}
+static inline float *correction_of(const void *token, size_t k)
+{
+    return (float *)(run_sums_of(token, k) + max_runs_of(k));
+}
+
+size_t qb__gemm_u4_prepared_bytes_avx512vnni(size_t m, size_t k)
+{
+    return m * token_bytes_of(k);
+}
+
+static inline __mmask16 mask_below(size_t n)
+{
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+/* 16 elements from k on, 0 beyond the end; folded with the scales by k where there are any. */
+static inline __m512 load_x(const float *x, size_t k, size_t n_k, const float *k_scale)
+{
+    __m512 v = k < n_k ? _mm512_maskz_loadu_ps(mask_below(n_k - k), x + k) : _mm512_setzero_ps();
+    return k_scale ? _mm512_mul_ps(v, _mm512_load_ps(k_scale + k)) : v;
+}
+
+/* max|x| of a block; a NaN or infinity comes out as such, since their bits are the largest. */
+static float block_max_abs(const float *x, size_t k0, size_t n_k, const float *k_scale)
+{
+    __m512i most = _mm512_setzero_si512();
+    for (size_t k = k0; k < k0 + BLOCK; k += 16) {
+        __m512 v = _mm512_abs_ps(load_x(x, k, n_k, k_scale));
+        most = _mm512_max_epu32(most, _mm512_castps_si512(v));
+    }
+    uint32_t bits = _mm512_reduce_max_epu32(most);
+    float max_abs;
+    memcpy(&max_abs, &bits, sizeof max_abs);
+    return max_abs;
+}
+
+typedef struct block_sums {
+    int32_t run[BLOCK / SHORTEST_RUN]; /* S of each SHORTEST_RUN channels */
+    float times_zero;                  /* sum of X * z_k */
+} block_sums;
+
+/* Writes hi and lo of one block. k_slices: the scales, then z; or NULL. */
+static block_sums split_block(const float *x, size_t k0, size_t n_k, float inverse,
+                              const float *k_slices, int8_t *hi)
+{
+    block_sums sums;
+    __m512i sum = _mm512_setzero_si512();
+    __m512 times_zero = _mm512_setzero_ps();
+    for (size_t i = 0; i < BLOCK; i += 16) {
+        __m512 v = _mm512_mul_ps(load_x(x, k0 + i, n_k, k_slices), _mm512_set1_ps(inverse));
+        __m512i X = _mm512_cvtps_epi32(v);
+        __m512i high = _mm512_srai_epi32(_mm512_add_epi32(X, _mm512_set1_epi32(128)), 8);
+        _mm_storeu_si128((__m128i *)(hi + i), _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128((__m128i *)(hi + BLOCK + i), _mm512_cvtepi32_epi8(X)); /* lo: X mod 256 */
+        sum = _mm512_add_epi32(sum, X);
+        if (k_slices)
+            times_zero =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(X),
+                                _mm512_load_ps(k_slices + k_padded_of(n_k) + k0 + i), times_zero);
+        if ((i + 16) % SHORTEST_RUN == 0) {
+            sums.run[i / SHORTEST_RUN] = _mm512_reduce_add_epi32(sum);
+            sum = _mm512_setzero_si512();
+        }
+    }
+    sums.times_zero = _mm512_reduce_add_ps(times_zero);
+    return sums;
+}
+
+static void prepare_token(const float *x, size_t k, const packed_u4 *p, void *token)
+{
+    const float *k_slices = p->scales_by_k ? (const float *)(p + 1) : NULL;
+    float *scales = run_scales_of(token, k), correction = 0.0f;
+    int32_t *sums = run_sums_of(token, k);
+    for (size_t k0 = 0; k0 < k; k0 += BLOCK) {
+        float max_abs = block_max_abs(x, k0, k, k_slices);
+        if (max_abs < 0x1p-100f) max_abs = 0.0f; /* its inverse would overflow */
+        float scale = max_abs / X_MAX, inverse = max_abs == 0.0f ? 0.0f : X_MAX / max_abs;
+        block_sums s = split_block(x, k0, k, inverse, k_slices, (int8_t *)token + 2 * k0);
+        int32_t block_sum = 0;
+        for (size_t i = 0; i < BLOCK; i += SHORTEST_RUN) {
+            size_t run = (k0 + i) / p->run_k;
+            if (i % p->run_k == 0) sums[run] = 0;
+            scales[run] = scale;
+            sums[run] += s.run[i / SHORTEST_RUN];
+            block_sum += s.run[i / SHORTEST_RUN];
+        }
+        correction += scale * (k_slices ? s.times_zero : (float)block_sum);
+    }
+    *correction_of(token, k) = correction;
+}
+
+void qb__gemm_u4_prepare_avx512vnni(const float *x, size_t x_stride, size_t m0, size_t m1, size_t m,
+                                    size_t k, const void *packed, void *prepared)
+{
+    (void)m;
+    for (size_t i = m0; i < m1; i++)
+        prepare_token(x + i * x_stride, k, packed, (char *)prepared + i * token_bytes_of(k));
+}
+
+/* ---- the product ---- */
+
+typedef struct tile {
+    const qb_gemm_u4_args *args;
+    const packed_u4 *packed;
+    size_t m, n; /* its first token and output channel */
+    const uint8_t *codes;
+    const float *slices;
+    const char *tokens; /* prepared, from m on */
+    size_t token_bytes;
+} tile;
+
+static inline __m512i broadcast4(const char *x)
+{
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* D of a run and its share of y: (5) where by_group, else (4) and (6). */
+static inline __m512 add_run(__m512 y, __m512i hi, __m512i lo, float x_scale, float x_sum,
+                             const float *slices, bool by_group)
+{
+    __m512 d = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi, 8), lo));
+    __m512 scale = _mm512_set1_ps(x_scale);
+    if (by_group) {
+        d = _mm512_fnmadd_ps(_mm512_load_ps(slices + PANEL_N), _mm512_set1_ps(x_sum), d);
+        scale = _mm512_mul_ps(scale, _mm512_load_ps(slices));
+    }
+    return _mm512_fmadd_ps(d, scale, y);
+}
+
+static inline void store16(const tile *t, size_t r, size_t column, __m512 y)
+{
+    const qb_gemm_u4_args *a = t->args;
+    const size_t m = t->m + r, n = t->n + column;
+    if (n >= a->n) return;
+    const __mmask16 mask = mask_below(a->n - n);
+    if (t->packed->n_slice_groups == 1) {
+        __m512 correction = _mm512_set1_ps(*correction_of(t->tokens + r * t->token_bytes, a->k));
+        y = _mm512_fnmadd_ps(_mm512_load_ps(t->slices + PANEL_N + column), correction, y);
+        y = _mm512_mul_ps(y, _mm512_load_ps(t->slices + column));
+    }
+    if (a->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, a->bias + n));
+    _mm512_mask_storeu_ps(a->y + m * a->y_stride + n, mask, y);
+}
+
+/* n_rows tokens x 32 channels; rows from n_rows on fold away. The empty asm keeps compilers from
+ * holding the accumulators twice. */
+#define EACH_ROW(X) X(0) X(1) X(2) X(3)
+static inline __attribute__((always_inline)) void compute_tile(const tile *t, const size_t n_rows,
+                                                               const bool by_group)
+{
+    const size_t n_k = t->args->k, run_k = t->packed->run_k, stride = t->token_bytes;
+    const __m512i low_nibble = _mm512_set1_epi8(15);
+    const uint8_t *w = t->codes;
+    const float *slices = t->slices;
+#define START(r) __m512 left##r = _mm512_setzero_ps(), right##r = left##r;
+    EACH_ROW(START)
+    for (size_t k0 = 0, run = 0; k0 < n_k; k0 += run_k, run++) {
+        const char *x = t->tokens + k0 / BLOCK * 2 * BLOCK + k0 % BLOCK;
+        const size_t n_groups = div_up(n_k - k0 < run_k ? n_k - k0 : run_k, GROUP_K);
+#define START_RUN(r)                                                                               \
+    __m512i left_hi##r = _mm512_setzero_si512(), right_hi##r = left_hi##r, left_lo##r,             \
+            right_lo##r;                                                                           \
+    left_lo##r = right_lo##r = _mm512_setzero_si512();                                             \
+    if (r < n_rows)                                                                                \
+        left_lo##r = right_lo##r =                                                                 \
+            _mm512_set1_epi32(-CENTRE * run_sums_of(t->tokens + r * stride, n_k)[run]);
+        EACH_ROW(START_RUN)
+        for (const uint8_t *end = w + n_groups * GROUP_BYTES; w < end;
+             w += GROUP_BYTES, x += GROUP_K) {
+            const __m512i left = _mm512_load_si512(w), right = _mm512_load_si512(w + 64);
+            __m512i left_q = _mm512_and_si512(left, low_nibble);
+            __m512i right_q = _mm512_and_si512(right, low_nibble);
+#define STEP(r, k)                                                                                 \
+    if (r < n_rows) {                                                                              \
+        const __m512i hi = broadcast4(x + r * stride + k);                                         \
+        const __m512i lo = broadcast4(x + r * stride + BLOCK + k);                                 \
+        left_hi##r = _mm512_dpbusd_epi32(left_hi##r, left_q, hi);                                  \
+        right_hi##r = _mm512_dpbusd_epi32(right_hi##r, right_q, hi);                               \
+        left_lo##r = _mm512_dpbusd_epi32(left_lo##r, left_q, lo);                                  \
+        right_lo##r = _mm512_dpbusd_epi32(right_lo##r, right_q, lo);                               \
+        __asm__("" : "+v"(left_hi##r), "+v"(right_hi##r), "+v"(left_lo##r), "+v"(right_lo##r));    \
+    }
+#define STEP_LOW(r) STEP(r, 0)
+#define STEP_HIGH(r) STEP(r, 4)
+            EACH_ROW(STEP_LOW)
+            left_q = _mm512_and_si512(_mm512_srli_epi16(left, 4), low_nibble);
+            right_q = _mm512_and_si512(_mm512_srli_epi16(right, 4), low_nibble);
+            EACH_ROW(STEP_HIGH)
+        }
+#define FINISH_RUN(r)                                                                              \
+    if (r < n_rows) {                                                                              \
+        const float scale = run_scales_of(t->tokens + r * stride, n_k)[run];                       \
+        const float sum = (float)run_sums_of(t->tokens + r * stride, n_k)[run];                    \
+        left##r = add_run(left##r, left_hi##r, left_lo##r, scale, sum, slices, by_group);          \
+        right##r = add_run(right##r, right_hi##r, right_lo##r, scale, sum, slices + 16, by_group); \
+    }
+        EACH_ROW(FINISH_RUN)
+        if (by_group) slices += 2 * PANEL_N;
+    }
+#define FINISH(r)                                                                                  \
+    if (r < n_rows) {                                                                              \
+        store16(t, r, 0, left##r);                                                                 \
+        store16(t, r, 16, right##r);                                                               \
+    }
+    EACH_ROW(FINISH)
+}
+
+#define TILE_ROWS(n_rows)                                                                          \
+    static __attribute__((noinline)) void compute_tile_##n_rows(const tile *t)                     \
+    {                                                                                              \
+        compute_tile(t, n_rows, false);                                                            \
+    }                                                                                              \
+    static __attribute__((noinline)) void compute_tile_grouped_##n_rows(const tile *t)             \
+    {                                                                                              \
+        compute_tile(t, n_rows, true);                                                             \
+    }
+TILE_ROWS(1)
+TILE_ROWS(2)
+TILE_ROWS(3)
+TILE_ROWS(4)
+
+static void (*const compute_tile_of[2][TILE_M])(const tile *) = {
+    {compute_tile_1, compute_tile_2, compute_tile_3, compute_tile_4},
+    {compute_tile_grouped_1, compute_tile_grouped_2, compute_tile_grouped_3,
+     compute_tile_grouped_4}};
+
+static qb_tiling tiling_of(const qb_gemm_u4_args *a)
+{
+    return (qb_tiling){div_up(a->n, PANEL_N), div_up(a->m, TILE_M), TILE_M * token_bytes_of(a->k)};
+}
+
+size_t qb__gemm_u4_n_tasks_avx512vnni(const qb_gemm_u4_args *a, size_t n_threads)
+{
+    const qb_tiling tiling = tiling_of(a);
+    return qb_tiling_n_tasks(&tiling, n_threads);
+}
+
+void qb__gemm_u4_task_avx512vnni(const qb_gemm_u4_args *a, size_t i, size_t n_tasks)
+{
+    const qb_tiling tiling = tiling_of(a);
+    const qb_task_span span = qb_tiling_span(&tiling, i, n_tasks);
+    const packed_u4 *packed = a->w;
+    tile t = {.args = a, .packed = packed, .token_bytes = token_bytes_of(a->k)};
+    for (size_t p = span.panel0; p < span.panel1; p++)
+        for (size_t j = span.tile0; j < span.tile1; j++) {
+            t.m = j * TILE_M;
+            t.n = p * PANEL_N;
+            t.codes = (const uint8_t *)a->w + codes_at(packed) + p * panel_bytes_of(a->k);
+            t.slices = (const float *)((const char *)a->w + slices_at(packed)) +
+                       p * panel_slices_of(packed);
+            t.tokens = (const char *)a->x_prepared + t.m * t.token_bytes;
+            size_t n_rows = a->m - t.m < TILE_M ? a->m - t.m : TILE_M;
+            compute_tile_of[packed->n_slice_groups > 1][n_rows - 1](&t);
+        }
+}
