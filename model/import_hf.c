@@ -71,24 +71,26 @@ static qb_status set_tensor(hf_import *import, qb_file *file, const qb_st_tensor
                         t->name);
 }
 
-/* Checks the container, sets every tensor, and hands the mapping to the model. */
-static qb_status add_file(hf_import *import, qb_file *file)
+/* Sets every tensor and hands the mapping to the model. */
+static qb_status add_tensors(hf_import *import, qb_file *file, const qb_safetensors *st)
 {
-    qb_safetensors *st;
-    QB_TRY(qb_safetensors_parse(file, &st));
-    qb_status status = QB_OK;
-    for (size_t i = 0; i < qb_safetensors_n_tensors(st) && status == QB_OK; i++)
-        status = set_tensor(import, file, qb_safetensors_get(st, i));
-    if (status != QB_OK) status = qb_error_prefix(status, file->path);
-    qb_safetensors_close(st);
-    return status == QB_OK ? qb_model_take_file(import->model, file) : status;
+    for (size_t i = 0; i < qb_safetensors_n_tensors(st); i++) {
+        qb_status status = set_tensor(import, file, qb_safetensors_get(st, i));
+        if (status != QB_OK) return qb_error_prefix(status, file->path);
+    }
+    return qb_model_take_file(import->model, file);
 }
 
 static qb_status add_path(hf_import *import, const char *path)
 {
     qb_file file;
+    qb_safetensors *st;
     QB_TRY(qb_file_open(path, &file));
-    qb_status status = add_file(import, &file);
+    qb_status status = qb_safetensors_parse(&file, &st);
+    if (status == QB_OK) {
+        status = add_tensors(import, &file, st);
+        qb_safetensors_close(st);
+    }
     qb_file_close(&file);
     return status;
 }
@@ -220,7 +222,12 @@ static qb_status create_from_config(const char *folder, const char *path, const 
     QB_TRY(qb_path_join(folder, "config.json", &config_path));
     json_t *root = NULL;
     qb_config config;
-    qb_status status = qb_json_read_file(config_path, QB__HF_MAX_JSON_BYTES, &root);
+    qb_status status =
+        access(config_path, F_OK)
+            ? QB_FAIL(QB_ERR_FORMAT,
+                      "%s: found no config.json in %s, expected it beside the weights", path,
+                      folder)
+            : qb_json_read_file(config_path, QB__HF_MAX_JSON_BYTES, &root);
     if (status == QB_OK) {
         status = qb__hf_config_from_json(root, &config);
         if (status != QB_OK) status = qb_error_prefix(status, config_path);
@@ -236,13 +243,13 @@ static qb_status create_from_config(const char *folder, const char *path, const 
     return status;
 }
 
-/* file NULL: the folder's own weights. */
+/* file and st NULL: the folder's own weights. */
 static qb_status import_from(const char *folder, const char *path, qb_file *file,
-                             const char *format, qb_model **out)
+                             const qb_safetensors *st, const char *format, qb_model **out)
 {
     hf_import import = {0};
     QB_TRY(create_from_config(folder, path, format, &import.model));
-    qb_status status = file ? add_file(&import, file) : add_folder(&import, folder);
+    qb_status status = st ? add_tensors(&import, file, st) : add_folder(&import, folder);
     if (status == QB_OK) {
         status = qb_model_check_complete(import.model);
         if (status == QB_OK) status = check_spare_head(&import);
@@ -265,7 +272,7 @@ bool qb__hf_recognise(const char *path, const qb_file *file)
 qb_status qb__hf_open(const char *path, qb_file *file, qb_model **out)
 {
     (void)file;
-    return import_from(path, path, NULL, "hf", out);
+    return import_from(path, path, NULL, NULL, "hf", out);
 }
 
 /* By content: a header length and the start of JSON. A damaged file that is named so and looks like
@@ -284,6 +291,16 @@ bool qb__safetensors_recognise(const char *path, const qb_file *file)
            !qb_file_looks_like(file->data, file->bytes);
 }
 
+/* The container is checked first: its faults say more than the lack of a config.json. */
+static qb_status open_single(const char *folder, const char *path, qb_file *file, qb_model **out)
+{
+    qb_safetensors *st;
+    QB_TRY(qb_safetensors_parse(file, &st));
+    qb_status status = import_from(folder, path, file, st, "safetensors", out);
+    qb_safetensors_close(st);
+    return status;
+}
+
 qb_status qb__safetensors_model_open(const char *path, qb_file *file, qb_model **out)
 {
     const char *slash = strrchr(path, '/');
@@ -291,7 +308,7 @@ qb_status qb__safetensors_model_open(const char *path, qb_file *file, qb_model *
     qb_status status =
         qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1);
     if (status == QB_OK) {
-        status = import_from(folder, path, file, "safetensors", out);
+        status = open_single(folder, path, file, out);
         qb_free(folder);
     }
     qb_file_close(file);
