@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { WIDTH = 80, HELP_COLUMN = 26 };
+enum { WIDTH = 80, HELP_COLUMN = 26, HELP_BYTES = 512 };
 
 /* ---- plain text ---- */
 
@@ -40,15 +40,21 @@ static void option_left_column(const qb_option *option, char *text, size_t capac
              option->value ? option->value : "");
 }
 
+/* The help line, the allowed words, the default. */
 static void option_help(const qb_option *option, char *text, size_t capacity)
 {
-    snprintf(text, capacity, "%s%s%s%s", option->help, option->default_value ? " (default: " : "",
-             option->default_value ? option->default_value : "", option->default_value ? ")" : "");
+    const char *choice;
+    size_t n = (size_t)snprintf(text, capacity, "%s", option->help);
+    for (size_t i = 0; option->choice && (choice = option->choice(i)); i++)
+        n += (size_t)snprintf(text + n, capacity - n, "%s%s%s", i ? ", " : "; one of ", choice,
+                              choice[strlen(choice) - 1] == ':' ? "N" : "");
+    if (option->default_value)
+        snprintf(text + n, capacity - n, " (default: %s)", option->default_value);
 }
 
 static void print_option(const qb_option *option)
 {
-    char left[96], help[256];
+    char left[96], help[HELP_BYTES];
     option_left_column(option, left, sizeof left);
     option_help(option, help, sizeof help);
     bool fits = strlen(left) <= HELP_COLUMN - 4; /* two blanks on each side */
@@ -125,7 +131,7 @@ static void print_roff_line(const char *before, const char *text)
 
 static void print_man_option(const qb_option *option)
 {
-    char text[256];
+    char text[HELP_BYTES];
     printf(".TP\n.B ");
     if (option->letter) printf("\\-%c\\fR, \\fB", option->letter);
     printf("\\-\\-");
@@ -184,8 +190,8 @@ void qb_help_print_man(void)
 
 static void print_choices(const qb_option *option)
 {
-    for (const char *const *c = option->choices; *c; c++)
-        printf("%s%s", c == option->choices ? "" : " ", *c);
+    const char *choice;
+    for (size_t i = 0; (choice = option->choice(i)); i++) printf("%s%s", i ? " " : "", choice);
 }
 
 static void print_completion_verb(const qb_verb *verb)
@@ -207,7 +213,7 @@ void qb_help_print_bash_completion(void)
            "    case \" $verbs \" in *\" $verb \"*) ;; *) verb=run ;; esac\n"
            "    case $prev in\n");
     for (size_t i = 0; i < qb_n_options; i++) {
-        if (!qb_options[i].choices) continue;
+        if (!qb_options[i].choice) continue;
         printf("    --%s) COMPREPLY=($(compgen -W \"", qb_options[i].name);
         print_choices(&qb_options[i]);
         printf("\" -- \"$cur\")); return ;;\n");

@@ -2,7 +2,9 @@
  * texts. */
 #include "cli/options.h"
 
-#include <float.h>
+#include "infer/protocols.h"
+#include "quant/schemes.h"
+
 #include <string.h>
 
 /* clang-format off */
@@ -80,38 +82,62 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
          "qbench --version"},
         0, 0, qb_cmd_version},
 };
+/* clang-format on */
 
 #define ON(verb) (1u << QB_VERB_##verb)
 #define ALL (~0u)
 #define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE)) /* verbs that run a model */
 
-static const char *const devices[] = {"auto", "cpu", "cuda", "cuda:", NULL};
-static const char *const protocols[] = {"paper", "hf-disjoint", "hf-stride", "llama.cpp", "lm-eval", NULL};
-static const char *const weight_axes[] = {"out", "in", "tensor", "group:", NULL};
-static const char *const act_axes[] = {"token", "tensor", "channel", NULL};
-static const char *const act_scales[] = {"dynamic", "static", NULL};
-static const char *const dtypes[] = {"keep", "f16", "bf16", NULL};
-static const char *const shells[] = {"bash", NULL};
+/* Words of an option that are a list of their own; others come from the tables they name. */
+#define WORDS(function, ...)                                                                       \
+    static const char *function(size_t i)                                                          \
+    {                                                                                              \
+        static const char *const words[] = {__VA_ARGS__, NULL};                                    \
+        return words[i];                                                                           \
+    }
+WORDS(devices, "auto", "cpu", "cuda", "cuda:")
+WORDS(weight_axes, "out", "in", "tensor", "group:")
+WORDS(act_axes, "token", "tensor", "channel")
+WORDS(act_scales, "dynamic", "static")
+WORDS(dtypes, "keep", "f16", "bf16")
+WORDS(shells, "bash")
 
+static const char *protocols(size_t i)
+{
+    return qb_protocols[i].name;
+}
+
+static const char *schemes(size_t i)
+{
+    return qb_schemes[i].name;
+}
+
+static const char *schemes_or_all(size_t i)
+{
+    if (i && !qb_schemes[i - 1].name) return NULL;
+    return qb_schemes[i].name ? qb_schemes[i].name : "all";
+}
+
+/* clang-format off */
 const qb_option qb_options[] = {
     /* what to run */
-    {"scheme", 's', QB_OPTION_LIST, ON(RUN), "NAME[,NAME...]|all", "coarse", 0, 0,
-        "schemes to compare with full precision", NULL},
+    {"scheme", 's', QB_OPTION_LIST, ON(RUN), "NAME[,NAME...]", "coarse", 0, 0,
+        "schemes to compare with full precision", schemes_or_all},
     {"scheme", 's', QB_OPTION_STRING, ON(LOGITS) | ON(GENERATE), "NAME", NULL, 0, 0,
-        "scheme to run (default: as the file is stored)", NULL},
+        "scheme to run (default: the one that the file is stored in, else full)", schemes},
     {"weight-axis", 0, QB_OPTION_STRING, ENGINE | ON(CONVERT), "AXIS", NULL, 0, 0,
-        "what shares a weight scale: out, in, tensor or group:N (default: the scheme's)", weight_axes},
+        "what shares a weight scale instead of the scheme's choice", weight_axes},
     {"act-axis", 0, QB_OPTION_STRING, ENGINE, "AXIS", NULL, 0, 0,
-        "what shares an activation scale: token, tensor or channel (default: the scheme's)", act_axes},
+        "what shares an activation scale instead of the scheme's choice", act_axes},
     {"act-scale", 0, QB_OPTION_STRING, ENGINE, "WHEN", NULL, 0, 0,
-        "activation scales per call (dynamic) or from calibration text (static)", act_scales},
+        "activation scales of each call, or from calibration text", act_scales},
     {"quantize-head", 0, QB_OPTION_FLAG, ENGINE | ON(CONVERT), NULL, NULL, 0, 0,
         "quantise the output projection too", NULL},
     {"no-fake", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
         "leave out the fake-quant twin of each integer scheme", NULL},
     {"fake", 0, QB_OPTION_FLAG, ON(LOGITS), NULL, NULL, 0, 0,
         "run the fake-quant twin: quantise, dequantise, float product", NULL},
-    {"device", 0, QB_OPTION_STRING, ENGINE, "auto|cpu|cuda[:N]", "auto", 0, 0,
+    {"device", 0, QB_OPTION_STRING, ENGINE, "DEVICE", "auto", 0, 0,
         "where to run", devices},
     {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(KERNELS), "OP/ROW[,...]", NULL, 0, 0,
         "force these kernel rows (see qbench kernels)", NULL},
@@ -121,7 +147,7 @@ const qb_option qb_options[] = {
     {"text", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
         "text to evaluate: plain, .gz, .xz, JSON lines (default: the built-in text)", NULL},
     {"protocol", 'p', QB_OPTION_STRING, ON(RUN), "NAME", "paper", 0, 0,
-        "perplexity protocol: paper, hf-disjoint, hf-stride, llama.cpp, lm-eval", protocols},
+        "perplexity protocol", protocols},
     {"context", 'c', QB_OPTION_SIZE, ON(RUN), "T", NULL, 2, 16777216,
         "tokens a window (default: the trained context, at most 1,024)", NULL},
     {"context", 'c', QB_OPTION_SIZE, ON(GENERATE), "T", NULL, 2, 16777216,
@@ -152,11 +178,11 @@ const qb_option qb_options[] = {
         "write each token's loss into this folder, one file a scheme", NULL},
     /* convert */
     {"quantize", 'q', QB_OPTION_STRING, ON(CONVERT), "SCHEME", NULL, 0, 0,
-        "store the linear layers as this scheme's integer codes", NULL},
+        "store the linear layers as this scheme's integer codes", schemes},
     {"random", 0, QB_OPTION_STRING, ON(CONVERT), "NAME", NULL, 0, 0,
         "write a random model: gpt2-60m, gpt2-130m, gpt2-1.4b or llama2-130m", NULL},
     {"dtype", 0, QB_OPTION_STRING, ON(CONVERT), "TYPE", "keep", 0, 0,
-        "store float tensors as they are (keep), f16 or bf16", dtypes},
+        "how float tensors are stored", dtypes},
     {"zlib", 'z', QB_OPTION_SIZE, ON(CONVERT), "LEVEL", "0", 0, 9,
         "compress tensors: 0 = not at all, 1 fast to 9 small", NULL},
     /* tokenize */
@@ -181,7 +207,7 @@ const qb_option qb_options[] = {
     /* help */
     {"man", 0, QB_OPTION_FLAG, ON(HELP), NULL, NULL, 0, 0, "print the manual page (roff)", NULL},
     {"completion", 0, QB_OPTION_STRING, ON(HELP), "SHELL", NULL, 0, 0,
-        "print the completion script of a shell: bash", shells},
+        "print the completion script of a shell", shells},
     /* everywhere */
     {"quiet", 0, QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "no progress, no notes", NULL},
     {"help", 'h', QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "this text", NULL},

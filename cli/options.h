@@ -49,12 +49,13 @@ typedef struct qb_option {
     const char *name; /* without dashes; NULL ends the table */
     char letter;      /* 0 = none */
     qb_option_kind kind;
-    uint32_t verbs;             /* bit 1 << id of each verb that takes it */
-    const char *value;          /* "N": how --help names the value */
-    const char *default_value;  /* what the getters give when it is absent; NULL = none */
-    double min, max;            /* of numbers */
-    const char *help;           /* one line; a default that is no constant is said here */
-    const char *const *choices; /* the allowed words, ends with NULL; NULL = any */
+    uint32_t verbs;            /* bit 1 << id of each verb that takes it */
+    const char *value;         /* "N": how --help names the value */
+    const char *default_value; /* what the getters give when it is absent; NULL = none */
+    double min, max;           /* of numbers */
+    const char *help;          /* one line; a default that is no constant is said here */
+    /* The i-th allowed word, NULL after the last; "word:" takes a number. NULL = any word. */
+    const char *(*choice)(size_t i);
 } qb_option;
 extern const qb_option qb_options[];
 extern const size_t qb_n_options;

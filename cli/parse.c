@@ -111,17 +111,39 @@ static bool parse_double(const char *text, double *out)
     return true;
 }
 
-static bool is_choice(const char *const *choices, const char *text)
+static bool is_choice(const qb_option *option, const char *text, size_t n_bytes)
 {
-    for (; *choices; choices++) {
-        size_t n = strlen(*choices);
-        bool open = (*choices)[n - 1] == ':'; /* "group:" stands for group:N */
-        size_t number;
-        if (open ? !strncmp(text, *choices, n) && parse_size(text + n, &number)
-                 : !strcmp(text, *choices))
-            return true;
+    const char *choice;
+    for (size_t i = 0; (choice = option->choice(i)); i++) {
+        size_t n = strlen(choice), number;
+        bool open = choice[n - 1] == ':'; /* "group:" stands for group:N */
+        bool same = (open ? n < n_bytes : n == n_bytes) && !strncmp(text, choice, n);
+        if (same && (!open || parse_size(text + n, &number))) return true;
     }
     return false;
+}
+
+static qb_status fail_choice(const qb_option *option, const char *text, size_t n_bytes)
+{
+    char words[512] = "";
+    const char *choice;
+    for (size_t i = 0; (choice = option->choice(i)); i++)
+        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s%s", i ? ", " : "",
+                 choice, choice[strlen(choice) - 1] == ':' ? "N" : "");
+    return QB_FAIL(QB_ERR_USAGE, "--%s: unknown value: found '%.*s', expected one of %s",
+                   option->name, (int)n_bytes, text, words);
+}
+
+/* The word, or each item of a list, is one of the choices. */
+static qb_status check_choices(const qb_option *option, const char *text)
+{
+    if (!option->choice) return QB_OK;
+    for (;;) {
+        size_t n = option->kind == QB_OPTION_LIST ? strcspn(text, ",") : strlen(text);
+        if (n && !is_choice(option, text, n)) return fail_choice(option, text, n);
+        if (!text[n]) return QB_OK;
+        text += n + 1;
+    }
 }
 
 static qb_status check_value(const qb_option *option, const char *text)
@@ -148,15 +170,7 @@ static qb_status check_value(const qb_option *option, const char *text)
             return QB_FAIL(QB_ERR_USAGE, "--%s: empty value: found '', expected %s", option->name,
                            option->value);
     }
-    if (option->choices && !is_choice(option->choices, text)) {
-        char words[256] = "";
-        for (const char *const *c = option->choices; *c; c++)
-            snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s%s",
-                     c == option->choices ? "" : ", ", *c, (*c)[strlen(*c) - 1] == ':' ? "N" : "");
-        return QB_FAIL(QB_ERR_USAGE, "--%s: unknown value: found '%s', expected one of %s",
-                       option->name, text, words);
-    }
-    return QB_OK;
+    return check_choices(option, text);
 }
 
 /* ---- options ---- */
