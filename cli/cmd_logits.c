@@ -1,8 +1,133 @@
-/* cli/cmd_logits.c - qbench logits. */
-#include "cli/cli.h"
+/* cli/cmd_logits.c - qbench logits: tokens in, logits and losses out, the whole (B, T) as one
+ * batch. */
+#include "cli/prepare.h"
+#include "core/interrupt.h"
+#include "core/memory.h"
+#include "core/progress.h"
+#include "kernels/pointwise.h"
+#include "model/safetensors.h"
+
+enum { CHUNK_ROWS = 64 };
+
+typedef struct token_grid {
+    int32_t *ids; /* (batch, n_tokens) */
+    size_t batch, n_tokens;
+} token_grid;
+
+static qb_status read_tokens(const char *path, token_grid *out)
+{
+    qb_safetensors *st;
+    QB_TRY(qb_safetensors_open(path, &st));
+    const qb_st_tensor *t = qb_safetensors_find(st, "tokens");
+    qb_status status = QB_OK;
+    token_grid grid = {0};
+    if (!t || t->rank != 2 || !t->n_elems)
+        status = QB_FAIL(QB_ERR_FORMAT,
+                         "%s: no tensor `tokens` of shape (B, T), B and T at least 1", path);
+    if (status == QB_OK) status = QB_NEW(&grid.ids, t->n_elems, "tokens");
+    if (status == QB_OK) status = qb_st_tensor_to_s32(t, grid.ids);
+    if (status == QB_OK) {
+        grid.batch = t->shape[0];
+        grid.n_tokens = t->shape[1];
+        *out = grid;
+    } else {
+        qb_free(grid.ids);
+    }
+    qb_safetensors_close(st);
+    return status;
+}
+
+/* -log p of the token that follows row (b, t), put at (b, t) of the (B, T-1) nll. */
+static qb_status put_nll(qb_st_writer *w, const token_grid *g, size_t row, const float *logits,
+                         size_t vocab)
+{
+    size_t b = row / g->n_tokens, t = row % g->n_tokens;
+    if (t + 1 == g->n_tokens) return QB_OK;
+    const qb_pointwise_row *kernels = QB_KERNEL_PICK(qb_pointwise_kernels);
+    int32_t top;
+    float nll = (float)(kernels->logsumexp(logits, vocab, &top) - (double)logits[g->ids[row + 1]]);
+    return qb_st_writer_put(w, 1, (b * (g->n_tokens - 1) + t) * sizeof nll, &nll, sizeof nll);
+}
+
+static qb_status write_rows(qb_engine *e, const token_grid *g, float *logits, qb_st_writer *w)
+{
+    size_t vocab = qb_engine_model(e)->config.vocab, rows = g->batch * g->n_tokens;
+    qb_progress progress = qb_progress_begin("logits", rows);
+    for (size_t row = 0; row < rows; row += CHUNK_ROWS) {
+        size_t n = rows - row < CHUNK_ROWS ? rows - row : CHUNK_ROWS;
+        if (qb_interrupted()) return QB_FAIL(QB_ERR_INTERRUPTED, "interrupted");
+        QB_TRY(qb_engine_logits(e, row, n, logits));
+        QB_TRY(qb_st_writer_put(w, 0, row * vocab * sizeof *logits, logits,
+                                n * vocab * sizeof *logits));
+        for (size_t i = 0; i < n; i++) QB_TRY(put_nll(w, g, row + i, logits + i * vocab, vocab));
+        qb_progress_update(&progress, row + n);
+    }
+    qb_progress_end(&progress);
+    return QB_OK;
+}
+
+static qb_status write_output(qb_engine *e, const token_grid *g, const char *path)
+{
+    size_t vocab = qb_engine_model(e)->config.vocab;
+    const qb_st_entry entries[] = {
+        {.name = "logits", .dtype = QB_F32, .rank = 3, .shape = {g->batch, g->n_tokens, vocab}},
+        {.name = "nll", .dtype = QB_F32, .rank = 2, .shape = {g->batch, g->n_tokens - 1}}};
+    float *logits;
+    QB_TRY(QB_NEW(&logits, CHUNK_ROWS * vocab, "logits"));
+    qb_st_writer *w = NULL;
+    qb_status status = qb_st_writer_open(path, entries, QB_COUNT(entries), NULL, &w);
+    if (status == QB_OK) {
+        status = write_rows(e, g, logits, w);
+        if (status == QB_OK)
+            status = qb_st_writer_commit(w);
+        else
+            qb_st_writer_abandon(w);
+    }
+    qb_free(logits);
+    return status;
+}
+
+static qb_status run_model(const qb_cli *cli, const qb_model *model, const token_grid *g,
+                           qb_pool *pool)
+{
+    qb_scheme scheme;
+    qb_backbone *backbone = NULL;
+    qb_calibration *calibration = NULL;
+    qb_engine *engine = NULL;
+    qb_status status;
+    QB_TRY(qb_cli_scheme(cli, qb_cli_string(cli, "scheme"), model, &scheme));
+    qb_backbone_options wide = {.max_tokens = g->batch * g->n_tokens, .pool = pool};
+    QB_TRY_GOTO(status, qb_backbone_create(model, &wide, &backbone), done);
+    QB_TRY_GOTO(status, qb_cli_calibration(cli, &scheme, backbone, &calibration), done);
+    qb_engine_options options = {.scheme = &scheme,
+                                 .fake = qb_cli_flag(cli, "fake") && scheme.weights.bits,
+                                 .quantize_head = qb_cli_flag(cli, "quantize-head"),
+                                 .calibration = calibration};
+    QB_TRY_GOTO(status, qb_engine_create(backbone, &options, &engine), done);
+    QB_TRY_GOTO(status, qb_engine_prefill(engine, g->ids, g->batch, g->n_tokens), done);
+    status = write_output(engine, g, qb_cli_string(cli, "out"));
+done:
+    qb_engine_destroy(engine);
+    qb_calibration_destroy(calibration);
+    qb_backbone_destroy(backbone);
+    return status;
+}
 
 qb_status qb_cmd_logits(const qb_cli *cli)
 {
-    (void)cli;
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "logits: this build has no such command yet");
+    if (!qb_cli_is_set(cli, "tokens") || !qb_cli_is_set(cli, "out"))
+        return QB_FAIL(QB_ERR_USAGE, "logits: --tokens FILE and --out FILE are needed");
+    token_grid grid = {0};
+    qb_model *model = NULL;
+    qb_pool *pool = NULL;
+    qb_status status;
+    QB_TRY_GOTO(status, qb_cli_prepare(cli, &pool), done);
+    QB_TRY_GOTO(status, read_tokens(qb_cli_string(cli, "tokens"), &grid), done);
+    QB_TRY_GOTO(status, qb_model_open(qb_cli_arg(cli, 0), &model), done);
+    status = run_model(cli, model, &grid, pool);
+done:
+    qb_model_close(model);
+    qb_free(grid.ids);
+    qb_pool_destroy(pool);
+    return status;
 }
