@@ -1,11 +1,11 @@
 /* kernels/pointwise.c - the reference of pointwise.h in plain C with sums in double, and its table.
  */
-#include "kernels/pointwise.h"
+#include "kernels/pointwise_internal.h"
 
 #include <math.h>
 
-static void layernorm_ref(const float *x, size_t n, const float *gain, const float *bias,
-                          double eps, float *y)
+void qb__layernorm_ref(const float *x, size_t n, const float *gain, const float *bias, double eps,
+                       float *y)
 {
     double sum = 0, squares = 0;
     for (size_t i = 0; i < n; i++) sum += x[i];
@@ -16,8 +16,8 @@ static void layernorm_ref(const float *x, size_t n, const float *gain, const flo
         y[i] = (float)((x[i] - mean) * inverse * gain[i] + (bias ? bias[i] : 0));
 }
 
-static void rmsnorm_ref(const float *x, size_t n, const float *gain, size_t gain_step, double eps,
-                        float *y)
+void qb__rmsnorm_ref(const float *x, size_t n, const float *gain, size_t gain_step, double eps,
+                     float *y)
 {
     double squares = 0;
     for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
@@ -26,7 +26,7 @@ static void rmsnorm_ref(const float *x, size_t n, const float *gain, size_t gain
 }
 
 /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel, arXiv:1606.08415) */
-static void gelu_tanh_ref(const float *x, size_t n, float *y)
+void qb__gelu_tanh_ref(const float *x, size_t n, float *y)
 {
     const double sqrt_2_over_pi = 0.79788456080286535588;
     for (size_t i = 0; i < n; i++) {
@@ -35,22 +35,22 @@ static void gelu_tanh_ref(const float *x, size_t n, float *y)
     }
 }
 
-static void relu_ref(const float *x, size_t n, float *y)
+void qb__relu_ref(const float *x, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];
 }
 
-static void swiglu_ref(const float *gate, const float *up, size_t n, float *y)
+void qb__swiglu_ref(const float *gate, const float *up, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1 + exp(-(double)gate[i])) * up[i]);
 }
 
-static void add_ref(float *x, const float *y, size_t n)
+void qb__add_ref(float *x, const float *y, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-static void rope_ref(float *x, size_t n_heads, size_t half, const float *cosine, const float *sine)
+void qb__rope_ref(float *x, size_t n_heads, size_t half, const float *cosine, const float *sine)
 {
     for (size_t h = 0; h < n_heads; h++, x += 2 * half)
         for (size_t i = 0; i < half; i++) {
@@ -68,7 +68,7 @@ static int32_t argmax(const float *x, size_t n)
     return (int32_t)best;
 }
 
-static double logsumexp_ref(const float *x, size_t n, int32_t *top)
+double qb__logsumexp_ref(const float *x, size_t n, int32_t *top)
 {
     *top = argmax(x, n);
     double max = x[*top], sum = 0;
@@ -77,10 +77,11 @@ static double logsumexp_ref(const float *x, size_t n, int32_t *top)
     return max + log(sum);
 }
 
-static void logit_stats_ref(const float *a, const float *b, size_t n, int32_t target,
-                            qb_logit_stats *out)
+void qb__logit_stats_ref(const float *a, const float *b, size_t n, int32_t target,
+                         qb_logit_stats *out)
 {
-    double lse_a = logsumexp_ref(a, n, &out->top_a), lse_b = logsumexp_ref(b, n, &out->top_b);
+    double lse_a = qb__logsumexp_ref(a, n, &out->top_a),
+           lse_b = qb__logsumexp_ref(b, n, &out->top_b);
     double kl = 0;
     float max_diff = 0;
     for (size_t i = 0; i < n; i++) {
@@ -94,16 +95,17 @@ static void logit_stats_ref(const float *a, const float *b, size_t n, int32_t ta
     out->nll_b = target < 0 ? 0 : lse_b - b[target];
 }
 
+#define ROW(isa, needs)                                                                            \
+    {                                                                                              \
+        {"pointwise/" #isa, "cpu", needs}, qb__layernorm_##isa, qb__rmsnorm_##isa,                 \
+            qb__gelu_tanh_##isa, qb__relu_##isa, qb__swiglu_##isa, qb__add_##isa, qb__rope_##isa,  \
+            qb__logsumexp_##isa, qb__logit_stats_##isa                                             \
+    }
 const qb_pointwise_row qb_pointwise_kernels[] = {
-    {{"pointwise/ref", "cpu", 0},
-     layernorm_ref,
-     rmsnorm_ref,
-     gelu_tanh_ref,
-     relu_ref,
-     swiglu_ref,
-     add_ref,
-     rope_ref,
-     logsumexp_ref,
-     logit_stats_ref},
+#ifdef QB_WITH_X86
+    ROW(avx512, QB_CPU_AVX512),
+    ROW(avx2, QB_CPU_AVX2),
+#endif
+    ROW(ref, 0),
     {{0}, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 };

@@ -80,14 +80,9 @@ typedef struct tile_args {
 /* y = (y +) sum (+ bias), and the running maximum of |y| in each lane. */
 QB_INLINE vf finish(const tile_args *t, vf sum, float *y, size_t from, size_t n_cols, vf max)
 {
-    bool whole = n_cols >= LANES;
-    if (!t->first) sum = vf_add(whole ? vf_load(y) : vf_load_n(y, n_cols), sum);
-    if (t->bias)
-        sum = vf_add(sum, whole ? vf_load(t->bias + from) : vf_load_n(t->bias + from, n_cols));
-    if (whole)
-        vf_store(y, sum);
-    else
-        vf_store_n(y, sum, n_cols);
+    if (!t->first) sum = vf_add(vf_load_n(y, n_cols), sum);
+    if (t->bias) sum = vf_add(sum, vf_load_n(t->bias + from, n_cols));
+    vf_store_n(y, sum, n_cols);
     return t->maxima ? vf_max(vf_abs(sum), max) : max;
 }
 

@@ -2,8 +2,8 @@
  * (16 lanes), so that a kernel is written once and compiled for both.
  *
  * A file *_avx2.c or *_avx512.c includes a *_body_internal.h, which includes this header; which of
- * the two halves it gets follows from the flags it is compiled with. Partial loads and stores touch
- * the first n lanes only, 0 <= n <= LANES: lanes past n read 0 and never fault. */
+ * the two halves it gets follows from the flags it is compiled with. The functions ending in
+ * _n touch the first n lanes only (all where n >= LANES): lanes past n read 0 and never fault. */
 #ifndef QB_KERNELS_X86_VECTOR_INTERNAL_H
 #define QB_KERNELS_X86_VECTOR_INTERNAL_H
 
@@ -21,7 +21,7 @@ typedef __m512 vf;      /* floats */
 typedef __m512d vd;     /* half as many doubles */
 typedef __mmask16 mask; /* one bit a lane */
 
-QB_INLINE mask mask_first(size_t n)
+QB_INLINE mask mask_first(size_t n) /* n <= LANES */
 {
     return (mask)((1u << n) - 1);
 }
@@ -35,7 +35,7 @@ QB_INLINE vf vf_load(const float *p)
 }
 QB_INLINE vf vf_load_n(const float *p, size_t n)
 {
-    return _mm512_maskz_loadu_ps(mask_first(n), p);
+    return n < LANES ? _mm512_maskz_loadu_ps(mask_first(n), p) : _mm512_loadu_ps(p);
 }
 QB_INLINE void vf_store(float *p, vf x)
 {
@@ -43,7 +43,10 @@ QB_INLINE void vf_store(float *p, vf x)
 }
 QB_INLINE void vf_store_n(float *p, vf x, size_t n)
 {
-    _mm512_mask_storeu_ps(p, mask_first(n), x);
+    if (n < LANES)
+        _mm512_mask_storeu_ps(p, mask_first(n), x);
+    else
+        _mm512_storeu_ps(p, x);
 }
 QB_INLINE vf vf_add(vf a, vf b)
 {
@@ -77,21 +80,26 @@ QB_INLINE vf vf_abs(vf x)
 {
     return _mm512_abs_ps(x);
 }
+/* x * 2^n for integral n; below 2^-126 denormal or 0 */
+QB_INLINE vf vf_scale2(vf x, vf n)
+{
+    return _mm512_scalef_ps(x, n);
+}
 QB_INLINE vf vf_round(vf x) /* to integers, halves to even */
 {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 QB_INLINE vf vf_first(vf x, size_t n, vf other) /* x in the first n lanes, else other */
 {
-    return _mm512_mask_blend_ps(mask_first(n), other, x);
+    return n < LANES ? _mm512_mask_blend_ps(mask_first(n), other, x) : x;
 }
 QB_INLINE vf vf_zero_where_zero(vf x, vf z) /* 0 in the lanes where z is 0, else x */
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NEQ_UQ), x);
 }
-QB_INLINE uint32_t vf_equal_bits(vf a, vf b) /* bit i: lane i is equal */
+QB_INLINE vf vf_where_at_most(vf a, vf b, vf x, vf y) /* x where a <= b, else y */
 {
-    return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), y, x);
 }
 QB_INLINE int vf_all_at_most(vf a, vf b) /* false at a NaN */
 {
@@ -164,7 +172,7 @@ QB_INLINE vf vf_load(const float *p)
 }
 QB_INLINE vf vf_load_n(const float *p, size_t n)
 {
-    return _mm256_maskload_ps(p, mask_first(n));
+    return n < LANES ? _mm256_maskload_ps(p, mask_first(n)) : _mm256_loadu_ps(p);
 }
 QB_INLINE void vf_store(float *p, vf x)
 {
@@ -172,7 +180,10 @@ QB_INLINE void vf_store(float *p, vf x)
 }
 QB_INLINE void vf_store_n(float *p, vf x, size_t n)
 {
-    _mm256_maskstore_ps(p, mask_first(n), x);
+    if (n < LANES)
+        _mm256_maskstore_ps(p, mask_first(n), x);
+    else
+        _mm256_storeu_ps(p, x);
 }
 QB_INLINE vf vf_add(vf a, vf b)
 {
@@ -206,21 +217,27 @@ QB_INLINE vf vf_abs(vf x)
 {
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
 }
+QB_INLINE vf vf_scale2(vf x, vf n) /* by adding n to the exponent of x, 0.5 < x < 2 */
+{
+    __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    __m256 y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), bits));
+    return _mm256_and_ps(_mm256_cmp_ps(n, _mm256_set1_ps(-126), _CMP_NLT_UQ), y);
+}
 QB_INLINE vf vf_round(vf x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 QB_INLINE vf vf_first(vf x, size_t n, vf other)
 {
-    return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(mask_first(n)));
+    return n < LANES ? _mm256_blendv_ps(other, x, _mm256_castsi256_ps(mask_first(n))) : x;
 }
 QB_INLINE vf vf_zero_where_zero(vf x, vf z)
 {
     return _mm256_and_ps(_mm256_cmp_ps(z, _mm256_setzero_ps(), _CMP_NEQ_UQ), x);
 }
-QB_INLINE uint32_t vf_equal_bits(vf a, vf b)
+QB_INLINE vf vf_where_at_most(vf a, vf b, vf x, vf y)
 {
-    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LE_OQ));
 }
 QB_INLINE int vf_all_at_most(vf a, vf b)
 {
