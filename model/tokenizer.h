@@ -73,7 +73,8 @@ qb_status qb_tokenizer_deserialize(const uint8_t *data, size_t bytes, qb_tokeniz
  * is as before. parse_special: control tokens written out in the text (such as <|endoftext|>)
  * become their ids, else they are plain text; user tokens are found in both cases. No BOS is added.
  * Invalid UTF-8 bytes are encoded as bytes. A byte for which a BPE vocabulary has no token gives
- * nothing, as in llama.cpp and tokenizers; SentencePiece gives unk. */
+ * nothing, as in llama.cpp and tokenizers; SentencePiece gives unk, and reads U+2581 in the text as
+ * a space. */
 #define QB_TOKENIZER_MAX_TEXT ((size_t)1 << 30)
 qb_status qb_tokenizer_encode(const qb_tokenizer *tokenizer, const char *text, size_t n_bytes,
                               bool parse_special, qb_tokens *out);

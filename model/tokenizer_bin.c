@@ -99,7 +99,8 @@ static qb_status read_head(source *s, qb_tokenizer *t)
     char text[256] = "";
     memcpy(text, name, p[7]);
     t->pre = t->kind == QB_TOKENIZER_BPE ? qb__pre_find(text) : NULL;
-    if (t->kind == QB_TOKENIZER_BPE && (!t->pre || strlen(text) != p[7]))
+    if (t->kind == QB_TOKENIZER_BPE &&
+        (!t->pre || strlen(text) != p[7] || strcmp(text, t->pre->name)))
         return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: unknown pre-tokenizer \"%s\", expected %s",
                        text, qb__pre_names());
     QB_TRY(take(s, 5, 4, &p, "numbers"));
