@@ -1,0 +1,374 @@
+/* infer/quality.c - see quality.h. */
+#include "infer/quality.h"
+
+#include "core/interrupt.h"
+#include "core/memory.h"
+#include "core/progress.h"
+#include "kernels/pointwise.h"
+#include "model/safetensors.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* ---- memory of the figures ---- */
+
+static qb_status create_scores(const qb_quality_case *c, size_t n, qb_quality_scores *out)
+{
+    if (!c->engine) return QB_OK;
+    QB_TRY(QB_NEW(&out->nll, n, "losses"));
+    QB_TRY(QB_NEW(&out->kl, n, "divergences"));
+    QB_TRY(QB_NEW(&out->agree, n, "agreements"));
+    if (c->fake) QB_TRY(QB_NEW(&out->nll_fake, n, "losses"));
+    return QB_OK;
+}
+
+static qb_status create(const qb_quality_plan *plan, qb_quality *q)
+{
+    q->n = plan->windows->n_scored;
+    q->n_cases = plan->n_cases;
+    QB_TRY(QB_NEW(&q->nll_full, q->n, "losses"));
+    QB_TRY(QB_NEW(&q->target, q->n, "targets"));
+    QB_TRY(QB_NEW_ZERO(&q->cases, q->n_cases, "figures of the schemes"));
+    for (size_t i = 0; i < q->n_cases; i++)
+        QB_TRY(create_scores(&plan->cases[i], q->n, &q->cases[i]));
+    return QB_OK;
+}
+
+void qb_quality_deinit(qb_quality *q)
+{
+    for (size_t i = 0; q->cases && i < q->n_cases; i++) {
+        qb_free(q->cases[i].nll);
+        qb_free(q->cases[i].kl);
+        qb_free(q->cases[i].agree);
+        qb_free(q->cases[i].nll_fake);
+    }
+    qb_free(q->cases);
+    qb_free(q->nll_full);
+    qb_free(q->target);
+    *q = (qb_quality){0};
+}
+
+/* ---- rows of logits ---- */
+
+/* A run in progress. A chunk is up to chunk_rows consecutive rows of one batch; logits hold the
+ * chunk of the full model, of the scheme and of its twin. */
+typedef struct measure {
+    const qb_quality_plan *plan;
+    qb_quality *q;
+    const qb_pointwise_row *pointwise;
+    size_t vocab, chunk_rows;
+    float *full, *scheme, *fake; /* (chunk_rows, V) */
+    float *row_diff;             /* (chunk_rows) largest |scheme - fake| */
+    int32_t *fed;                /* tokens of a batch */
+    qb_progress progress;
+    size_t done;
+
+    const qb_quality_scores *scores; /* of the chunk being compared */
+    size_t at;                       /* its first row's index among the scored tokens */
+} measure;
+
+static void full_row(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    measure *m = context;
+    const float *logits = m->full + i * m->vocab;
+    int32_t argmax;
+    double lse = m->pointwise->logsumexp(logits, m->vocab, &argmax);
+    m->q->nll_full[m->at + i] = lse - (double)logits[m->q->target[m->at + i]];
+}
+
+static void scheme_row(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    measure *m = context;
+    const float *full = m->full + i * m->vocab, *scheme = m->scheme + i * m->vocab;
+    size_t at = m->at + i;
+    qb_logit_stats stats;
+    m->pointwise->logit_stats(full, scheme, m->vocab, m->q->target[at], &stats);
+    m->scores->nll[at] = stats.nll_b;
+    m->scores->kl[at] = stats.kl;
+    m->scores->agree[at] = stats.top_a == stats.top_b;
+    if (!m->scores->nll_fake) return;
+    const float *fake = m->fake + i * m->vocab;
+    m->pointwise->logit_stats(scheme, fake, m->vocab, m->q->target[at], &stats);
+    m->scores->nll_fake[at] = stats.nll_b;
+    m->row_diff[i] = stats.max_diff;
+}
+
+static void advance(measure *m, size_t work)
+{
+    m->done += work;
+    qb_progress_update(&m->progress, m->done);
+}
+
+/* Progress counts a fed token as 4 and a row of logits as 1: about their costs. */
+enum { FEED_WORK = 4 };
+
+static qb_status compare_chunk(measure *m, size_t first_row, size_t n_rows)
+{
+    const qb_quality_plan *plan = m->plan;
+    QB_TRY(qb_interrupt_check());
+    QB_TRY(qb_engine_logits(plan->full, first_row, n_rows, m->full));
+    qb_parallel_for(plan->pool, n_rows, full_row, m);
+    advance(m, n_rows);
+    for (size_t c = 0; c < plan->n_cases; c++) {
+        const qb_quality_case *engines = &plan->cases[c];
+        if (!engines->engine) continue;
+        QB_TRY(qb_interrupt_check());
+        QB_TRY(qb_engine_logits(engines->engine, first_row, n_rows, m->scheme));
+        if (engines->fake) QB_TRY(qb_engine_logits(engines->fake, first_row, n_rows, m->fake));
+        m->scores = &m->q->cases[c];
+        qb_parallel_for(plan->pool, n_rows, scheme_row, m);
+        for (size_t i = 0; engines->fake && i < n_rows; i++)
+            if (!(m->row_diff[i] <= m->q->cases[c].fake_max_diff))
+                m->q->cases[c].fake_max_diff = m->row_diff[i];
+        advance(m, engines->fake ? 2 * n_rows : n_rows);
+    }
+    m->at += n_rows;
+    return QB_OK;
+}
+
+static qb_status prefill(measure *m, qb_engine *engine, size_t batch, size_t n_feed)
+{
+    if (!engine) return QB_OK;
+    QB_TRY(qb_interrupt_check());
+    QB_TRY(qb_engine_prefill(engine, m->fed, batch, n_feed));
+    advance(m, FEED_WORK * batch * n_feed);
+    return QB_OK;
+}
+
+/* Windows [first, first + batch), all of the same length. */
+static qb_status run_batch(measure *m, size_t first, size_t batch)
+{
+    const qb_quality_plan *plan = m->plan;
+    const qb_window *windows = plan->windows->items + first;
+    size_t n_feed = windows->n_feed;
+    for (size_t w = 0; w < batch; w++)
+        qb_window_tokens(plan->stream, &windows[w], m->fed + w * n_feed, NULL);
+    QB_TRY(prefill(m, plan->full, batch, n_feed));
+    for (size_t c = 0; c < plan->n_cases; c++) {
+        QB_TRY(prefill(m, plan->cases[c].engine, batch, n_feed));
+        QB_TRY(prefill(m, plan->cases[c].fake, batch, n_feed));
+    }
+    for (size_t w = 0; w < batch; w++)
+        for (size_t done = 0; done < windows[w].n_scored;) {
+            size_t n_rows = windows[w].n_scored - done;
+            if (n_rows > m->chunk_rows) n_rows = m->chunk_rows;
+            size_t from = windows[w].score_from + done;
+            memcpy(m->q->target + m->at, plan->stream->tokens.ids + windows[w].first_target + from,
+                   n_rows * sizeof *m->q->target);
+            QB_TRY(compare_chunk(m, w * n_feed + from, n_rows));
+            done += n_rows;
+        }
+    return QB_OK;
+}
+
+/* ---- the run ---- */
+
+static qb_status check_ids(const qb_quality_plan *plan, size_t vocab)
+{
+    const qb_tokens *tokens = &plan->stream->tokens;
+    for (size_t i = 0; i < tokens->n; i++)
+        if (tokens->ids[i] < 0 || (size_t)tokens->ids[i] >= vocab)
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer and model do not fit: token id %d, expected below %zu",
+                           (int)tokens->ids[i], vocab);
+    return QB_OK;
+}
+
+static size_t work_of(const qb_quality_plan *plan)
+{
+    size_t fed = 0, engines = 1;
+    for (size_t w = 0; w < plan->windows->n; w++) fed += plan->windows->items[w].n_feed;
+    for (size_t c = 0; c < plan->n_cases; c++)
+        engines += (plan->cases[c].engine != NULL) + (plan->cases[c].fake != NULL);
+    return engines * (FEED_WORK * fed + plan->windows->n_scored);
+}
+
+static qb_status create_buffers(measure *m)
+{
+    enum { CHUNK_BYTES = 8 << 20, MAX_ROWS = 256, MIN_ROWS = 16 };
+    size_t rows = CHUNK_BYTES / (m->vocab * sizeof(float)) / MIN_ROWS * MIN_ROWS;
+    m->chunk_rows = rows > MAX_ROWS ? MAX_ROWS : rows < MIN_ROWS ? MIN_ROWS : rows;
+    size_t elems = m->chunk_rows * m->vocab;
+    QB_TRY(QB_NEW(&m->full, elems, "logits"));
+    QB_TRY(QB_NEW(&m->scheme, elems, "logits"));
+    QB_TRY(QB_NEW(&m->fake, elems, "logits"));
+    QB_TRY(QB_NEW(&m->row_diff, m->chunk_rows, "logit differences"));
+    return QB_NEW(&m->fed, m->plan->batch * m->plan->windows->n_feed_max, "tokens of a batch");
+}
+
+static qb_status run(measure *m)
+{
+    QB_TRY(check_ids(m->plan, m->vocab));
+    QB_TRY(create(m->plan, m->q));
+    QB_TRY(create_buffers(m));
+    for (size_t w = 0; w < m->plan->windows->n;) {
+        size_t batch = qb_windows_batch(m->plan->windows, w, m->plan->batch);
+        QB_TRY(run_batch(m, w, batch));
+        w += batch;
+    }
+    return QB_OK;
+}
+
+qb_status qb_quality_measure(const qb_quality_plan *plan, qb_quality *out)
+{
+    qb_quality quality = {0};
+    measure m = {.plan = plan,
+                 .q = &quality,
+                 .pointwise = QB_KERNEL_PICK(qb_pointwise_kernels),
+                 .vocab = qb_engine_model(plan->full)->config.vocab,
+                 .progress = qb_progress_begin(plan->label, work_of(plan))};
+    qb_status status = run(&m);
+    qb_progress_end(&m.progress);
+    qb_free(m.full);
+    qb_free(m.scheme);
+    qb_free(m.fake);
+    qb_free(m.row_diff);
+    qb_free(m.fed);
+    if (status != QB_OK) {
+        qb_quality_deinit(&quality);
+        return status;
+    }
+    *out = quality;
+    return QB_OK;
+}
+
+/* ---- summaries ---- */
+
+static double perplexity(const double *nll, size_t n)
+{
+    return exp(qb_sum(nll, n) / (double)n);
+}
+
+static qb_status interval(const qb_quality *q, const qb_quality_scores *scores,
+                          const qb_windows *windows, const qb_summary_options *options,
+                          qb_quality_summary *out)
+{
+    double *sums;
+    size_t *counts, at = 0;
+    QB_TRY(QB_NEW(&sums, 2 * windows->n, "sums of the windows"));
+    qb_status status = QB_NEW(&counts, windows->n, "tokens of the windows");
+    if (status == QB_OK) {
+        for (size_t w = 0; w < windows->n; at += counts[w++]) {
+            counts[w] = windows->items[w].n_scored;
+            sums[w] = qb_sum(q->nll_full + at, counts[w]);
+            sums[windows->n + w] = qb_sum(scores->nll + at, counts[w]);
+        }
+        qb_paired_blocks blocks = {sums, sums + windows->n, counts, windows->n};
+        size_t n_resamples = options->n_resamples ? options->n_resamples : 2000;
+        status = qb_bootstrap_penalty(&blocks, n_resamples, options->seed, &out->penalty_ci95);
+        qb_free(counts);
+    }
+    qb_free(sums);
+    return status;
+}
+
+static qb_status divergence(const qb_quality *q, const qb_quality_scores *scores,
+                            qb_quality_summary *out)
+{
+    double *sorted;
+    QB_TRY(QB_NEW(&sorted, q->n, "sorted divergences"));
+    memcpy(sorted, scores->kl, q->n * sizeof *sorted);
+    qb_sort(sorted, q->n);
+    out->kl_mean = qb_sum(scores->kl, q->n) / (double)q->n;
+    if (isfinite(out->kl_mean)) out->kl_p99 = qb_quantile(sorted, q->n, 0.99);
+    qb_free(sorted);
+    size_t agree = 0;
+    for (size_t i = 0; i < q->n; i++) agree += scores->agree[i];
+    out->top1_agreement = (double)agree / (double)q->n;
+    return QB_OK;
+}
+
+qb_status qb_quality_summarize(const qb_quality *q, size_t case_idx, const qb_windows *windows,
+                               const qb_summary_options *options, qb_quality_summary *out)
+{
+    const qb_quality_scores *scores = &q->cases[case_idx];
+    const double *nll = scores->nll ? scores->nll : q->nll_full;
+    double total = qb_sum(nll, q->n);
+    qb_quality_summary s = {.ppl_full = perplexity(q->nll_full, q->n),
+                            .ppl = perplexity(nll, q->n),
+                            .penalty = NAN,
+                            .penalty_ci95 = {NAN, NAN},
+                            .kl_mean = NAN,
+                            .kl_p99 = NAN,
+                            .top1_agreement = NAN,
+                            .bits_per_byte = total / log(2.0) / options->n_bytes,
+                            .word_ppl = NAN,
+                            .byte_ppl = NAN,
+                            .ppl_fake = NAN,
+                            .fake_max_logit_diff = NAN};
+    if (options->by_document) {
+        s.word_ppl = exp(total / options->n_words);
+        s.byte_ppl = exp(total / options->n_bytes);
+    }
+    if (scores->nll) {
+        s.penalty = s.ppl - s.ppl_full;
+        QB_TRY(interval(q, scores, windows, options, &s));
+        QB_TRY(divergence(q, scores, &s));
+    }
+    if (scores->nll_fake) {
+        s.ppl_fake = perplexity(scores->nll_fake, q->n);
+        s.fake_max_logit_diff = (double)scores->fake_max_diff;
+    }
+    *out = s;
+    return QB_OK;
+}
+
+double qb_quality_scored_bytes(const qb_stream *stream, const qb_windows *windows,
+                               const qb_tokenizer *tokenizer)
+{
+    double total = 0;
+    int32_t bos = qb_tokenizer_bos(tokenizer), eos = qb_tokenizer_eos(tokenizer);
+    for (size_t w = 0; w < windows->n; w++) {
+        const qb_window *window = &windows->items[w];
+        const int32_t *target = stream->tokens.ids + window->first_target + window->score_from;
+        for (size_t j = 0; j < window->n_scored; j++) {
+            size_t n_bytes = 0;
+            if (target[j] != bos && target[j] != eos)
+                qb_tokenizer_token_bytes(tokenizer, target[j], &n_bytes);
+            total += (double)n_bytes;
+        }
+    }
+    return total;
+}
+
+/* ---- losses to a file ---- */
+
+static qb_status make_folder(const char *folder)
+{
+    if (mkdir(folder, 0777) && errno != EEXIST)
+        return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
+    if (!qb_is_folder(folder))
+        return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
+    return QB_OK;
+}
+
+qb_status qb_quality_write_nll(const qb_quality *q, size_t case_idx, const qb_windows *windows,
+                               const json_t *metadata, const char *folder, const char *name)
+{
+    const qb_quality_scores *scores = &q->cases[case_idx];
+    char *path = NULL, file_name[256];
+    int32_t *window = NULL;
+    qb_status status;
+    QB_TRY(make_folder(folder));
+    snprintf(file_name, sizeof file_name, "%.200s.safetensors", name);
+    QB_TRY_GOTO(status, qb_path_join(folder, file_name, &path), done);
+    QB_TRY_GOTO(status, QB_NEW(&window, q->n, "window numbers"), done);
+    for (size_t w = 0, at = 0; w < windows->n; w++)
+        for (size_t j = 0; j < windows->items[w].n_scored; j++) window[at++] = (int32_t)w;
+    const qb_st_entry entries[] = {
+        {"nll_full", QB_F64, 1, {q->n}, q->nll_full},
+        {"target", QB_S32, 1, {q->n}, q->target},
+        {"window", QB_S32, 1, {q->n}, window},
+        {"nll", QB_F64, 1, {q->n}, scores->nll},
+    };
+    status = qb_safetensors_write(path, entries, scores->nll ? 4 : 3, metadata);
+done:
+    qb_free(window);
+    qb_free(path);
+    return status;
+}
