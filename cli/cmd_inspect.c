@@ -1,8 +1,310 @@
-/* cli/cmd_inspect.c - qbench inspect. */
+/* cli/cmd_inspect.c - qbench inspect: what a model file is, tensor by tensor. One JSON object is
+ * made first; the text for people is printed from it, so that both always say the same. */
 #include "cli/cli.h"
+
+#include "core/json.h"
+#include "core/memory.h"
+#include "model/model_bin.h"
+#include "model/tokenizer.h"
+#include "report/format.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static qb_status no_memory(void)
+{
+    return QB_FAIL(QB_ERR_MEMORY, "inspect: no memory for JSON");
+}
+
+/* ---- statistics ---- */
+
+static qb_status add_stats(const qb_model *model, const qb_tensor *t, json_t *object)
+{
+    float *row, least = INFINITY, most = -INFINITY;
+    size_t n_odd = 0; /* NaN or infinite */
+    QB_TRY(QB_NEW(&row, t->cols, "row"));
+    for (size_t r = 0; r < t->rows; r++) {
+        qb_tensor_rows_f32(t, r, 1, row);
+        for (size_t k = 0; k < t->cols; k++) {
+            if (!isfinite(row[k])) {
+                n_odd++;
+                continue;
+            }
+            least = row[k] < least ? row[k] : least;
+            most = row[k] > most ? row[k] : most;
+        }
+    }
+    qb_free(row);
+    qb_tensor_forget(model, t);
+    float absmax = fabsf(least) > fabsf(most) ? fabsf(least) : fabsf(most);
+    int bad = json_object_set_new(object, "min", qb_json_real(least));
+    bad |= json_object_set_new(object, "max", qb_json_real(most));
+    bad |= json_object_set_new(object, "absmax", qb_json_real(absmax));
+    bad |= json_object_set_new(object, "not_finite", json_integer((json_int_t)n_odd));
+    return bad ? no_memory() : QB_OK;
+}
+
+/* ---- the JSON object ---- */
+
+static json_t *quant_to_json(const qb_tensor_quant *q)
+{
+    if (q->axis == QB_AXIS_NONE) return json_null();
+    return json_pack("{s:s, s:i, s:I, s:I}", "axis", qb_axis_names[q->axis], "bits", (int)q->bits,
+                     "group", (json_int_t)(q->axis == QB_AXIS_GROUP ? q->group_elems : 0), "scales",
+                     (json_int_t)q->n_slices);
+}
+
+static qb_status tensor_to_json(const qb_model *model, const qb_tensor *t, bool stats,
+                                json_t *tensors)
+{
+    char name[64];
+    qb_role_name(t->role, t->layer_idx, name, sizeof name);
+    json_t *object =
+        json_pack("{s:s, s:s, s:[I, I], s:I, s:o}", "name", name, "dtype",
+                  qb_dtype_get(t->dtype)->name, "shape", (json_int_t)t->rows, (json_int_t)t->cols,
+                  "bytes", (json_int_t)t->bytes, "quant", quant_to_json(&t->quant));
+    if (!object || json_array_append_new(tensors, object)) return no_memory();
+    return stats ? add_stats(model, t, object) : QB_OK;
+}
+
+/* In the order of a forward pass. */
+static qb_status tensors_to_json(const qb_model *model, bool stats, json_t *root)
+{
+    enum { BEFORE, BLOCKS, AFTER, N_PARTS };
+    json_t *tensors = json_array();
+    if (json_object_set_new(root, "tensors", tensors)) return no_memory();
+    for (int part = BEFORE; part < N_PARTS; part++)
+        for (size_t l = 0; l < (part == BLOCKS ? model->config.n_layers : 1); l++)
+            for (int r = 0; r < QB_ROLE_COUNT; r++) {
+                bool before = r <= QB_ROLE_POS_EMBD;
+                int its_part = qb_roles[r].per_layer ? BLOCKS : before ? BEFORE : AFTER;
+                const qb_tensor *t = qb_model_tensor(model, (qb_role)r, l);
+                if (its_part == part && t->data) QB_TRY(tensor_to_json(model, t, stats, tensors));
+            }
+    return QB_OK;
+}
+
+static json_t *tokenizer_to_json(const qb_tokenizer *tokenizer)
+{
+    if (!tokenizer) return json_null();
+    return json_pack(
+        "{s:s, s:I, s:I, s:I, s:b, s:s}", "pre", qb_tokenizer_pre(tokenizer), "vocab",
+        (json_int_t)qb_tokenizer_vocab(tokenizer), "bos", (json_int_t)qb_tokenizer_bos(tokenizer),
+        "eos", (json_int_t)qb_tokenizer_eos(tokenizer), "add_bos",
+        (int)qb_tokenizer_add_bos(tokenizer), "sha256", qb_tokenizer_sha256(tokenizer));
+}
+
+/* jansson refuses text that is no UTF-8; a file's name may be any bytes. */
+static json_t *text_to_json(const char *text)
+{
+    json_t *value = text ? json_string(text) : NULL;
+    return value ? value : json_null();
+}
+
+static qb_status model_to_json(const qb_model *m, bool stats, json_t *root)
+{
+    json_t *architecture;
+    QB_TRY(qb_config_to_json(&m->config, &architecture));
+    int bad = json_object_set_new(root, "schema", json_string("qbench.inspect/1"));
+    bad |= json_object_set_new(root, "architecture", architecture);
+    bad |= json_object_set_new(root, "path", text_to_json(m->path));
+    bad |= json_object_set_new(root, "name", text_to_json(m->name));
+    bad |= json_object_set_new(root, "format", json_string(m->format));
+    bad |= json_object_set_new(root, "bytes", json_integer((json_int_t)qb_model_file_bytes(m)));
+    bad |= json_object_set_new(root, "parameters",
+                               json_integer((json_int_t)qb_config_n_params(&m->config)));
+    bad |= json_object_set_new(root, "linear_parameters",
+                               json_integer((json_int_t)qb_config_n_linear_params(&m->config)));
+    bad |= json_object_set_new(root, "scheme", text_to_json(m->stored_scheme));
+    bad |= json_object_set_new(root, "tokenizer", tokenizer_to_json(m->tokenizer));
+    bad |= m->training ? json_object_set(root, "training", m->training)
+                       : json_object_set_new(root, "training", json_null());
+    bad |= m->calibration ? json_object_set(root, "calibration", m->calibration)
+                          : json_object_set_new(root, "calibration", json_null());
+    if (bad) return no_memory();
+    return tensors_to_json(m, stats, root);
+}
+
+/* ---- the text ---- */
+
+/* Control characters of hostile files do not reach the terminal. */
+static void print_text(const char *text)
+{
+    for (; *text; text++) putchar((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text);
+}
+
+/* Keys of records come from the file too. */
+static void print_line(const char *key, const char *text)
+{
+    print_text(key);
+    printf("%*s ", (int)(strlen(key) < 18 ? 18 - strlen(key) : 0), "");
+    print_text(text);
+    putchar('\n');
+}
+
+static void print_count(const char *key, int64_t n, const char *unit)
+{
+    char text[QB_FORMAT_BYTES];
+    printf("%-18s %s%s\n", key, qb_format_count(n, text), unit);
+}
+
+static void print_value(const char *key, const json_t *value)
+{
+    char text[64];
+    if (json_is_string(value)) {
+        print_line(key, json_string_value(value));
+        return;
+    }
+    if (json_is_integer(value))
+        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        snprintf(text, sizeof text, "%g", json_real_value(value));
+    else
+        snprintf(text, sizeof text, "%s",
+                 json_is_true(value)   ? "yes"
+                 : json_is_null(value) ? "-"
+                                       : "no");
+    print_line(key, text);
+}
+
+/* One line a scalar, one level deep ("rope.theta"); what is longer is named with its size. */
+static void print_pairs(const char *outer, json_t *record)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(record, key, value)
+    {
+        char label[80], text[64];
+        snprintf(label, sizeof label, "  %.30s%s%.40s", outer, *outer ? "." : "", key);
+        if (json_is_object(value) && !*outer) {
+            print_pairs(key, value);
+        } else if (json_is_object(value) || json_is_array(value)) {
+            size_t n = json_is_array(value) ? json_array_size(value) : json_object_size(value);
+            snprintf(text, sizeof text, "%zu values", n);
+            print_line(label, text);
+        } else {
+            print_value(label, value);
+        }
+    }
+}
+
+static void print_record(const char *heading, json_t *record)
+{
+    if (!json_object_size(record)) {
+        print_line(heading, "none");
+        return;
+    }
+    printf("%s\n", heading);
+    print_pairs("", record);
+}
+
+static void print_quantisation(const json_t *tensors, const char *scheme)
+{
+    size_t i, n_codes = 0, bytes = 0;
+    const json_t *quant = NULL;
+    json_t *t;
+    json_array_foreach(tensors, i, t)
+    {
+        if (!json_is_object(json_object_get(t, "quant"))) continue;
+        quant = json_object_get(t, "quant");
+        n_codes++;
+        bytes += (size_t)json_integer_value(json_object_get(t, "bytes"));
+    }
+    if (!n_codes) {
+        print_line("quantisation", "none: all tensors are floats or float blocks");
+        return;
+    }
+    char size[QB_FORMAT_BYTES], text[256];
+    snprintf(text, sizeof text,
+             "%.60s: %zu of %zu tensors, %lld-bit codes, axis %s, group %lld, %s",
+             scheme ? scheme : "unnamed", n_codes, json_array_size(tensors),
+             (long long)json_integer_value(json_object_get(quant, "bits")),
+             json_string_value(json_object_get(quant, "axis")),
+             (long long)json_integer_value(json_object_get(quant, "group")),
+             qb_format_bytes((int64_t)bytes, size));
+    print_line("quantisation", text);
+}
+
+static void print_tensors(const json_t *tensors, bool stats)
+{
+    size_t i;
+    json_t *t;
+    printf("\n%-24s %-5s %16s %14s", "tensor", "dtype", "shape", "bytes");
+    if (stats) printf(" %12s %12s %12s", "min", "max", "absmax");
+    putchar('\n');
+    json_array_foreach(tensors, i, t)
+    {
+        const json_t *shape = json_object_get(t, "shape");
+        char text[64], count[QB_FORMAT_BYTES];
+        long long rows = json_integer_value(json_array_get(shape, 0)),
+                  cols = json_integer_value(json_array_get(shape, 1));
+        if (rows == 1)
+            snprintf(text, sizeof text, "(%lld)", cols);
+        else
+            snprintf(text, sizeof text, "(%lld, %lld)", rows, cols);
+        qb_format_count(json_integer_value(json_object_get(t, "bytes")), count);
+        printf("%-24s %-5s %16s %14s", json_string_value(json_object_get(t, "name")),
+               json_string_value(json_object_get(t, "dtype")), text, count);
+        if (stats) {
+            long long odd = json_integer_value(json_object_get(t, "not_finite"));
+            printf(" %12.5g %12.5g %12.5g", json_number_value(json_object_get(t, "min")),
+                   json_number_value(json_object_get(t, "max")),
+                   json_number_value(json_object_get(t, "absmax")));
+            if (odd) printf("  %lld not finite", odd);
+        }
+        putchar('\n');
+    }
+}
+
+static void print_all(const qb_model *model, json_t *root, bool stats)
+{
+    const json_t *tensors = json_object_get(root, "tensors");
+    size_t i, bytes = 0;
+    json_t *t;
+    json_array_foreach(tensors, i, t) bytes +=
+        (size_t)json_integer_value(json_object_get(t, "bytes"));
+    print_line("file", model->path);
+    print_line("format", model->format);
+    print_count("size", (int64_t)qb_model_file_bytes(model), " bytes");
+    print_line("name", model->name);
+    print_count("parameters", (int64_t)qb_config_n_params(&model->config), "");
+    print_count("  in linear layers", (int64_t)qb_config_n_linear_params(&model->config), "");
+    print_record("architecture", json_object_get(root, "architecture"));
+    print_record("training", json_object_get(root, "training"));
+    print_record("tokenizer", json_object_get(root, "tokenizer"));
+    print_record("calibration", json_object_get(root, "calibration"));
+    print_quantisation(tensors, model->stored_scheme);
+    print_tensors(tensors, stats);
+    char count[QB_FORMAT_BYTES];
+    printf("%zu tensors, %s bytes\n", json_array_size(tensors),
+           qb_format_count((int64_t)bytes, count));
+}
+
+/* ---- the verb ---- */
+
+static qb_status emit_json(const char *path, const json_t *root)
+{
+    char *text = json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(15));
+    if (!text) return no_memory();
+    size_t n = strlen(text);
+    text[n] = '\n'; /* in the place of the NUL: emit takes a length */
+    qb_status status = qb_cli_emit(path, text, n + 1);
+    qb_library_free(text);
+    return status;
+}
 
 qb_status qb_cmd_inspect(const qb_cli *cli)
 {
-    (void)cli;
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "inspect: this build has no such command yet");
+    bool stats = qb_cli_flag(cli, "stats");
+    const char *json_path = qb_cli_string(cli, "json");
+    qb_model *model;
+    QB_TRY(qb_model_open(qb_cli_arg(cli, 0), &model));
+    json_t *root = json_object();
+    qb_status status = root ? model_to_json(model, stats, root) : no_memory();
+    if (status == QB_OK && json_path) status = emit_json(json_path, root);
+    if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_all(model, root, stats);
+    json_decref(root);
+    qb_model_close(model);
+    return status;
 }

@@ -99,7 +99,8 @@ WORDS(devices, "auto", "cpu", "cuda", "cuda:")
 WORDS(weight_axes, "out", "in", "tensor", "group:")
 WORDS(act_axes, "token", "tensor", "channel")
 WORDS(act_scales, "dynamic", "static")
-WORDS(dtypes, "keep", "f16", "bf16")
+WORDS(dtypes, "keep", "f32", "f16", "bf16")
+WORDS(softmaxes, "softmax", "softmax1", "relu")
 WORDS(shells, "bash")
 
 static const char *protocols(size_t i)
@@ -182,9 +183,18 @@ const qb_option qb_options[] = {
     {"random", 0, QB_OPTION_STRING, ON(CONVERT), "NAME", NULL, 0, 0,
         "write a random model: gpt2-60m, gpt2-130m, gpt2-1.4b or llama2-130m", NULL},
     {"dtype", 0, QB_OPTION_STRING, ON(CONVERT), "TYPE", "keep", 0, 0,
-        "how float tensors are stored", dtypes},
+        "how float matrices are stored", dtypes},
     {"zlib", 'z', QB_OPTION_SIZE, ON(CONVERT), "LEVEL", "0", 0, 9,
         "compress tensors: 0 = not at all, 1 fast to 9 small", NULL},
+    {"tokenizer", 0, QB_OPTION_STRING, ON(CONVERT), "FILE", NULL, 0, 0,
+        "put this tokenizer.json into the file", NULL},
+    {"name", 0, QB_OPTION_STRING, ON(CONVERT), "TEXT", NULL, 0, 0,
+        "the model's name for display (default: that of IN)", NULL},
+    {"softmax", 0, QB_OPTION_STRING, ON(CONVERT), "KIND", NULL, 0, 0,
+        "for experiments, change the attention of IN", softmaxes},
+    /* inspect */
+    {"stats", 0, QB_OPTION_FLAG, ON(INSPECT), NULL, NULL, 0, 0,
+        "smallest, largest and largest absolute value of each tensor", NULL},
     /* tokenize */
     {"decode", 'd', QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
         "ids (a JSON array) to text", NULL},

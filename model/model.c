@@ -217,6 +217,21 @@ const qb_tensor *qb_model_tensor(const qb_model *model, qb_role role, size_t lay
     return slot_of(model, role, layer_idx);
 }
 
+size_t qb_model_n_tensors(const qb_model *model)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < QB_ROLE_COUNT * model->config.n_layers; i++)
+        n += model->tensors[i].data != NULL;
+    return n;
+}
+
+size_t qb_model_file_bytes(const qb_model *model)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < model->n_files; i++) bytes += model->files[i].bytes;
+    return bytes;
+}
+
 const qb_tensor *qb_model_head(const qb_model *model)
 {
     return slot_of(model, model->config.tied_head ? QB_ROLE_TOK_EMBD : QB_ROLE_HEAD, 0);

@@ -70,6 +70,10 @@ void qb_model_close(qb_model *model); /* accepts NULL */
 
 /* Borrowed; ->data is NULL where the configuration has no such tensor. */
 const qb_tensor *qb_model_tensor(const qb_model *model, qb_role role, size_t layer_idx);
+/* Tensors that are there. */
+size_t qb_model_n_tensors(const qb_model *model);
+/* Bytes of the mapped files. */
+size_t qb_model_file_bytes(const qb_model *model);
 /* The head's weights: QB_ROLE_HEAD, or the embedding where tied. */
 const qb_tensor *qb_model_head(const qb_model *model);
 

@@ -130,11 +130,7 @@ qb_status qb_model_bin_verify(const char *path, size_t *n_tensors)
     QB_TRY(qb_file_open(path, &file));
     QB_TRY(qb_model_bin_open(path, &file, &model));
     qb_status status = check_digest(&model->files[0]);
-    size_t n = 0;
-    for (size_t l = 0; l < model->config.n_layers; l++)
-        for (int role = 0; role < QB_ROLE_COUNT; role++)
-            n += (l == 0 || qb_roles[role].per_layer) &&
-                 qb_model_tensor(model, (qb_role)role, l)->data != NULL;
+    size_t n = qb_model_n_tensors(model);
     qb_model_close(model);
     if (status != QB_OK) return qb_error_prefix(status, path);
     if (n_tensors) *n_tensors = n;

@@ -18,6 +18,7 @@ typedef struct qb_model_bin_options {
     int zlib_level;       /* 0 = raw payloads, else 1..9: deflated where that makes them smaller */
     bool convert_floats;  /* false = every float tensor keeps its dtype */
     qb_dtype float_dtype; /* else QB_F32, QB_F16 or QB_BF16 for matrices; vectors become f32 */
+    size_t n_threads;     /* 0 = as many as this process may use */
 } qb_model_bin_options;
 
 /* Names of qb_axis in the file: "none" "out" "in" "tensor" "group". */

@@ -93,16 +93,19 @@ static qb_status parse_quant(const qb_bin_payload *p, qb_tensor_quant *q)
 static qb_status read_quant(qb_bin_reader *r, const qb_bin_payload *p, qb_tensor_quant *out)
 {
     qb_tensor_quant q = {.axis = QB_AXIS_NONE};
-    const void *scale = NULL, *zero_point = NULL, *fill = NULL;
+    const void *scale = NULL, *zero_point = NULL, *fill = NULL, *fold = NULL;
     QB_TRY(parse_quant(p, &q));
     QB_TRY(take_side(r, p, ".scale", QB_F32, q.n_slices, true, &scale));
     if (q.bits == 4) QB_TRY(take_side(r, p, ".zero_point", QB_S32, q.n_slices, true, &zero_point));
     QB_TRY(take_side(r, p, ".fill", QB_F32, q.n_slices, false, &fill));
+    QB_TRY(take_side(r, p, ".fold", QB_F32, p->cols, false, &fold));
     q.scale = scale;
     q.zero_point = zero_point;
     q.fill = fill;
+    q.fold = fold;
     QB_TRY(check_floats(q.scale, q.n_slices, false, "scale"));
     if (q.fill) QB_TRY(check_floats(q.fill, q.n_slices, true, "fill"));
+    if (q.fold) QB_TRY(check_floats(q.fold, p->cols, false, "fold"));
     if (q.bits == 4) QB_TRY(check_spare_nibbles(p));
     *out = q;
     return QB_OK;
@@ -173,9 +176,11 @@ static qb_status keep_record(const qb_bin_reader *r, const char *key, json_t **o
 
 static qb_status read_records(qb_bin_reader *r)
 {
-    const char *name = NULL;
+    const char *name = NULL, *scheme = NULL;
     QB_TRY(qb_json_get_string(r->root, "name", &name));
     if (name) QB_TRY(qb_model_set_name(r->model, name));
+    QB_TRY(qb_json_get_string(r->root, "scheme", &scheme));
+    if (scheme) QB_TRY(qb_strdup(&r->model->stored_scheme, scheme));
     QB_TRY(keep_record(r, "training", &r->model->training));
     return keep_record(r, "calibration", &r->model->calibration);
 }

@@ -6,7 +6,9 @@
  * filled up with spaces, and the whole is read back once for the digest. */
 #include "model/model_bin_internal.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
+#include "core/progress.h"
 #include "model/tokenizer.h"
 
 #include <assert.h>
@@ -14,7 +16,7 @@
 #include <string.h>
 #include <zlib.h>
 
-enum { CHUNKS_PER_THREAD = 2, MAX_NAME_BYTES = 96 };
+enum { CHUNKS_PER_THREAD = 2, MAX_NAME_BYTES = 96, MAX_PAYLOADS = 5 /* of a tensor */ };
 
 /* One payload: where its bytes come from, and what became of it in the file. */
 typedef struct source {
@@ -82,6 +84,7 @@ static void add_tensor(job *j, const qb_tensor *t)
         if (q->zero_point)
             add_source(j, name, ".zero_point", QB_S32, 1, q->n_slices, q->zero_point);
         if (q->fill) add_source(j, name, ".fill", QB_F32, 1, q->n_slices, q->fill);
+        if (q->fold) add_source(j, name, ".fold", QB_F32, 1, t->cols, q->fold);
     } else if (j->options->convert_floats) {
         s->to = t->rows > 1 ? j->options->float_dtype : QB_F32;
     }
@@ -91,7 +94,7 @@ static qb_status collect_sources(job *j)
 {
     const qb_model *model = j->model;
     size_t n_layers = model->config.n_layers;
-    j->capacity = QB_ROLE_COUNT * n_layers * 4 + 1;
+    j->capacity = QB_ROLE_COUNT * n_layers * MAX_PAYLOADS + 1;
     QB_TRY(QB_NEW_ZERO(&j->sources, j->capacity, "payload table"));
     for (size_t l = 0; l < n_layers; l++)
         for (int role = 0; role < QB_ROLE_COUNT; role++) {
@@ -199,6 +202,7 @@ static qb_status describe(const job *j, json_t *root)
     QB_TRY(qb_config_to_json(&m->config, &architecture));
     int bad = json_object_set_new(root, "architecture", architecture);
     if (m->name) bad |= json_object_set_new(root, "name", name_to_json(m->name));
+    if (m->stored_scheme) bad |= json_object_set_new(root, "scheme", json_string(m->stored_scheme));
     if (m->training) bad |= json_object_set(root, "training", m->training);
     if (m->tokenizer)
         bad |= json_object_set_new(root, "tokenizer", tokenizer_to_json(m->tokenizer));
@@ -351,6 +355,7 @@ static qb_status write_source(job *j, source *s)
     for (j->first_chunk = 0; j->first_chunk < s->n_chunks; j->first_chunk += j->n_chunks_at_once) {
         size_t left = s->n_chunks - j->first_chunk,
                n = left < j->n_chunks_at_once ? left : j->n_chunks_at_once;
+        QB_TRY(qb_interrupt_check());
         qb_parallel_for(j->pool, n, make_chunk, j);
         for (size_t i = 0; i < n; i++) {
             const chunk *ch = &j->chunks[i];
@@ -365,6 +370,20 @@ static qb_status write_source(job *j, source *s)
     s->stored_bytes = qb_writer_offset(j->out) - s->offset;
     if (s->tensor) qb_tensor_forget(j->model, s->tensor);
     return QB_OK;
+}
+
+static qb_status write_sources(job *j)
+{
+    size_t total = 0, done = 0;
+    for (size_t i = 0; i < j->n_sources; i++) total += j->sources[i].bytes;
+    qb_progress progress = qb_progress_begin("writing model.bin", total);
+    qb_status status = QB_OK;
+    for (size_t i = 0; i < j->n_sources && status == QB_OK; i++) {
+        status = write_source(j, &j->sources[i]);
+        qb_progress_update(&progress, done += j->sources[i].bytes);
+    }
+    qb_progress_end(&progress);
+    return status;
 }
 
 /* ---- the whole ---- */
@@ -427,12 +446,12 @@ static qb_status write_digest(qb_writer *out)
 static qb_status write_all(job *j)
 {
     size_t reserved;
-    QB_TRY(qb_pool_create(0, &j->pool));
+    QB_TRY(qb_pool_create(j->options->n_threads, &j->pool));
     QB_TRY(collect_sources(j));
     QB_TRY(make_chunks(j));
     QB_TRY(reserve_json(j, &reserved));
     QB_TRY(write_zeros(j->out, QB_BIN_HEADER_BYTES + reserved));
-    for (size_t i = 0; i < j->n_sources; i++) QB_TRY(write_source(j, &j->sources[i]));
+    QB_TRY(write_sources(j));
     QB_TRY(align_file(j->out));
     QB_TRY(write_head(j, reserved));
     return write_digest(j->out);

@@ -97,6 +97,12 @@ static void set_codes(qb_model *m, qb_role role, size_t layer, size_t rows, size
     q.scale = scale;
     q.zero_point = zero_point;
     q.fill = fill;
+    if (bits == 8) { /* as of scales folded in */
+        float *fold;
+        QB_CHECK_OK(qb_model_new_block(m, cols * 4, (void **)&fold));
+        for (size_t k = 0; k < cols; k++) fold[k] = 0.25f * (float)(k % 5);
+        q.fold = fold;
+    }
     QB_CHECK_OK(qb_model_set(m, role, layer, dtype, rows, cols, codes, bytes, "codes"));
     QB_CHECK_OK(qb_model_set_quant(m, role, layer, &q, "codes"));
 }
@@ -154,6 +160,7 @@ static qb_model *make_model(const case_row *c)
     }
     QB_CHECK_OK(qb_model_check_complete(m));
     QB_CHECK_OK(qb_model_set_name(m, "the name"));
+    if (c->axis != QB_AXIS_NONE) QB_CHECK_OK(qb_strdup(&m->stored_scheme, "fine-channel"));
     m->tokenizer = small_tokenizer();
     m->training = json_pack("{s:s, s:I, s:f}", "optimizer", "adam", "tokens", (json_int_t)123456789,
                             "lr", 0.001);
@@ -191,6 +198,7 @@ static void check_same_tensor(const qb_tensor *a, const qb_tensor *b)
     check_bytes(a->quant.scale, b->quant.scale, a->quant.n_slices * 4);
     check_bytes(a->quant.zero_point, b->quant.zero_point, a->quant.n_slices * 4);
     check_bytes(a->quant.fill, b->quant.fill, a->quant.n_slices * 4);
+    check_bytes(a->quant.fold, b->quant.fold, a->cols * 4);
 }
 
 static void check_same_model(const qb_model *a, const qb_model *b)
@@ -210,6 +218,8 @@ static void check_same_model(const qb_model *a, const qb_model *b)
     assert_true((!a->training && !b->training) || json_equal(a->training, b->training));
     assert_true((!a->calibration && !b->calibration) || json_equal(a->calibration, b->calibration));
     assert_string_equal(a->name, b->name);
+    assert_int_equal(a->stored_scheme == NULL, b->stored_scheme == NULL);
+    if (a->stored_scheme) assert_string_equal(a->stored_scheme, b->stored_scheme);
     assert_int_equal(a->quantized, b->quantized);
 }
 
@@ -355,6 +365,24 @@ static void floats_are_narrowed_on_request(void **state)
             qb_model_close(m);
             qb_model_close(back);
         }
+}
+
+static void golden_models_come_back(void **state)
+{
+    (void)state;
+    static const char *const golden[] = {"a-gpt2", "a-llama-gqa-tied", "a-llama-mha",
+                                         "a-llama3-scaled"};
+    for (size_t i = 0; i < QB_COUNT(golden); i++) {
+        const char *from = qb_test_golden(golden[i]);
+        if (!from) QB_SKIP("no golden cases");
+        qb_model *m, *back;
+        QB_CHECK_OK(qb_model_open(from, &m));
+        QB_CHECK_OK(qb_model_bin_write(m, in_folder("golden.bin"), NULL));
+        QB_CHECK_OK(qb_model_open(in_folder("golden.bin"), &back));
+        check_same_model(m, back);
+        qb_model_close(m);
+        qb_model_close(back);
+    }
 }
 
 /* No bit of the file is unprotected: verify finds each flip, and open all but those in the digest,
@@ -693,7 +721,7 @@ static void a_failed_write_leaves_no_file(void **state)
         qb_model *m = make_model(&cases[11]);
         char path[256];
         snprintf(path, sizeof path, "%s/failed%d.bin", folder, level);
-        qb_model_bin_options options = {level, true, QB_F16};
+        qb_model_bin_options options = {level, true, QB_F16, 2};
         size_t n = 1, blocks = qb_memory_live_blocks();
         for (;; n++) {
             qb_memory_fail_at(n);
@@ -740,6 +768,7 @@ int main(void)
         cmocka_unit_test(equal_models_give_equal_bytes),
         cmocka_unit_test(zlib_makes_repetitive_weights_smaller),
         cmocka_unit_test(floats_are_narrowed_on_request),
+        cmocka_unit_test(golden_models_come_back),
         cmocka_unit_test(every_flip_is_found),
         cmocka_unit_test(every_truncation_is_found),
         cmocka_unit_test(bytes_after_the_end_are_refused),
