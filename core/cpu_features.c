@@ -20,7 +20,7 @@ static const struct {
 };
 enum { N_FEATURES = sizeof features / sizeof features[0] };
 
-uint32_t qb_cpu_features_present(void)
+static uint32_t detect(void)
 {
     uint32_t have = 0;
 #if defined(__x86_64__)
@@ -36,6 +36,16 @@ uint32_t qb_cpu_features_present(void)
         have |= QB_CPU_AVX512BF16;
 #endif
     return have;
+}
+
+/* Asked for once: in a virtual machine each cpuid costs tens of microseconds. */
+uint32_t qb_cpu_features_present(void)
+{
+    const uint32_t known = 1u << 31; /* so that "nothing" is remembered too */
+    static _Atomic uint32_t cached;
+    uint32_t have = cached;
+    if (!have) cached = have = detect() | known;
+    return have & ~known;
 }
 
 bool qb_is_disabled(const char *word)
