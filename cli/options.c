@@ -198,8 +198,8 @@ const qb_option qb_options[] = {
     /* tokenize */
     {"decode", 'd', QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
         "ids (a JSON array) to text", NULL},
-    {"special", 0, QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
-        "control tokens written in the text become their ids", NULL},
+    {"no-special", 0, QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
+        "add no first token, and read control tokens in the text as plain text", NULL},
     /* logits */
     {"tokens", 0, QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
         "safetensors file with `tokens` (B, T) int32", NULL},

@@ -2,11 +2,15 @@
 #include "support.h"
 
 #include "core/memory.h"
+#include "model/model.h"
+#include "model/text.h"
 #include "model/tokenizer.h"
 
 #include <jansson.h>
 
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Every case of a list of {"text", "ids"}: encode gives the ids and decode the text. */
 static void check_cases(const qb_tokenizer *t, const json_t *cases)
@@ -81,10 +85,57 @@ static void hf_cases_are_exact(void **state)
     json_decref(cases);
 }
 
+static void check_ids(const qb_tokens *got, const json_t *ids)
+{
+    assert_int_equal(got->n, json_array_size(ids));
+    for (size_t k = 0; k < got->n; k++)
+        assert_int_equal(got->ids[k], json_integer_value(json_array_get(ids, k)));
+}
+
+/* The first bytes of the corpus as llama.cpp's perplexity tool reads them: one text, the
+ * separator lines plain text, no first token. */
+static void check_corpus(const qb_tokenizer *t, const json_t *golden)
+{
+    const char *path = qb_test_golden("../corpus/valid.txt.xz");
+    if (!path) return;
+    qb_text corpus, text;
+    QB_CHECK_OK(qb_text_open(path, 0, &corpus));
+    size_t n = (size_t)json_integer_value(json_object_get(golden, "text_bytes"));
+    assert_true(n <= corpus.raw_bytes);
+    QB_CHECK_OK(qb_text_from_memory("head", corpus.raw, n, &text));
+    assert_string_equal(text.sha256, json_string_value(json_object_get(golden, "text_sha256")));
+    qb_tokens ids = {0};
+    QB_CHECK_OK(qb_text_tokenize_raw(&text, t, false, &ids));
+    check_ids(&ids, json_object_get(golden, "text_ids"));
+    qb_tokens_deinit(&ids);
+    qb_text_deinit(&text);
+    qb_text_deinit(&corpus);
+}
+
+static void smollm2_cases_are_exact(void **state)
+{
+    (void)state;
+    const char *path = getenv("QB_SMOLLM2");
+    if (!path) path = QB_SOURCE_DIR "/models/smollm2-135m-instruct.gguf";
+    json_t *golden = golden_json("smollm2/llamacpp.json");
+    if (!golden || access(path, R_OK)) {
+        json_decref(golden);
+        QB_SKIP("no golden/smollm2, or no %s (QB_SMOLLM2)", path);
+    }
+    qb_model *model;
+    QB_CHECK_OK(qb_model_open(path, &model));
+    assert_string_equal(qb_tokenizer_pre(model->tokenizer), "smollm");
+    check_cases(model->tokenizer, json_object_get(golden, "cases"));
+    check_corpus(model->tokenizer, golden);
+    qb_model_close(model);
+    json_decref(golden);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hf_cases_are_exact),
+        cmocka_unit_test(smollm2_cases_are_exact),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
