@@ -1,6 +1,6 @@
 /* kernels/attention.c - the reference of attention.h in plain C and in double, its table, and the
  * parallel loop. */
-#include "kernels/attention.h"
+#include "kernels/attention_internal.h"
 
 #include "core/memory.h"
 
@@ -59,6 +59,16 @@ static void ref_task(const qb_attention_args *a, size_t task, size_t n_tasks, si
 }
 
 const qb_attention_row qb_attention_kernels[] = {
+#ifdef QB_WITH_X86
+    {{"attention/avx512", "cpu", QB_CPU_AVX512},
+     qb__attention_scratch_elems_avx512,
+     qb__attention_n_tasks_avx512,
+     qb__attention_task_avx512},
+    {{"attention/avx2", "cpu", QB_CPU_AVX2},
+     qb__attention_scratch_elems_avx2,
+     qb__attention_n_tasks_avx2,
+     qb__attention_task_avx2},
+#endif
     {{"attention/ref", "cpu", 0}, ref_scratch_elems, ref_n_tasks, ref_task},
     {{0}, 0, 0, 0},
 };

@@ -109,6 +109,34 @@ QB_INLINE float vf_hmax(vf x)
 {
     return _mm512_reduce_max_ps(x);
 }
+/* rows[i][j] becomes rows[j][i]: pairs, then fours, then the quarters of the vectors. */
+QB_INLINE void vf_transpose(vf rows[16])
+{
+    __m512d t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
+        t[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) { /* rows[i + c]: columns c, c + 4, c + 8, c + 12 of rows i.. */
+        rows[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[i], t[i + 2]));
+        rows[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[i], t[i + 2]));
+        rows[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[i + 1], t[i + 3]));
+        rows[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[i + 1], t[i + 3]));
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        vf even_low = _mm512_shuffle_f32x4(rows[c], rows[4 + c], 0x88);
+        vf odd_low = _mm512_shuffle_f32x4(rows[c], rows[4 + c], 0xdd);
+        vf even_high = _mm512_shuffle_f32x4(rows[8 + c], rows[12 + c], 0x88);
+        vf odd_high = _mm512_shuffle_f32x4(rows[8 + c], rows[12 + c], 0xdd);
+        rows[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        rows[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+        rows[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        rows[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+}
 QB_INLINE vd vd_zero(void)
 {
     return _mm512_setzero_pd();
@@ -248,6 +276,28 @@ QB_INLINE float vf_hmax(vf x)
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+QB_INLINE void vf_transpose(vf rows[8])
+{
+    __m256d t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_castps_pd(_mm256_unpacklo_ps(rows[i], rows[i + 1]));
+        t[i + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(rows[i], rows[i + 1]));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+        rows[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[i], t[i + 2]));
+        rows[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[i], t[i + 2]));
+        rows[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[i + 1], t[i + 3]));
+        rows[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[i + 1], t[i + 3]));
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        vf low = rows[c], high = rows[4 + c];
+        rows[c] = _mm256_permute2f128_ps(low, high, 0x20);
+        rows[4 + c] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
 }
 QB_INLINE vd vd_zero(void)
 {
