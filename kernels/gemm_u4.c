@@ -46,14 +46,15 @@ static const char *pack_ref(const qb_u4_weights *w, size_t n0, size_t n1, void *
     return NULL;
 }
 
-static size_t prepared_bytes_ref(size_t m, size_t k)
+/* Of rows that read x itself. */
+static size_t unprepared_bytes(size_t m, size_t k)
 {
     (void)m, (void)k;
     return 0;
 }
 
-static void prepare_ref(const float *x, size_t x_stride, size_t m0, size_t m1, size_t m, size_t k,
-                        const void *packed, void *prepared)
+static void no_prepare(const float *x, size_t x_stride, size_t m0, size_t m1, size_t m, size_t k,
+                       const void *packed, void *prepared)
 {
     (void)x, (void)x_stride, (void)m0, (void)m1, (void)m, (void)k, (void)packed, (void)prepared;
 }
@@ -68,7 +69,7 @@ static size_t n_tasks_ref(const qb_gemm_u4_args *a, size_t n_threads)
 static double weight_at(const packed_ref *p, size_t n, size_t k, size_t n_k)
 {
     const qb__u4_slice *s = &p->slices[n * p->n_step + k / p->k_group * p->k_step];
-    int code = s->is_constant ? 0 : qb__u4_code(codes_of(p, p->n_slices) + n * ((n_k + 1) / 2), k);
+    int code = qb__u4_code(codes_of(p, p->n_slices) + n * ((n_k + 1) / 2), k);
     return (double)(code - (int64_t)s->zero_point) * (double)s->scale;
 }
 
@@ -93,13 +94,29 @@ const qb_gemm_u4_row qb_gemm_u4_kernels[] = {
      qb__gemm_u4_prepare_avx512vnni,
      qb__gemm_u4_n_tasks_avx512vnni,
      qb__gemm_u4_task_avx512vnni},
+    {{"gemm_u4/avx512", "cpu", QB_CPU_AVX2 | QB_CPU_AVX512},
+     qb__gemm_u4_packed_bytes_avx512,
+     qb__gemm_u4_pack_avx512,
+     32,
+     unprepared_bytes,
+     no_prepare,
+     qb__gemm_u4_n_tasks_avx512,
+     qb__gemm_u4_task_avx512},
+    {{"gemm_u4/avx2", "cpu", QB_CPU_AVX2},
+     qb__gemm_u4_packed_bytes_avx2,
+     qb__gemm_u4_pack_avx2,
+     32,
+     unprepared_bytes,
+     no_prepare,
+     qb__gemm_u4_n_tasks_avx2,
+     qb__gemm_u4_task_avx2},
 #endif
     {{"gemm_u4/ref", "cpu", 0},
      packed_bytes_ref,
      pack_ref,
      1,
-     prepared_bytes_ref,
-     prepare_ref,
+     unprepared_bytes,
+     no_prepare,
      n_tasks_ref,
      task_ref},
     {.info = {0}},

@@ -7,7 +7,8 @@
  * f32 (the reference, in double), or with x in block floating point: blocks of QB_GEMM_U4_BLOCK
  * input channels share a scale and hold 16-bit integers, so that sums inside a block are exact
  * integers; an element's error is then at most max|x of its block| * 2^-16. A token's result depends
- * on the row, the weights and its own x alone. A slice with scale 0 (constant) has the value fill.
+ * on the row, the weights and its own x alone. A slice with scale 0 (constant) has
+ * codes 0 and the value fill.
  */
 #ifndef QB_KERNELS_GEMM_U4_H
 #define QB_KERNELS_GEMM_U4_H

@@ -17,134 +17,38 @@
  * Subtracting 8 keeps the terms of (4) small. The error is that of X, at most s_b / 2 an element or
  * max|x| * 2^-16, and some f32 roundings.
  *
- * Packed w: a header, the slices, and panels of 32 output channels of [ceil(k / 8)][32][4] bytes; a
- * byte holds the codes of channels k (low) and k + 4 (high) of its group of eight, so a register
- * yields two operands by and and shift. A tile of up to 4 tokens x 32 channels reads 128 bytes for
- * 32 products, and a single token streams half a byte a weight. */
+ * A tile of up to 4 tokens x 32 channels reads 128 bytes of w for 32 products, and a single token
+ * streams half a byte a weight. */
 #include "kernels/gemm_u4_internal.h"
 #include "kernels/tiling.h"
 
 #include <immintrin.h>
 #include <string.h>
 
-enum { PANEL_N = 32, GROUP_K = 8, GROUP_BYTES = PANEL_N * GROUP_K / 2, TILE_M = 4, CENTRE = 8 };
-enum { BLOCK = QB_GEMM_U4_BLOCK, SHORTEST_RUN = 32, X_MAX = 127 * 256 + 127 };
+enum { PANEL_N = QB__U4_PANEL_N, GROUP_K = QB__U4_GROUP_K, GROUP_BYTES = QB__U4_GROUP_BYTES };
+enum { BLOCK = QB_GEMM_U4_BLOCK, SHORTEST_RUN = 32, TILE_M = 4, X_MAX = 127 * 256 + 127 };
 
-/* ---- packed weights ---- */
-
-typedef struct packed_u4 {
-    _Alignas(64) size_t n;
-    size_t k;
-    size_t run_k; /* channels of k under one integer sum: BLOCK, or a group that divides it */
-    size_t n_slice_groups; /* runs with their own scales: 1, or all of them, (5) */
-    bool scales_by_k;      /* (6) */
-    /* then, each 64-byte aligned:
-     * float k_slices[2][k_padded]                            where scales_by_k: scales, then z
-     * float slices[n_panels][n_slice_groups][2][PANEL_N]     scales, then z
-     * uint8_t codes[n_panels][ceil(k / 8)][PANEL_N][4] */
-} packed_u4;
-
-static inline size_t div_up(size_t a, size_t b)
+/* Channels of k under one integer sum. */
+static size_t run_k_of(const qb_u4_weights *w)
 {
-    return (a + b - 1) / b;
-}
-static inline size_t k_padded_of(size_t k)
-{
-    return div_up(k, BLOCK) * BLOCK;
-}
-static inline size_t panel_bytes_of(size_t k)
-{
-    return div_up(k, GROUP_K) * GROUP_BYTES;
-}
-static inline size_t panel_slices_of(const packed_u4 *p)
-{
-    return p->n_slice_groups * 2 * PANEL_N;
-}
-static inline size_t slices_at(const packed_u4 *p)
-{
-    return sizeof *p + (p->scales_by_k ? 2 * k_padded_of(p->k) * sizeof(float) : 0);
-}
-static inline size_t codes_at(const packed_u4 *p)
-{
-    return slices_at(p) + div_up(p->n, PANEL_N) * panel_slices_of(p) * sizeof(float);
-}
-
-static packed_u4 header_of(const qb_u4_weights *w)
-{
-    packed_u4 p = {.n = w->n, .k = w->k, .run_k = BLOCK, .n_slice_groups = 1};
-    if (w->k_step && w->n_step) {
-        if (w->k_group < BLOCK) p.run_k = w->k_group;
-        p.n_slice_groups = div_up(w->k, p.run_k);
-    }
-    p.scales_by_k = w->k_step && !w->n_step;
-    return p;
+    return w->k_step && w->n_step && w->k_group < BLOCK ? w->k_group : BLOCK;
 }
 
 size_t qb__gemm_u4_packed_bytes_avx512vnni(const qb_u4_weights *w)
 {
-    const packed_u4 p = header_of(w);
-    return codes_at(&p) + div_up(w->n, PANEL_N) * panel_bytes_of(w->k);
-}
-
-/* Zero points must be exact in f32 after subtracting 8; runs must tile blocks. */
-static const char *refusal(const qb_u4_weights *w, size_t n0, size_t n1)
-{
-    if (w->k_step && w->n_step && w->k_group % BLOCK && w->k_group != 32 && w->k_group != 64)
-        return "groups of weights are neither 32, 64 nor a multiple of 128";
-    for (size_t n = n0; n < (w->n_step ? n1 : n0 + 1); n++)
-        for (size_t k = 0; k < w->k; k += w->k_step ? w->k_group : w->k) {
-            int32_t zero_point = qb__u4_slice_at(w, n, k).zero_point;
-            if (zero_point > 1 << 23 || zero_point < -(1 << 23)) return "a zero point beyond 2^23";
-        }
-    return NULL;
-}
-
-static void pack_k_slices(const qb_u4_weights *w, float *scale)
-{
-    float *zero = scale + k_padded_of(w->k);
-    memset(scale, 0, 2 * k_padded_of(w->k) * sizeof *scale);
-    for (size_t k = 0; k < w->k; k++) {
-        qb__u4_slice s = qb__u4_slice_at(w, 0, k);
-        scale[k] = s.scale;
-        zero[k] = (float)(s.zero_point - CENTRE);
-    }
-}
-
-static void pack_n_slices(const qb_u4_weights *w, const packed_u4 *p, size_t n, float *slices)
-{
-    for (size_t g = 0; g < p->n_slice_groups; g++) {
-        float *scale = slices + g * 2 * PANEL_N + n % PANEL_N;
-        qb__u4_slice s = qb__u4_slice_at(w, n, g * p->run_k);
-        scale[0] = p->scales_by_k ? 1.0f : s.scale;
-        scale[PANEL_N] = p->scales_by_k ? 1.0f : (float)(s.zero_point - CENTRE);
-    }
+    return qb__u4_packed_bytes(w, run_k_of(w));
 }
 
 const char *qb__gemm_u4_pack_avx512vnni(const qb_u4_weights *w, size_t n0, size_t n1, void *packed)
 {
-    const char *why = refusal(w, n0, n1);
-    if (why) return why;
-    const packed_u4 header = header_of(w);
-    if (n0 == 0) {
-        memcpy(packed, &header, sizeof header);
-        if (header.scales_by_k) pack_k_slices(w, (float *)((char *)packed + sizeof header));
-    }
-    for (size_t first = n0; first < n1; first += PANEL_N) {
-        float *panel_slices = (float *)((char *)packed + slices_at(&header)) +
-                              first / PANEL_N * panel_slices_of(&header);
-        uint8_t *panel =
-            (uint8_t *)packed + codes_at(&header) + first / PANEL_N * panel_bytes_of(w->k);
-        memset(panel_slices, 0, panel_slices_of(&header) * sizeof(float));
-        memset(panel, 0, panel_bytes_of(w->k));
-        for (size_t n = first; n < n1 && n < first + PANEL_N; n++) {
-            pack_n_slices(w, &header, n, panel_slices);
-            for (size_t k = 0; k < w->k; k++) {
-                uint8_t *byte = panel + k / GROUP_K * GROUP_BYTES + n % PANEL_N * 4 + k % 4;
-                *byte |= (uint8_t)(qb__u4_code_at(w, n, k) << (k % GROUP_K < 4 ? 0 : 4));
-            }
-        }
-    }
-    return NULL;
+    if (w->k_step && w->n_step && w->k_group % BLOCK && w->k_group != 32 && w->k_group != 64)
+        return "groups of weights are neither 32, 64 nor a multiple of 128";
+    return qb__u4_pack(w, run_k_of(w), n0, n1, packed);
+}
+
+static inline size_t run_k_of_packed(const qb__u4_packed *p)
+{
+    return p->n_runs > 1 ? p->run_k : BLOCK;
 }
 
 /* ---- prepared activations: per token
@@ -155,17 +59,17 @@ const char *qb__gemm_u4_pack_avx512vnni(const qb_u4_weights *w, size_t n0, size_
 
 static inline size_t max_runs_of(size_t k)
 {
-    return k_padded_of(k) / SHORTEST_RUN;
+    return qb__u4_k_padded(k) / SHORTEST_RUN;
 }
 /* An odd number of cache lines, so that the tokens of a tile do not share a set. */
 static inline size_t token_bytes_of(size_t k)
 {
-    size_t lines = div_up(2 * k_padded_of(k) + max_runs_of(k) * 8 + 4, 64);
+    size_t lines = qb__div_up(2 * qb__u4_k_padded(k) + max_runs_of(k) * 8 + 4, 64);
     return (lines | 1) * 64;
 }
 static inline float *run_scales_of(const void *token, size_t k)
 {
-    return (float *)((char *)token + 2 * k_padded_of(k));
+    return (float *)((char *)token + 2 * qb__u4_k_padded(k));
 }
 static inline int32_t *run_sums_of(const void *token, size_t k)
 {
@@ -227,9 +131,9 @@ static block_sums split_block(const float *x, size_t k0, size_t n_k, float inver
         _mm_storeu_si128((__m128i *)(hi + BLOCK + i), _mm512_cvtepi32_epi8(X)); /* lo: X mod 256 */
         sum = _mm512_add_epi32(sum, X);
         if (k_slices)
-            times_zero =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(X),
-                                _mm512_load_ps(k_slices + k_padded_of(n_k) + k0 + i), times_zero);
+            times_zero = _mm512_fmadd_ps(_mm512_cvtepi32_ps(X),
+                                         _mm512_load_ps(k_slices + qb__u4_k_padded(n_k) + k0 + i),
+                                         times_zero);
         if ((i + 16) % SHORTEST_RUN == 0) {
             sums.run[i / SHORTEST_RUN] = _mm512_reduce_add_epi32(sum);
             sum = _mm512_setzero_si512();
@@ -239,9 +143,10 @@ static block_sums split_block(const float *x, size_t k0, size_t n_k, float inver
     return sums;
 }
 
-static void prepare_token(const float *x, size_t k, const packed_u4 *p, void *token)
+static void prepare_token(const float *x, size_t k, const qb__u4_packed *p, void *token)
 {
-    const float *k_slices = p->scales_by_k ? (const float *)(p + 1) : NULL;
+    const float *k_slices = qb__u4_k_slices(p);
+    const size_t run_k = run_k_of_packed(p);
     float *scales = run_scales_of(token, k), correction = 0.0f;
     int32_t *sums = run_sums_of(token, k);
     for (size_t k0 = 0; k0 < k; k0 += BLOCK) {
@@ -251,8 +156,8 @@ static void prepare_token(const float *x, size_t k, const packed_u4 *p, void *to
         block_sums s = split_block(x, k0, k, inverse, k_slices, (int8_t *)token + 2 * k0);
         int32_t block_sum = 0;
         for (size_t i = 0; i < BLOCK; i += SHORTEST_RUN) {
-            size_t run = (k0 + i) / p->run_k;
-            if (i % p->run_k == 0) sums[run] = 0;
+            size_t run = (k0 + i) / run_k;
+            if (i % run_k == 0) sums[run] = 0;
             scales[run] = scale;
             sums[run] += s.run[i / SHORTEST_RUN];
             block_sum += s.run[i / SHORTEST_RUN];
@@ -274,7 +179,7 @@ void qb__gemm_u4_prepare_avx512vnni(const float *x, size_t x_stride, size_t m0, 
 
 typedef struct tile {
     const qb_gemm_u4_args *args;
-    const packed_u4 *packed;
+    const qb__u4_packed *packed;
     size_t m, n; /* its first token and output channel */
     const uint8_t *codes;
     const float *slices;
@@ -308,7 +213,7 @@ static inline void store16(const tile *t, size_t r, size_t column, __m512 y)
     const size_t m = t->m + r, n = t->n + column;
     if (n >= a->n) return;
     const __mmask16 mask = mask_below(a->n - n);
-    if (t->packed->n_slice_groups == 1) {
+    if (t->packed->n_runs == 1) {
         __m512 correction = _mm512_set1_ps(*correction_of(t->tokens + r * t->token_bytes, a->k));
         y = _mm512_fnmadd_ps(_mm512_load_ps(t->slices + PANEL_N + column), correction, y);
         y = _mm512_mul_ps(y, _mm512_load_ps(t->slices + column));
@@ -323,7 +228,7 @@ static inline void store16(const tile *t, size_t r, size_t column, __m512 y)
 static inline __attribute__((always_inline)) void compute_tile(const tile *t, const size_t n_rows,
                                                                const bool by_group)
 {
-    const size_t n_k = t->args->k, run_k = t->packed->run_k, stride = t->token_bytes;
+    const size_t n_k = t->args->k, run_k = run_k_of_packed(t->packed), stride = t->token_bytes;
     const __m512i low_nibble = _mm512_set1_epi8(15);
     const uint8_t *w = t->codes;
     const float *slices = t->slices;
@@ -331,14 +236,14 @@ static inline __attribute__((always_inline)) void compute_tile(const tile *t, co
     EACH_ROW(START)
     for (size_t k0 = 0, run = 0; k0 < n_k; k0 += run_k, run++) {
         const char *x = t->tokens + k0 / BLOCK * 2 * BLOCK + k0 % BLOCK;
-        const size_t n_groups = div_up(n_k - k0 < run_k ? n_k - k0 : run_k, GROUP_K);
+        const size_t n_groups = qb__div_up(n_k - k0 < run_k ? n_k - k0 : run_k, GROUP_K);
 #define START_RUN(r)                                                                               \
     __m512i left_hi##r = _mm512_setzero_si512(), right_hi##r = left_hi##r, left_lo##r,             \
             right_lo##r;                                                                           \
     left_lo##r = right_lo##r = _mm512_setzero_si512();                                             \
     if (r < n_rows)                                                                                \
         left_lo##r = right_lo##r =                                                                 \
-            _mm512_set1_epi32(-CENTRE * run_sums_of(t->tokens + r * stride, n_k)[run]);
+            _mm512_set1_epi32(-QB__U4_CENTRE * run_sums_of(t->tokens + r * stride, n_k)[run]);
         EACH_ROW(START_RUN)
         for (const uint8_t *end = w + n_groups * GROUP_BYTES; w < end;
              w += GROUP_BYTES, x += GROUP_K) {
@@ -401,7 +306,8 @@ static void (*const compute_tile_of[2][TILE_M])(const tile *) = {
 
 static qb_tiling tiling_of(const qb_gemm_u4_args *a)
 {
-    return (qb_tiling){div_up(a->n, PANEL_N), div_up(a->m, TILE_M), TILE_M * token_bytes_of(a->k)};
+    return (qb_tiling){qb__div_up(a->n, PANEL_N), qb__div_up(a->m, TILE_M),
+                       TILE_M * token_bytes_of(a->k)};
 }
 
 size_t qb__gemm_u4_n_tasks_avx512vnni(const qb_gemm_u4_args *a, size_t n_threads)
@@ -414,17 +320,16 @@ void qb__gemm_u4_task_avx512vnni(const qb_gemm_u4_args *a, size_t i, size_t n_ta
 {
     const qb_tiling tiling = tiling_of(a);
     const qb_task_span span = qb_tiling_span(&tiling, i, n_tasks);
-    const packed_u4 *packed = a->w;
+    const qb__u4_packed *packed = a->w;
     tile t = {.args = a, .packed = packed, .token_bytes = token_bytes_of(a->k)};
     for (size_t p = span.panel0; p < span.panel1; p++)
         for (size_t j = span.tile0; j < span.tile1; j++) {
             t.m = j * TILE_M;
             t.n = p * PANEL_N;
-            t.codes = (const uint8_t *)a->w + codes_at(packed) + p * panel_bytes_of(a->k);
-            t.slices = (const float *)((const char *)a->w + slices_at(packed)) +
-                       p * panel_slices_of(packed);
+            t.codes = qb__u4_codes_of(packed, p);
+            t.slices = qb__u4_slices_of(packed, p);
             t.tokens = (const char *)a->x_prepared + t.m * t.token_bytes;
             size_t n_rows = a->m - t.m < TILE_M ? a->m - t.m : TILE_M;
-            compute_tile_of[packed->n_slice_groups > 1][n_rows - 1](&t);
+            compute_tile_of[packed->n_runs > 1][n_rows - 1](&t);
         }
 }
