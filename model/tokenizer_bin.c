@@ -95,6 +95,8 @@ static qb_status read_head(source *s, qb_tokenizer *t)
     t->add_bos = p[6] & ADD_BOS;
     t->add_space_prefix = p[6] & ADD_SPACE_PREFIX;
     t->ignore_merges = p[6] & IGNORE_MERGES;
+    if (t->kind == QB_TOKENIZER_SPM && p[7])
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece with a pre-splitter");
     QB_TRY(take(s, p[7], 1, &name, "pre-splitter name"));
     char text[256] = "";
     memcpy(text, name, p[7]);
