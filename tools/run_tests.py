@@ -103,8 +103,8 @@ def count(code, output):
         skipped = sum_counts(r"\[  SKIPPED \] (\d+) test", output)
     elif own:
         passed, failed, skipped = (int(n) for n in own[-1])
-    elif code == SKIP_CODE:
-        return 0, 0, 1
+    elif code == SKIP_CODE and re.search("^skipped: ", output, re.M):
+        return 0, 0, 1  # libFuzzer ends with 77 too, when it found something
     else:
         passed, failed, skipped = (1, 0, 0) if code == 0 else (0, 1, 0)
     if code and not failed:  # died before its summary
