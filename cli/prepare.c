@@ -31,15 +31,35 @@ static qb_status unknown_scheme(const char *name)
     return QB_FAIL(QB_ERR_USAGE, "--scheme: found %s, expected one of %s", name, names);
 }
 
+/* The file may have been made with another --weight-axis than the scheme's row has. */
+static void take_stored_axis(const qb_model *model, qb_scheme *scheme)
+{
+    for (int role = 0; role < QB_ROLE_COUNT; role++) {
+        const qb_tensor_quant *q = &qb_model_tensor(model, (qb_role)role, 0)->quant;
+        if (!qb_roles[role].linear || q->axis == QB_AXIS_NONE) continue;
+        scheme->weights.axis = q->axis;
+        scheme->weights.group_elems = q->group_elems;
+        return;
+    }
+}
+
 qb_status qb_cli_scheme(const qb_cli *cli, const char *name, const qb_model *model, qb_scheme *out)
 {
-    if (!name) name = model->stored_scheme ? model->stored_scheme : "full";
+    const char *stored = name ? NULL : model->stored_scheme;
+    if (!name) name = stored ? stored : "full";
     const qb_scheme *row = qb_scheme_find(name);
+    if (!row && stored)
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "%s: its codes are for scheme %.60s, expected one that "
+                       "--scheme knows",
+                       model->path, stored);
     if (!row) return unknown_scheme(name);
     const qb_scheme_overrides overrides = {.weight_axis = qb_cli_string(cli, "weight-axis"),
                                            .act_axis = qb_cli_string(cli, "act-axis"),
                                            .act_scale = qb_cli_string(cli, "act-scale")};
-    return qb_scheme_override(row, &overrides, out);
+    QB_TRY(qb_scheme_override(row, &overrides, out));
+    if (stored && !overrides.weight_axis) take_stored_axis(model, out);
+    return QB_OK;
 }
 
 qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, qb_backbone *backbone,

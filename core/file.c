@@ -149,8 +149,18 @@ static void writer_free(qb_writer *w)
     qb_free(w);
 }
 
+/* A device or a pipe cannot be replaced by a rename without harm; a folder not at all. */
+static qb_status check_replaceable(const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) || S_ISREG(st.st_mode)) return QB_OK;
+    return QB_FAIL(QB_ERR_IO, "%s: found %s, expected a regular file or none", path,
+                   kind_of(st.st_mode));
+}
+
 qb_status qb_writer_open(const char *path, qb_writer **out)
 {
+    QB_TRY(check_replaceable(path));
     qb_writer *w;
     QB_TRY(QB_NEW_ZERO(&w, 1, "writer"));
     w->fd = w->slot = -1;
@@ -254,8 +264,23 @@ void qb_writer_abandon(qb_writer *w)
     writer_free(w);
 }
 
+static bool is_stream(const char *path)
+{
+    struct stat st;
+    return !stat(path, &st) && (S_ISCHR(st.st_mode) || S_ISFIFO(st.st_mode));
+}
+
+static qb_status write_stream(const char *path, const void *data, size_t bytes)
+{
+    FILE *stream = fopen(path, "wbe");
+    bool ok = stream && fwrite(data, 1, bytes, stream) == bytes;
+    if (stream && fclose(stream)) ok = false;
+    return ok ? QB_OK : QB_FAIL(QB_ERR_IO, "%s: write: %s", path, strerror(errno));
+}
+
 qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes)
 {
+    if (is_stream(path)) return write_stream(path, data, bytes);
     qb_writer *w;
     QB_TRY(qb_writer_open(path, &w));
     qb_status status = qb_writer_write(w, data, bytes);

@@ -41,7 +41,7 @@ qb_status qb_path_join(const char *folder, const char *name, char **out);
 const char *qb_file_looks_like(const uint8_t *data, size_t bytes);
 
 typedef struct qb_writer qb_writer;
-/* Opens PATH.tmp.PID for writing. */
+/* Opens PATH.tmp.PID for writing. QB_ERR_IO: PATH is there and no regular file. */
 qb_status qb_writer_open(const char *path, qb_writer **out);
 qb_status qb_writer_write(qb_writer *writer, const void *data, size_t bytes);
 /* Overwrites bytes already written (a header that is known only at the end). */
@@ -52,7 +52,8 @@ uint64_t qb_writer_offset(const qb_writer *writer);
 /* fsync, rename onto PATH, fsync the folder. Frees the writer in every case. */
 qb_status qb_writer_commit(qb_writer *writer);
 void qb_writer_abandon(qb_writer *writer); /* removes the temporary file; accepts NULL */
-/* The whole of `data` as the file PATH, atomically. */
+/* The whole of `data` as the file PATH, atomically; a device or FIFO (/dev/null, a pipe of the
+ * shell's) is written to as it is. */
 qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes);
 /* Removes the temporary files of all open writers; async-signal-safe. */
 void qb_file_cleanup(void);

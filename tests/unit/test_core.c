@@ -147,6 +147,11 @@ static void files_are_whole_or_absent(void **state)
     assert_int_equal(file.bytes, 5);
     qb_file_close(&file);
     unlink(path);
+    assert_int_equal(qb_writer_open("/dev/null", &w), QB_ERR_IO);
+    assert_int_equal(qb_writer_open("/tmp", &w), QB_ERR_IO);
+    QB_CHECK_OK(qb_file_write_whole("/dev/null", "hello", 5));
+    struct stat st;
+    assert_true(!stat("/dev/null", &st) && S_ISCHR(st.st_mode));
     assert_int_equal(qb_file_open(path, &file), QB_ERR_IO);
     assert_int_equal(mkfifo(path, 0600), 0);
     assert_int_equal(qb_file_open(path, &file), QB_ERR_IO); /* and does not hang */
