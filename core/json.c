@@ -57,12 +57,26 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
     json_error_t error;
     allocation_failed = false;
     json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!value) {
-        if (allocation_failed) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
+    if (allocation_failed) {
+        json_decref(value);
+        return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
+    }
+    if (!value)
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON line %d column %d: %s", what, error.line,
                        error.column, error.text);
-    }
     *out = value;
+    return QB_OK;
+}
+
+qb_status qb_json_dump(const json_t *value, size_t flags, const char *what, char **out)
+{
+    allocation_failed = false;
+    char *text = json_dumps(value, flags);
+    if (!text || allocation_failed) {
+        qb_library_free(text);
+        return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
+    }
+    *out = text;
     return QB_OK;
 }
 

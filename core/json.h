@@ -24,6 +24,9 @@ extern "C" {
 qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const char *what,
                         json_t **out);
 qb_status qb_json_read_file(const char *path, size_t max_bytes, json_t **out);
+/* json_dumps with the flags; the text ends in a NUL and is given back with qb_library_free. A
+ * failed allocation is QB_ERR_MEMORY, where jansson alone may leave a key out and go on. */
+qb_status qb_json_dump(const json_t *value, size_t flags, const char *what, char **out);
 
 /* Typed access with range checks; the message names `key`. The value may be absent: *out keeps its
  * value and QB_OK comes back, so callers preset the default. null counts as absent. */

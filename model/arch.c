@@ -249,16 +249,21 @@ qb_status qb_config_check(const qb_config *c)
 
 /* ---- JSON ---- */
 
+/* NULL where memory lacks. */
 static json_t *rope_to_json(const qb_rope *r)
 {
     json_t *o = json_pack("{s:s, s:f}", "kind", qb_rope_names[r->kind], "theta", r->theta);
-    if (o && r->kind != QB_ROPE_DEFAULT) json_object_set_new(o, "factor", json_real(r->factor));
-    if (o && r->kind == QB_ROPE_LLAMA3) {
-        json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor));
-        json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor));
-        json_object_set_new(o, "original_context", json_integer((json_int_t)r->original_context));
-    }
-    return o;
+    int failed = !o;
+    if (r->kind != QB_ROPE_DEFAULT)
+        failed |= json_object_set_new(o, "factor", json_real(r->factor));
+    if (r->kind == QB_ROPE_LLAMA3)
+        failed |= json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor)) |
+                  json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor)) |
+                  json_object_set_new(o, "original_context",
+                                      json_integer((json_int_t)r->original_context));
+    if (!failed) return o;
+    json_decref(o);
+    return NULL;
 }
 
 qb_status qb_config_to_json(const qb_config *c, json_t **out)

@@ -129,8 +129,8 @@ static qb_status write_weights(const qb_model *model, const hf_list *list, const
 
 static qb_status write_json(const json_t *value, const char *folder, const char *name)
 {
-    char *path, *text = json_dumps(value, JSON_INDENT(2));
-    if (!text) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory", name);
+    char *path, *text;
+    QB_TRY(qb_json_dump(value, JSON_INDENT(2), name, &text));
     qb_status status = qb_path_join(folder, name, &path);
     if (status == QB_OK) {
         status = qb_file_write_whole(path, text, strlen(text));

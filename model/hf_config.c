@@ -212,36 +212,45 @@ static json_t *gpt2_to_json(const qb_config *c)
                      "tie_word_embeddings", c->tied_head);
 }
 
-/* Under `name`: the type alone tells rope_scaling (old) from rope_parameters (with theta). */
+static int add_llama3(json_t *o, const qb_rope *r)
+{
+    return json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor)) |
+           json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor)) |
+           json_object_set_new(o, "original_max_position_embeddings",
+                               json_integer((json_int_t)r->original_context));
+}
+
+/* As rope_parameters (with theta) or as rope_scaling. */
 static json_t *rope_to_json(const qb_rope *r, bool with_theta)
 {
     json_t *o = json_pack("{s:s}", "rope_type", qb_rope_names[r->kind]);
-    if (with_theta) json_object_set_new(o, "rope_theta", json_real(r->theta));
-    if (r->kind != QB_ROPE_DEFAULT) json_object_set_new(o, "factor", json_real(r->factor));
-    if (r->kind == QB_ROPE_LLAMA3) {
-        json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor));
-        json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor));
-        json_object_set_new(o, "original_max_position_embeddings",
-                            json_integer((json_int_t)r->original_context));
-    }
-    return o;
+    int failed = !o;
+    if (with_theta) failed |= json_object_set_new(o, "rope_theta", json_real(r->theta));
+    if (r->kind != QB_ROPE_DEFAULT)
+        failed |= json_object_set_new(o, "factor", json_real(r->factor));
+    if (r->kind == QB_ROPE_LLAMA3) failed |= add_llama3(o, r);
+    if (!failed) return o;
+    json_decref(o);
+    return NULL;
 }
 
 static json_t *llama_to_json(const qb_config *c)
 {
     json_t *o = json_pack(
-        "{s:s, s:[s], s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:b, s:b, s:f, s:o}",
+        "{s:s, s:[s], s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:b, s:b, s:f}",
         "model_type", "llama", "architectures", "LlamaForCausalLM", "vocab_size",
         (json_int_t)c->vocab, "max_position_embeddings", (json_int_t)c->context, "hidden_size",
         (json_int_t)c->d_model, "intermediate_size", (json_int_t)c->d_ff, "num_hidden_layers",
         (json_int_t)c->n_layers, "num_attention_heads", (json_int_t)c->n_heads,
         "num_key_value_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim,
         "hidden_act", "silu", "rms_norm_eps", c->norm_eps, "tie_word_embeddings", c->tied_head,
-        "attention_bias", c->attn_bias, "mlp_bias", c->mlp_bias, "rope_theta", c->rope.theta,
-        "rope_parameters", rope_to_json(&c->rope, true));
-    if (o && c->rope.kind != QB_ROPE_DEFAULT)
-        json_object_set_new(o, "rope_scaling", rope_to_json(&c->rope, false));
-    return o;
+        "attention_bias", c->attn_bias, "mlp_bias", c->mlp_bias, "rope_theta", c->rope.theta);
+    int failed = !o || json_object_set_new(o, "rope_parameters", rope_to_json(&c->rope, true));
+    if (c->rope.kind != QB_ROPE_DEFAULT) /* versions before 5 read this one */
+        failed |= json_object_set_new(o, "rope_scaling", rope_to_json(&c->rope, false));
+    if (!failed) return o;
+    json_decref(o);
+    return NULL;
 }
 
 qb_status qb__hf_config_to_json(const qb_config *c, json_t **out, bool *foreign)

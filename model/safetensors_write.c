@@ -1,5 +1,6 @@
 /* model/safetensors_write.c - writer of the container: the largest alignment first, then by name,
  * as the reference writer does, and the header padded so that the data start 8-byte aligned. */
+#include "core/json.h"
 #include "core/memory.h"
 #include "model/safetensors.h"
 #include "model/safetensors_internal.h"
@@ -43,11 +44,17 @@ static qb_status describe(const qb_st_entry *e, sorted_entry *out)
     return QB_OK;
 }
 
+/* NULL where memory lacks: a header with a piece missing must not come about. */
 static json_t *entry_to_json(const sorted_entry *s, size_t begin)
 {
     json_t *shape = json_array();
+    int failed = !shape;
     for (size_t i = 0; i < s->entry->rank; i++)
-        json_array_append_new(shape, json_integer((json_int_t)s->entry->shape[i]));
+        failed |= json_array_append_new(shape, json_integer((json_int_t)s->entry->shape[i]));
+    if (failed) {
+        json_decref(shape);
+        return NULL;
+    }
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", s->dtype->name, "shape", shape,
                      "data_offsets", (json_int_t)begin, (json_int_t)(begin + s->bytes));
 }
@@ -68,12 +75,11 @@ static qb_status build_header(const sorted_entry *sorted, const qb_st_entry *ent
     }
     w->left_bytes = at;
     bool unique = json_object_size(header) == n + (metadata != NULL);
-    char *text = failed ? NULL : json_dumps(header, JSON_COMPACT);
+    qb_status status = failed ? QB_FAIL(QB_ERR_MEMORY, "safetensors: no memory for the header")
+                              : qb_json_dump(header, JSON_COMPACT, "safetensors header", out);
     json_decref(header);
     assert(failed || unique);
-    if (!text) return QB_FAIL(QB_ERR_MEMORY, "safetensors: no memory for the header");
-    *out = text;
-    return QB_OK;
+    return status;
 }
 
 static qb_status write_header(qb_st_writer *w, const char *text, size_t n_entries)
