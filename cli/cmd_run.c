@@ -1,8 +1,333 @@
-/* cli/cmd_run.c - qbench run. */
-#include "cli/cli.h"
+/* cli/cmd_run.c - qbench run, the main job on one page:
+ *
+ *     models, text -> tokens, windows -> engines of full precision and each scheme
+ *         -> quality in step -> speed in turns -> one record a (model, scheme) -> screen and files
+ *
+ * The parts are in cli/run_*.c, the measurements in infer/, the writers in report/. */
+#include "cli/run.h"
+
+#include "cli/prepare.h"
+#include "core/memory.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* What all models of a run share. */
+typedef struct run {
+    const qb_cli *cli;
+    qb_pool *pool;
+    qb_model **models;
+    size_t n_models;
+    qb_text text;
+    qb_machine machine;
+    char time_utc[32];
+    qb_results results;
+} run;
+
+/* What belongs to one model while it is measured. */
+typedef struct model_run {
+    const run *r;
+    const qb_model *model;
+    bool wants_quality, wants_speed;
+    qb_run_text text;
+    qb_speed_plan speed_plan;
+    qb_backbone *backbone;
+    qb_run_schemes schemes;
+    qb_run_facts *facts; /* of the engines, as in qb_run_engines.items */
+    qb_quality quality;
+    qb_speed speed;
+    qb_machine_watch watch;
+} model_run;
+
+/* ---- outputs ---- */
+
+static const struct {
+    const char *option;
+    qb_results_writer write;
+} formats[] = {{"json", qb_results_write_json},
+               {"csv", qb_results_write_csv},
+               {"md", qb_results_write_markdown},
+               {"junit", qb_results_write_junit}};
+
+static bool is_stdout(const char *path)
+{
+    return path && !strcmp(path, "-");
+}
+
+/* Finds out before the work, not after it, that a file cannot be written. */
+static qb_status check_outputs(const qb_cli *cli)
+{
+    size_t n_stdout = 0;
+    for (size_t i = 0; i < QB_COUNT(formats); i++) {
+        const char *path = qb_cli_string(cli, formats[i].option);
+        n_stdout += is_stdout(path);
+        if (!path || is_stdout(path)) continue;
+        const char *slash = strrchr(path, '/');
+        char *folder;
+        QB_TRY(qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1));
+        bool writable = !access(folder, W_OK) && !qb_is_folder(path);
+        qb_free(folder);
+        if (!writable)
+            return QB_FAIL(QB_ERR_IO,
+                           "%s: cannot be written: expected a file in a folder that "
+                           "exists and is writable",
+                           path);
+    }
+    if (n_stdout > 1)
+        return QB_FAIL(QB_ERR_USAGE, "only one output can go to standard output, found %zu",
+                       n_stdout);
+    return QB_OK;
+}
+
+static bool wants_colour(void)
+{
+    const char *term = getenv("TERM");
+    return isatty(STDOUT_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb");
+}
+
+static qb_status write_screen(const qb_results *results, FILE *stream)
+{
+    return qb_results_write_screen(results, wants_colour(), stream);
+}
+
+static qb_status emit(const run *r, qb_results_writer writer, const char *path)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *stream = open_memstream(&text, &bytes);
+    if (!stream) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for the output", path);
+    qb_status status = writer(&r->results, stream);
+    if (fclose(stream) && status == QB_OK)
+        status = QB_FAIL(QB_ERR_MEMORY, "%s: no memory for the output", path);
+    if (status == QB_OK) status = qb_cli_emit(path, text, bytes);
+    free(text);
+    return status;
+}
+
+static qb_status write_outputs(const run *r)
+{
+    bool screen = true;
+    for (size_t i = 0; i < QB_COUNT(formats); i++) {
+        const char *path = qb_cli_string(r->cli, formats[i].option);
+        if (path) QB_TRY(emit(r, formats[i].write, path));
+        if (is_stdout(path)) screen = false;
+    }
+    return screen ? emit(r, write_screen, "-") : QB_OK;
+}
+
+/* ---- one model ---- */
+
+static qb_status make_backbone(model_run *m)
+{
+    const qb_cli *cli = m->r->cli;
+    size_t max_tokens = 1;
+    if (m->wants_quality) {
+        QB_TRY(qb_run_text_open(cli, m->model, &m->r->text, &m->text));
+        max_tokens = m->text.batch * m->text.windows.n_feed_max;
+    }
+    m->speed_plan = (qb_speed_plan){.batch = qb_cli_size(cli, "speed-batch"),
+                                    .budget_s = 5,
+                                    .seed = qb_cli_size(cli, "seed"),
+                                    .label = "speed"};
+    qb_speed_plan_contexts(&m->model->config, qb_cli_size(cli, "speed-context"), &m->speed_plan);
+    size_t speed_tokens = m->speed_plan.batch * qb_speed_cache_context(&m->speed_plan);
+    if (m->wants_speed && speed_tokens > max_tokens) max_tokens = speed_tokens;
+    qb_backbone_options options = {.max_tokens = max_tokens, .pool = m->r->pool};
+    return qb_backbone_create(m->model, &options, &m->backbone);
+}
+
+static void remember(model_run *m, const qb_run_engines *engines)
+{
+    for (size_t i = 0; i <= engines->n; i++) {
+        if (!engines->items[i]) continue;
+        qb_engine_coverage(engines->items[i], &m->facts[i].coverage);
+        qb_engine_memory_get(engines->items[i], &m->facts[i].memory);
+        snprintf(m->facts[i].kernels, sizeof m->facts[i].kernels, "%s",
+                 qb_engine_kernels(engines->items[i]));
+    }
+}
+
+static qb_status measure_quality(model_run *m)
+{
+    qb_run_engines engines = {0};
+    qb_quality_case *cases = NULL;
+    bool with_fakes = !qb_cli_flag(m->r->cli, "no-fake");
+    qb_status status;
+    QB_TRY_GOTO(status, qb_run_engines_create(&m->schemes, m->backbone, with_fakes, 0, 0, &engines),
+                done);
+    QB_TRY_GOTO(status, QB_NEW(&cases, engines.n, "cases"), done);
+    for (size_t i = 0; i < engines.n; i++)
+        cases[i] = (qb_quality_case){engines.items[1 + i], engines.fakes[i]};
+    qb_quality_plan plan = {.stream = &m->text.stream,
+                            .windows = &m->text.windows,
+                            .batch = m->text.batch,
+                            .pool = m->r->pool,
+                            .full = engines.items[0],
+                            .cases = cases,
+                            .n_cases = engines.n,
+                            .label = "quality"};
+    remember(m, &engines);
+    status = qb_quality_measure(&plan, &m->quality);
+done:
+    qb_free(cases);
+    qb_run_engines_destroy(&engines);
+    return status;
+}
+
+static qb_status measure_speed(model_run *m)
+{
+    qb_run_engines engines = {0};
+    qb_engine **in_turn = NULL;
+    qb_status status;
+    QB_TRY_GOTO(status,
+                qb_run_engines_create(&m->schemes, m->backbone, false, m->speed_plan.batch,
+                                      qb_speed_cache_context(&m->speed_plan), &engines),
+                done);
+    QB_TRY_GOTO(status, QB_NEW(&in_turn, engines.n + 1, "engines"), done);
+    m->speed_plan.n_engines = 0;
+    for (size_t i = 0; i <= engines.n; i++)
+        if (engines.items[i]) in_turn[m->speed_plan.n_engines++] = engines.items[i];
+    m->speed_plan.engines = in_turn;
+    remember(m, &engines);
+    qb_machine_watch_start(&m->watch);
+    status = qb_speed_measure(&m->speed_plan, &m->speed);
+    qb_machine_watch_stop(&m->watch);
+    m->speed_plan.engines = NULL;
+done:
+    qb_free(in_turn);
+    qb_run_engines_destroy(&engines);
+    return status;
+}
+
+/* One file a scheme; with several models their number goes first, since names may be equal. */
+static qb_status write_nll(const model_run *m, size_t i, const qb_result *result)
+{
+    const char *folder = qb_cli_string(m->r->cli, "nll");
+    if (!folder || !m->wants_quality) return QB_OK;
+    char name[256];
+    size_t n = 0, number = 1;
+    while (m->r->models[number - 1] != m->model) number++;
+    if (m->r->n_models > 1) n = (size_t)snprintf(name, sizeof name, "%zu-", number);
+    n += (size_t)snprintf(name + n, sizeof name - n, "%.100s-%.60s", m->model->name,
+                          result->scheme.name);
+    for (char *p = name; *p; p++)
+        if (*p == '/') *p = '_';
+    json_t *metadata = json_pack("{s:s, s:s, s:s}", "model", result->model.name, "scheme",
+                                 result->scheme.name, "protocol", result->protocol.name);
+    if (!metadata) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for metadata", name);
+    qb_status status =
+        qb_quality_write_nll(&m->quality, i, &m->text.windows, metadata, folder, name);
+    json_decref(metadata);
+    return status;
+}
+
+static qb_status record(model_run *m, qb_results *results)
+{
+    char sha256[65];
+    qb_file file;
+    bool is_file = !qb_is_folder(m->model->path);
+    if (is_file) {
+        QB_TRY(qb_file_open(m->model->path, &file));
+        qb_status status = qb_sha256_hex(file.data, file.bytes, sha256);
+        qb_file_close(&file);
+        QB_TRY(status);
+    }
+    qb_run_seen seen = {.cli = m->r->cli,
+                        .model = m->model,
+                        .model_sha256 = is_file ? sha256 : NULL,
+                        .text = &m->r->text,
+                        .run_text = m->wants_quality ? &m->text : NULL,
+                        .quality = m->wants_quality ? &m->quality : NULL,
+                        .speed_plan = m->wants_speed ? &m->speed_plan : NULL,
+                        .speed = m->wants_speed ? &m->speed : NULL,
+                        .watch = m->wants_speed ? &m->watch : NULL,
+                        .machine = &m->r->machine,
+                        .n_threads = qb_pool_n_threads(m->r->pool),
+                        .time_utc = m->r->time_utc,
+                        .schemes = &m->schemes,
+                        .facts = m->facts};
+    for (size_t i = 0, speed_idx = 1; i < m->schemes.n; i++) {
+        qb_result *result;
+        bool is_full = m->schemes.items[i].is_full;
+        QB_TRY(qb_results_add(results, &result));
+        QB_TRY(qb_run_record(&seen, i, is_full ? 0 : speed_idx++, result));
+        QB_TRY(write_nll(m, i, result));
+    }
+    return QB_OK;
+}
+
+static qb_status run_model(run *r, const qb_model *model)
+{
+    model_run m = {.r = r,
+                   .model = model,
+                   .wants_quality = !qb_cli_flag(r->cli, "no-quality"),
+                   .wants_speed = !qb_cli_flag(r->cli, "no-speed")};
+    qb_status status;
+    QB_TRY_GOTO(status, make_backbone(&m), done);
+    QB_TRY_GOTO(status, qb_run_schemes_open(r->cli, model, m.backbone, r->pool, &m.schemes), done);
+    QB_TRY_GOTO(status, QB_NEW_ZERO(&m.facts, m.schemes.n + 1, "facts of the engines"), done);
+    if (m.wants_quality) QB_TRY_GOTO(status, measure_quality(&m), done);
+    if (m.wants_speed) QB_TRY_GOTO(status, measure_speed(&m), done);
+    status = record(&m, &r->results);
+done:
+    qb_speed_deinit(&m.speed);
+    qb_quality_deinit(&m.quality);
+    qb_free(m.facts);
+    qb_run_schemes_close(&m.schemes);
+    qb_backbone_destroy(m.backbone);
+    qb_run_text_close(&m.text);
+    return status;
+}
+
+/* ---- the run ---- */
+
+static qb_status open_text(run *r)
+{
+    const char *path = qb_cli_string(r->cli, "text");
+    if (qb_cli_flag(r->cli, "no-quality")) return QB_OK;
+    if (path) return qb_text_open(path, 0, &r->text);
+    QB_TRY(qb_text_builtin(&r->text));
+    qb_cli_note(r->cli, "no --text: the built-in text is used (%zu bytes)", r->text.n_bytes);
+    return QB_OK;
+}
+
+/* All models are opened before the first is measured: a wrong name shows at once. */
+static qb_status open_models(run *r)
+{
+    size_t n = qb_cli_n_args(r->cli);
+    QB_TRY(QB_NEW_ZERO(&r->models, n, "models"));
+    for (r->n_models = 0; r->n_models < n; r->n_models++)
+        QB_TRY(qb_model_open(qb_cli_arg(r->cli, r->n_models), &r->models[r->n_models]));
+    return QB_OK;
+}
+
+static qb_status run_all(run *r)
+{
+    QB_TRY(check_outputs(r->cli));
+    qb_machine_read(&r->machine); /* before our own work raises the load */
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(r->time_utc, sizeof r->time_utc, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    QB_TRY(qb_cli_prepare(r->cli, &r->pool));
+    QB_TRY(open_models(r));
+    QB_TRY(open_text(r));
+    for (size_t i = 0; i < r->n_models; i++) QB_TRY(run_model(r, r->models[i]));
+    return write_outputs(r);
+}
 
 qb_status qb_cmd_run(const qb_cli *cli)
 {
-    (void)cli;
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "run: this build has no such command yet");
+    if (qb_cli_flag(cli, "no-quality") && qb_cli_flag(cli, "no-speed"))
+        return QB_FAIL(QB_ERR_USAGE, "--no-quality and --no-speed together leave nothing to do");
+    run r = {.cli = cli};
+    qb_status status = run_all(&r);
+    qb_results_deinit(&r.results);
+    qb_text_deinit(&r.text);
+    for (size_t i = 0; i < r.n_models; i++) qb_model_close(r.models[i]);
+    qb_free(r.models);
+    qb_pool_destroy(r.pool);
+    return status;
 }

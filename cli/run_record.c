@@ -1,0 +1,196 @@
+/* cli/run_record.c - what was seen becomes the record of one (model, scheme); see run.h. */
+#include "cli/run.h"
+
+#include "core/memory.h"
+#include "version.h"
+
+#include <math.h>
+
+static qb_status record_model(const qb_run_seen *seen, qb_result *r)
+{
+    const qb_model *m = seen->model;
+    const qb_config *c = &m->config;
+    const char *optimizer = NULL;
+    size_t tokens = SIZE_MAX;
+    if (m->training) { /* a record of another kind is no error here */
+        optimizer = json_string_value(json_object_get(m->training, "optimizer"));
+        json_t *n = json_object_get(m->training, "tokens");
+        if (json_is_integer(n)) tokens = (size_t)json_integer_value(n);
+    }
+    QB_TRY(qb_result_set(&r->model.path, m->path));
+    QB_TRY(qb_result_set(&r->model.name, m->name));
+    QB_TRY(qb_result_set(&r->model.sha256, seen->model_sha256));
+    QB_TRY(qb_result_set(&r->model.arch, c->arch->name));
+    QB_TRY(qb_result_set(&r->model.softmax, qb_softmax_names[c->softmax]));
+    QB_TRY(qb_result_set(&r->model.norm, qb_norm_names[c->norm]));
+    QB_TRY(qb_result_set(&r->model.optimizer, optimizer));
+    r->model.n_layers = (int64_t)c->n_layers;
+    r->model.d_model = (int64_t)c->d_model;
+    r->model.n_heads = (int64_t)c->n_heads;
+    r->model.n_params = (int64_t)qb_config_n_params(c);
+    r->model.vocab = (int64_t)c->vocab;
+    r->model.context = (int64_t)c->context;
+    r->model.train_tokens = (int64_t)tokens; /* SIZE_MAX becomes -1: not known */
+    return QB_OK;
+}
+
+static qb_status record_text(const qb_run_seen *seen, qb_result *r)
+{
+    const qb_run_text *t = seen->run_text;
+    QB_TRY(qb_result_set(&r->text.name, seen->text->name));
+    QB_TRY(qb_result_set(&r->text.sha256, seen->text->sha256));
+    QB_TRY(qb_result_set(&r->text.tokenizer_sha256, qb_tokenizer_sha256(seen->model->tokenizer)));
+    QB_TRY(qb_result_set(&r->protocol.name, t->protocol->name));
+    r->text.bytes = (int64_t)seen->text->n_bytes;
+    r->text.tokens = (int64_t)t->stream.tokens.n;
+    r->protocol.context = (int64_t)t->windows.context;
+    r->protocol.stride = (int64_t)t->windows.stride;
+    r->protocol.batch = (int64_t)t->batch;
+    r->protocol.windows = (int64_t)t->windows.n;
+    r->protocol.scored_tokens = (int64_t)t->windows.n_scored;
+    return QB_OK;
+}
+
+static qb_status record_scheme(const qb_scheme *s, qb_result *r)
+{
+    QB_TRY(qb_result_set(&r->scheme.name, s->name));
+    if (s->weights.bits) {
+        char axis[32];
+        qb_weight_axis_text(&s->weights, axis);
+        r->scheme.weight_bits = s->weights.bits;
+        QB_TRY(qb_result_set(&r->scheme.weight_axis, axis));
+    }
+    if (s->input.bits) {
+        r->scheme.act_bits = s->input.bits;
+        QB_TRY(qb_result_set(&r->scheme.act_axis, qb_span_text(&s->input)));
+        QB_TRY(qb_result_set(&r->scheme.act_scale, s->input.is_static ? "static" : "dynamic"));
+    }
+    if (s->output.bits) r->scheme.out_bits = s->output.bits;
+    return QB_OK;
+}
+
+static qb_status record_quality(const qb_run_seen *seen, size_t i, qb_result *r)
+{
+    const qb_run_text *t = seen->run_text;
+    qb_summary_options options = {.n_bytes = t->n_bytes,
+                                  .n_words = t->n_words,
+                                  .by_document = t->protocol->per_document,
+                                  .seed = qb_cli_size(seen->cli, "seed")};
+    qb_quality_summary s;
+    QB_TRY(qb_quality_summarize(seen->quality, i, &t->windows, &options, &s));
+    r->quality.ppl_full = s.ppl_full;
+    r->quality.ppl = s.ppl;
+    r->quality.penalty = s.penalty;
+    r->quality.penalty_ci95 = s.penalty_ci95;
+    r->quality.kl_mean = s.kl_mean;
+    r->quality.kl_p99 = s.kl_p99;
+    r->quality.top1_agreement = s.top1_agreement;
+    r->quality.bits_per_byte = s.bits_per_byte;
+    r->quality.word_ppl = s.word_ppl;
+    r->quality.byte_ppl = s.byte_ppl;
+    r->quality.ppl_fake = s.ppl_fake;
+    r->quality.fake_max_logit_diff = s.fake_max_logit_diff;
+    return QB_OK;
+}
+
+/* Also keeps the fewest samples and the widest interval, for the trust. */
+static qb_status record_timing(const qb_samples *samples, qb_trust_input *trust,
+                               qb_result_timing *out)
+{
+    qb_timing t;
+    if (!samples->n) return QB_OK;
+    QB_TRY(qb_samples_summarize(samples, &t));
+    *out = (qb_result_timing){t.tok_per_s, t.tok_per_s_ci95, t.p50_ms,
+                              t.p90_ms,    t.p99_ms,         (int64_t)t.n};
+    double half_width = qb_timing_half_width(&t);
+    if (half_width > trust->half_width) trust->half_width = half_width;
+    if ((int64_t)t.n < trust->samples) trust->samples = (int64_t)t.n;
+    return QB_OK;
+}
+
+static qb_status record_speed(const qb_run_seen *seen, size_t speed_idx, qb_trust_input *trust,
+                              qb_result *r)
+{
+    const qb_speed_result *own = &seen->speed->engines[speed_idx], *full = seen->speed->engines;
+    r->speed.batch = (int64_t)seen->speed_plan->batch;
+    r->speed.context = (int64_t)seen->speed_plan->context;
+    trust->samples = INT64_MAX;
+    QB_TRY(record_timing(&own->prefill, trust, &r->speed.prefill));
+    QB_TRY(record_timing(&own->decode, trust, &r->speed.decode));
+    QB_TRY(record_timing(&full->prefill, trust, &r->speed.full.prefill));
+    QB_TRY(record_timing(&full->decode, trust, &r->speed.full.decode));
+    if (isnan(own->j_per_token)) return QB_OK;
+    r->energy.j_per_token = own->j_per_token;
+    return qb_result_set(&r->energy.source, "RAPL packages, /sys/class/powercap");
+}
+
+static qb_status record_facts(const qb_run_seen *seen, size_t i, qb_result *r)
+{
+    const qb_run_facts *full = &seen->facts[0];
+    const qb_run_facts *own = seen->schemes->items[i].is_full ? full : &seen->facts[1 + i];
+    r->coverage.linears = (int64_t)own->coverage.linears;
+    r->coverage.linears_quantised = (int64_t)own->coverage.linears_quantised;
+    r->coverage.macs_share = own->coverage.macs_share;
+    r->coverage.bytes_share = own->coverage.bytes_share;
+    for (const char *const *kept = own->coverage.kept_float; *kept; kept++)
+        QB_TRY(qb_texts_add(&r->coverage.kept_float, *kept));
+    r->memory.weights_bytes = (int64_t)own->memory.weights_bytes;
+    r->memory.full_weights_bytes = (int64_t)full->memory.weights_bytes;
+    if (seen->speed) r->memory.kv_bytes = (int64_t)own->memory.kv_bytes;
+    r->memory.scratch_bytes = (int64_t)own->memory.scratch_bytes;
+    size_t peak = qb_process_peak_bytes();
+    if (peak) r->memory.peak_bytes = (int64_t)peak;
+    return qb_result_set(&r->environment.kernels, own->kernels);
+}
+
+static qb_status record_environment(const qb_run_seen *seen, qb_result *r)
+{
+    const qb_machine *m = seen->machine;
+    QB_TRY(qb_result_set(&r->environment.device, "cpu"));
+    QB_TRY(qb_result_set(&r->environment.cpu, m->cpu));
+    QB_TRY(qb_result_set(&r->environment.features, m->features));
+    QB_TRY(qb_result_set(&r->environment.os, m->os));
+    QB_TRY(qb_result_set(&r->environment.kernel_version, m->kernel_version));
+    QB_TRY(qb_result_set(&r->environment.hypervisor, *m->hypervisor ? m->hypervisor : NULL));
+    QB_TRY(qb_result_set(&r->environment.governor, *m->governor ? m->governor : NULL));
+    QB_TRY(qb_result_set(&r->environment.compiler, QB_COMPILER " " QB_BUILD_TYPE));
+    r->environment.cores = (int64_t)m->n_cpus;
+    r->environment.threads = (int64_t)seen->n_threads;
+    r->environment.load = m->load;
+    r->environment.memory_bytes = m->memory_bytes;
+    QB_TRY(qb_result_set(&r->time_utc, seen->time_utc));
+    QB_TRY(qb_result_set(&r->qbench_version, QB_VERSION));
+    QB_TRY(qb_result_set(&r->git_commit, QB_GIT_COMMIT));
+    return qb_result_set(&r->command, qb_cli_command(seen->cli));
+}
+
+static qb_status record_trust(const qb_trust_input *input, qb_result *r)
+{
+    qb_trust trust;
+    qb_trust_judge(input, &trust);
+    QB_TRY(qb_result_set(&r->trust.level, qb_trust_text(trust.level)));
+    for (size_t i = 0; i < trust.n_reasons; i++)
+        QB_TRY(qb_texts_add(&r->trust.reasons, trust.reasons[i]));
+    return QB_OK;
+}
+
+qb_status qb_run_record(const qb_run_seen *seen, size_t i, size_t speed_idx, qb_result *r)
+{
+    const qb_run_scheme *item = &seen->schemes->items[i];
+    qb_trust_input trust = {.machine = seen->machine,
+                            .watch = seen->watch,
+                            .n_threads = seen->n_threads,
+                            .steady = !seen->speed || seen->speed->steady,
+                            .windows = -1};
+    QB_TRY(record_model(seen, r));
+    QB_TRY(record_scheme(&item->scheme, r));
+    QB_TRY(record_facts(seen, i, r));
+    QB_TRY(record_environment(seen, r));
+    if (seen->quality) {
+        QB_TRY(record_text(seen, r));
+        QB_TRY(record_quality(seen, i, r));
+        if (!item->is_full) trust.windows = r->protocol.windows;
+    }
+    if (seen->speed) QB_TRY(record_speed(seen, speed_idx, &trust, r));
+    return record_trust(&trust, r);
+}

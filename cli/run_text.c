@@ -1,0 +1,81 @@
+/* cli/run_text.c - tokens and windows of a text for one model; see run.h. */
+#include "cli/run.h"
+
+#include <math.h>
+
+enum { MOST_DEFAULT_CONTEXT = 1024 };
+
+static qb_status choose_context(const qb_cli *cli, const qb_model *model, const qb_run_text *t,
+                                size_t *out)
+{
+    const qb_config *config = &model->config;
+    if (qb_cli_is_set(cli, "context")) {
+        *out = qb_cli_size(cli, "context");
+        if (config->pos == QB_POS_LEARNED && *out > config->context)
+            return QB_FAIL(QB_ERR_SHAPE,
+                           "%s: --context: found %zu, expected at most %zu (learned positions)",
+                           model->path, *out, config->context);
+        if (*out > config->context)
+            qb_cli_note(cli, "--context %zu is more than %s was trained with (%zu)", *out,
+                        model->name, config->context);
+        return QB_OK;
+    }
+    size_t context = config->context,
+           largest = qb_protocol_largest_context(t->protocol, &t->stream);
+    if (context > MOST_DEFAULT_CONTEXT) context = MOST_DEFAULT_CONTEXT;
+    if (t->protocol->default_context && t->protocol->default_context < config->context)
+        context = t->protocol->default_context;
+    if (largest < context && largest >= 2) {
+        qb_cli_note(cli, "the text has %zu tokens: windows of %zu instead of %zu",
+                    t->stream.tokens.n, largest, context);
+        context = largest;
+    }
+    *out = context;
+    return QB_OK;
+}
+
+static qb_status lay(const qb_cli *cli, const qb_model *model, qb_run_text *t)
+{
+    qb_protocol_options options = {.stride = qb_cli_size(cli, "stride"),
+                                   .bos = qb_tokenizer_bos(model->tokenizer),
+                                   .eos = qb_tokenizer_eos(model->tokenizer),
+                                   .add_bos = qb_tokenizer_add_bos(model->tokenizer)};
+    QB_TRY(choose_context(cli, model, t, &options.context));
+    QB_TRY(qb_windows_create(t->protocol, &t->stream, &options, &t->windows));
+    if (!t->windows.n_scored)
+        return QB_FAIL(QB_ERR_FORMAT, "%s: no token of the text is scored", t->protocol->name);
+    t->batch = qb_cli_is_set(cli, "batch") ? qb_cli_size(cli, "batch")
+                                           : qb_protocol_default_batch(options.context);
+    if (t->batch > t->windows.n) t->batch = t->windows.n;
+    return QB_OK;
+}
+
+qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_text *text,
+                           qb_run_text *out)
+{
+    if (!model->tokenizer)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: no tokenizer in the file, so no text can be evaluated (--no-quality "
+                       "measures speed alone)",
+                       model->path);
+    qb_run_text t = {.protocol = qb_protocol_find(qb_cli_string(cli, "protocol"))};
+    qb_status status = qb_protocol_tokenize(t.protocol, text, model->tokenizer,
+                                            qb_cli_size(cli, "max-tokens"), &t.stream);
+    if (status == QB_OK) status = lay(cli, model, &t);
+    if (status != QB_OK) {
+        qb_run_text_close(&t);
+        return status == QB_ERR_USAGE ? status : qb_error_prefix(status, text->name);
+    }
+    t.n_words = t.stream.n_words;
+    t.n_bytes = t.stream.n_text_bytes;
+    if (isnan(t.n_bytes))
+        t.n_bytes = qb_quality_scored_bytes(&t.stream, &t.windows, model->tokenizer);
+    *out = t;
+    return QB_OK;
+}
+
+void qb_run_text_close(qb_run_text *text)
+{
+    qb_windows_deinit(&text->windows);
+    qb_stream_deinit(&text->stream);
+}
