@@ -19,6 +19,13 @@ extern "C" {
 #define QB_GEMM_S8_MAX_K 131071 /* floor((2^31 - 1) / 128^2): beyond it (1) can overflow */
 #define QB_GEMM_S8_K_ALIGN 64   /* rows of x are padded with zero codes to a multiple of this */
 
+/* The row stride to choose for x: an odd number of cache lines, so that the rows of a tile do not
+ * fall into the same sets of the cache. */
+static inline size_t qb_gemm_s8_x_stride(size_t k)
+{
+    return ((k + QB_GEMM_S8_K_ALIGN - 1) / QB_GEMM_S8_K_ALIGN | 1) * QB_GEMM_S8_K_ALIGN;
+}
+
 typedef struct qb_gemm_s8_args {
     size_t m, n, k;  /* 1 <= k <= QB_GEMM_S8_MAX_K */
     const int8_t *x; /* (m, k) codes; row stride x_stride; 64-byte aligned; the columns from k to

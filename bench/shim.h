@@ -1,0 +1,45 @@
+/* bench/shim.h - Google Benchmark for C: a case is a name, a set-up, one call to time, a tear-down.
+ *
+ * Times are those of a warm call unless the name says cold. */
+#ifndef QB_BENCH_SHIM_H
+#define QB_BENCH_SHIM_H
+
+#include "core/status.h"
+#include "core/threads.h"
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Each file of benchmarks, bench_<name>.c, registers its cases in qb_bench_<name>(). */
+#define QB_BENCH_FILES(X) X(memory) X(gemm_s8) X(gemm_u4) X(quantize)
+#define X(name) void qb_bench_##name(void);
+QB_BENCH_FILES(X)
+#undef X
+
+enum { QB_BENCH_NAME_CHARS = 128, QB_BENCH_PARAMS_BYTES = 64 };
+
+typedef struct qb_bench_case {
+    char name[QB_BENCH_NAME_CHARS];
+    char params[QB_BENCH_PARAMS_BYTES]; /* a struct of the file's own, for setup */
+    size_t n_threads;                   /* size of the pool */
+    /* Makes what run needs and checks its result once; a failure skips the case with the message.
+     */
+    qb_status (*setup)(const void *params, qb_pool *pool, void **state);
+    void (*run)(void *state); /* the call and nothing else */
+    void (*teardown)(void *state);
+    double ops_per_iter, bytes_per_iter; /* 0 = not reported */
+} qb_bench_case;
+
+/* Copies the case. */
+void qb_bench_add(const qb_bench_case *bench_case);
+
+/* Appends "/threads:N" to the name where N > 1. */
+void qb_bench_name_threads(qb_bench_case *bench_case);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
