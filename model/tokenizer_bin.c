@@ -101,8 +101,9 @@ static qb_status read_head(source *s, qb_tokenizer *t)
     char text[256] = "";
     memcpy(text, name, p[7]);
     t->pre = t->kind == QB_TOKENIZER_BPE ? qb__pre_find(text) : NULL;
-    if (t->kind == QB_TOKENIZER_BPE &&
-        (!t->pre || strlen(text) != p[7] || strcmp(text, t->pre->name)))
+    const char *name_written = t->pre ? t->pre->name : "";
+    if ((t->kind == QB_TOKENIZER_BPE && !t->pre) || strlen(name_written) != p[7] ||
+        memcmp(name_written, name, p[7]))
         return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: unknown pre-tokenizer \"%s\", expected %s",
                        text, qb__pre_names());
     QB_TRY(take(s, 5, 4, &p, "numbers"));

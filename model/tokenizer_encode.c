@@ -140,7 +140,7 @@ qb_status qb__cache_get(qb__encoder *e, const char *word, size_t n_bytes, size_t
     const qb__cached_word *c = &e->cache[*slot];
     *found = c->segment == e->segment_idx && c->n_bytes == n_bytes &&
              !memcmp(e->segment + c->word_at, word, n_bytes);
-    if (!*found) return QB_OK;
+    if (!*found || !c->n_ids) return QB_OK;
     QB_TRY(qb__tokens_reserve(e->out, c->n_ids));
     const int32_t *ids = e->out->ids + e->out_start + c->out_at;
     for (size_t i = 0; i < c->n_ids; i++) e->out->ids[e->out->n++] = ids[i];
