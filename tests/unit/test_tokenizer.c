@@ -95,8 +95,8 @@ static void start_spm(maker *m, bool crossing)
     static const char *const pieces[] = {"▁a", "ab",  "▁▁", "bc", "▁ab", "abc", "aa",
                                          "bb", "cab", "▁",  "a",  "b",   "c",   "é"};
     for (size_t i = 0; i < QB_COUNT(pieces); i++)
-        add(m, pieces[i], QB_TOKEN_NORMAL, -(float)(i / 2)); /* neighbours tie */
-    if (crossing) add(m, "c▁", QB_TOKEN_NORMAL, -0.5f);
+        add(m, pieces[i], QB_TOKEN_NORMAL, 2 - (float)(i / 2)); /* neighbours tie */
+    if (crossing) add(m, "c▁", QB_TOKEN_NORMAL, 1.5f);
 }
 
 static qb_tokenizer *make(const maker *m)
@@ -124,6 +124,18 @@ static void check_ids(const qb_tokenizer *t, const char *text, bool parse_specia
     assert_int_equal(got.n, n);
     for (size_t i = 0; i < n; i++) assert_int_equal(got.ids[i], ids[i]);
     qb_tokens_deinit(&got);
+}
+
+static void check_decoded(const qb_tokenizer *t, const char *text, const char *expected)
+{
+    qb_tokens ids = {0};
+    char *back;
+    size_t back_bytes;
+    QB_CHECK_OK(qb_tokenizer_encode(t, text, strlen(text), true, &ids));
+    QB_CHECK_OK(qb_tokenizer_decode(t, ids.ids, ids.n, &back, &back_bytes));
+    assert_string_equal(back, expected);
+    qb_free(back);
+    qb_tokens_deinit(&ids);
 }
 
 static void check_round_trip(const qb_tokenizer *t, const char *text, size_t n_bytes)
@@ -341,6 +353,10 @@ static void spm_falls_back_to_bytes(void **state)
     check_ids(t, "<s>ab", true, 2, (int32_t[]){1, qb__tokenizer_find(t, "▁ab", 5)});
     check_ids(t, "", true, 0, NULL);
     check_round_trip(t, "<s> ab</s>c", 11);
+    qb_tokenizer_destroy(t);
+    shared.text_bytes[3 + 0xff] = 0; /* no token for this byte: unk, and the space stays */
+    t = make(&shared);
+    check_decoded(t, "\xff ab", "<unk> ab");
     qb_tokenizer_destroy(t);
     shared.spec.vocab = 200; /* bytes are missing now: allowed with unk only */
     t = make(&shared);
