@@ -62,28 +62,44 @@ static inline __m512i broadcast4(const int8_t *x)
     return _mm512_set1_epi32(four);
 }
 
-static inline __m512 scales_at(const tile *t, size_t n, __mmask16 mask)
+/* What the epilogue of all tokens of a tile shares: two vectors of 16 channels. */
+typedef struct columns {
+    __mmask16 mask[2];
+    __m512 scale[2], bias[2];
+} columns;
+
+static inline columns columns_of(const qb_gemm_s8_args *a, size_t n)
 {
-    const qb_gemm_s8_args *a = t->args;
-    if (a->w_scale_step == 0) return _mm512_set1_ps(a->w_scale[0]);
-    return _mm512_maskz_loadu_ps(mask, a->w_scale + n); /* the step is 0 or 1 */
+    columns c;
+    for (size_t h = 0; h < 2; h++, n += 16) {
+        const size_t n_left = a->n > n ? a->n - n : 0;
+        c.mask[h] = n_left >= 16 ? 0xffff : (__mmask16)((1u << n_left) - 1);
+        c.scale[h] = a->w_scale_step ? _mm512_maskz_loadu_ps(c.mask[h], a->w_scale + n)
+                                     : _mm512_set1_ps(a->w_scale[0]); /* the step is 0 or 1 */
+        c.bias[h] = a->bias ? _mm512_maskz_loadu_ps(c.mask[h], a->bias + n) : _mm512_setzero_ps();
+    }
+    return c;
 }
 
-/* Stores 16 sums of one token, and (2) of gemm_s8.h of them. */
-static inline void store16(tile *t, size_t m, size_t n, __m512i sum)
+/* Stores 16 sums of token m from channel n on, and (2) of gemm_s8.h of them; returns the larger of
+ * max_abs and |y|. */
+static inline __m512 store16(const qb_gemm_s8_args *a, size_t m, size_t n, const columns *c,
+                             size_t h, __m512i sum, __m512 max_abs)
 {
-    const qb_gemm_s8_args *a = t->args;
-    if (n >= a->n) return;
-    __mmask16 mask = a->n - n >= 16 ? 0xffff : (__mmask16)((1u << (a->n - n)) - 1);
+    const __mmask16 mask = c->mask[h];
     if (a->acc) _mm512_mask_storeu_epi32(a->acc + m * a->n + n, mask, sum);
-    if (!a->y) return;
-    __m512 scale =
-        _mm512_mul_ps(_mm512_set1_ps(a->x_scale[m * a->x_scale_step]), scales_at(t, n, mask));
+    if (!a->y) return max_abs;
+    const __m512 scale =
+        _mm512_mul_ps(_mm512_set1_ps(a->x_scale[m * a->x_scale_step]), c->scale[h]);
     __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-    if (a->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, a->bias + n));
-    _mm512_mask_storeu_ps(a->y + m * a->y_stride + n, mask, y);
+    if (a->bias) y = _mm512_add_ps(y, c->bias[h]);
+    float *out = a->y + m * a->y_stride + n;
+    if (mask == 0xffff)
+        _mm512_storeu_ps(out, y);
+    else
+        _mm512_mask_storeu_ps(out, mask, y);
     /* maxps returns its second operand where either is a NaN */
-    t->max_abs = _mm512_mask_max_ps(t->max_abs, mask, _mm512_abs_ps(y), t->max_abs);
+    return _mm512_mask_max_ps(max_abs, mask, _mm512_abs_ps(y), max_abs);
 }
 
 /* n_rows tokens x 32 channels over the whole of k. Named accumulators, since compilers keep an
@@ -95,6 +111,12 @@ static inline __attribute__((always_inline)) void compute_tile(tile *t, const si
     const size_t stride = a->x_stride;
     const uint8_t *w = t->panel, *const end = w + n_groups_of(a->k) * GROUP_BYTES;
     const int8_t *x = a->x + t->m * stride;
+    if (a->y) /* fetched for writing while the sums are made */
+        for (size_t r = 0; r < n_rows; r++) {
+            const float *y = a->y + (t->m + r) * a->y_stride + t->n;
+            __builtin_prefetch(y, 1);
+            __builtin_prefetch(y + 16, 1);
+        }
 #define START(r)                                                                                   \
     __m512i left##r = _mm512_setzero_si512(), right##r = left##r;                                  \
     if (r < n_rows)                                                                                \
@@ -111,12 +133,15 @@ static inline __attribute__((always_inline)) void compute_tile(tile *t, const si
     }
         EACH_ROW(STEP)
     }
+    const columns c = columns_of(a, t->n);
+    __m512 max_abs = t->max_abs;
 #define FINISH(r)                                                                                  \
     if (r < n_rows) {                                                                              \
-        store16(t, t->m + r, t->n, left##r);                                                       \
-        store16(t, t->m + r, t->n + 16, right##r);                                                 \
+        max_abs = store16(a, t->m + r, t->n, &c, 0, left##r, max_abs);                             \
+        max_abs = store16(a, t->m + r, t->n + 16, &c, 1, right##r, max_abs);                       \
     }
     EACH_ROW(FINISH)
+    t->max_abs = max_abs;
 }
 
 #define TILE_ROWS(n_rows)                                                                          \
