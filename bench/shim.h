@@ -14,7 +14,8 @@ extern "C" {
 #endif
 
 /* Each file of benchmarks, bench_<name>.c, registers its cases in qb_bench_<name>(). */
-#define QB_BENCH_FILES(X) X(memory) X(gemm_s8) X(gemm_u4) X(quantize)
+#define QB_BENCH_FILES(X)                                                                          \
+    X(memory) X(gemm_s8) X(gemm_u4) X(quantize) X(gemm_f32) X(attention) X(pointwise)
 #define X(name) void qb_bench_##name(void);
 QB_BENCH_FILES(X)
 #undef X
