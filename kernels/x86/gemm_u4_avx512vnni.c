@@ -90,80 +90,103 @@ static inline __mmask16 mask_below(size_t n)
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
-/* 16 elements from k on, 0 beyond the end; folded with the scales by k where there are any. */
-static inline __m512 load_x(const float *x, size_t k, size_t n_k, const float *k_scale)
+enum { VECS = BLOCK / 16 };
+
+/* A block from k0 on, 0 beyond the end of x; k_scale, where there is one, folded in. */
+static inline void load_block(const float *x, size_t k0, size_t n_k, const float *k_scale,
+                              __m512 block[VECS])
 {
-    __m512 v = k < n_k ? _mm512_maskz_loadu_ps(mask_below(n_k - k), x + k) : _mm512_setzero_ps();
-    return k_scale ? _mm512_mul_ps(v, _mm512_load_ps(k_scale + k)) : v;
+    for (size_t i = 0; i < VECS; i++) {
+        const size_t k = k0 + 16 * i;
+        if (k + 16 <= n_k)
+            block[i] = _mm512_loadu_ps(x + k);
+        else
+            block[i] =
+                k < n_k ? _mm512_maskz_loadu_ps(mask_below(n_k - k), x + k) : _mm512_setzero_ps();
+        if (k_scale) block[i] = _mm512_mul_ps(block[i], _mm512_load_ps(k_scale + k));
+    }
 }
 
-/* max|x| of a block; a NaN or infinity comes out as such, since their bits are the largest. */
-static float block_max_abs(const float *x, size_t k0, size_t n_k, const float *k_scale)
+/* A NaN or infinity comes out as such, since their bits are the largest. */
+static inline float block_max_abs(const __m512 block[VECS])
 {
-    __m512i most = _mm512_setzero_si512();
-    for (size_t k = k0; k < k0 + BLOCK; k += 16) {
-        __m512 v = _mm512_abs_ps(load_x(x, k, n_k, k_scale));
-        most = _mm512_max_epu32(most, _mm512_castps_si512(v));
-    }
+    __m512i most = _mm512_castps_si512(_mm512_abs_ps(block[0]));
+    for (size_t i = 1; i < VECS; i++)
+        most = _mm512_max_epu32(most, _mm512_castps_si512(_mm512_abs_ps(block[i])));
     uint32_t bits = _mm512_reduce_max_epu32(most);
     float max_abs;
     memcpy(&max_abs, &bits, sizeof max_abs);
     return max_abs;
 }
 
-typedef struct block_sums {
-    int32_t run[BLOCK / SHORTEST_RUN]; /* S of each SHORTEST_RUN channels */
-    float times_zero;                  /* sum of X * z_k */
-} block_sums;
-
-/* Writes hi and lo of one block. k_slices: the scales, then z; or NULL. */
-static block_sums split_block(const float *x, size_t k0, size_t n_k, float inverse,
-                              const float *k_slices, int8_t *hi)
+/* Splits 64 integers into hi and lo, stores them, and returns 16 sums of four. Packing works in
+ * 128-bit lanes, so that the result has its 32-bit parts transposed as 4 x 4. */
+static inline __m512i split64(const __m512i X[4], int8_t *hi)
 {
-    block_sums sums;
-    __m512i sum = _mm512_setzero_si512();
-    __m512 times_zero = _mm512_setzero_ps();
-    for (size_t i = 0; i < BLOCK; i += 16) {
-        __m512 v = _mm512_mul_ps(load_x(x, k0 + i, n_k, k_slices), _mm512_set1_ps(inverse));
-        __m512i X = _mm512_cvtps_epi32(v);
-        __m512i high = _mm512_srai_epi32(_mm512_add_epi32(X, _mm512_set1_epi32(128)), 8);
-        _mm_storeu_si128((__m128i *)(hi + i), _mm512_cvtepi32_epi8(high));
-        _mm_storeu_si128((__m128i *)(hi + BLOCK + i), _mm512_cvtepi32_epi8(X)); /* lo: X mod 256 */
-        sum = _mm512_add_epi32(sum, X);
-        if (k_slices)
-            times_zero = _mm512_fmadd_ps(_mm512_cvtepi32_ps(X),
-                                         _mm512_load_ps(k_slices + qb__u4_k_padded(n_k) + k0 + i),
-                                         times_zero);
-        if ((i + 16) % SHORTEST_RUN == 0) {
-            sums.run[i / SHORTEST_RUN] = _mm512_reduce_add_epi32(sum);
-            sum = _mm512_setzero_si512();
-        }
+    const __m512i untwist = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i a = _mm512_packs_epi32(X[0], X[1]), b = _mm512_packs_epi32(X[2], X[3]);
+    const __m512i half = _mm512_set1_epi16(128), ones = _mm512_set1_epi8(1);
+    const __m512i high_a = _mm512_srai_epi16(_mm512_add_epi16(a, half), 8);
+    const __m512i high_b = _mm512_srai_epi16(_mm512_add_epi16(b, half), 8);
+    const __m512i low_a = _mm512_sub_epi16(a, _mm512_slli_epi16(high_a, 8));
+    const __m512i low_b = _mm512_sub_epi16(b, _mm512_slli_epi16(high_b, 8));
+    const __m512i high = _mm512_permutexvar_epi32(untwist, _mm512_packs_epi16(high_a, high_b));
+    const __m512i low = _mm512_permutexvar_epi32(untwist, _mm512_packs_epi16(low_a, low_b));
+    _mm512_storeu_si512(hi, high);
+    _mm512_storeu_si512(hi + BLOCK, low);
+    const __m512i high_sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, high);
+    return _mm512_dpbusd_epi32(_mm512_slli_epi32(high_sums, 8), ones, low);
+}
+
+/* The sums of the runs of a block from its 32 sums of four; returns that of the block. */
+static inline int32_t run_sums(const __m512i sums[2], size_t run_k, int32_t *run)
+{
+    const int32_t all = _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]));
+    if (run_k == BLOCK) {
+        run[0] = all;
+        return all;
     }
-    sums.times_zero = _mm512_reduce_add_ps(times_zero);
-    return sums;
+    int32_t four[BLOCK / 4];
+    memcpy(four, sums, sizeof four);
+    for (size_t r = 0; r < BLOCK / run_k; r++) {
+        run[r] = 0;
+        for (size_t i = 0; i < run_k / 4; i++) run[r] += four[r * run_k / 4 + i];
+    }
+    return all;
+}
+
+/* One block of a token; returns its share of the correction. k_slices: scales, then z; or NULL. */
+static inline float prepare_block(const float *x, size_t k0, size_t k, size_t run_k,
+                                  const float *k_slices, void *token)
+{
+    __m512 block[VECS];
+    __m512i X[VECS], sums[2];
+    load_block(x, k0, k, k_slices, block);
+    float max_abs = block_max_abs(block);
+    if (max_abs < 0x1p-100f) max_abs = 0.0f; /* its inverse would overflow */
+    const float scale = max_abs / X_MAX, inverse = max_abs == 0.0f ? 0.0f : X_MAX / max_abs;
+    for (size_t i = 0; i < VECS; i++)
+        X[i] = _mm512_cvtps_epi32(_mm512_mul_ps(block[i], _mm512_set1_ps(inverse)));
+    for (size_t h = 0; h < 2; h++) sums[h] = split64(X + 4 * h, (int8_t *)token + 2 * k0 + 64 * h);
+
+    const size_t first_run = k0 / run_k;
+    const int32_t sum = run_sums(sums, run_k, run_sums_of(token, k) + first_run);
+    for (size_t r = 0; r < BLOCK / run_k; r++) run_scales_of(token, k)[first_run + r] = scale;
+    if (!k_slices) return scale * (float)sum;
+    __m512 times_zero = _mm512_setzero_ps();
+    for (size_t i = 0; i < VECS; i++)
+        times_zero = _mm512_fmadd_ps(_mm512_cvtepi32_ps(X[i]),
+                                     _mm512_load_ps(k_slices + qb__u4_k_padded(k) + k0 + 16 * i),
+                                     times_zero);
+    return scale * _mm512_reduce_add_ps(times_zero);
 }
 
 static void prepare_token(const float *x, size_t k, const qb__u4_packed *p, void *token)
 {
-    const float *k_slices = qb__u4_k_slices(p);
     const size_t run_k = run_k_of_packed(p);
-    float *scales = run_scales_of(token, k), correction = 0.0f;
-    int32_t *sums = run_sums_of(token, k);
-    for (size_t k0 = 0; k0 < k; k0 += BLOCK) {
-        float max_abs = block_max_abs(x, k0, k, k_slices);
-        if (max_abs < 0x1p-100f) max_abs = 0.0f; /* its inverse would overflow */
-        float scale = max_abs / X_MAX, inverse = max_abs == 0.0f ? 0.0f : X_MAX / max_abs;
-        block_sums s = split_block(x, k0, k, inverse, k_slices, (int8_t *)token + 2 * k0);
-        int32_t block_sum = 0;
-        for (size_t i = 0; i < BLOCK; i += SHORTEST_RUN) {
-            size_t run = (k0 + i) / run_k;
-            if (i % run_k == 0) sums[run] = 0;
-            scales[run] = scale;
-            sums[run] += s.run[i / SHORTEST_RUN];
-            block_sum += s.run[i / SHORTEST_RUN];
-        }
-        correction += scale * (k_slices ? s.times_zero : (float)block_sum);
-    }
+    float correction = 0.0f;
+    for (size_t k0 = 0; k0 < k; k0 += BLOCK)
+        correction += prepare_block(x, k0, k, run_k, qb__u4_k_slices(p), token);
     *correction_of(token, k) = correction;
 }
 
