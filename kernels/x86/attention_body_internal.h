@@ -124,19 +124,11 @@ static span span_of(const qb_attention_args *a, size_t i, size_t n_tasks)
     return s;
 }
 
-/* Keys [j0, j0 + n) of a key head, transposed; the panels' missing keys become 0. */
+/* n keys of a key head, in panels of PANEL keys. */
 static void pack_keys(const float *k, size_t stride, size_t n, size_t head_dim, float *packed)
 {
-    for (size_t j = 0; j < qb_round_up(n, PANEL); j += LANES)
-        for (size_t d = 0; d < head_dim; d += LANES) {
-            size_t n_dims = head_dim - d < LANES ? head_dim - d : LANES;
-            vf rows[LANES];
-            for (size_t i = 0; i < LANES; i++)
-                rows[i] = j + i < n ? vf_load_n(k + (j + i) * stride + d, n_dims) : vf_set(0);
-            vf_transpose(rows);
-            float *to = packed + j / PANEL * PANEL * head_dim + d * PANEL + j % PANEL;
-            for (size_t i = 0; i < n_dims; i++) vf_store(to + i * PANEL, rows[i]);
-        }
+    for (size_t j = 0; j < n; j += PANEL)
+        tile_pack(k + j * stride, stride, n - j, head_dim, packed + j * head_dim);
 }
 
 /* Values in panels of PANEL dimensions; missing dimensions become 0. */

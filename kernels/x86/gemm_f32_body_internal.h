@@ -37,15 +37,8 @@ void QB_ISA(qb__gemm_f32_pack)(const float *w_rows, size_t n0, size_t n1, size_t
                                void *packed)
 {
     (void)n;
-    for (size_t p = n0; p < n1; p += PANEL) {
-        float *panel = (float *)packed + p * k;
-        const float *w = w_rows + (p - n0) * k;
-        size_t n_cols = n1 - p < PANEL ? n1 - p : PANEL;
-        for (size_t i = 0; i < k; i++) {
-            for (size_t c = 0; c < n_cols; c++) panel[i * PANEL + c] = w[c * k + i];
-            for (size_t c = n_cols; c < PANEL; c++) panel[i * PANEL + c] = 0;
-        }
-    }
+    for (size_t p = n0; p < n1; p += PANEL)
+        tile_pack(w_rows + (p - n0) * k, k, n1 - p, k, (float *)packed + p * k);
 }
 
 static size_t n_blocks(const qb_gemm_f32_args *a)

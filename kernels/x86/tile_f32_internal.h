@@ -47,4 +47,24 @@ QB_INLINE void tile_sum(const int rows, const int prefetch, const float *x, size
     }
 }
 
+/* Up to PANEL rows of k elements become a panel: panel[i * PANEL + c] = rows[c * stride + i];
+ * columns from n_rows on become 0. */
+static inline void tile_pack(const float *rows, size_t stride, size_t n_rows, size_t k,
+                             float *panel)
+{
+    for (size_t c = 0; c < PANEL; c += LANES)
+        for (size_t i = 0; i < k; i += LANES) {
+            size_t n = k - i < LANES ? k - i : LANES;
+            vf square[LANES];
+#pragma GCC unroll 16
+            for (size_t r = 0; r < LANES; r++)
+                square[r] = c + r < n_rows ? vf_load_n(rows + (c + r) * stride + i, n) : vf_set(0);
+            vf_transpose(square);
+            float *to = panel + i * PANEL + c;
+#pragma GCC unroll 16
+            for (size_t r = 0; r < LANES; r++)
+                if (r < n) vf_store(to + r * PANEL, square[r]);
+        }
+}
+
 #endif
