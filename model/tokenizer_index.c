@@ -243,6 +243,8 @@ static qb_status check_fields(const qb_tokenizer *t)
         if (ids[i] < -1 || ids[i] >= (int64_t)t->vocab)
             return QB_FAIL(QB_ERR_FORMAT, "tokenizer: %s id %d, vocabulary of %zu", names[i],
                            ids[i], t->vocab);
+    if (t->add_bos && t->bos < 0)
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: texts start with bos, but there is no bos");
     for (size_t id = 0; id < t->vocab; id++)
         if (t->types[id] > QB_TOKEN_UNUSED)
             return QB_FAIL(QB_ERR_FORMAT, "tokenizer: type %u of token %zu, at most %d",

@@ -556,6 +556,9 @@ static void bad_specs_are_refused(void **state)
     start_bpe(&shared, "gpt-2");
     shared.spec.eos = 256;
     assert_int_equal(qb_tokenizer_create(&shared.spec, &t), QB_ERR_FORMAT);
+    start_bpe(&shared, "gpt-2");
+    shared.spec.add_bos = true;
+    assert_int_equal(qb_tokenizer_create(&shared.spec, &t), QB_ERR_FORMAT);
     start_spm(&shared, false);
     shared.scores[5] = 0.0f / 0.0f;
     assert_int_equal(qb_tokenizer_create(&shared.spec, &t), QB_ERR_FORMAT);
