@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { PANEL_N = 16, GROUP_K = 2, GROUP_BYTES = PANEL_N * GROUP_K, TILE_M = 4 };
+enum { PANEL_N = 16, GROUP_K = 2, GROUP_BYTES = PANEL_N * GROUP_K, TILE_M = 4, PASS_K = 1024 };
 
 static inline size_t n_groups_of(size_t k)
 {
@@ -44,12 +44,12 @@ void qb__gemm_s8_pack_avx2(const int8_t *w_rows, size_t n0, size_t n1, size_t n,
     }
 }
 
-/* Two codes, widened, in every 32-bit lane. */
-static inline __m256i broadcast2(const int8_t *x)
+/* Two codes in every 32-bit lane. */
+static inline __m256i broadcast2(const int16_t *x)
 {
-    int16_t two;
+    int32_t two;
     memcpy(&two, x, sizeof two);
-    return _mm256_cvtepi8_epi16(_mm_set1_epi16(two));
+    return _mm256_set1_epi32(two);
 }
 
 static inline __m256i widen16(const int8_t *w)
@@ -61,82 +61,90 @@ typedef struct tile {
     const qb_gemm_s8_args *args;
     size_t m, n; /* its first token and output channel */
     const int8_t *panel;
-    float max_abs;
+    __m256 max_abs;
 } tile;
 
-static inline float max_lane(__m256 v)
+/* maxps returns its second operand where either is a NaN. */
+static inline __m256 larger(__m256 y, __m256 max_abs)
 {
-    float lane[8], most = 0.0f;
-    _mm256_storeu_ps(lane, v);
-    for (int j = 0; j < 8; j++) most = lane[j] > most ? lane[j] : most;
-    return most;
+    return _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), y), max_abs);
 }
 
-/* Equation (2) of gemm_s8.h for 8 channels, all of them present. */
-static inline void store8(tile *t, size_t m, size_t n, __m256i sum)
+/* Equation (2) of gemm_s8.h for 8 channels, all of them present; returns the larger of max_abs and
+ * |y|. */
+static inline __m256 store8(const qb_gemm_s8_args *a, size_t m, size_t n, __m256i sum,
+                            __m256 max_abs)
 {
-    const qb_gemm_s8_args *a = t->args;
     if (a->acc) _mm256_storeu_si256((__m256i *)(a->acc + m * a->n + n), sum);
-    if (!a->y) return;
-    __m256 w_scale =
+    if (!a->y) return max_abs;
+    const __m256 w_scale =
         a->w_scale_step ? _mm256_loadu_ps(a->w_scale + n) : _mm256_set1_ps(a->w_scale[0]);
-    __m256 scale = _mm256_mul_ps(_mm256_set1_ps(a->x_scale[m * a->x_scale_step]), w_scale);
+    const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(a->x_scale[m * a->x_scale_step]), w_scale);
     __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
     if (a->bias) y = _mm256_add_ps(y, _mm256_loadu_ps(a->bias + n));
     _mm256_storeu_ps(a->y + m * a->y_stride + n, y);
-    float most = max_lane(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), y));
-    if (most > t->max_abs) t->max_abs = most;
+    return larger(y, max_abs);
 }
 
 /* The same one by one, at the right edge. */
-static void store_some(tile *t, size_t m, size_t n, __m256i sum)
+static __m256 store_some(const qb_gemm_s8_args *a, size_t m, size_t n, __m256i sum, __m256 max_abs)
 {
-    const qb_gemm_s8_args *a = t->args;
     int32_t lane[8];
+    float y[8] = {0};
     _mm256_storeu_si256((__m256i *)lane, sum);
-    for (size_t j = 0; n + j < a->n; j++) {
+    for (size_t j = 0; j < 8 && n + j < a->n; j++) {
         if (a->acc) a->acc[m * a->n + n + j] = lane[j];
-        if (!a->y) continue;
-        float y = qb__gemm_s8_value(a, m, n + j, lane[j]);
-        a->y[m * a->y_stride + n + j] = y;
-        if (fabsf(y) > t->max_abs) t->max_abs = fabsf(y);
+        if (a->y) a->y[m * a->y_stride + n + j] = y[j] = qb__gemm_s8_value(a, m, n + j, lane[j]);
     }
+    return larger(_mm256_loadu_ps(y), max_abs);
 }
 
-static inline void store16(tile *t, size_t m, __m256i left, __m256i right)
+static inline __m256 store16(const qb_gemm_s8_args *a, size_t m, size_t n, __m256i left,
+                             __m256i right, __m256 max_abs)
 {
-    const size_t n = t->n, n_left = t->args->n - n;
-    if (n_left >= 8)
-        store8(t, m, n, left);
-    else
-        store_some(t, m, n, left);
-    if (n_left >= 16)
-        store8(t, m, n + 8, right);
-    else if (n_left > 8)
-        store_some(t, m, n + 8, right);
+    if (a->n - n >= PANEL_N) return store8(a, m, n + 8, right, store8(a, m, n, left, max_abs));
+    return store_some(a, m, n + 8, right, store_some(a, m, n, left, max_abs));
+}
+
+/* Codes [k0, k1) of n_rows tokens, widened once so that a step need only broadcast; the padding of
+ * x fills the last vector. */
+static inline void widen_x(const tile *t, size_t n_rows, size_t k0, size_t k1,
+                           int16_t wide[TILE_M][PASS_K])
+{
+    for (size_t r = 0; r < n_rows; r++) {
+        const int8_t *x = t->args->x + (t->m + r) * t->args->x_stride;
+        for (size_t k = k0; k < k1; k += 16)
+            _mm256_store_si256((__m256i *)(wide[r] + k - k0), widen16(x + k));
+    }
 }
 
 #define EACH_ROW(X) X(0) X(1) X(2) X(3)
 static inline __attribute__((always_inline)) void compute_tile(tile *t, const size_t n_rows)
 {
-    const qb_gemm_s8_args *a = t->args;
-    const int8_t *w = t->panel, *const end = w + n_groups_of(a->k) * GROUP_BYTES;
-    const int8_t *x = a->x + t->m * a->x_stride;
+    const size_t n_k = t->args->k;
+    const int8_t *w = t->panel;
+    _Alignas(32) int16_t wide[TILE_M][PASS_K];
 #define START(r) __m256i left##r = _mm256_setzero_si256(), right##r = left##r;
     EACH_ROW(START)
-    for (; w < end; w += GROUP_BYTES, x += GROUP_K) {
-        const __m256i w_left = widen16(w), w_right = widen16(w + 16);
+    for (size_t k0 = 0; k0 < n_k; k0 += PASS_K) {
+        const size_t k1 = n_k - k0 < PASS_K ? n_k : k0 + PASS_K;
+        widen_x(t, n_rows, k0, k1, wide);
+        for (size_t i = 0; i < k1 - k0; i += GROUP_K, w += GROUP_BYTES) {
+            const __m256i w_left = widen16(w), w_right = widen16(w + 16);
 #define STEP(r)                                                                                    \
     if (r < n_rows) {                                                                              \
-        const __m256i two = broadcast2(x + r * a->x_stride);                                       \
+        const __m256i two = broadcast2(wide[r] + i);                                               \
         left##r = _mm256_add_epi32(left##r, _mm256_madd_epi16(w_left, two));                       \
         right##r = _mm256_add_epi32(right##r, _mm256_madd_epi16(w_right, two));                    \
     }
-        EACH_ROW(STEP)
+            EACH_ROW(STEP)
+        }
     }
 #define FINISH(r)                                                                                  \
-    if (r < n_rows) store16(t, t->m + r, left##r, right##r);
+    if (r < n_rows) max_abs = store16(t->args, t->m + r, t->n, left##r, right##r, max_abs);
+    __m256 max_abs = t->max_abs;
     EACH_ROW(FINISH)
+    t->max_abs = max_abs;
 }
 
 static void compute_rows(tile *t, size_t n_rows)
@@ -171,7 +179,7 @@ void qb__gemm_s8_task_avx2(const qb_gemm_s8_args *a, size_t i, size_t n_tasks)
 {
     const qb_tiling tiling = tiling_of(a);
     const qb_task_span span = qb_tiling_span(&tiling, i, n_tasks);
-    tile t = {.args = a};
+    tile t = {.args = a, .max_abs = _mm256_setzero_ps()};
     for (size_t p = span.panel0; p < span.panel1; p++)
         for (size_t j = span.tile0; j < span.tile1; j++) {
             t.m = j * TILE_M;
@@ -179,5 +187,8 @@ void qb__gemm_s8_task_avx2(const qb_gemm_s8_args *a, size_t i, size_t n_tasks)
             t.panel = (const int8_t *)a->w + p * n_groups_of(a->k) * GROUP_BYTES;
             compute_rows(&t, a->m - t.m < TILE_M ? a->m - t.m : TILE_M);
         }
-    if (a->max_abs_bits) qb__raise_max_abs(a->max_abs_bits, t.max_abs);
+    if (!a->max_abs_bits) return;
+    float lane[8];
+    _mm256_storeu_ps(lane, t.max_abs);
+    for (size_t j = 0; j < 8; j++) qb__raise_max_abs(a->max_abs_bits, lane[j]);
 }
