@@ -12,11 +12,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static qb_status no_memory(void)
-{
-    return QB_FAIL(QB_ERR_MEMORY, "inspect: no memory for JSON");
-}
-
 /* ---- statistics ---- */
 
 static qb_status add_stats(const qb_model *model, const qb_tensor *t, json_t *object)
@@ -38,11 +33,11 @@ static qb_status add_stats(const qb_model *model, const qb_tensor *t, json_t *ob
     qb_free(row);
     qb_tensor_forget(model, t);
     float absmax = fabsf(least) > fabsf(most) ? fabsf(least) : fabsf(most);
-    int bad = json_object_set_new(object, "min", qb_json_real(least));
-    bad |= json_object_set_new(object, "max", qb_json_real(most));
-    bad |= json_object_set_new(object, "absmax", qb_json_real(absmax));
-    bad |= json_object_set_new(object, "not_finite", json_integer((json_int_t)n_odd));
-    return bad ? no_memory() : QB_OK;
+    json_object_set_new(object, "min", qb_json_real(least));
+    json_object_set_new(object, "max", qb_json_real(most));
+    json_object_set_new(object, "absmax", qb_json_real(absmax));
+    json_object_set_new(object, "not_finite", json_integer((json_int_t)n_odd));
+    return QB_OK;
 }
 
 /* ---- the JSON object ---- */
@@ -64,7 +59,8 @@ static qb_status tensor_to_json(const qb_model *model, const qb_tensor *t, bool 
         json_pack("{s:s, s:s, s:[I, I], s:I, s:o}", "name", name, "dtype",
                   qb_dtype_get(t->dtype)->name, "shape", (json_int_t)t->rows, (json_int_t)t->cols,
                   "bytes", (json_int_t)t->bytes, "quant", quant_to_json(&t->quant));
-    if (!object || json_array_append_new(tensors, object)) return no_memory();
+    if (json_array_append_new(tensors, object))
+        return QB_FAIL(QB_ERR_MEMORY, "inspect: no memory for JSON");
     return stats ? add_stats(model, t, object) : QB_OK;
 }
 
@@ -73,7 +69,8 @@ static qb_status tensors_to_json(const qb_model *model, bool stats, json_t *root
 {
     enum { BEFORE, BLOCKS, AFTER, N_PARTS };
     json_t *tensors = json_array();
-    if (json_object_set_new(root, "tensors", tensors)) return no_memory();
+    if (json_object_set_new(root, "tensors", tensors))
+        return QB_FAIL(QB_ERR_MEMORY, "inspect: no memory for JSON");
     for (int part = BEFORE; part < N_PARTS; part++)
         for (size_t l = 0; l < (part == BLOCKS ? model->config.n_layers : 1); l++)
             for (int r = 0; r < QB_ROLE_COUNT; r++) {
@@ -102,27 +99,29 @@ static json_t *text_to_json(const char *text)
     return value ? value : json_null();
 }
 
+static json_t *record_to_json(json_t *record)
+{
+    return record ? json_incref(record) : json_null();
+}
+
 static qb_status model_to_json(const qb_model *m, bool stats, json_t *root)
 {
     json_t *architecture;
     QB_TRY(qb_config_to_json(&m->config, &architecture));
-    int bad = json_object_set_new(root, "schema", json_string("qbench.inspect/1"));
-    bad |= json_object_set_new(root, "architecture", architecture);
-    bad |= json_object_set_new(root, "path", text_to_json(m->path));
-    bad |= json_object_set_new(root, "name", text_to_json(m->name));
-    bad |= json_object_set_new(root, "format", json_string(m->format));
-    bad |= json_object_set_new(root, "bytes", json_integer((json_int_t)qb_model_file_bytes(m)));
-    bad |= json_object_set_new(root, "parameters",
-                               json_integer((json_int_t)qb_config_n_params(&m->config)));
-    bad |= json_object_set_new(root, "linear_parameters",
-                               json_integer((json_int_t)qb_config_n_linear_params(&m->config)));
-    bad |= json_object_set_new(root, "scheme", text_to_json(m->stored_scheme));
-    bad |= json_object_set_new(root, "tokenizer", tokenizer_to_json(m->tokenizer));
-    bad |= m->training ? json_object_set(root, "training", m->training)
-                       : json_object_set_new(root, "training", json_null());
-    bad |= m->calibration ? json_object_set(root, "calibration", m->calibration)
-                          : json_object_set_new(root, "calibration", json_null());
-    if (bad) return no_memory();
+    json_object_set_new(root, "schema", json_string("qbench.inspect/1"));
+    json_object_set_new(root, "architecture", architecture);
+    json_object_set_new(root, "path", text_to_json(m->path));
+    json_object_set_new(root, "name", text_to_json(m->name));
+    json_object_set_new(root, "format", json_string(m->format));
+    json_object_set_new(root, "bytes", json_integer((json_int_t)qb_model_file_bytes(m)));
+    json_object_set_new(root, "parameters",
+                        json_integer((json_int_t)qb_config_n_params(&m->config)));
+    json_object_set_new(root, "linear_parameters",
+                        json_integer((json_int_t)qb_config_n_linear_params(&m->config)));
+    json_object_set_new(root, "scheme", text_to_json(m->stored_scheme));
+    json_object_set_new(root, "tokenizer", tokenizer_to_json(m->tokenizer));
+    json_object_set_new(root, "training", record_to_json(m->training));
+    json_object_set_new(root, "calibration", record_to_json(m->calibration));
     return tensors_to_json(m, stats, root);
 }
 
@@ -283,10 +282,23 @@ static void print_all(const qb_model *model, json_t *root, bool stats)
 
 /* ---- the verb ---- */
 
+static qb_status make_json(const qb_model *model, bool stats, json_t **out)
+{
+    size_t mark = qb_json_mark();
+    json_t *root = json_object();
+    qb_status status = model_to_json(model, stats, root);
+    if (status == QB_OK) status = qb_json_check_memory(mark, "inspect");
+    if (status != QB_OK)
+        json_decref(root);
+    else
+        *out = root;
+    return status;
+}
+
 static qb_status emit_json(const char *path, const json_t *root)
 {
-    char *text = json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(15));
-    if (!text) return no_memory();
+    char *text;
+    QB_TRY(qb_json_dump(root, JSON_INDENT(1) | JSON_REAL_PRECISION(15), "inspect", &text));
     size_t n = strlen(text);
     text[n] = '\n'; /* in the place of the NUL: emit takes a length */
     qb_status status = qb_cli_emit(path, text, n + 1);
@@ -300,8 +312,8 @@ qb_status qb_cmd_inspect(const qb_cli *cli)
     const char *json_path = qb_cli_string(cli, "json");
     qb_model *model;
     QB_TRY(qb_model_open(qb_cli_arg(cli, 0), &model));
-    json_t *root = json_object();
-    qb_status status = root ? model_to_json(model, stats, root) : no_memory();
+    json_t *root = NULL;
+    qb_status status = make_json(model, stats, &root);
     if (status == QB_OK && json_path) status = emit_json(json_path, root);
     if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_all(model, root, stats);
     json_decref(root);

@@ -9,12 +9,12 @@
 enum { MAX_DEPTH = 64 };
 
 /* jansson reports a failed allocation as some other error, or none: remembered here instead. */
-static _Thread_local bool allocation_failed;
+static _Thread_local size_t n_failed;
 
 static void *json_alloc(size_t bytes)
 {
     void *block = qb_library_alloc(bytes);
-    if (!block) allocation_failed = true;
+    if (!block) n_failed++;
     return block;
 }
 
@@ -22,6 +22,17 @@ static void *json_alloc(size_t bytes)
 __attribute__((constructor)) static void route_allocations(void)
 {
     json_set_alloc_funcs(json_alloc, qb_library_free);
+}
+
+size_t qb_json_mark(void)
+{
+    return n_failed;
+}
+
+qb_status qb_json_check_memory(size_t mark, const char *what)
+{
+    if (n_failed == mark) return QB_OK;
+    return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
 }
 
 /* jansson recurses; its own limit (2048) is deeper than any file here needs. */
@@ -55,11 +66,12 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
     if (too_deep(text, bytes))
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
     json_error_t error;
-    allocation_failed = false;
+    size_t mark = qb_json_mark();
     json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-    if (allocation_failed) {
+    qb_status status = qb_json_check_memory(mark, what);
+    if (status != QB_OK) {
         json_decref(value);
-        return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
+        return status;
     }
     if (!value)
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON line %d column %d: %s", what, error.line,
@@ -70,14 +82,15 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
 
 qb_status qb_json_dump(const json_t *value, size_t flags, const char *what, char **out)
 {
-    allocation_failed = false;
+    size_t mark = qb_json_mark();
     char *text = json_dumps(value, flags);
-    if (!text || allocation_failed) {
+    qb_status status = qb_json_check_memory(mark, what);
+    if (status == QB_OK && !text) status = QB_FAIL(QB_ERR_FORMAT, "%s: no JSON to write", what);
+    if (status != QB_OK)
         qb_library_free(text);
-        return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
-    }
-    *out = text;
-    return QB_OK;
+    else
+        *out = text;
+    return status;
 }
 
 qb_status qb_json_read_file(const char *path, size_t max_bytes, json_t **out)

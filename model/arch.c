@@ -268,6 +268,7 @@ static json_t *rope_to_json(const qb_rope *r)
 
 qb_status qb_config_to_json(const qb_config *c, json_t **out)
 {
+    size_t mark = qb_json_mark();
     json_t *o = json_pack(
         "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:s, s:s, s:s, s:b, s:b, s:b, "
         "s:b, s:b}",
@@ -279,13 +280,13 @@ qb_status qb_config_to_json(const qb_config *c, json_t **out)
         qb_pos_names[c->pos], "softmax", qb_softmax_names[c->softmax], "attn_bias", c->attn_bias,
         "mlp_bias", c->mlp_bias, "norm_bias", c->norm_bias, "tied_head", c->tied_head, "fused_qkv",
         c->fused_qkv);
-    if (o && c->pos == QB_POS_ROPE && json_object_set_new(o, "rope", rope_to_json(&c->rope))) {
+    if (c->pos == QB_POS_ROPE) json_object_set_new(o, "rope", rope_to_json(&c->rope));
+    qb_status status = qb_json_check_memory(mark, "configuration");
+    if (status != QB_OK)
         json_decref(o);
-        o = NULL;
-    }
-    if (!o) return QB_FAIL(QB_ERR_MEMORY, "configuration: no memory for JSON");
-    *out = o;
-    return QB_OK;
+    else
+        *out = o;
+    return status;
 }
 
 static qb_status get_word(const json_t *object, const char *key, const char *const *words,

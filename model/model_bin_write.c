@@ -7,6 +7,7 @@
 #include "model/model_bin_internal.h"
 
 #include "core/interrupt.h"
+#include "core/json.h"
 #include "core/memory.h"
 #include "core/progress.h"
 #include "model/tokenizer.h"
@@ -119,21 +120,14 @@ static qb_status collect_sources(job *j)
 
 /* ---- the JSON ---- */
 
-static qb_status no_memory_for_json(void)
-{
-    return QB_FAIL(QB_ERR_MEMORY, "model.bin: no memory for the JSON header");
-}
+/* Values that jansson could not allocate are left out here and found at the end of describe. */
 
 static json_t *quant_to_json(const qb_tensor_quant *q)
 {
-    json_t *object = json_object();
-    int bad = json_object_set_new(object, "axis", json_string(qb_axis_names[q->axis]));
-    bad |= json_object_set_new(object, "bits", json_integer(q->bits));
+    json_t *object = json_pack("{s:s, s:i}", "axis", qb_axis_names[q->axis], "bits", (int)q->bits);
     if (q->axis == QB_AXIS_GROUP)
-        bad |= json_object_set_new(object, "group", json_integer((json_int_t)q->group_elems));
-    if (!bad) return object;
-    json_decref(object);
-    return NULL;
+        json_object_set_new(object, "group", json_integer((json_int_t)q->group_elems));
+    return object;
 }
 
 static json_t *shape_to_json(const source *s)
@@ -145,34 +139,25 @@ static json_t *shape_to_json(const source *s)
 static json_t *chunks_to_json(const source *s)
 {
     json_t *array = json_array();
-    int bad = array == NULL;
-    for (size_t i = 0; i < s->n_chunks && !bad; i++)
-        bad = json_array_append_new(array, json_integer((json_int_t)s->chunk_stored[i]));
-    if (!bad) return array;
-    json_decref(array);
-    return NULL;
+    for (size_t i = 0; i < s->n_chunks; i++)
+        json_array_append_new(array, json_integer((json_int_t)s->chunk_stored[i]));
+    return array;
 }
 
 static json_t *source_to_json(const source *s)
 {
-    json_t *o = json_object();
-    int bad = json_object_set_new(o, "name", json_string(s->name));
-    bad |= json_object_set_new(o, "dtype", json_string(qb_dtype_get(s->to)->name));
-    bad |= json_object_set_new(o, "shape", shape_to_json(s));
-    bad |= json_object_set_new(o, "offset", json_integer((json_int_t)s->offset));
-    bad |= json_object_set_new(o, "bytes", json_integer((json_int_t)s->bytes));
-    bad |= json_object_set_new(o, "stored_bytes", json_integer((json_int_t)s->stored_bytes));
-    bad |= json_object_set_new(o, "encoding", json_string(s->deflated ? "zlib" : "raw"));
+    json_t *o = json_pack("{s:s, s:s, s:o, s:I, s:I, s:I, s:s}", "name", s->name, "dtype",
+                          qb_dtype_get(s->to)->name, "shape", shape_to_json(s), "offset",
+                          (json_int_t)s->offset, "bytes", (json_int_t)s->bytes, "stored_bytes",
+                          (json_int_t)s->stored_bytes, "encoding", s->deflated ? "zlib" : "raw");
     if (s->deflated) {
-        bad |= json_object_set_new(o, "chunk_bytes", json_integer(QB_BIN_CHUNK_BYTES));
-        bad |= json_object_set_new(o, "chunks", chunks_to_json(s));
+        json_object_set_new(o, "chunk_bytes", json_integer(QB_BIN_CHUNK_BYTES));
+        json_object_set_new(o, "chunks", chunks_to_json(s));
     }
-    bad |= json_object_set_new(o, "crc32", json_integer(s->crc));
+    json_object_set_new(o, "crc32", json_integer(s->crc));
     if (s->tensor && s->tensor->quant.axis != QB_AXIS_NONE)
-        bad |= json_object_set_new(o, "quant", quant_to_json(&s->tensor->quant));
-    if (!bad) return o;
-    json_decref(o);
-    return NULL;
+        json_object_set_new(o, "quant", quant_to_json(&s->tensor->quant));
+    return o;
 }
 
 static json_t *tokenizer_to_json(const qb_tokenizer *tokenizer)
@@ -198,37 +183,31 @@ static json_t *name_to_json(const char *name)
 static qb_status describe(const job *j, json_t *root)
 {
     const qb_model *m = j->model;
-    json_t *architecture;
+    size_t mark = qb_json_mark();
+    json_t *architecture, *tensors;
     QB_TRY(qb_config_to_json(&m->config, &architecture));
-    int bad = json_object_set_new(root, "architecture", architecture);
-    if (m->name) bad |= json_object_set_new(root, "name", name_to_json(m->name));
-    if (m->stored_scheme) bad |= json_object_set_new(root, "scheme", json_string(m->stored_scheme));
-    if (m->training) bad |= json_object_set(root, "training", m->training);
-    if (m->tokenizer)
-        bad |= json_object_set_new(root, "tokenizer", tokenizer_to_json(m->tokenizer));
-    if (m->calibration) bad |= json_object_set(root, "calibration", m->calibration);
-    json_t *tensors = json_array();
-    bad |= json_object_set_new(root, "tensors", tensors);
-    for (size_t i = 0; i < j->n_sources && !bad; i++)
-        bad = json_array_append_new(tensors, source_to_json(&j->sources[i]));
-    return bad ? no_memory_for_json() : QB_OK;
+    json_object_set_new(root, "architecture", architecture);
+    if (m->name) json_object_set_new(root, "name", name_to_json(m->name));
+    if (m->stored_scheme) json_object_set_new(root, "scheme", json_string(m->stored_scheme));
+    if (m->training) json_object_set(root, "training", m->training);
+    if (m->tokenizer) json_object_set_new(root, "tokenizer", tokenizer_to_json(m->tokenizer));
+    if (m->calibration) json_object_set(root, "calibration", m->calibration);
+    tensors = json_array();
+    for (size_t i = 0; i < j->n_sources; i++)
+        json_array_append_new(tensors, source_to_json(&j->sources[i]));
+    json_object_set_new(root, "tensors", tensors);
+    return qb_json_check_memory(mark, "model.bin header");
 }
 
-/* *text from jansson's allocator. */
+/* *text is given back with qb_library_free. */
 static qb_status make_json(const job *j, char **text, size_t *bytes)
 {
+    size_t mark = qb_json_mark();
     json_t *root = json_object();
-    if (!root) return no_memory_for_json();
-    qb_status status = describe(j, root);
-    if (status == QB_OK) {
-        char *dump = json_dumps(root, JSON_COMPACT);
-        if (dump) {
-            *text = dump;
-            *bytes = strlen(dump);
-        } else {
-            status = no_memory_for_json();
-        }
-    }
+    qb_status status = qb_json_check_memory(mark, "model.bin header");
+    if (status == QB_OK) status = describe(j, root);
+    if (status == QB_OK) status = qb_json_dump(root, JSON_COMPACT, "model.bin header", text);
+    if (status == QB_OK) *bytes = strlen(*text);
     json_decref(root);
     return status;
 }

@@ -2,6 +2,8 @@
  * which every version of Hugging Face tokenizers reads. */
 #include "model/tokenizer_internal.h"
 
+#include "core/json.h"
+
 static json_t *text_json(const qb_tokenizer *t, size_t id)
 {
     size_t n_bytes;
@@ -98,6 +100,7 @@ qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
     if (t->kind != QB_TOKENIZER_BPE)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer.json: SentencePiece cannot be written, only "
                                            "byte-level BPE");
+    size_t mark = qb_json_mark();
     json_t *model = json_pack(
         "{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
         "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
@@ -106,8 +109,13 @@ qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
                              "truncation", "padding", "added_tokens", added_tokens(t), "normalizer",
                              "pre_tokenizer", pre_tokenizer(t), "post_processor", post_processor(t),
                              "decoder", byte_level(true, true), "model", model);
-    if (!root)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer.json: a token text is not UTF-8, or no memory");
+    qb_status status = qb_json_check_memory(mark, "tokenizer.json");
+    if (status == QB_OK && !root)
+        status = QB_FAIL(QB_ERR_FORMAT, "tokenizer.json: a token text is not UTF-8");
+    if (status != QB_OK) {
+        json_decref(root);
+        return status;
+    }
     *out = root;
     return QB_OK;
 }

@@ -71,6 +71,7 @@ static void key_of(const qb_calibration *c, size_t i, char key[64])
 
 qb_status qb_calibration_to_json(const qb_calibration *c, json_t **out)
 {
+    size_t mark = qb_json_mark();
     json_t *linears = json_object();
     for (size_t i = 0; i < (c->n_layers + 1) * QB_ROLE_COUNT; i++) {
         const qb_calibration_linear *l = &c->linears[i];
@@ -87,9 +88,12 @@ qb_status qb_calibration_to_json(const qb_calibration *c, json_t **out)
     json_t *object =
         json_pack("{s:s,s:s,s:I,s:o}", "text", c->text_name ? c->text_name : "", "text_sha256",
                   c->text_sha256, "tokens", (json_int_t)c->n_tokens, "linears", linears);
-    if (!object) return QB_FAIL(QB_ERR_MEMORY, "calibration: no memory for JSON");
-    *out = object;
-    return QB_OK;
+    qb_status status = qb_json_check_memory(mark, "calibration");
+    if (status != QB_OK)
+        json_decref(object);
+    else
+        *out = object;
+    return status;
 }
 
 static qb_status get_max(const json_t *object, const char *key, float *out)

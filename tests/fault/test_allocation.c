@@ -1,0 +1,299 @@
+/* tests/fault/test_allocation.c - the n-th allocation fails, for n = 1, 2, ... until the work is
+ * done: whatever reads files or makes a model gives an error status, keeps nothing and leaves no
+ * file. JSON and zlib allocate through the same counter. */
+#include "support.h"
+
+#include "core/json.h"
+#include "core/memory.h"
+#include "infer/calibrate.h"
+#include "model/export_hf.h"
+#include "model/model_bin.h"
+#include "model/text.h"
+#include "model/tokenizer.h"
+#include "quant/quantize_model.h"
+#include "tiny_model.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char folder[] = "/tmp/qb_allocation.XXXXXX";
+static qb_model *tiny; /* of every work below; with a tokenizer */
+
+static const char *in_folder(const char *name)
+{
+    static char paths[2][256];
+    static unsigned next;
+    char *path = paths[next++ % 2];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+static qb_status open_and_close(const char *path)
+{
+    qb_model *model;
+    QB_TRY(qb_model_open(path, &model));
+    qb_model_close(model);
+    return QB_OK;
+}
+
+/* ---- the works: each gives back all it took ---- */
+
+static qb_status read_raw(void)
+{
+    return open_and_close(in_folder("raw.bin"));
+}
+
+static qb_status read_deflated(void)
+{
+    return open_and_close(in_folder("deflated.bin"));
+}
+
+static qb_status read_codes(void)
+{
+    return open_and_close(in_folder("codes.bin"));
+}
+
+static qb_status verify(void)
+{
+    return qb_model_bin_verify(in_folder("deflated.bin"), NULL);
+}
+
+static qb_status read_hf_folder(void)
+{
+    return open_and_close(in_folder("hf"));
+}
+
+static qb_status read_safetensors(void)
+{
+    return open_and_close(in_folder("hf/model.safetensors"));
+}
+
+static qb_status write_bin(void)
+{
+    return qb_model_bin_write(tiny, in_folder("out.bin"), &(qb_model_bin_options){.zlib_level = 1});
+}
+
+static qb_status write_hf(void)
+{
+    return qb_model_export_hf(tiny, in_folder("out_hf"));
+}
+
+static qb_status read_tokenizer_json(void)
+{
+    qb_tokenizer *tokenizer;
+    QB_TRY(qb_tokenizer_open_json(in_folder("hf/tokenizer.json"), &tokenizer));
+    qb_tokenizer_destroy(tokenizer);
+    return QB_OK;
+}
+
+static qb_status tokenize_builtin_text(void)
+{
+    qb_text text;
+    qb_tokens tokens = {0};
+    QB_TRY(qb_text_builtin_calibration(&text));
+    qb_status status = qb_text_tokenize(&text, tiny->tokenizer, &tokens);
+    qb_tokens_deinit(&tokens);
+    qb_text_deinit(&text);
+    return status;
+}
+
+static qb_status read_text_file(void)
+{
+    qb_text text;
+    QB_TRY(qb_text_open(in_folder("text.jsonl"), 0, &text));
+    qb_text_deinit(&text);
+    return QB_OK;
+}
+
+static qb_status describe_config(void)
+{
+    json_t *json;
+    qb_config back;
+    QB_TRY(qb_config_to_json(&tiny->config, &json));
+    qb_status status = qb_config_from_json(json, &back);
+    json_decref(json);
+    return status;
+}
+
+static qb_status quantize(void)
+{
+    qb_model *codes;
+    QB_TRY(qb_quantize_model(tiny, qb_scheme_find("zeropoint4"), NULL, true, NULL, &codes));
+    qb_model_close(codes);
+    return QB_OK;
+}
+
+static qb_status run_scheme(qb_backbone *backbone, const char *scheme, bool fake)
+{
+    qb_engine *engine;
+    const int32_t tokens[4] = {0, 1, 2, 3};
+    const qb_engine_options options = {
+        .scheme = qb_scheme_find(scheme), .fake = fake, .cache_batch = 1, .cache_context = 8};
+    QB_TRY(qb_engine_create(backbone, &options, &engine));
+    qb_status status = qb_engine_prefill(engine, tokens, 1, 4);
+    if (status == QB_OK) status = qb_engine_decode_step(engine, tokens);
+    qb_engine_destroy(engine);
+    return status;
+}
+
+static qb_status run_engines(void)
+{
+    qb_backbone *backbone;
+    QB_TRY(qb_backbone_create(tiny, &(qb_backbone_options){.max_tokens = 4}, &backbone));
+    qb_status status = run_scheme(backbone, "full", false);
+    if (status == QB_OK) status = run_scheme(backbone, "coarse", false);
+    if (status == QB_OK) status = run_scheme(backbone, "zeropoint4", true);
+    qb_backbone_destroy(backbone);
+    return status;
+}
+
+static qb_status calibrate(void)
+{
+    qb_backbone *backbone;
+    qb_calibration *calibration = NULL, *back = NULL;
+    json_t *json = NULL;
+    QB_TRY(qb_backbone_create(tiny, &(qb_backbone_options){.max_tokens = 8}, &backbone));
+    qb_status status = qb_calibrate(backbone, NULL, 16, &calibration);
+    if (status == QB_OK) status = qb_calibration_to_json(calibration, &json);
+    if (status == QB_OK) status = qb_calibration_from_json(json, &tiny->config, &back);
+    qb_calibration_destroy(back);
+    json_decref(json);
+    qb_calibration_destroy(calibration);
+    qb_backbone_destroy(backbone);
+    return status;
+}
+
+/* ---- the loop ---- */
+
+static size_t n_temporaries(const char *path)
+{
+    size_t n = 0;
+    DIR *dir = opendir(path);
+    if (!dir) return 0;
+    for (struct dirent *e; (e = readdir(dir));) n += strstr(e->d_name, ".tmp.") != NULL;
+    closedir(dir);
+    return n;
+}
+
+/* Every n at first, then one in fifty: works with thousands of allocations repeat themselves. */
+static void fail_each_allocation(qb_status (*work)(void), const char *name)
+{
+    QB_CHECK_OK(work()); /* what is made once (tables of the library) is made now */
+    size_t blocks = qb_memory_live_blocks(), bytes = qb_memory_live_bytes(), n_failed = 0;
+    for (size_t n = 1;; n += 1 + n / 50) {
+        qb_memory_fail_at(n);
+        qb_status status = work();
+        qb_memory_fail_at(0);
+        if (qb_memory_live_blocks() != blocks || qb_memory_live_bytes() != bytes)
+            fail_msg("%s: allocation %zu failed: %zu blocks are left", name, n,
+                     qb_memory_live_blocks() - blocks);
+        if (n_temporaries(folder) + n_temporaries(in_folder("out_hf")))
+            fail_msg("%s: allocation %zu failed: a temporary file is left", name, n);
+        if (status == QB_OK) break;
+        if (status != QB_ERR_MEMORY || !*qb_error_message())
+            fail_msg("%s: allocation %zu failed: status %d, %s", name, n, (int)status,
+                     qb_error_message());
+        n_failed++;
+    }
+    assert_true(n_failed > 0);
+}
+
+#define WORK(work)                                                                                 \
+    static void test_##work(void **state)                                                          \
+    {                                                                                              \
+        (void)state;                                                                               \
+        fail_each_allocation(work, #work);                                                         \
+    }
+WORK(read_raw)
+WORK(read_deflated)
+WORK(read_codes)
+WORK(verify)
+WORK(read_hf_folder)
+WORK(read_safetensors)
+WORK(write_bin)
+WORK(write_hf)
+WORK(read_tokenizer_json)
+WORK(tokenize_builtin_text)
+WORK(read_text_file)
+WORK(describe_config)
+WORK(quantize)
+WORK(run_engines)
+WORK(calibrate)
+
+/* ---- what the works read ---- */
+
+static qb_tokenizer *letters(void)
+{
+    static const char *const texts[] = {"a", "e", "n", "t", "an", "te", "<|end|>"};
+    static const size_t text_bytes[] = {1, 1, 1, 1, 2, 2, 7}, merge_bytes[] = {3, 3};
+    static const uint8_t types[] = {0, 0, 0, 0, 0, 0, QB_TOKEN_CONTROL};
+    static const char *const merges[] = {"a n", "t e"};
+    qb_tokenizer_spec spec = {.kind = QB_TOKENIZER_BPE,
+                              .pre = "gpt-2",
+                              .vocab = QB_COUNT(texts),
+                              .texts = texts,
+                              .text_bytes = text_bytes,
+                              .types = types,
+                              .n_merges = 2,
+                              .merges = merges,
+                              .merge_bytes = merge_bytes,
+                              .bos = 6,
+                              .eos = 6,
+                              .unk = -1};
+    qb_tokenizer *tokenizer;
+    QB_CHECK_OK(qb_tokenizer_create(&spec, &tokenizer));
+    return tokenizer;
+}
+
+static int make_files(void **state)
+{
+    (void)state;
+    static const char lines[] = "{\"text\": \"an ant\"}\n{\"text\": \"\\u00e9 tea\"}\n";
+    if (!mkdtemp(folder)) return -1;
+    qb_config config = qb_test_tiny_config("gpt2");
+    tiny = qb_test_tiny_model(&config, 1);
+    tiny->tokenizer = letters();
+    tiny->training = json_pack("{s:s}", "optimizer", "adam");
+    qb_model *codes;
+    QB_CHECK_OK(qb_quantize_model(tiny, qb_scheme_find("zeropoint4"), NULL, true, NULL, &codes));
+    QB_CHECK_OK(qb_model_bin_write(tiny, in_folder("raw.bin"), NULL));
+    QB_CHECK_OK(qb_model_bin_write(codes, in_folder("codes.bin"), NULL));
+    QB_CHECK_OK(qb_model_bin_write(tiny, in_folder("deflated.bin"),
+                                   &(qb_model_bin_options){.zlib_level = 1}));
+    QB_CHECK_OK(qb_model_export_hf(tiny, in_folder("hf")));
+    QB_CHECK_OK(qb_file_write_whole(in_folder("text.jsonl"), lines, sizeof lines - 1));
+    qb_model_close(codes);
+    return 0;
+}
+
+static int remove_files(void **state)
+{
+    (void)state;
+    char command[300];
+    snprintf(command, sizeof command, "rm -r '%s'", folder);
+    qb_model_close(tiny);
+    return system(command);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_read_raw),
+        cmocka_unit_test(test_read_deflated),
+        cmocka_unit_test(test_read_codes),
+        cmocka_unit_test(test_verify),
+        cmocka_unit_test(test_read_hf_folder),
+        cmocka_unit_test(test_read_safetensors),
+        cmocka_unit_test(test_write_bin),
+        cmocka_unit_test(test_write_hf),
+        cmocka_unit_test(test_read_tokenizer_json),
+        cmocka_unit_test(test_tokenize_builtin_text),
+        cmocka_unit_test(test_read_text_file),
+        cmocka_unit_test(test_describe_config),
+        cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_run_engines),
+        cmocka_unit_test(test_calibrate),
+    };
+    return cmocka_run_group_tests(tests, make_files, remove_files);
+}
