@@ -10,7 +10,7 @@
 /* The format allows a header of 100,000,000 bytes. JSON in memory takes up to 85 times its text, so
  * hostile headers are held to what real ones need: the largest model files have some thousand
  * tensors at about 100 bytes each. */
-enum { MAX_HEADER_BYTES = 16 << 20, MAX_TENSORS = 1 << 16, MAX_VALUES = 1 << 20 };
+enum { MAX_HEADER_BYTES = 8 << 20, MAX_TENSORS = 1 << 15, MAX_VALUES = 1 << 19 };
 #define FORMAT_MAX_HEADER_BYTES 100000000u
 
 struct qb_safetensors {
