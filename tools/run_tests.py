@@ -90,7 +90,7 @@ def build(name):
 
 
 def sum_counts(pattern, output):
-    return sum(int(n) for n in re.findall(pattern, output))
+    return sum(int(n) for n in re.findall(pattern, output, re.M))
 
 
 def count(code, output):
@@ -101,6 +101,11 @@ def count(code, output):
         passed = sum_counts(r"\[  PASSED  \] (\d+) test", output)
         failed = sum_counts(r"\[  FAILED  \] (\d+) test", output)
         skipped = sum_counts(r"\[  SKIPPED \] (\d+) test", output)
+    elif re.search(r"^Ran \d+ tests? in", output, re.M):  # Python's unittest
+        ran = sum_counts(r"^Ran (\d+) tests? in", output)
+        skipped = sum_counts(r"skipped=(\d+)", output)
+        failed = sum_counts(r"(?:failures|errors)=(\d+)", output)
+        passed = ran - skipped - failed
     elif own:
         passed, failed, skipped = (int(n) for n in own[-1])
     elif code == SKIP_CODE and re.search("^skipped: ", output, re.M):
@@ -185,6 +190,8 @@ def main():
     if "cli" in parts and ("release" in parts or build("release")):
         suites.append(("cli", [sys.executable, str(ROOT / "tests/cli/run.py"),
                                str(ROOT / "build" / "qbench")]))
+        suites += [(path.stem, [sys.executable, str(path)])
+                   for path in sorted((ROOT / "tests" / "cli").glob("test_*.py"))]
     if "sanitize" in parts and build("sanitize"):
         suites += ctest_suites("sanitize")
     if "fuzz" in parts:

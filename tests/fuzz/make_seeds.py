@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Writes the seed corpora: make_seeds.py FOLDER makes FOLDER/<reader>/, one folder for each
+tests/fuzz/fuzz_<reader>.c. Standard library only."""
+import gzip
+import json
+import lzma
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "cli"))
+import tiny_models
+
+
+def texts():
+    plain = b"one line\n<|endoftext|>\nanother, caf\xc3\xa9\n"
+    lines = b'{"text": "a"}\n{"text": "b\\n", "more": [1, null]}\n'
+    # the first byte chooses plain text or JSON lines
+    return {"plain": b"P" + plain, "lines": b"J" + lines, "gzip": b"P" + gzip.compress(plain, mtime=0),
+            "xz": b"P" + lzma.compress(plain), "lines-gzip": b"J" + gzip.compress(lines, mtime=0)}
+
+
+def tokenizers():
+    data = tiny_models.tokenizer_json()
+    pairs = json.loads(json.dumps(data))
+    pairs["model"]["merges"] = [list(pair) for pair in tiny_models.MERGES]
+    return {"strings": json.dumps(data).encode(), "pairs": json.dumps(pairs).encode()}
+
+
+def gpt2_header():
+    """The JSON of a safetensors file alone is where most mutations should fall."""
+    data = tiny_models.safetensors(tiny_models.gpt2_tensors())
+    return {"gpt2": data, "tokens": tiny_models.tokens_file()}
+
+
+def model_bins(folder):
+    """By the program itself, where it was built."""
+    program = HERE.parent.parent / "build" / "qbench"
+    made = {}
+    if program.exists():
+        source = folder / "source.gguf"
+        source.write_bytes(tiny_models.llama_gguf())
+        for name, options in {"raw": [], "zlib": ["--zlib", "6"],
+                              "u4": ["--quantize", "zeropoint4"],
+                              "s8": ["--quantize", "fine"]}.items():
+            out = folder / f"{name}.bin"
+            if not subprocess.run([program, "convert", "--quiet", *options, source, out],
+                                  stderr=subprocess.DEVNULL).returncode:
+                made[name] = out.read_bytes()
+                out.unlink()
+        source.unlink()
+    return made
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = pathlib.Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    corpora = {"text": texts(), "tokenizer_json": tokenizers(), "safetensors": gpt2_header(),
+               "gguf": {"llama": tiny_models.llama_gguf()},
+               "llmc": {"v3": tiny_models.llm_c(3), "v5": tiny_models.llm_c(5)},
+               "hf": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode()},
+               "model_bin": model_bins(folder)}
+    for reader, seeds in corpora.items():
+        (folder / reader).mkdir(exist_ok=True)
+        for name, data in seeds.items():
+            (folder / reader / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
