@@ -1,4 +1,4 @@
-/* kernels/x86/gemm_u4_avx2.c - gemm_u4_f32.h with 8 lanes. */
+/* kernels/x86/gemm_u4_avx2.c - gemm_u4_f32_internal.h with 8 lanes. */
 #include "kernels/gemm_u4_internal.h"
 
 #include <immintrin.h>
@@ -36,4 +36,4 @@ static inline vec weight_of(const uint8_t *codes, unsigned shift, vec zero_point
     return _mm256_mul_ps(_mm256_sub_ps(code, zero_point), scale);
 }
 
-#include "kernels/x86/gemm_u4_f32.h"
+#include "kernels/x86/gemm_u4_f32_internal.h"

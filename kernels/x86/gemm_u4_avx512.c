@@ -1,4 +1,4 @@
-/* kernels/x86/gemm_u4_avx512.c - gemm_u4_f32.h with 16 lanes. */
+/* kernels/x86/gemm_u4_avx512.c - gemm_u4_f32_internal.h with 16 lanes. */
 #include "kernels/gemm_u4_internal.h"
 
 #include <immintrin.h>
@@ -34,4 +34,4 @@ static inline vec weight_of(const uint8_t *codes, unsigned shift, vec zero_point
     return _mm512_mul_ps(_mm512_sub_ps(code, zero_point), scale);
 }
 
-#include "kernels/x86/gemm_u4_f32.h"
+#include "kernels/x86/gemm_u4_f32_internal.h"

@@ -149,8 +149,9 @@ static inline int32_t run_sums(const __m512i sums[2], size_t run_k, int32_t *run
     int32_t four[BLOCK / 4];
     memcpy(four, sums, sizeof four);
     for (size_t r = 0; r < BLOCK / run_k; r++) {
-        run[r] = 0;
-        for (size_t i = 0; i < run_k / 4; i++) run[r] += four[r * run_k / 4 + i];
+        uint32_t sum = 0;
+        for (size_t i = 0; i < run_k / 4; i++) sum += (uint32_t)four[r * run_k / 4 + i];
+        run[r] = (int32_t)sum;
     }
     return all;
 }
@@ -210,6 +211,14 @@ typedef struct tile {
     size_t token_bytes;
 } tile;
 
+/* What a run's sum starts from: the centre's part of it. Where x is not finite the sums hold
+ * anything (the run's scale carries the NaN), hence the arithmetic that may wrap, as in run_sums.
+ */
+static inline int run_start(const char *token, size_t n_k, size_t run)
+{
+    return (int)(0u - QB__U4_CENTRE * (uint32_t)run_sums_of(token, n_k)[run]);
+}
+
 static inline __m512i broadcast4(const char *x)
 {
     int32_t four;
@@ -265,8 +274,7 @@ static inline __attribute__((always_inline)) void compute_tile(const tile *t, co
             right_lo##r;                                                                           \
     left_lo##r = right_lo##r = _mm512_setzero_si512();                                             \
     if (r < n_rows)                                                                                \
-        left_lo##r = right_lo##r =                                                                 \
-            _mm512_set1_epi32(-QB__U4_CENTRE * run_sums_of(t->tokens + r * stride, n_k)[run]);
+        left_lo##r = right_lo##r = _mm512_set1_epi32(run_start(t->tokens + r * stride, n_k, run));
         EACH_ROW(START_RUN)
         for (const uint8_t *end = w + n_groups * GROUP_BYTES; w < end;
              w += GROUP_BYTES, x += GROUP_K) {

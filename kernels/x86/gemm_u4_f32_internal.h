@@ -1,5 +1,5 @@
-/* kernels/x86/gemm_u4_f32.h - gemm_u4.h in f32: the body of the rows without VNNI, included once by
- * each after it has defined its vector type:
+/* kernels/x86/gemm_u4_f32_internal.h - gemm_u4.h in f32: the body of the rows without VNNI,
+ * included once by each after it has defined its vector type:
  *
  *     LANES, vec, zero(), set1(f), load(p), store(p, v), add(a, b), fmadd(a, b, c),
  *     load_some(p, n), store_some(p, v, n)       min(n, LANES) elements, zeros beyond
