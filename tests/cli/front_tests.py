@@ -83,7 +83,7 @@ def test_usage_errors_exit_2_with_the_nearest_word(_):
         (["generate", "--top-p", "2", "m"], "from 0 to 1"),
         (["generate", "--temp", "nan", "m"], "from 0 to 100"),
         (["--weight-axis", "group:x", "m"], "group:N"),
-        (["--scheme", "a,,b", "m"], "empty item"),
+        (["--scheme", "fine,,full", "m"], "empty item"),
         (["--scheme=", "m"], "empty value"),
         (["--quiet=1", "m"], "takes no value"),
         (["--json"], "expected FILE"),

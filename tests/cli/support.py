@@ -1,8 +1,11 @@
 """What the CLI tests share: running the program and judging what it left behind."""
 import os
 import pathlib
-import resource
 import subprocess
+import tempfile
+import threading
+
+import tiny_models
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GOLDEN = pathlib.Path(os.environ.get("QB_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -18,43 +21,48 @@ class Skip(Exception):
 
 
 class Done:
-    """What a run of the program gave."""
+    """What a run of the program gave and took."""
 
-    def __init__(self, code, out, err, peak_bytes):
-        self.code, self.out, self.err, self.peak_bytes = code, out, err, peak_bytes
+    def __init__(self, code, out, err, usage):
+        self.code, self.out, self.err = code, out, err
+        self.peak_bytes = usage.ru_maxrss * 1024
+        self.cpu_s = usage.ru_utime + usage.ru_stime
 
     def __repr__(self):
-        return f"exit {self.code}, stdout {self.out[-600:]!r}, stderr {self.err[-600:]!r}"
+        return (f"exit {self.code}, stdout {self.out[-600:]!r}, stderr {self.err[-600:]!r}, "
+                f"{self.cpu_s:.2f} s, {self.peak_bytes / 1e6:.0f} MB")
 
 
-def qbench(*args, stdin=b"", env=None, timeout=120, cwd=None, limit_bytes=None):
-    """Runs qbench; output as bytes. limit_bytes bounds the address space."""
-    def limit():
-        if limit_bytes:
-            resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
-    process = subprocess.Popen([QBENCH, *map(str, args)], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
-                               env={**os.environ, **(env or {})},
-                               preexec_fn=limit if limit_bytes else None)
-    try:
-        out, err = process.communicate(stdin, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise AssertionError(f"{args}: no end after {timeout} s") from None
-    return Done(process.returncode, out, err, 0)
+def start(*args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=None):
+    """The program in the background, for tests that send signals."""
+    return subprocess.Popen([QBENCH, *map(str, args)], stdin=stdin, stdout=stdout,
+                            stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
 
 
-def one_line(done):
-    lines = done.err.decode("utf-8", "replace").splitlines()
-    return len(lines) == 1 and lines[0].startswith("qbench: ")
+def qbench(*args, stdin=b"", env=None, timeout=120):
+    """Runs qbench to its end; output as bytes."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, \
+            tempfile.TemporaryFile() as err:
+        given.write(stdin)
+        given.seek(0)
+        process = subprocess.Popen([QBENCH, *map(str, args)], stdin=given, stdout=out, stderr=err,
+                                   env={**os.environ, **(env or {})})
+        timer = threading.Timer(timeout, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        return Done(process.returncode, out.read(), err.read(), usage)
 
 
 def expect(done, code=0):
     """The exit code; and exactly one line on standard error where it is an error."""
     assert done.code == code, f"expected exit {code}: {done}"
     if code:
-        assert one_line(done), f"expected one line on standard error: {done}"
+        lines = done.err.decode("utf-8", "replace").splitlines()
+        assert len(lines) == 1 and lines[0].startswith("qbench: "), f"expected one line: {done}"
     return done
 
 
@@ -69,6 +77,19 @@ def smollm2():
     if not SMOLLM2.exists():
         raise Skip("models/smollm2.bin is not here (make fetch-smollm2)")
     return SMOLLM2
+
+
+def models(folder):
+    """{format: path} of a tiny model in every format, made in `folder`."""
+    made = {"hf": tiny_models.write_hf_folder(folder / "hf")}
+    made["safetensors"] = made["hf"] / "model.safetensors"
+    for name, data in (("gguf", tiny_models.llama_gguf()), ("llm.c", tiny_models.llm_c(3)),
+                       ("llm.c-bf16", tiny_models.llm_c(5))):
+        made[name] = folder / f"tiny-{name}"
+        made[name].write_bytes(data)
+    made["model.bin"] = folder / "tiny.bin"
+    expect(qbench("convert", "--quiet", made["gguf"], made["model.bin"]))
+    return made
 
 
 def no_leftovers(folder):

@@ -1,0 +1,207 @@
+"""Tiny random models in every format that qbench reads, made from the formats' descriptions: for
+tests and as seeds for the fuzzers. Standard library only."""
+import json
+import random
+import struct
+
+VOCAB, D, HEADS, FF, LAYERS, CONTEXT = 259, 32, 2, 64, 1, 64
+
+
+def byte_alphabet():
+    """GPT-2's 256 printable stand-ins for bytes, in the order of the bytes."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in plain else chr(next(others)) for b in range(256)]
+
+
+MERGES = [("h", "e"), ("he", "l")]
+TOKENS = byte_alphabet() + ["he", "hel", "<|endoftext|>"]
+assert len(TOKENS) == VOCAB
+
+
+def tokenizer_json():
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": VOCAB - 1, "content": "<|endoftext|>", "single_word": False,
+                          "lstrip": False, "rstrip": False, "normalized": False, "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                          "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                    "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
+                  "vocab": {token: i for i, token in enumerate(TOKENS)},
+                  "merges": [" ".join(pair) for pair in MERGES]},
+    }
+
+
+class Numbers:
+    """Seeded random weights."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def f32(self, n, around=0.0):
+        return struct.pack(f"<{n}f", *(around + self.random.gauss(0, 0.2) for _ in range(n)))
+
+    def q8_0(self, n):
+        blocks = bytearray()
+        for _ in range(n // 32):
+            blocks += struct.pack("<e", 0.01)
+            blocks += bytes(self.random.randrange(256) for _ in range(32))
+        return bytes(blocks)
+
+
+# ---- safetensors and Hugging Face folders ----
+
+def safetensors(tensors):
+    """tensors: {name: (dtype, shape, data)} -> the bytes of a file."""
+    header, data = {}, b""
+    for name, (dtype, shape, payload) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape,
+                        "data_offsets": [len(data), len(data) + len(payload)]}
+        data += payload
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def gpt2_tensors(seed=1):
+    numbers = Numbers(seed)
+    shapes = {"wte.weight": [VOCAB, D], "wpe.weight": [CONTEXT, D]}
+    for i in range(LAYERS):
+        shapes |= {f"h.{i}.ln_1.weight": [D], f"h.{i}.ln_1.bias": [D],
+                   f"h.{i}.attn.c_attn.weight": [D, 3 * D], f"h.{i}.attn.c_attn.bias": [3 * D],
+                   f"h.{i}.attn.c_proj.weight": [D, D], f"h.{i}.attn.c_proj.bias": [D],
+                   f"h.{i}.ln_2.weight": [D], f"h.{i}.ln_2.bias": [D],
+                   f"h.{i}.mlp.c_fc.weight": [D, 4 * D], f"h.{i}.mlp.c_fc.bias": [4 * D],
+                   f"h.{i}.mlp.c_proj.weight": [4 * D, D], f"h.{i}.mlp.c_proj.bias": [D]}
+    shapes |= {"ln_f.weight": [D], "ln_f.bias": [D]}
+    tensors = {}
+    for name, shape in shapes.items():
+        n = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        gain = 1.0 if ".weight" in name and "ln_" in name else 0.0
+        tensors["transformer." + name] = ("F32", shape, numbers.f32(n, gain))
+    return tensors
+
+
+GPT2_CONFIG = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_layer": LAYERS,
+               "n_embd": D, "n_head": HEADS, "n_positions": CONTEXT, "n_ctx": CONTEXT,
+               "vocab_size": VOCAB, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+               "bos_token_id": VOCAB - 1, "eos_token_id": VOCAB - 1, "tie_word_embeddings": True}
+
+
+def write_hf_folder(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(GPT2_CONFIG))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    (folder / "model.safetensors").write_bytes(safetensors(gpt2_tensors()))
+    return folder
+
+
+# ---- GGUF ----
+
+U32, F32, STRING, ARRAY, I32 = 4, 6, 8, 9, 5
+GGML_F32, GGML_Q8_0 = 0, 8
+
+
+def gguf_string(text):
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def gguf_value(kind, value):
+    if kind == STRING:
+        return gguf_string(value)
+    if kind == ARRAY:
+        item_kind, items = value
+        return struct.pack("<IQ", item_kind, len(items)) + b"".join(
+            gguf_value(item_kind, item) for item in items)
+    return struct.pack({U32: "<I", F32: "<f", I32: "<i"}[kind], value)
+
+
+def gguf(metadata, tensors):
+    """metadata: [(key, kind, value)]; tensors: [(name, dims fastest first, ggml type, data)]."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    for key, kind, value in metadata:
+        head += gguf_string(key) + struct.pack("<I", kind) + gguf_value(kind, value)
+    data = b""
+    for name, dims, ggml_type, payload in tensors:
+        head += gguf_string(name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+        head += struct.pack("<IQ", ggml_type, len(data))
+        data += payload + b"\0" * (-len(payload) % 32)
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+def llama_metadata():
+    return [
+        ("general.architecture", STRING, "llama"),
+        ("general.quantization_version", U32, 2),
+        ("llama.context_length", U32, CONTEXT),
+        ("llama.embedding_length", U32, D),
+        ("llama.block_count", U32, LAYERS),
+        ("llama.feed_forward_length", U32, FF),
+        ("llama.attention.head_count", U32, HEADS),
+        ("llama.attention.head_count_kv", U32, HEADS),
+        ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
+        ("llama.rope.dimension_count", U32, D // HEADS),
+        ("llama.rope.freq_base", F32, 10000.0),
+        ("llama.vocab_size", U32, VOCAB),
+        ("tokenizer.ggml.model", STRING, "gpt2"),
+        ("tokenizer.ggml.pre", STRING, "gpt-2"),
+        ("tokenizer.ggml.tokens", ARRAY, (STRING, TOKENS)),
+        ("tokenizer.ggml.token_type", ARRAY, (I32, [1] * (VOCAB - 1) + [3])),
+        ("tokenizer.ggml.merges", ARRAY, (STRING, [" ".join(pair) for pair in MERGES])),
+        ("tokenizer.ggml.bos_token_id", U32, VOCAB - 1),
+        ("tokenizer.ggml.eos_token_id", U32, VOCAB - 1),
+    ]
+
+
+def llama_tensors(seed=2):
+    numbers = Numbers(seed)
+
+    def norm(name):
+        return name, [D], GGML_F32, numbers.f32(D, 1.0)
+
+    def matrix(name, rows, cols):
+        return name, [cols, rows], GGML_Q8_0, numbers.q8_0(rows * cols)
+
+    tensors = [("token_embd.weight", [D, VOCAB], GGML_F32, numbers.f32(VOCAB * D)),
+               norm("output_norm.weight"), matrix("output.weight", VOCAB, D)]
+    for i in range(LAYERS):
+        blk = f"blk.{i}."
+        tensors += [norm(blk + "attn_norm.weight"), norm(blk + "ffn_norm.weight"),
+                    *(matrix(blk + f"attn_{x}.weight", D, D) for x in ("q", "k", "v", "output")),
+                    matrix(blk + "ffn_gate.weight", FF, D), matrix(blk + "ffn_up.weight", FF, D),
+                    matrix(blk + "ffn_down.weight", D, FF)]
+    return tensors
+
+
+def llama_gguf():
+    return gguf(llama_metadata(), llama_tensors())
+
+
+# ---- llm.c ----
+
+def llm_c(version=3):
+    """A GPT-2 checkpoint of llm.c, float32 (version 3) or bf16 (5)."""
+    padded = (VOCAB + 127) // 128 * 128
+    header = [20240326, version, CONTEXT, VOCAB, LAYERS, HEADS, D, padded] + [0] * 248
+    sizes = [(padded * D, 0), (CONTEXT * D, 0)]
+    per_layer = [(D, 1), (D, 0), (3 * D * D, 0), (3 * D, 0), (D * D, 0), (D, 0), (D, 1), (D, 0),
+                 (4 * D * D, 0), (4 * D, 0), (4 * D * D, 0), (D, 0)]
+    sizes += [(n * LAYERS, around) for n, around in per_layer] + [(D, 1), (D, 0)]
+    numbers = Numbers(3)
+    data = b"".join(numbers.f32(n, around) for n, around in sizes)
+    if version == 5:  # the upper halves of the floats
+        data = b"".join(data[i + 2:i + 4] for i in range(0, len(data), 4))
+    return struct.pack("<256i", *header) + data
+
+
+# ---- tokens for `logits` ----
+
+def tokens_file(batch=2, n=8):
+    ids = [(7 * i + 3) % VOCAB for i in range(batch * n)]
+    return safetensors({"tokens": ("I32", [batch, n], struct.pack(f"<{len(ids)}i", *ids))})
