@@ -36,6 +36,8 @@ static qb_status read_header(const qb_file *file, llmc_header *h)
                        file->bytes, HEADER_BYTES);
     if (load_s32(file->data) != MAGIC)
         return QB_FAIL(QB_ERR_FORMAT, "magic: found %d, expected %d", load_s32(file->data), MAGIC);
+    static const char *const names[] = {"version", "context",  "vocabulary",       "layers",
+                                        "heads",   "channels", "padded vocabulary"};
     int32_t *fields[] = {&h->version, &h->context,  &h->vocab,       &h->n_layers,
                          &h->n_heads, &h->channels, &h->padded_vocab};
     for (size_t i = 0; i < QB_COUNT(fields); i++) *fields[i] = load_s32(file->data + 4 * (i + 1));
@@ -44,8 +46,8 @@ static qb_status read_header(const qb_file *file, llmc_header *h)
                        h->version);
     for (size_t i = 1; i < QB_COUNT(fields); i++)
         if (*fields[i] < 1 || *fields[i] > 1 << 24)
-            return QB_FAIL(QB_ERR_FORMAT, "header field %zu: found %d, expected 1 to %d", i + 1,
-                           *fields[i], 1 << 24);
+            return QB_FAIL(QB_ERR_FORMAT, "%s: found %d, expected 1 to %d", names[i], *fields[i],
+                           1 << 24);
     if (h->channels % h->n_heads)
         return QB_FAIL(QB_ERR_FORMAT, "channels: found %d, expected a multiple of the heads %d",
                        h->channels, h->n_heads);

@@ -124,6 +124,20 @@ static bool as_size(const json_t *value, size_t *out)
     return true;
 }
 
+/* What stands where a size should, for messages. */
+static const char *describe(const json_t *value, char text[32])
+{
+    static const char *const words[] = {"an object", "an array", "a string", "an integer",
+                                        "a number",  "true",     "false",    "null"};
+    if (json_is_integer(value))
+        snprintf(text, 32, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        snprintf(text, 32, "%g", json_real_value(value));
+    else
+        snprintf(text, 32, "%s", value ? words[json_typeof(value)] : "nothing");
+    return text;
+}
+
 static const qb__st_dtype *find_dtype(const char *name)
 {
     for (const qb__st_dtype *d = qb__st_dtypes; d->name; d++)
@@ -140,11 +154,12 @@ static qb_status parse_shape(const json_t *shape, qb_st_tensor *t)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "tensor %.200s: rank: found %zu, expected at most %d",
                        t->name, t->rank, QB_ST_MAX_RANK);
     t->n_elems = 1;
+    char found[32];
     for (size_t i = 0; i < t->rank; i++) {
         if (!as_size(json_array_get(shape, i), &t->shape[i]))
             return QB_FAIL(QB_ERR_FORMAT,
-                           "tensor %.200s: shape[%zu]: expected a non-negative integer", t->name,
-                           i);
+                           "tensor %.200s: shape[%zu]: found %s, expected a non-negative integer",
+                           t->name, i, describe(json_array_get(shape, i), found));
         if (!qb_mul_size(t->n_elems, t->shape[i], &t->n_elems))
             return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: shape: the product overflows at %zu",
                            t->name, t->shape[i]);
@@ -172,8 +187,11 @@ static qb_status check_bytes(const qb_st_tensor *t, unsigned element_bits)
 /* *begin goes to the data pointer as an offset; the tiling is checked after sorting. */
 static qb_status parse_entry(const qb_safetensors *st, const json_t *entry, qb_st_tensor *t)
 {
+    char found[32];
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
-    if (!dtype) return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: dtype: expected a string", t->name);
+    if (!dtype)
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: dtype: found %s, expected a string", t->name,
+                       describe(json_object_get(entry, "dtype"), found));
     const qb__st_dtype *d = find_dtype(dtype);
     if (!d)
         return QB_FAIL(QB_ERR_FORMAT,
@@ -186,10 +204,14 @@ static qb_status parse_entry(const qb_safetensors *st, const json_t *entry, qb_s
     QB_TRY(parse_shape(json_object_get(entry, "shape"), t));
     const json_t *range = json_object_get(entry, "data_offsets");
     size_t begin, end;
+    char first[32], second[32];
     if (json_array_size(range) != 2 || !as_size(json_array_get(range, 0), &begin) ||
         !as_size(json_array_get(range, 1), &end))
         return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.200s: data_offsets: expected two non-negative integers", t->name);
+                       "tensor %.200s: data_offsets: found [%s, %s], expected two non-negative "
+                       "integers",
+                       t->name, describe(json_array_get(range, 0), first),
+                       describe(json_array_get(range, 1), second));
     if (begin > end)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: data_offsets: end %zu before begin %zu",
                        t->name, end, begin);

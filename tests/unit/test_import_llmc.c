@@ -92,10 +92,10 @@ static void broken_headers_are_refused_by_name(void **state)
         int32_t value;
         const char *message;
     } bad[] = {
-        {0, 20240327, "magic"},      {1, 4, "version"},          {2, 0, "header field 2"},
-        {2, -5, "header field 2"},   {2, 2147483647, "field 2"}, {3, -1, "header field 3"},
-        {4, 1 << 20, "n_layers"},    {4, 3, "truncated"},        {5, 0, "header field 5"},
-        {5, 7, "channels"},          {6, 1 << 24, "expected"},   {6, -2147483647, "field 6"},
+        {0, 20240327, "magic"},      {1, 4, "version"},          {2, 0, "context"},
+        {2, -5, "context"},          {2, 2147483647, "context"}, {3, -1, "vocabulary"},
+        {4, 1 << 20, "n_layers"},    {4, 3, "truncated"},        {5, 0, "heads"},
+        {5, 7, "channels"},          {6, 1 << 24, "expected"},   {6, -2147483647, "channels"},
         {7, 3, "padded vocabulary"}, {7, 1 << 24, "truncated"},  {2, 23, "trailing bytes"},
     };
     qb_model *source = source_model(), *read;
