@@ -13,7 +13,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-enum { MAX_THREADS = 256, SPIN_ROUNDS = 20000 };
+enum { MAX_THREADS = 256, SPIN_ROUNDS = 4000 };
 
 struct qb_pool {
     size_t n_threads;
