@@ -1,0 +1,171 @@
+"""What convert may change on the way, and what it refuses; inspect's figures."""
+import json
+import os
+import stat
+
+import tiny_models
+from support import expect, models, no_leftovers, qbench
+
+
+def inspect(path, *args):
+    return json.loads(expect(qbench("inspect", "--json", "-", *args, path)).out)
+
+
+def logits(folder, model, *args):
+    tokens, out = folder / "tokens.safetensors", folder / "logits.safetensors"
+    tokens.write_bytes(tiny_models.tokens_file())
+    expect(qbench("logits", "--quiet", *args, "--tokens", tokens, "--out", out, model))
+    return out.read_bytes()
+
+
+def test_convert_says_what_it_wrote(folder):
+    source, out = models(folder)["gguf"], folder / "out.bin"
+    done = expect(qbench("convert", source, out))
+    assert done.out.count(b"\n") == 1 and str(out).encode() in done.out, done
+    assert b"tensors" in done.out and b"gguf" in done.out, done
+    assert not expect(qbench("convert", "--quiet", source, out)).out
+    report = inspect(out)
+    assert report["format"] == "model.bin" and report["bytes"] == out.stat().st_size
+    assert report["tokenizer"]["vocab"] == tiny_models.VOCAB
+
+
+def test_convert_twice_gives_the_same_bytes(folder):
+    source = models(folder)["gguf"]
+    for options in ([], ["--zlib", "6"], ["--quantize", "fine"]):
+        for name, threads in (("a.bin", 1), ("b.bin", 3)):
+            expect(qbench("convert", "--threads", threads, *options, source, folder / name))
+        assert (folder / "a.bin").read_bytes() == (folder / "b.bin").read_bytes(), options
+    expect(qbench("convert", "--quantize", "fine", folder / "a.bin", folder / "c.bin"))
+    assert (folder / "a.bin").read_bytes() == (folder / "c.bin").read_bytes()
+
+
+def test_convert_never_writes_over_its_input(folder):
+    expect(qbench("convert", models(folder)["gguf"], folder / "in.bin"))
+    before = (folder / "in.bin").read_bytes()
+    os.symlink(folder / "in.bin", folder / "soft.bin")
+    os.link(folder / "in.bin", folder / "hard.bin")
+    for out in ("in.bin", "soft.bin", "hard.bin"):
+        done = expect(qbench("convert", "--zlib", "1", folder / "in.bin", folder / out), 2)
+        assert b"input" in done.err, done
+    assert (folder / "in.bin").read_bytes() == before
+    hf = models(folder)["hf"]
+    expect(qbench("convert", hf, hf), 2)
+    expect(qbench("convert", hf, hf / "model.safetensors"), 2)
+    expect(qbench("verify", hf))
+    no_leftovers(folder)
+
+
+def test_convert_never_replaces_a_device_or_folder(folder):
+    source = models(folder)["gguf"]
+    assert b"a device" in expect(qbench("convert", source, "/dev/null"), 3).err
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    expect(qbench("inspect", "--json", "/dev/null", source))
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    expect(qbench("convert", source, folder / "no" / "such" / "folder.bin"), 3)
+
+
+def test_convert_dtype(folder):
+    source = models(folder)["gguf"]
+    for dtype in ("f32", "f16", "bf16"):
+        out = folder / f"{dtype}.bin"
+        expect(qbench("convert", "--dtype", dtype, source, out))
+        for tensor in inspect(out)["tensors"]:
+            vector = tensor["shape"][0] == 1
+            assert tensor["dtype"] == ("f32" if vector else dtype), tensor
+    assert logits(folder, folder / "f32.bin") == logits(folder, source)
+    kept = {t["dtype"] for t in inspect(source)["tensors"]}
+    assert kept == {"f32", "q8_0"}, kept
+
+
+def test_convert_folder_takes_no_bin_options(folder):
+    source = models(folder)["gguf"]
+    for options in (["--zlib", "3"], ["--dtype", "f16"], ["--quantize", "fine"]):
+        done = expect(qbench("convert", *options, source, str(folder / "hf_out") + "/"), 2)
+        assert options[0].encode() in done.err, done
+    assert not (folder / "hf_out").exists()
+
+
+def test_convert_name_softmax_and_tokenizer(folder):
+    made = models(folder)
+    out = folder / "changed.bin"
+    expect(qbench("convert", "--name", "My model", "--softmax", "softmax1", made["gguf"], out))
+    report = inspect(out)
+    assert report["name"] == "My model" and report["architecture"]["softmax"] == "softmax1"
+    assert report["training"]["softmax_override"] == "softmax1, trained with softmax"
+    assert logits(folder, out) != logits(folder, made["gguf"])
+    assert inspect(made["llm.c"])["tokenizer"] is None
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(json.dumps(tiny_models.tokenizer_json()))
+    expect(qbench("convert", "--tokenizer", tokenizer, made["llm.c"], out))
+    assert inspect(out)["tokenizer"]["vocab"] == tiny_models.VOCAB
+    assert expect(qbench("tokenize", out, "-", stdin=b"hello")).out
+    expect(qbench("convert", "--softmax", "hardmax", made["gguf"], out), 2)
+    expect(qbench("convert", "--tokenizer", folder / "none.json", made["gguf"], out), 3)
+
+
+def test_convert_keeps_another_weight_axis(folder):
+    """A file made with --weight-axis runs with that axis, without being told."""
+    source, out = models(folder)["gguf"], folder / "in_axis.bin"
+    for axis in ("in", "tensor", "group:16"):
+        expect(qbench("convert", "--quantize", "zeropoint4", "--weight-axis", axis, source, out))
+        report = inspect(out)
+        assert report["scheme"] == "zeropoint4"
+        axes = {t["quant"]["axis"] for t in report["tensors"] if t["quant"]}
+        assert axes == {axis.split(":")[0]}
+        assert logits(folder, out) == logits(folder, source, "--scheme", "zeropoint4",
+                                             "--weight-axis", axis), axis
+    expect(qbench("convert", "--quantize", "full", source, out), 2)
+    expect(qbench("convert", "--quantize", "nosuch", source, out), 2)
+
+
+def test_convert_stores_calibration(folder):
+    source, out = models(folder)["gguf"], folder / "calibrated.bin"
+    done = expect(qbench("convert", "--quantize", "fine-channel", source, out))
+    assert b"static scales" in done.err, done
+    report = inspect(out)
+    assert report["calibration"]["tokens"] > 0
+    assert logits(folder, out) == logits(folder, out, "--scheme", "fine-channel")
+    again = folder / "again.bin"
+    done = expect(qbench("convert", "--quantize", "fine-channel", out, again))
+    assert b"static scales" not in done.err and again.read_bytes() == out.read_bytes(), done
+
+
+def test_convert_quantized_head(folder):
+    source, out = models(folder)["gguf"], folder / "head.bin"
+    expect(qbench("convert", "--quantize", "fine", "--quantize-head", source, out))
+    head = [t for t in inspect(out)["tensors"] if t["name"] == "head"][0]
+    assert head["dtype"] == "s8" and head["quant"]["axis"] == "out"
+    expect(qbench("verify", out))
+
+
+def test_convert_arguments(folder):
+    expect(qbench("convert", "--random", "gpt2-60m", "a.bin", "b.bin"), 2)
+    expect(qbench("convert", "a.bin"), 2)
+    done = expect(qbench("convert", "--random", "gpt9", folder / "r.bin"), 2)
+    assert b"gpt2-60m" in done.err, done
+
+
+def test_inspect_stats(folder):
+    report = inspect(models(folder)["gguf"], "--stats")
+    for tensor in report["tensors"]:
+        assert tensor["absmax"] == max(abs(tensor["min"]), abs(tensor["max"])), tensor
+        assert tensor["not_finite"] == 0
+    text = expect(qbench("inspect", "--stats", models(folder)["gguf"])).out.decode()
+    assert "absmax" in text and f"{len(report['tensors'])} tensors" in text
+    out = folder / "report.json"
+    done = expect(qbench("inspect", "--json", out, models(folder)["gguf"]))
+    assert b"tok_embd" in done.out and json.loads(out.read_text())["schema"] == "qbench.inspect/1"
+
+
+def test_verify_says_what_is_wrong(folder):
+    path = models(folder)["model.bin"]
+    done = expect(qbench("verify", path))
+    assert done.out.startswith(f"{path}: ok, ".encode()) and done.out.count(b"\n") == 1, done
+    data = bytearray(path.read_bytes())
+    for at, rule in ((0, b"format"), (9, b"version"), (70, b"JSON"), (-2000, b"tensor"),
+                     (-1, b"SHA-256")):
+        broken = bytearray(data)
+        broken[at] ^= 4
+        (folder / "broken.bin").write_bytes(broken)
+        done = expect(qbench("verify", folder / "broken.bin"), 3)
+        assert rule in done.err and not done.out, (at, done)
