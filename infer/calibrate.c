@@ -6,17 +6,19 @@
 
 #include <string.h>
 
-enum { DEFAULT_TOKENS = 4096, WINDOW_TOKENS = 512 };
+enum { DEFAULT_TOKENS = 4096, WINDOW_TOKENS = 512, HEAD_ROWS = 32 };
 
-/* The head's input is the final hidden state, its output the logits. */
+/* The head's input is the final hidden state, its output the logits: HEAD_ROWS rows at a time. */
 static qb_status collect_head(qb_engine *e, qb_calibration *c, float *logits)
 {
     qb_calibration_linear *l = qb_calibration_at(c, QB_ROLE_HEAD, 0);
     const qb_linear *head = &e->backbone->head;
-    for (size_t m = 0; m < e->n_rows; m++) {
+    for (size_t m = 0; m < e->n_rows; m++)
         head->quantize->absmax_channels(e->hidden + m * head->k, head->k, l->in_channel_max);
-        QB_TRY(qb_engine_logits(e, m, 1, logits));
-        float out = head->quantize->absmax(logits, head->n);
+    for (size_t m = 0; m < e->n_rows; m += HEAD_ROWS) {
+        size_t n = e->n_rows - m < HEAD_ROWS ? e->n_rows - m : HEAD_ROWS;
+        QB_TRY(qb_engine_logits(e, m, n, logits));
+        float out = head->quantize->absmax(logits, n * head->n);
         l->out_max = out > l->out_max ? out : l->out_max;
     }
     l->in_max = head->quantize->absmax(l->in_channel_max, head->k);
@@ -34,7 +36,7 @@ static qb_status run_windows(qb_backbone *b, const qb_tokens *tokens, size_t max
     window = window < b->max_tokens ? window : b->max_tokens;
     size_t n = tokens->n < max_tokens ? tokens->n : max_tokens;
     QB_TRY_GOTO(status, qb_engine_create(b, &(qb_engine_options){.scheme = &full}, &e), done);
-    QB_TRY_GOTO(status, QB_NEW(&logits, b->config->vocab, "logits"), done);
+    QB_TRY_GOTO(status, QB_NEW(&logits, HEAD_ROWS * b->config->vocab, "logits"), done);
     e->collect = c;
     for (size_t at = 0; at < n; at += window) {
         size_t n_now = n - at < window ? n - at : window;
