@@ -10,6 +10,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "cli"))
+import nasty_seeds
 import tiny_models
 
 
@@ -61,8 +62,10 @@ def main():
     corpora = {"text": texts(), "tokenizer_json": tokenizers(), "safetensors": gpt2_header(),
                "gguf": {"llama": tiny_models.llama_gguf()},
                "llmc": {"v3": tiny_models.llm_c(3), "v5": tiny_models.llm_c(5)},
-               "hf": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode()},
+               "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode()},
                "model_bin": model_bins(folder)}
+    for reader, seeds in nasty_seeds.all_nasties().items():
+        corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():
         (folder / reader).mkdir(exist_ok=True)
         for name, data in seeds.items():
