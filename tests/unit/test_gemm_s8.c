@@ -191,7 +191,7 @@ static void extremes_fit(void **state)
 static void threads_do_not_change_a_bit(void **state)
 {
     (void)state;
-    for (size_t n_threads = 1; n_threads <= 7; n_threads += 2) {
+    for (size_t n_threads = 1; n_threads <= 16; n_threads += 5) {
         qb_pool *pool;
         QB_CHECK_OK(qb_pool_create(n_threads, &pool));
         for (size_t m = 1; m <= 401; m += 80)
