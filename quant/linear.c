@@ -222,8 +222,7 @@ static qb_status grow_block(void *block, size_t elems, size_t elem_bytes, size_t
 qb_status qb_linear_scratch_grow(qb_linear_scratch *s, size_t max_rows, const qb_linear_need *need)
 {
     s->bytes = 0;
-    QB_TRY(
-        grow_block(&s->q, max_rows * qb_round_up(need->max_k, QB_GEMM_S8_K_ALIGN), 1, &s->bytes));
+    QB_TRY(grow_block(&s->q, max_rows * qb_gemm_s8_x_stride(need->max_k), 1, &s->bytes));
     QB_TRY(grow_block(&s->q_sum, max_rows, sizeof *s->q_sum, &s->bytes));
     QB_TRY(grow_block(&s->q_scale, max_rows, sizeof *s->q_scale, &s->bytes));
     QB_TRY(grow_block(&s->row_max, max_rows, sizeof *s->row_max, &s->bytes));
@@ -260,7 +259,7 @@ static void quantize_rows(const qb_linear *l, const qb_linear_input *in, const f
 {
     const qb_quantize_row *kernels = l->quantize;
     qb_linear_scratch *s = in->scratch;
-    size_t k = in->k, stride = qb_round_up(k, QB_GEMM_S8_K_ALIGN);
+    size_t k = in->k, stride = qb_gemm_s8_x_stride(k);
     bool fake = l->kind == QB_LINEAR_FAKE;
     for (size_t m = m0; m < m1; m++) {
         float *x = in->x + m * k;
@@ -278,7 +277,7 @@ static void quantize_rows(const qb_linear *l, const qb_linear_input *in, const f
             else
                 s->q_sum[m] = kernels->quantize_s8(x, k, scale, q);
         }
-        if (!fake) memset(q + k, 0, stride - k);
+        if (!fake) memset(q + k, 0, qb_round_up(k, QB_GEMM_S8_K_ALIGN) - k);
     }
 }
 
@@ -353,7 +352,7 @@ static void run_s8(qb_linear *const *linears, const qb_linear_output *out, size_
                                     .n = l->n,
                                     .k = l->k,
                                     .x = s->q,
-                                    .x_stride = qb_round_up(l->k, QB_GEMM_S8_K_ALIGN),
+                                    .x_stride = qb_gemm_s8_x_stride(l->k),
                                     .x_sum = s->q_sum,
                                     .w = l->packed,
                                     .y = out[i].y,

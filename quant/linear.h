@@ -56,7 +56,7 @@ size_t qb_linear_bytes(const qb_linear *linear);
 
 /* Memory that the layers of an engine share, sized for the largest; owned by the backbone. */
 typedef struct qb_linear_scratch {
-    int8_t *q;      /* (max_rows, max_k rounded up to QB_GEMM_S8_K_ALIGN) codes of the input */
+    int8_t *q;      /* (max_rows, qb_gemm_s8_x_stride(k)) codes of the input */
     int32_t *q_sum; /* (max_rows) */
     float *q_scale; /* (max_rows) per token, or one in [0] */
     float *row_max; /* (max_rows) */
