@@ -290,7 +290,7 @@ static qb_status open_text(run *r)
     if (qb_cli_flag(r->cli, "no-quality")) return QB_OK;
     if (path) return qb_text_open(path, 0, &r->text);
     QB_TRY(qb_text_builtin(&r->text));
-    qb_cli_note(r->cli, "no --text: the built-in text is used (%zu bytes)", r->text.n_bytes);
+    qb_cli_note(r->cli, "no --text: the built-in text is used (%zu bytes)", r->text.raw_bytes);
     return QB_OK;
 }
 

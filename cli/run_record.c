@@ -41,7 +41,7 @@ static qb_status record_text(const qb_run_seen *seen, qb_result *r)
     QB_TRY(qb_result_set(&r->text.sha256, seen->text->sha256));
     QB_TRY(qb_result_set(&r->text.tokenizer_sha256, qb_tokenizer_sha256(seen->model->tokenizer)));
     QB_TRY(qb_result_set(&r->protocol.name, t->protocol->name));
-    r->text.bytes = (int64_t)seen->text->n_bytes;
+    r->text.bytes = (int64_t)seen->text->raw_bytes;
     r->text.tokens = (int64_t)t->stream.tokens.n;
     r->protocol.context = (int64_t)t->windows.context;
     r->protocol.stride = (int64_t)t->windows.stride;

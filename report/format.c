@@ -53,6 +53,13 @@ char *qb_format_significant(double value, char *text)
     return text;
 }
 
+char *qb_format_perplexity(double value, char *text)
+{
+    if (!(value < 999.5)) return qb_format_significant(value, text);
+    snprintf(text, QB_FORMAT_BYTES, "%.*f", value < 99.95 ? 3 : 2, value);
+    return text;
+}
+
 char *qb_format_signed(double value, char *text)
 {
     if (isnan(value)) return none(text);

@@ -13,6 +13,7 @@ extern "C" {
 
 char *qb_format_count(int64_t n, char *text);          /* 10,532 */
 char *qb_format_significant(double value, char *text); /* 8.09, 26.63, 1,234, 1.70e6 */
+char *qb_format_perplexity(double value, char *text);  /* 8.091, 170.41, else as above */
 char *qb_format_signed(double value, char *text);      /* +0.13 */
 char *qb_format_percent(double share, char *text);     /* 95.1 % */
 char *qb_format_bytes(int64_t bytes, char *text);      /* 134 MB (10^6) */

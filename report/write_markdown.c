@@ -21,12 +21,12 @@ static void write_row(const qb_result *r, FILE *stream)
     write_cell(r->model.name, stream);
     write_cell(r->scheme.name, stream);
     write_cell(qb_format_scheme(r, t), stream);
-    write_cell(qb_format_significant(r->quality.ppl_full, t), stream);
-    write_cell(qb_format_significant(r->quality.ppl, t), stream);
+    write_cell(qb_format_perplexity(r->quality.ppl_full, t), stream);
+    write_cell(qb_format_perplexity(r->quality.ppl, t), stream);
     write_cell(qb_format_penalty(r, t), stream);
     write_cell(qb_format_significant(r->quality.kl_mean, t), stream);
     write_cell(qb_format_percent(r->quality.top1_agreement, t), stream);
-    write_cell(qb_format_significant(r->quality.ppl_fake, t), stream);
+    write_cell(qb_format_perplexity(r->quality.ppl_fake, t), stream);
     write_cell(qb_format_rate(&r->speed.prefill, t), stream);
     write_cell(qb_format_ratio(&r->speed.prefill, &r->speed.full.prefill, t), stream);
     write_cell(qb_format_rate(&r->speed.decode, t), stream);

@@ -54,10 +54,10 @@ static void write_quality_row(const screen *s, const qb_result *r)
     bool bad = r->quality.penalty > 0.1 * r->quality.ppl_full; /* a tenth worse is worth a colour */
     fprintf(s->stream, "%-17s %-22s %s%8s%s  %-24s %7s %7s %8s\n", r->scheme.name,
             qb_format_scheme(r, t[0]), bad ? s->red : "",
-            qb_format_significant(r->quality.ppl, t[1]), bad ? s->reset : "",
+            qb_format_perplexity(r->quality.ppl, t[1]), bad ? s->reset : "",
             qb_format_penalty(r, t[2]), qb_format_significant(r->quality.kl_mean, t[3]),
             qb_format_percent(r->quality.top1_agreement, t[4]),
-            qb_format_significant(r->quality.ppl_fake, t[5]));
+            qb_format_perplexity(r->quality.ppl_fake, t[5]));
 }
 
 static bool is_full(const qb_result *r)
@@ -73,7 +73,7 @@ static void write_quality(const screen *s, const qb_result *rows, size_t n)
             "ppl", "penalty [95 %]", "KL", "top-1", "fake ppl", s->reset);
     if (!is_full(rows))
         fprintf(s->stream, "%-17s %-22s %8s\n", "full", "-",
-                qb_format_significant(rows->quality.ppl_full, t));
+                qb_format_perplexity(rows->quality.ppl_full, t));
     for (size_t i = 0; i < n; i++) write_quality_row(s, &rows[i]);
     if (!isnan(rows->quality.word_ppl))
         for (size_t i = 0; i < n; i++)
@@ -129,14 +129,21 @@ static void write_speed(const screen *s, const qb_result *rows, size_t n)
 
 static void write_coverage(const screen *s, const qb_result *r)
 {
+    enum { INDENT = 10, COLUMNS = 98 };
     if (r->coverage.linears_quantised <= 0) return;
     fprintf(s->stream,
-            "coverage  %" PRId64 " of %" PRId64 " linear layers, %.1f %% of their "
-            "multiply-adds, %.1f %% of their bytes\n          kept float: ",
+            "coverage  %" PRId64 " of %" PRId64 " linear layers, %.1f %% of their multiply-adds, "
+            "%.1f %% of all weight bytes\n",
             r->coverage.linears_quantised, r->coverage.linears, 100 * r->coverage.macs_share,
             100 * r->coverage.bytes_share);
-    for (size_t i = 0; i < r->coverage.kept_float.n; i++)
-        fprintf(s->stream, "%s%s", i ? ", " : "", r->coverage.kept_float.items[i]);
+    int column = fprintf(s->stream, "%*skept float: ", INDENT, "");
+    for (size_t i = 0; i < r->coverage.kept_float.n; i++) {
+        const char *item = r->coverage.kept_float.items[i];
+        const char *comma = i + 1 < r->coverage.kept_float.n ? ", " : "";
+        if (column + (int)strlen(item) > COLUMNS)
+            column = fprintf(s->stream, "\n%*s", INDENT, "") - 1;
+        column += fprintf(s->stream, "%s%s", item, comma);
+    }
     fputc('\n', s->stream);
 }
 

@@ -282,7 +282,7 @@ static void screen_fits_and_says_what_stands_out(void **state)
     }
     char *text = written(qb_results_write_markdown, &results);
     if (getenv("QB_SHOW")) printf("%s", text);
-    assert_non_null(strstr(text, "| fine | w8/out | 8.09 | 8.22 | +0.135 [0.121, 0.148] |"));
+    assert_non_null(strstr(text, "| fine | w8/out | 8.090 | 8.225 | +0.135 [0.121, 0.148] |"));
     free(text);
     FILE *stream = open_memstream(&text, &(size_t){0});
     QB_CHECK_OK(qb_results_write_screen(&results, false, stream));
@@ -315,6 +315,10 @@ static void numbers_read_well(void **state)
     assert_string_equal(qb_format_significant(9.999e6, t), "1.00e7");
     assert_string_equal(qb_format_significant(-2e-5, t), "-2.00e-5");
     assert_string_equal(qb_format_significant(NAN, t), "-");
+    assert_string_equal(qb_format_perplexity(24.8859, t), "24.886");
+    assert_string_equal(qb_format_perplexity(170.414, t), "170.41");
+    assert_string_equal(qb_format_perplexity(12345.6, t), "12,346");
+    assert_string_equal(qb_format_perplexity(NAN, t), "-");
     assert_string_equal(qb_format_signed(-0.25, t), "-0.250");
     assert_string_equal(qb_format_percent(0.9514, t), "95.1 %");
     assert_string_equal(qb_format_params(134515008, t), "134.5 M");

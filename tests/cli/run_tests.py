@@ -1,0 +1,165 @@
+"""qbench run on small random models: every output, every protocol, the same bits, errors, Ctrl-C."""
+import csv
+import json
+import math
+import signal
+import subprocess
+import time
+import xml.etree.ElementTree
+
+import hf_folder
+import schema_check
+import support
+from support import expect, qbench
+
+SCHEMA = support.ROOT / "docs" / "result.schema.json"
+PROTOCOLS = ["paper", "hf-disjoint", "hf-stride", "llama.cpp", "lm-eval"]
+FLOATS_ON_REFERENCE = ["--kernel", "gemm_f32/ref,attention/ref,pointwise/ref"]
+
+
+def run_json(own, *args, env=None):
+    """Runs with --json, checks the file against the schema, gives the list of results."""
+    path = own / "r.json"
+    expect(qbench("run", "--quiet", "--json", path, *args, env=env))
+    errors = schema_check.check(SCHEMA, path)
+    assert not errors, errors
+    results = json.loads(path.read_text())["results"]
+    path.unlink()
+    return results
+
+
+def test_run_writes_every_output(own):
+    model = hf_folder.make(own / "m")
+    outputs = ["--csv", own / "r.csv", "--md", own / "r.md", "--junit", own / "r.xml",
+               "--nll", own / "nll"]
+    results = run_json(own, "--scheme", "all", "--max-tokens", 600, *outputs, model)
+    names = [r["scheme"]["name"] for r in results]
+    assert names[:4] == ["fine", "fine-channel", "moderate", "coarse"] and len(names) == 8, names
+    for r in results:
+        q, s = r["quality"], r["speed"]
+        assert math.isclose(q["penalty"], q["ppl"] - q["ppl_full"], abs_tol=1e-9)
+        assert q["penalty_ci95"][0] <= q["penalty"] <= q["penalty_ci95"][1]
+        assert q["kl_mean"] >= 0 and q["ppl_fake"] > 1
+        assert r["protocol"] == {"name": "paper", "context": 64, "stride": 65, "batch": 9,
+                                 "windows": 9, "scored_tokens": 576}
+        for timing in (s["prefill"], s["decode"], s["full"]["prefill"], s["full"]["decode"]):
+            assert timing["samples"] >= 10
+            assert timing["tok_per_s_ci95"][0] <= timing["tok_per_s"] <= timing["tok_per_s_ci95"][1]
+            assert timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
+        assert r["coverage"]["linears"] == 9 and r["coverage"]["linears_quantised"] == 8
+    with open(own / "r.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["scheme.name"] for row in rows] == names
+    assert float(rows[0]["quality.ppl"]) == results[0]["quality"]["ppl"]
+    assert (own / "r.md").read_text().count("\n| m ") == 8
+    assert len(xml.etree.ElementTree.parse(own / "r.xml").findall(".//testcase")) == 8
+    assert sorted(p.name for p in (own / "nll").iterdir()) == sorted(
+        f"m-{name}.safetensors" for name in names)
+    assert not [p for p in own.iterdir() if ".tmp." in p.name]
+
+
+def test_run_measures_only_what_is_asked_for(own):
+    model = hf_folder.make(own / "m")
+    [r] = run_json(own, "--no-speed", "--no-fake", "--max-tokens", 300, model)
+    assert r["scheme"]["name"] == "coarse"
+    assert r["quality"]["ppl_fake"] is None and r["speed"]["prefill"]["tok_per_s"] is None
+    assert r["speed"]["prefill"]["samples"] is None and r["memory"]["kv_bytes"] is None
+    [r] = run_json(own, "--no-quality", "--scheme", "fine", model)
+    assert r["quality"]["ppl"] is None and r["protocol"]["name"] is None
+    assert r["speed"]["prefill"]["samples"] >= 10
+    [r] = run_json(own, "--no-speed", "--scheme", "full", "--max-tokens", 300, model)
+    assert r["quality"]["ppl"] == r["quality"]["ppl_full"] and r["quality"]["penalty"] is None
+    assert r["scheme"]["weight_bits"] is None and r["coverage"]["linears_quantised"] == 0
+
+
+def test_run_of_every_protocol(own):
+    model, text = hf_folder.make(own / "m"), own / "t.txt"
+    text.write_text("The sea was calm.\n<|endoftext|>\n" + "one two three four five " * 20)
+    scored = {}
+    for protocol in PROTOCOLS:
+        [r] = run_json(own, "--no-speed", "--no-fake", "--scheme", "full", "--text", text,
+                       "--protocol", protocol, "--context", 32, model)
+        scored[protocol] = r["protocol"]["scored_tokens"]
+        assert r["quality"]["ppl_full"] > 1 and r["quality"]["bits_per_byte"] > 0
+        words = r["quality"]["word_ppl"]
+        assert (words is not None) == (protocol == "lm-eval"), words
+    # 17 or 18 bytes, then 480: one token a byte, one <|endoftext|> between the documents
+    n = scored["lm-eval"]
+    assert 490 <= n <= 500, scored
+    assert scored["hf-stride"] in (n, n - 1), scored
+    assert scored["paper"] % 32 == 0 and scored["hf-disjoint"] % 31 == 0, scored
+    assert scored["llama.cpp"] % 15 == 0, scored
+
+
+def quality_of(own, *args, env=None):
+    return [r["quality"] for r in run_json(own, "--no-speed", "--max-tokens", 1000, *args, env=env)]
+
+
+def test_run_gives_the_same_bits_at_any_threads(own):
+    model = hf_folder.make(own / "m")
+    args = ["--scheme", "coarse,zeropoint4-in", model]
+    one = quality_of(own, "--threads", 1, *args)
+    for threads in (2, 4):
+        assert quality_of(own, "--threads", threads, *args) == one
+
+
+def test_run_gives_the_same_bits_on_any_integer_rows(own):
+    model = hf_folder.make(own / "m")
+    args = ["--scheme", "fine,moderate,coarse", *FLOATS_ON_REFERENCE, model]
+    best = quality_of(own, *args)
+    for disabled in ("avx512", "avx2"):
+        assert quality_of(own, *args, env={"QB_DISABLE": disabled}) == best, disabled
+
+
+def test_run_to_standard_output(own):
+    model = hf_folder.make(own / "m")
+    base = ["run", "--no-speed", "--max-tokens", 300, model]
+    done = expect(qbench(*base))
+    screen = done.out.decode()
+    assert "penalty" in screen and "coarse" in screen and "\033" not in screen
+    assert max(map(len, screen.splitlines())) <= 100
+    assert b"built-in text" in done.err
+    done = expect(qbench(*base, "--quiet", "--json", "-"))
+    assert done.err == b"" and json.loads(done.out)["schema"] == "qbench.results/1"
+    other = hf_folder.make(own / "other", seed=2)
+    done = expect(qbench(*base, other, "--quiet"))
+    assert done.out.count(b"penalty [95 %]") == 2
+
+
+def test_run_shrinks_windows_for_a_short_text(own):
+    model, text = hf_folder.make(own / "m"), own / "t.txt"
+    text.write_text("A short text of some words.")
+    base = ["run", "--no-speed", "--text", text, model]
+    assert b"windows of" in expect(qbench(*base)).err
+    done = expect(qbench(*base, "--context", 64), 3)
+    assert b"found 27 tokens, expected at least 65" in done.err, done
+    expect(qbench(*base, "--context", 65), 3)
+
+
+def test_run_refuses(own):
+    model = hf_folder.make(own / "m")
+    mute = hf_folder.make(own / "mute", with_tokenizer=False)
+    expect(qbench("run", "--no-speed", "--no-quality", model), 2)
+    expect(qbench("run", "--json", "-", "--csv", "-", model), 2)
+    expect(qbench("run", "--quiet", "--stride", 3, model), 2)
+    expect(qbench("run", "--scheme", "coarser", model), 2)
+    expect(qbench("run", "--json", own / "none" / "r.json", model), 3)
+    expect(qbench("run", "--quiet", mute), 3)
+    expect(qbench("run", "--quiet", model, own / "absent.bin"), 3)
+    expect(qbench("run", "--quiet", "--text", own / "absent.txt", model), 3)
+    expect(qbench("run", "--device", "cuda", model), 4)
+    expect(qbench("run", "--quiet", "--no-quality", "--scheme", "fine", mute))
+
+
+def test_run_interrupted_leaves_nothing(own):
+    model = hf_folder.make(own / "m", layers=4, width=128)
+    process = subprocess.Popen(
+        [support.QBENCH, "run", "--quiet", "--scheme", "all", "--json", own / "r.json",
+         "--nll", own / "nll", model], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(1)
+    assert process.poll() is None, "the run ended before the signal"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, (process.returncode, err)
+    assert out == b"" and err == b"qbench: interrupted\n", (out, err)
+    assert [p.name for p in own.iterdir()] == ["m"]
