@@ -138,6 +138,10 @@ static qb_status quantize(const qb_cli *cli, qb_pool *pool, qb_model **model, qb
     const qb_scheme_overrides overrides = {.weight_axis = qb_cli_string(cli, "weight-axis")};
     qb_scheme scheme;
     QB_TRY(qb_scheme_override(qb_scheme_find(name), &overrides, &scheme));
+    const char *stored = (*model)->stored_scheme;
+    if (stored && strcmp(stored, name))
+        qb_cli_note(cli, "%s holds codes of %s: their rounding errors stay in those of %s",
+                    (*model)->path, stored, name);
     qb_calibration *calibration = NULL;
     qb_model *quantized;
     qb_status status = calibrate(cli, &scheme, *model, pool, &calibration);

@@ -5,27 +5,35 @@
 
 #include <stdio.h>
 
-static qb_status is_model_bin(const char *path, bool *out)
+/* *bytes of a model.bin, 0 for any other file or folder. */
+static qb_status bytes_of_model_bin(const char *path, size_t *bytes)
 {
     qb_file file;
-    *out = false;
+    *bytes = 0;
     if (qb_is_folder(path)) return QB_OK;
     QB_TRY(qb_file_open(path, &file));
-    *out = qb_model_bin_recognise(path, &file);
+    if (qb_model_bin_recognise(path, &file)) *bytes = file.bytes;
     qb_file_close(&file);
     return QB_OK;
 }
 
-/* Opening checks all there is to check in the foreign formats: they have no checksums. */
+static void print_ok(const char *path, size_t n_tensors, const char *format, size_t bytes)
+{
+    printf("%s: ok, %zu tensors, %s, %zu bytes\n", path, n_tensors, format, bytes);
+}
+
 static qb_status verify(const char *path)
 {
-    bool has_digest;
-    QB_TRY(is_model_bin(path, &has_digest));
-    if (has_digest) QB_TRY(qb_model_bin_verify(path, NULL));
-    qb_model *model;
+    size_t n_tensors, bytes;
+    QB_TRY(bytes_of_model_bin(path, &bytes));
+    if (bytes) {
+        QB_TRY(qb_model_bin_verify(path, &n_tensors));
+        print_ok(path, n_tensors, "model.bin", bytes);
+        return QB_OK;
+    }
+    qb_model *model; /* foreign formats have no checksums: opening checks all there is */
     QB_TRY(qb_model_open(path, &model));
-    printf("%s: ok, %zu tensors, %s, %zu bytes\n", path, qb_model_n_tensors(model), model->format,
-           qb_model_file_bytes(model));
+    print_ok(path, qb_model_n_tensors(model), model->format, qb_model_file_bytes(model));
     qb_model_close(model);
     return QB_OK;
 }

@@ -6,7 +6,7 @@
 
 #include <math.h>
 
-enum { MAX_DEPTH = 64 };
+enum { MAX_DEPTH = 64, MAX_CONTAINERS = 1 << 20 };
 
 /* jansson reports a failed allocation as some other error, or none: remembered here instead. */
 static _Thread_local size_t n_failed;
@@ -35,10 +35,11 @@ qb_status qb_json_check_memory(size_t mark, const char *what)
     return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
 }
 
-/* jansson recurses; its own limit (2048) is deeper than any file here needs. */
-static bool too_deep(const char *text, size_t bytes)
+/* What is refused before parsing: jansson recurses, and its own limit (2048) is deeper than any
+ * file here needs; and a list of empty lists takes 40 times its text in memory. */
+static qb_status check_containers(const char *text, size_t bytes, const char *what)
 {
-    size_t depth = 0;
+    size_t depth = 0, n = 0;
     bool in_string = false;
     for (size_t i = 0; i < bytes; i++) {
         char c = text[i];
@@ -50,12 +51,16 @@ static bool too_deep(const char *text, size_t bytes)
         } else if (c == '"') {
             in_string = true;
         } else if (c == '{' || c == '[') {
-            if (++depth > MAX_DEPTH) return true;
+            if (++depth > MAX_DEPTH)
+                return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
+            if (++n > MAX_CONTAINERS)
+                return QB_FAIL(QB_ERR_FORMAT, "%s: JSON of more than %d lists and objects", what,
+                               MAX_CONTAINERS);
         } else if ((c == '}' || c == ']') && depth) {
             depth--;
         }
     }
-    return false;
+    return QB_OK;
 }
 
 qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const char *what,
@@ -63,8 +68,7 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
 {
     if (bytes > max_bytes)
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON of %zu bytes, at most %zu", what, bytes, max_bytes);
-    if (too_deep(text, bytes))
-        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
+    QB_TRY(check_containers(text, bytes, what));
     json_error_t error;
     size_t mark = qb_json_mark();
     json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);

@@ -18,14 +18,16 @@ extern "C" {
 /* jansson allocates through qb_library_alloc (set before main). A text from json_dumps is therefore
  * given back with qb_library_free, not with free. */
 
-/* Where an allocation fails, jansson gives NULL or leaves a value out. Code that builds values takes
- * a mark first and asks at the end whether any failed since, in this thread: QB_ERR_MEMORY. */
+/* Where an allocation fails, jansson gives NULL or leaves a value out. Code that builds values
+ * takes a mark first and asks at the end whether any failed since, in this thread: QB_ERR_MEMORY.
+ */
 size_t qb_json_mark(void);
 qb_status qb_json_check_memory(size_t mark, const char *what);
 
 /* Parses text[0..bytes) (no NUL needed), at most max_bytes. Leading and trailing white space is
- * allowed, anything else after the value is not; duplicate keys, NUL in strings, depth over 64 and
- * numbers out of range are refused. `what` names the text. The caller owns *out (json_decref). */
+ * allowed, anything else after the value is not; duplicate keys, NUL in strings, depth over 64,
+ * more than 2^20 lists and objects and numbers out of range are refused. `what` names the text. The
+ * caller owns *out (json_decref). */
 qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const char *what,
                         json_t **out);
 qb_status qb_json_read_file(const char *path, size_t max_bytes, json_t **out);

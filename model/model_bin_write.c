@@ -13,6 +13,7 @@
 #include "model/tokenizer.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
@@ -244,11 +245,12 @@ static const uint8_t *convert_elems(const source *s, size_t first, size_t n, chu
     const uint8_t *in = s->data + first / from->block_elems * from->block_bytes;
     qb_dtype_to_f32(s->from, in, n, ch->wide);
     if (s->to == QB_F32) return (const uint8_t *)ch->wide;
-    uint16_t *out = (uint16_t *)ch->narrow;
-    if (s->to == QB_BF16)
-        for (size_t i = 0; i < n; i++) out[i] = qb_bf16_from_f32(ch->wide[i]);
-    else
-        for (size_t i = 0; i < n; i++) out[i] = qb_f16_from_f32(ch->wide[i]);
+    uint16_t *out = (uint16_t *)ch->narrow, infinity = s->to == QB_BF16 ? 0x7f80 : 0x7c00;
+    for (size_t i = 0; i < n; i++) {
+        float x = ch->wide[i];
+        out[i] = s->to == QB_BF16 ? qb_bf16_from_f32(x) : qb_f16_from_f32(x);
+        if ((out[i] & 0x7fff) == infinity && !isinf(x)) ch->status = QB_ERR_UNSUPPORTED;
+    }
     return ch->narrow;
 }
 
@@ -285,7 +287,7 @@ static void make_chunk(void *context, size_t i, size_t thread_idx)
         ch->data = s->data + from;
     else
         ch->data = convert_elems(s, from / elem_bytes, ch->bytes / elem_bytes, ch);
-    if (j->options->zlib_level)
+    if (j->options->zlib_level && ch->status == QB_OK)
         ch->status = deflate_chunk(ch, j->packed_bytes, j->options->zlib_level);
     ch->crc = qb_crc32(ch->data, ch->bytes);
 }
@@ -324,6 +326,15 @@ static qb_status align_file(qb_writer *out)
     return write_zeros(out, qb_round_up(at, QB_BIN_ALIGN) - at);
 }
 
+/* Messages belong to a thread: the worker's is made anew here. */
+static qb_status fail_chunk(const source *s, qb_status status)
+{
+    if (status == QB_ERR_MEMORY)
+        return QB_FAIL(status, "model.bin: %s: no memory to deflate", s->name);
+    return QB_FAIL(status, "model.bin: %s: found a value that is too large for %s", s->name,
+                   qb_dtype_get(s->to)->name);
+}
+
 static qb_status write_source(job *j, source *s)
 {
     QB_TRY(align_file(j->out));
@@ -338,8 +349,7 @@ static qb_status write_source(job *j, source *s)
         qb_parallel_for(j->pool, n, make_chunk, j);
         for (size_t i = 0; i < n; i++) {
             const chunk *ch = &j->chunks[i];
-            if (ch->status != QB_OK) /* again here: messages belong to a thread */
-                return QB_FAIL(ch->status, "model.bin: %s: no memory to deflate", s->name);
+            if (ch->status != QB_OK) return fail_chunk(s, ch->status);
             QB_TRY(qb_writer_write(j->out, ch->data, ch->bytes));
             s->crc = (uint32_t)crc32_combine(s->crc, ch->crc, (z_off_t)ch->bytes);
             if (s->chunk_stored) s->chunk_stored[j->first_chunk + i] = ch->bytes;

@@ -2,7 +2,9 @@
  * read through a callback, so that a whole f32 copy of a large matrix never exists. */
 #include "quant/quantize_model.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
+#include "core/progress.h"
 #include "kernels/quantize.h"
 
 #include <float.h>
@@ -340,31 +342,44 @@ static qb_status share_tensors(const qb_model *in, qb_model *out)
     return QB_OK;
 }
 
+static qb_status quantize_role(const qb_model *in, const qb_scheme *scheme,
+                               const qb_calibration *calibration, qb_role role, size_t layer,
+                               qb_pool *pool, qb_model *out)
+{
+    bool is_head = role == QB_ROLE_HEAD;
+    const qb_tensor *from = is_head ? qb_model_head(in) : qb_model_tensor(in, role, layer);
+    qb_tensor *to = (qb_tensor *)qb_model_tensor(out, role, layer);
+    if (!from->data) return QB_OK;
+    if (is_head) {
+        to->rows = from->rows;
+        to->cols = from->cols;
+    }
+    if (!same_codes(from, &scheme->weights))
+        return quantize_tensor(scheme, calibration, from, to, out, pool);
+    qb_role own_role = to->role;
+    *to = *from;
+    to->role = own_role;
+    return QB_OK;
+}
+
 static qb_status quantize_layers(const qb_model *in, const qb_scheme *scheme,
                                  const qb_calibration *calibration, bool quantize_head,
                                  qb_pool *pool, qb_model *out)
 {
-    for (size_t layer = 0; layer < in->config.n_layers; layer++)
-        for (int role = 0; role < QB_ROLE_COUNT; role++) {
-            bool is_head = role == QB_ROLE_HEAD;
-            if (is_head ? !quantize_head || layer : !qb_roles[role].linear) continue;
-            const qb_tensor *from =
-                is_head ? qb_model_head(in) : qb_model_tensor(in, (qb_role)role, layer);
-            qb_tensor *to = (qb_tensor *)qb_model_tensor(out, (qb_role)role, layer);
-            if (!from->data) continue;
-            if (is_head) {
-                to->rows = from->rows;
-                to->cols = from->cols;
-            }
-            if (same_codes(from, &scheme->weights)) {
-                qb_role own_role = to->role;
-                *to = *from;
-                to->role = own_role;
-                continue;
-            }
-            QB_TRY(quantize_tensor(scheme, calibration, from, to, out, pool));
-        }
-    return QB_OK;
+    size_t n_layers = in->config.n_layers;
+    qb_progress progress = qb_progress_begin("quantising", n_layers);
+    qb_status status = QB_OK;
+    for (size_t layer = 0; layer < n_layers && status == QB_OK; layer++) {
+        status = qb_interrupt_check();
+        for (int role = 0; role < QB_ROLE_COUNT && status == QB_OK; role++)
+            if (qb_roles[role].linear)
+                status = quantize_role(in, scheme, calibration, (qb_role)role, layer, pool, out);
+        qb_progress_update(&progress, layer + 1);
+    }
+    if (status == QB_OK && quantize_head)
+        status = quantize_role(in, scheme, calibration, QB_ROLE_HEAD, 0, pool, out);
+    qb_progress_end(&progress);
+    return status;
 }
 
 qb_status qb_quantize_model(const qb_model *in, const qb_scheme *scheme,

@@ -205,6 +205,15 @@ static void json_limits(void **state)
     memset(deep + 150, ']', 150);
     assert_int_equal(qb_json_parse(deep, 300, 1000, "t", &v), QB_ERR_FORMAT);
     assert_int_equal(qb_json_parse("[]", 2, 1, "t", &v), QB_ERR_FORMAT);
+    enum { LISTS = (1 << 20) + 1, BYTES = 3 * LISTS + 1 };
+    char *wide; /* [[],[],...] */
+    QB_CHECK_OK(QB_NEW(&wide, BYTES, "text"));
+    for (size_t i = 0; i < BYTES; i++) wide[i] = "[],"[(i + 2) % 3];
+    wide[0] = '[';
+    wide[BYTES - 1] = ']';
+    assert_int_equal(qb_json_parse(wide, BYTES, BYTES, "t", &v), QB_ERR_FORMAT);
+    assert_non_null(strstr(qb_error_message(), "lists and objects"));
+    qb_free(wide);
 }
 
 int main(void)

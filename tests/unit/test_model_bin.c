@@ -367,6 +367,22 @@ static void floats_are_narrowed_on_request(void **state)
         }
 }
 
+static void values_too_large_are_refused(void **state)
+{
+    (void)state;
+    qb_model *m = make_model(&cases[0]);
+    float *w = (float *)qb_model_tensor(m, QB_ROLE_DOWN, 1)->data;
+    const char *path = in_folder("large.bin");
+    w[5] = 65520.0f; /* rounds to 65536, which f16 has not */
+    qb_model_bin_options options = {.convert_floats = true, .float_dtype = QB_F16};
+    assert_int_equal(qb_model_bin_write(m, path, &options), QB_ERR_UNSUPPORTED);
+    assert_non_null(strstr(qb_error_message(), "h.1.mlp.down"));
+    assert_int_equal(access(path, F_OK), -1);
+    w[5] = 65519.0f;
+    QB_CHECK_OK(qb_model_bin_write(m, path, &options));
+    qb_model_close(m);
+}
+
 static void golden_models_come_back(void **state)
 {
     (void)state;
@@ -768,6 +784,7 @@ int main(void)
         cmocka_unit_test(equal_models_give_equal_bytes),
         cmocka_unit_test(zlib_makes_repetitive_weights_smaller),
         cmocka_unit_test(floats_are_narrowed_on_request),
+        cmocka_unit_test(values_too_large_are_refused),
         cmocka_unit_test(golden_models_come_back),
         cmocka_unit_test(every_flip_is_found),
         cmocka_unit_test(every_truncation_is_found),
