@@ -417,7 +417,8 @@ static void every_flip_is_found(void **state)
         assert_true(fd >= 0);
         for (uint64_t i = 0; i < FLIPS; i++) {
             size_t bit = qb_rng_below(42, QB_STREAM_TEST, i, b.n * 8), at = bit / 8;
-            if (i < 64 * 8) at = i / 8, bit = i; /* every bit of the header */
+            if (i < 64 * 8) at = i / 8, bit = i; /* every bit of the header and of the digest */
+            if (i >= FLIPS - 32 * 8) at = b.n - (FLIPS - i - 1) / 8 - 1, bit = i;
             uint8_t flipped = b.data[at] ^ (uint8_t)(1u << bit % 8);
             assert_int_equal(pwrite(fd, &flipped, 1, (off_t)at), 1);
             assert_int_equal(qb_model_bin_verify(path, NULL), QB_ERR_FORMAT);
@@ -504,6 +505,7 @@ static void hostile_json_is_refused(void **state)
         {"\"shape\":[40,30]", "\"shape\":[1,1,2]", "dimensions"},
         {"\"bytes\":4800", "\"bytes\":4801", "not its size"},
         {"\"stored_bytes\":4800", "\"stored_bytes\":4736", "stored bytes"},
+        {"\"offset\":", "\"offset\":1", "offset: found"},
         {"\"encoding\":\"raw\"", "\"encoding\":\"xyz\"", "encoding"},
         {"\"encoding\":\"raw\"", "\"encoding\":7", "expected a string"},
         {"\"encoding\":\"raw\"", "\"encodinG\":\"raw\"", "found none"},
@@ -627,6 +629,9 @@ static void spare_nibbles_and_broken_streams_are_refused(void **state)
     assert_true(replace_in_json(&b, "\"vocab\":40", "\"vocab\":80"));
     fix_checksums(&b);
     expect_refused(&b, "does not hold the declared bytes");
+    assert_true(replace_in_json(&b, "\"chunks\":[", "\"chunks\":[1")); /* 34 becomes 134 */
+    fix_checksums(&b);
+    expect_refused(&b, "bytes in all");
     qb_free(b.data);
     qb_model_close(m);
 }
