@@ -20,6 +20,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <string.h>
 
 enum {
     KEY_BLOCK = 64,
@@ -31,6 +32,8 @@ enum {
 typedef struct buffers {
     float *keys;    /* [KEY_BLOCK / PANEL][head_dim][PANEL] */
     float *values;  /* [out_stride / PANEL][KEY_BLOCK][PANEL] */
+    float *q;       /* [rows][head_dim]: side by side, since rows a power of two apart share few
+                       lines of the first cache level */
     float *weights; /* [TILE_ROWS][KEY_BLOCK] scores, then their exponentials */
     float *out;     /* [rows][out_stride] */
     float *sums;    /* [rows][LANES] l of (1), lane by lane */
@@ -63,7 +66,7 @@ static size_t max_rows(const qb_attention_args *a)
 size_t QB_ISA(qb__attention_scratch_elems)(const qb_attention_args *a)
 {
     size_t shared = KEY_BLOCK * (a->head_dim + out_stride(a) + TILE_ROWS);
-    return qb_round_up(shared + max_rows(a) * (out_stride(a) + LANES + 1), 16);
+    return qb_round_up(shared + max_rows(a) * (a->head_dim + out_stride(a) + LANES + 1), 16);
 }
 
 static buffers buffers_at(const qb_attention_args *a, float *p)
@@ -72,7 +75,8 @@ static buffers buffers_at(const qb_attention_args *a, float *p)
     s.keys = p;
     s.values = s.keys + KEY_BLOCK * a->head_dim;
     s.weights = s.values + KEY_BLOCK * out_stride(a);
-    s.out = s.weights + KEY_BLOCK * TILE_ROWS;
+    s.q = s.weights + KEY_BLOCK * TILE_ROWS;
+    s.out = s.q + max_rows(a) * a->head_dim;
     s.sums = s.out + max_rows(a) * out_stride(a);
     s.maxima = s.sums + max_rows(a) * LANES;
     return s;
@@ -185,11 +189,10 @@ static void (*const multipliers[])(const product *p) = {QB_TILE_LIST(MULTIPLY)};
 
 /* Some rows of a task against the block of keys that starts at j0. */
 typedef struct tile {
-    const float *q;
-    size_t q_stride, row0, n_rows;
-    size_t n_keys;                 /* of the block that any row may see */
-    size_t row_keys[TILE_ROWS];    /* that each row may see; may be 0 */
-    float scale, grown[TILE_ROWS]; /* grown: c of (1) */
+    size_t row0, n_rows;
+    size_t n_keys;              /* of the block that any row may see */
+    size_t row_keys[TILE_ROWS]; /* that each row may see; may be 0 */
+    float grown[TILE_ROWS];     /* c of (1); 1 without exponentials */
 } tile;
 
 QB_INLINE vf masked(const float *row, size_t j, size_t n_keys, float scale, vf other)
@@ -199,19 +202,20 @@ QB_INLINE vf masked(const float *row, size_t j, size_t n_keys, float scale, vf o
 }
 
 /* The scores become max(0, s). */
-static void rectify(const tile *t, const buffers *s)
+static void rectify(const qb_attention_args *a, tile *t, const buffers *s)
 {
     for (size_t r = 0; r < t->n_rows; r++) {
         float *row = s->weights + r * KEY_BLOCK;
+        t->grown[r] = 1;
         for (size_t j = 0; j < t->n_keys; j += LANES)
             vf_store(row + j,
-                     vf_max(vf_set(0), masked(row, j, t->row_keys[r], t->scale, vf_set(0))));
+                     vf_max(vf_set(0), masked(row, j, t->row_keys[r], a->scale, vf_set(0))));
     }
 }
 
 /* The scores become e^(s - m'); m, c and l as in (1). A row without any score above -inf keeps
  * m = -inf and gets weights 0, because 0 stands for m' where it is subtracted. */
-static void exponentiate(tile *t, const buffers *s)
+static void exponentiate(const qb_attention_args *a, tile *t, const buffers *s)
 {
     const vf none = vf_set(-INFINITY);
     float *maxima = s->maxima + t->row0, subtract[LANES] = {0}, before[LANES] = {0};
@@ -219,7 +223,7 @@ static void exponentiate(tile *t, const buffers *s)
         float *row = s->weights + r * KEY_BLOCK;
         vf max = vf_set(maxima[r]);
         for (size_t j = 0; j < t->n_keys; j += LANES) {
-            vf score = masked(row, j, t->row_keys[r], t->scale, none);
+            vf score = masked(row, j, t->row_keys[r], a->scale, none);
             vf_store(row + j, score);
             max = vf_max(max, score);
         }
@@ -243,16 +247,19 @@ static void exponentiate(tile *t, const buffers *s)
 
 static void run_tile(const qb_attention_args *a, tile *t, const buffers *s)
 {
-    product scores = {.x = t->q, .x_stride = t->q_stride, .k = a->head_dim, .y_stride = KEY_BLOCK};
+    product scores = {.x = s->q + t->row0 * a->head_dim,
+                      .x_stride = a->head_dim,
+                      .k = a->head_dim,
+                      .y_stride = KEY_BLOCK};
     for (size_t j = 0; j < t->n_keys; j += PANEL) {
         scores.panel = s->keys + j * a->head_dim;
         scores.y = s->weights + j;
         multipliers[t->n_rows - 1](&scores);
     }
     if (a->softmax == QB_SOFTMAX_RELU)
-        rectify(t, s);
+        rectify(a, t, s);
     else
-        exponentiate(t, s);
+        exponentiate(a, t, s);
     product sums = {.x = s->weights,
                     .x_stride = KEY_BLOCK,
                     .k = t->n_keys,
@@ -263,19 +270,6 @@ static void run_tile(const qb_attention_args *a, tile *t, const buffers *s)
         sums.y = s->out + t->row0 * out_stride(a) + d;
         multipliers[t->n_rows - 1](&sums);
     }
-}
-
-/* Rows [row0, row0 + n_rows) of the task; either of one head, or one query of several heads. */
-static tile tile_of(const qb_attention_args *a, const span *s, size_t row0, size_t n_rows)
-{
-    size_t head = s->head0 + row0 / s->n_queries, query = s->query0 + row0 % s->n_queries;
-    tile t = {.q = a->q + (s->batch_idx * a->n_q + query) * a->q_stride + head * a->head_dim,
-              .q_stride = s->n_queries == 1 ? a->head_dim : a->q_stride,
-              .row0 = row0,
-              .n_rows = n_rows,
-              .scale = a->scale};
-    for (size_t r = 0; r < TILE_ROWS; r++) t.grown[r] = 1;
-    return t;
 }
 
 static void tile_sees(tile *t, const qb_attention_args *a, const span *s, size_t j0)
@@ -292,15 +286,21 @@ static void tile_sees(tile *t, const qb_attention_args *a, const span *s, size_t
 static void run_block(const qb_attention_args *a, const span *s, size_t j0, const buffers *buf)
 {
     size_t n_rows = (s->head1 - s->head0) * s->n_queries;
-    size_t run = s->n_queries == 1 ? n_rows : s->n_queries; /* rows with one stride */
-    size_t n_tiles = (run + TILE_ROWS - 1) / TILE_ROWS;
-    for (size_t first = 0; first < n_rows; first += run)
-        for (size_t i = 0; i < n_tiles; i++) {
-            size_t r0 = run * i / n_tiles, r1 = run * (i + 1) / n_tiles;
-            tile t = tile_of(a, s, first + r0, r1 - r0);
-            tile_sees(&t, a, s, j0);
-            if (t.n_keys) run_tile(a, &t, buf);
-        }
+    for (size_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS) {
+        tile t = {.row0 = r0, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS};
+        tile_sees(&t, a, s, j0);
+        if (t.n_keys) run_tile(a, &t, buf);
+    }
+}
+
+static void begin_row(const qb_attention_args *a, const span *s, size_t r, const buffers *buf)
+{
+    size_t token = s->batch_idx * a->n_q + s->query0 + r % s->n_queries;
+    const float *q = a->q + token * a->q_stride + (s->head0 + r / s->n_queries) * a->head_dim;
+    memcpy(buf->q + r * a->head_dim, q, a->head_dim * sizeof(float));
+    memset(buf->out + r * out_stride(a), 0, out_stride(a) * sizeof(float));
+    memset(buf->sums + r * LANES, 0, LANES * sizeof(float));
+    buf->maxima[r] = a->softmax == QB_SOFTMAX1 ? 0 : -INFINITY;
 }
 
 /* What the sums of row r are divided by; 0 where there is nothing. */
@@ -332,11 +332,7 @@ void QB_ISA(qb__attention_task)(const qb_attention_args *a, size_t i, size_t n_t
     span s = span_of(a, i, n_tasks);
     if (s.n_queries == 0) return;
     size_t n_rows = (s.head1 - s.head0) * s.n_queries, n_keys = a->n_past + s.query0 + s.n_queries;
-    for (size_t e = 0; e < n_rows * out_stride(a); e += LANES) vf_store(buf.out + e, vf_set(0));
-    for (size_t r = 0; r < n_rows; r++) {
-        vf_store(buf.sums + r * LANES, vf_set(0));
-        buf.maxima[r] = a->softmax == QB_SOFTMAX1 ? 0 : -INFINITY;
-    }
+    for (size_t r = 0; r < n_rows; r++) begin_row(a, &s, r, &buf);
     const float *k = a->k + s.batch_idx * a->kv_batch_stride + s.kv_head * a->head_dim;
     const float *v = a->v + s.batch_idx * a->kv_batch_stride + s.kv_head * a->head_dim;
     for (size_t j0 = 0; j0 < n_keys; j0 += KEY_BLOCK) {

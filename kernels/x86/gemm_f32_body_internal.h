@@ -12,6 +12,7 @@
 #include "kernels/x86/tile_f32_internal.h"
 
 #include <assert.h>
+#include <string.h>
 
 enum {
     MAX_K_BLOCK = 384, /* 14 rows of x: 21 KiB of L1; 8 panels of 32: 384 KiB of L2 */
@@ -108,16 +109,25 @@ static vf (*const tiles[])(const tile_args *t, vf max) = {QB_TILE_LIST(TILE)};
 static vf block(const qb_gemm_f32_args *a, const size_t m[2], const size_t p[2], const size_t k[2],
                 vf max)
 {
-    size_t n_tiles = ceil_div(m[1] - m[0], TILE_ROWS);
+    size_t n_tiles = ceil_div(m[1] - m[0], TILE_ROWS), k_elems = k[1] - k[0];
     for (size_t t = 0; t < n_tiles; t++) {
         size_t r0 = m[0] + (m[1] - m[0]) * t / n_tiles;
         size_t r1 = m[0] + (m[1] - m[0]) * (t + 1) / n_tiles;
+        const float *x = a->x + r0 * a->x_stride + k[0];
+        size_t x_stride = a->x_stride;
+        float copy[TILE_ROWS * MAX_K_BLOCK];
+        if (r1 - r0 > 1 && p[1] - p[0] > 1) { /* rows 2^i apart would evict each other */
+            for (size_t r = 0; r < r1 - r0; r++)
+                memcpy(copy + r * k_elems, x + r * x_stride, k_elems * sizeof(float));
+            x = copy;
+            x_stride = k_elems;
+        }
         for (size_t panel = p[0]; panel < p[1]; panel++) {
             size_t n0 = panel * PANEL;
-            tile_args args = {.x = a->x + r0 * a->x_stride + k[0],
-                              .x_stride = a->x_stride,
+            tile_args args = {.x = x,
+                              .x_stride = x_stride,
                               .panel = (const float *)a->w + n0 * a->k + k[0] * PANEL,
-                              .k = k[1] - k[0],
+                              .k = k_elems,
                               .y = a->y + r0 * a->y_stride + n0,
                               .y_stride = a->y_stride,
                               .n_cols = a->n - n0 < PANEL ? a->n - n0 : PANEL,
