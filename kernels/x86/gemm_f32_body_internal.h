@@ -1,9 +1,11 @@
 /* kernels/x86/gemm_f32_body_internal.h - gemm_f32.h for AVX2 and AVX-512: one text, compiled twice.
  *
- * Packed w: panels of PANEL output channels, [ceil(N / PANEL)][K][PANEL], missing channels 0. The
- * sum over k is cut into blocks of equal size, at most MAX_K_BLOCK: within a block one chain of
+ * The sum over k is cut into blocks of equal size, at most MAX_K_BLOCK: within a block one chain of
  * fused multiply-adds, and the blocks' sums are added in order, y = (b0 + b1) + ... + bias. The cut
  * depends on K alone, so a token's bits depend on neither M nor the tasks.
+ *
+ * Packed w: [blocks of k][panels of PANEL output channels][k of the block][PANEL], missing channels
+ * 0. So what a task reads together lies together, whatever power of two K is.
  *
  * Loops of a task: groups of panels (a block of a group stays in L2), blocks of k, tiles of rows (a
  * tile of x stays in L1), panels. */
@@ -29,6 +31,11 @@ static inline size_t ceil_div(size_t a, size_t b)
     return (a + b - 1) / b;
 }
 
+static size_t n_k_blocks(size_t k)
+{
+    return ceil_div(k, MAX_K_BLOCK);
+}
+
 size_t QB_ISA(qb__gemm_f32_packed_bytes)(size_t n, size_t k)
 {
     return ceil_div(n, PANEL) * PANEL * k * sizeof(float);
@@ -37,9 +44,12 @@ size_t QB_ISA(qb__gemm_f32_packed_bytes)(size_t n, size_t k)
 void QB_ISA(qb__gemm_f32_pack)(const float *w_rows, size_t n0, size_t n1, size_t n, size_t k,
                                void *packed)
 {
-    (void)n;
-    for (size_t p = n0; p < n1; p += PANEL)
-        tile_pack(w_rows + (p - n0) * k, k, n1 - p, k, (float *)packed + p * k);
+    for (size_t b = 0; b < n_k_blocks(k); b++) {
+        size_t k0 = k * b / n_k_blocks(k), k_elems = k * (b + 1) / n_k_blocks(k) - k0;
+        float *block = (float *)packed + ceil_div(n, PANEL) * PANEL * k0;
+        for (size_t p = n0; p < n1; p += PANEL)
+            tile_pack(w_rows + (p - n0) * k + k0, k, n1 - p, k_elems, block + p * k_elems);
+    }
 }
 
 static size_t n_blocks(const qb_gemm_f32_args *a)
@@ -110,6 +120,7 @@ static vf block(const qb_gemm_f32_args *a, const size_t m[2], const size_t p[2],
                 vf max)
 {
     size_t n_tiles = ceil_div(m[1] - m[0], TILE_ROWS), k_elems = k[1] - k[0];
+    const float *w = (const float *)a->w + ceil_div(a->n, PANEL) * PANEL * k[0];
     for (size_t t = 0; t < n_tiles; t++) {
         size_t r0 = m[0] + (m[1] - m[0]) * t / n_tiles;
         size_t r1 = m[0] + (m[1] - m[0]) * (t + 1) / n_tiles;
@@ -126,7 +137,7 @@ static vf block(const qb_gemm_f32_args *a, const size_t m[2], const size_t p[2],
             size_t n0 = panel * PANEL;
             tile_args args = {.x = x,
                               .x_stride = x_stride,
-                              .panel = (const float *)a->w + n0 * a->k + k[0] * PANEL,
+                              .panel = w + n0 * k_elems,
                               .k = k_elems,
                               .y = a->y + r0 * a->y_stride + n0,
                               .y_stride = a->y_stride,
@@ -152,14 +163,13 @@ void QB_ISA(qb__gemm_f32_task)(const qb_gemm_f32_args *a, size_t i, size_t n_tas
     size_t n_idx = w_cached ? i % n_parts : i / m_parts;
     size_t m[2] = {a->m * m_idx / m_parts, a->m * (m_idx + 1) / m_parts};
     size_t p_begin = n_panels * n_idx / n_parts, p_end = n_panels * (n_idx + 1) / n_parts;
-    size_t group =
-        a->m <= TILE_ROWS ? 1 : GROUP_PANELS; /* one tile reads w once, in its own order */
-    size_t k_blocks = ceil_div(a->k, MAX_K_BLOCK);
+    /* one tile reads w once, and in its own order */
+    size_t group = a->m <= TILE_ROWS ? n_panels : GROUP_PANELS;
     vf max = vf_set(0);
     for (size_t p0 = p_begin; p0 < p_end; p0 += group) {
         size_t p[2] = {p0, p0 + group < p_end ? p0 + group : p_end};
-        for (size_t b = 0; b < k_blocks; b++) {
-            size_t k[2] = {a->k * b / k_blocks, a->k * (b + 1) / k_blocks};
+        for (size_t b = 0; b < n_k_blocks(a->k); b++) {
+            size_t k[2] = {a->k * b / n_k_blocks(a->k), a->k * (b + 1) / n_k_blocks(a->k)};
             max = block(a, m, p, k, max);
         }
     }
