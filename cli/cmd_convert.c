@@ -117,14 +117,9 @@ static qb_status apply_changes(const qb_cli *cli, qb_model *model)
 static qb_status calibrate(const qb_cli *cli, const qb_scheme *scheme, qb_model *model,
                            qb_pool *pool, qb_calibration **out)
 {
-    enum { WINDOW_TOKENS = 512 };
     if (!qb_scheme_needs_calibration(scheme)) return QB_OK;
-    qb_backbone *backbone;
-    qb_backbone_options options = {.max_tokens = WINDOW_TOKENS, .pool = pool};
-    QB_TRY(qb_backbone_create(model, &options, &backbone));
-    qb_status status = qb_calibrate(backbone, NULL, 0, out);
-    qb_backbone_destroy(backbone);
-    if (status != QB_OK || model->calibration) return status;
+    QB_TRY(qb_calibrate(model, pool, NULL, 0, out));
+    if (model->calibration) return QB_OK;
     qb_cli_note(cli, "static scales of %s come from %s (%zu tokens)", scheme->name,
                 (*out)->text_name, (*out)->n_tokens);
     return qb_calibration_to_json(*out, &model->calibration);

@@ -201,10 +201,8 @@ static qb_status run_engine(generation *g, qb_pool *pool)
     qb_status status;
     QB_TRY(qb_cli_scheme(g->cli, qb_cli_string(g->cli, "scheme"), g->model, &scheme));
     qb_backbone_options rows = {.max_tokens = g->prompt.n, .pool = pool};
-    if (qb_scheme_needs_calibration(&scheme) && rows.max_tokens < g->model->config.context)
-        rows.max_tokens = g->model->config.context; /* calibration runs whole windows */
     QB_TRY_GOTO(status, qb_backbone_create(g->model, &rows, &backbone), done);
-    QB_TRY_GOTO(status, qb_cli_calibration(g->cli, &scheme, backbone, &calibration), done);
+    QB_TRY_GOTO(status, qb_cli_calibration(g->cli, &scheme, g->model, pool, &calibration), done);
     qb_engine_options options = {.scheme = &scheme,
                                  .quantize_head = qb_cli_flag(g->cli, "quantize-head"),
                                  .calibration = calibration,

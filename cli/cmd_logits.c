@@ -98,7 +98,7 @@ static qb_status run_model(const qb_cli *cli, const qb_model *model, const token
     QB_TRY(qb_cli_scheme(cli, qb_cli_string(cli, "scheme"), model, &scheme));
     qb_backbone_options wide = {.max_tokens = g->batch * g->n_tokens, .pool = pool};
     QB_TRY_GOTO(status, qb_backbone_create(model, &wide, &backbone), done);
-    QB_TRY_GOTO(status, qb_cli_calibration(cli, &scheme, backbone, &calibration), done);
+    QB_TRY_GOTO(status, qb_cli_calibration(cli, &scheme, model, pool, &calibration), done);
     qb_engine_options options = {.scheme = &scheme,
                                  .fake = qb_cli_flag(cli, "fake") && scheme.weights.bits,
                                  .quantize_head = qb_cli_flag(cli, "quantize-head"),

@@ -267,7 +267,7 @@ static qb_status run_model(run *r, const qb_model *model)
                    .wants_speed = !qb_cli_flag(r->cli, "no-speed")};
     qb_status status;
     QB_TRY_GOTO(status, make_backbone(&m), done);
-    QB_TRY_GOTO(status, qb_run_schemes_open(r->cli, model, m.backbone, r->pool, &m.schemes), done);
+    QB_TRY_GOTO(status, qb_run_schemes_open(r->cli, model, r->pool, &m.schemes), done);
     QB_TRY_GOTO(status, QB_NEW_ZERO(&m.facts, m.schemes.n + 1, "facts of the engines"), done);
     if (m.wants_quality) QB_TRY_GOTO(status, measure_quality(&m), done);
     if (m.wants_speed) QB_TRY_GOTO(status, measure_speed(&m), done);

@@ -62,12 +62,12 @@ qb_status qb_cli_scheme(const qb_cli *cli, const char *name, const qb_model *mod
     return QB_OK;
 }
 
-qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, qb_backbone *backbone,
-                             qb_calibration **out)
+qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, const qb_model *model,
+                             qb_pool *pool, qb_calibration **out)
 {
     *out = NULL;
     if (!qb_scheme_needs_calibration(scheme)) return QB_OK;
-    QB_TRY(qb_calibrate(backbone, NULL, 0, out));
+    QB_TRY(qb_calibrate(model, pool, NULL, 0, out));
     qb_cli_note(cli, "static scales of %s come from %s (%zu tokens)", scheme->name,
                 (*out)->text_name, (*out)->n_tokens);
     return QB_OK;

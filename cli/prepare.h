@@ -14,7 +14,7 @@ qb_status qb_cli_prepare(const qb_cli *cli, qb_pool **pool);
 qb_status qb_cli_scheme(const qb_cli *cli, const char *name, const qb_model *model, qb_scheme *out);
 /* Calibration where the scheme needs it (the model's own, else made from the built-in text, and
  * said so), else NULL. */
-qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, qb_backbone *backbone,
-                             qb_calibration **out);
+qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, const qb_model *model,
+                             qb_pool *pool, qb_calibration **out);
 
 #endif

@@ -68,22 +68,22 @@ static qb_status find_codes(const qb_model *model, qb_pool *pool, qb_run_schemes
     return QB_OK;
 }
 
-static qb_status open_schemes(const qb_cli *cli, const qb_model *model, qb_backbone *backbone,
-                              qb_pool *pool, qb_run_schemes *s)
+static qb_status open_schemes(const qb_cli *cli, const qb_model *model, qb_pool *pool,
+                              qb_run_schemes *s)
 {
     QB_TRY(list_schemes(cli, model, s));
     s->quantize_head = qb_cli_flag(cli, "quantize-head");
     for (size_t i = 0; i < s->n && !s->calibration; i++)
-        QB_TRY(qb_cli_calibration(cli, &s->items[i].scheme, backbone, &s->calibration));
+        QB_TRY(qb_cli_calibration(cli, &s->items[i].scheme, model, pool, &s->calibration));
     for (size_t i = 0; i < s->n; i++) QB_TRY(find_codes(model, pool, s, &s->items[i]));
     return QB_OK;
 }
 
-qb_status qb_run_schemes_open(const qb_cli *cli, const qb_model *model, qb_backbone *backbone,
-                              qb_pool *pool, qb_run_schemes *out)
+qb_status qb_run_schemes_open(const qb_cli *cli, const qb_model *model, qb_pool *pool,
+                              qb_run_schemes *out)
 {
     qb_run_schemes schemes = {0};
-    qb_status status = open_schemes(cli, model, backbone, pool, &schemes);
+    qb_status status = open_schemes(cli, model, pool, &schemes);
     if (status != QB_OK)
         qb_run_schemes_close(&schemes);
     else

@@ -1,7 +1,10 @@
 /* infer/calibrate.c - maxima of activations on calibration text. */
 #include "infer/calibrate.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
+#include "core/progress.h"
+#include "core/rng.h"
 #include "infer/engine_internal.h"
 
 #include <string.h>
@@ -25,50 +28,69 @@ static qb_status collect_head(qb_engine *e, qb_calibration *c, float *logits)
     return QB_OK;
 }
 
-static qb_status run_windows(qb_backbone *b, const qb_tokens *tokens, size_t max_tokens,
+static qb_status run_windows(qb_backbone *b, const qb_tokens *tokens, size_t window,
                              qb_calibration *c)
 {
     qb_scheme full = {.name = "full"};
     qb_engine *e = NULL;
     float *logits = NULL;
     qb_status status;
-    size_t window = b->config->context < WINDOW_TOKENS ? b->config->context : WINDOW_TOKENS;
-    window = window < b->max_tokens ? window : b->max_tokens;
-    size_t n = tokens->n < max_tokens ? tokens->n : max_tokens;
     QB_TRY_GOTO(status, qb_engine_create(b, &(qb_engine_options){.scheme = &full}, &e), done);
     QB_TRY_GOTO(status, QB_NEW(&logits, HEAD_ROWS * b->config->vocab, "logits"), done);
     e->collect = c;
-    for (size_t at = 0; at < n; at += window) {
-        size_t n_now = n - at < window ? n - at : window;
-        QB_TRY_GOTO(status, qb_engine_prefill(e, tokens->ids + at, 1, n_now), done);
-        QB_TRY_GOTO(status, collect_head(e, c, logits), done);
+    qb_progress progress = qb_progress_begin("calibration", tokens->n);
+    for (size_t at = 0; at < tokens->n && status == QB_OK; at += window) {
+        size_t n = tokens->n - at < window ? tokens->n - at : window;
+        status = qb_interrupted() ? QB_FAIL(QB_ERR_INTERRUPTED, "interrupted")
+                                  : qb_engine_prefill(e, tokens->ids + at, 1, n);
+        if (status == QB_OK) status = collect_head(e, c, logits);
+        qb_progress_update(&progress, at + n);
     }
-    c->n_tokens = n;
+    qb_progress_end(&progress);
+    c->n_tokens = tokens->n;
 done:
     qb_engine_destroy(e);
     qb_free(logits);
     return status;
 }
 
-static qb_status calibrate_on(qb_backbone *b, const qb_text *text, size_t max_tokens,
-                              qb_calibration **out)
+static qb_status random_tokens(size_t n, size_t vocab, qb_tokens *out)
 {
-    if (!b->model->tokenizer)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: no tokenizer, so static scales cannot be calibrated",
-                       b->model->path);
+    for (size_t i = 0; i < n; i++)
+        QB_TRY(qb_tokens_push(out, (int32_t)qb_rng_below(0, QB_STREAM_DATA, i, vocab)));
+    return QB_OK;
+}
+
+static qb_status make_tokens(const qb_model *model, const qb_text *text, size_t max_tokens,
+                             qb_tokens *out, qb_calibration *c)
+{
+    if (!model->tokenizer) {
+        QB_TRY(qb_strdup(&c->text_name, "random token ids, since the model has no tokenizer"));
+        return random_tokens(max_tokens / 4, model->config.vocab, out);
+    }
+    QB_TRY(qb_strdup(&c->text_name, text->name));
+    memcpy(c->text_sha256, text->sha256, sizeof c->text_sha256);
+    QB_TRY(qb_text_tokenize(text, model->tokenizer, out));
+    if (!out->n) return QB_FAIL(QB_ERR_FORMAT, "%s: no tokens to calibrate on", text->name);
+    if (out->n > max_tokens) out->n = max_tokens;
+    return QB_OK;
+}
+
+static qb_status calibrate_on(const qb_model *model, qb_pool *pool, const qb_text *text,
+                              size_t max_tokens, qb_calibration **out)
+{
+    size_t window = model->config.context < WINDOW_TOKENS ? model->config.context : WINDOW_TOKENS;
     qb_tokens tokens = {0};
+    qb_backbone *backbone = NULL;
     qb_calibration *c = NULL;
     qb_status status;
-    QB_TRY_GOTO(status, qb_text_tokenize(text, b->model->tokenizer, &tokens), done);
-    if (!tokens.n) {
-        status = QB_FAIL(QB_ERR_FORMAT, "%s: no tokens to calibrate on", text->name);
-        goto done;
-    }
-    QB_TRY_GOTO(status, qb_calibration_create(b->config, &c), done);
-    QB_TRY_GOTO(status, qb_strdup(&c->text_name, text->name), done);
-    memcpy(c->text_sha256, text->sha256, sizeof c->text_sha256);
-    QB_TRY_GOTO(status, run_windows(b, &tokens, max_tokens ? max_tokens : DEFAULT_TOKENS, c), done);
+    QB_TRY_GOTO(status, qb_calibration_create(&model->config, &c), done);
+    QB_TRY_GOTO(status, make_tokens(model, text, max_tokens, &tokens, c), done);
+    qb_backbone_options options = {.max_tokens = window, .pool = pool};
+    QB_TRY_GOTO(status, qb_backbone_create(model, &options, &backbone), done);
+    status = run_windows(backbone, &tokens, window, c);
 done:
+    qb_backbone_destroy(backbone);
     qb_tokens_deinit(&tokens);
     if (status != QB_OK)
         qb_calibration_destroy(c);
@@ -77,16 +99,16 @@ done:
     return status;
 }
 
-qb_status qb_calibrate(qb_backbone *backbone, const qb_text *text, size_t max_tokens,
+qb_status qb_calibrate(const qb_model *model, qb_pool *pool, const qb_text *text, size_t max_tokens,
                        qb_calibration **out)
 {
-    const qb_model *model = backbone->model;
+    if (!max_tokens) max_tokens = DEFAULT_TOKENS;
     if (!text && model->calibration)
         return qb_calibration_from_json(model->calibration, &model->config, out);
-    if (text) return calibrate_on(backbone, text, max_tokens, out);
+    if (text) return calibrate_on(model, pool, text, max_tokens, out);
     qb_text builtin;
     QB_TRY(qb_text_builtin_calibration(&builtin));
-    qb_status status = calibrate_on(backbone, &builtin, max_tokens, out);
+    qb_status status = calibrate_on(model, pool, &builtin, max_tokens, out);
     qb_text_deinit(&builtin);
     return status;
 }

@@ -150,17 +150,14 @@ static qb_status run_engines(void)
 
 static qb_status calibrate(void)
 {
-    qb_backbone *backbone;
     qb_calibration *calibration = NULL, *back = NULL;
     json_t *json = NULL;
-    QB_TRY(qb_backbone_create(tiny, &(qb_backbone_options){.max_tokens = 8}, &backbone));
-    qb_status status = qb_calibrate(backbone, NULL, 16, &calibration);
+    qb_status status = qb_calibrate(tiny, NULL, NULL, 64, &calibration);
     if (status == QB_OK) status = qb_calibration_to_json(calibration, &json);
     if (status == QB_OK) status = qb_calibration_from_json(json, &tiny->config, &back);
     qb_calibration_destroy(back);
     json_decref(json);
     qb_calibration_destroy(calibration);
-    qb_backbone_destroy(backbone);
     return status;
 }
 
