@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def build(name):
     folder, settings = BUILDS[name]
     path = ROOT / folder
     start = time.monotonic()
-    commands = [["cmake", "--build", str(path), "--parallel", str(JOBS)]]
+    target = ["--target", "fuzzers"] if name == "fuzz" else []
+    commands = [["cmake", "--build", str(path), "--parallel", str(JOBS), *target]]
     if not (path / "CMakeCache.txt").exists():
         commands.insert(0, ["cmake", "-S", str(ROOT), "-B", str(path), *settings])
     for command in commands:
@@ -203,7 +205,9 @@ def main():
 
     if TALLY.failed_suites:
         print("failed: " + ", ".join(TALLY.failed_suites))
-    print(f"logs in {LOGS.relative_to(ROOT)}/, {time.monotonic() - start:.0f} s in all")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"logs in {LOGS.relative_to(ROOT)}/; {time.monotonic() - start:.0f} s, "
+          f"{used.ru_utime + used.ru_stime:.0f} s of processor time")
     print(f"{TALLY.passed} passed, {TALLY.failed} failed, {TALLY.skipped} skipped")
     return 1 if TALLY.failed else 0
 
