@@ -20,6 +20,7 @@ enum {
     MAX_WARM_UPS = 6,
 };
 static const double steady_change = 0.05; /* between two warm-up rounds */
+static const double warm_up_ms = 4000;    /* after which a machine that is not steady will not be */
 static const double narrow_enough = 0.01; /* half width over median: more rounds add little */
 
 static double now_ms(void)
@@ -151,9 +152,10 @@ static qb_status run_round(stopwatch *s, sample_fn sample, double *ms)
 
 static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *steady)
 {
-    double *last = ms + s->plan->n_engines;
+    double *last = ms + s->plan->n_engines, start = now_ms();
     bool same = false;
     for (size_t round = 0; round < MAX_WARM_UPS && !same; round++) {
+        if (round > 1 && now_ms() - start > warm_up_ms) break;
         memcpy(last, ms, s->plan->n_engines * sizeof *ms);
         QB_TRY(run_round(s, sample, ms));
         same = round > 0;
