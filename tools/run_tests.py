@@ -132,7 +132,7 @@ def run_suite(suite, command, cwd=ROOT, env=None, timeout=600):
 
 def sanitizer_env():
     env = dict(os.environ)
-    env.setdefault("ASAN_OPTIONS", "detect_stack_use_after_return=1:allocator_may_return_null=1")
+    env.setdefault("ASAN_OPTIONS", "allocator_may_return_null=1")
     env.setdefault("UBSAN_OPTIONS", "print_stacktrace=1")
     return env
 

@@ -1,7 +1,13 @@
 """The verbs on models: tiny ones in every format, SmolLM2 where it was fetched."""
+import gzip
 import json
+import os
+import re
+import shutil
 import struct
+import subprocess
 
+import support
 import tiny_models
 from support import VERBS, expect, models, no_leftovers, qbench, smollm2
 
@@ -195,6 +201,40 @@ def test_every_verb_reads_what_its_neighbours_write(folder):
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
     expect(qbench("generate", folder / "b.bin", "--prompt", "a", "--max-tokens", "2"))
+
+
+def documented_examples():
+    """The command lines of --help and of README.md."""
+    for verb in VERBS:
+        yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
+    readme = (support.ROOT / "README.md").read_text()
+    yield from (line.replace("build/qbench", "qbench")
+                for line in re.findall(r"^    (build/qbench .*)$", readme, re.M))
+
+
+def test_documented_examples_run(folder):
+    """On tiny models that have the names of the examples."""
+    made = models(folder)
+    for name, source in {"model.bin": made["model.bin"], "model.gguf": made["gguf"],
+                         "tokenizer.json": made["hf"] / "tokenizer.json"}.items():
+        shutil.copy(source, folder / name)
+    (folder / "in.safetensors").write_bytes(tiny_models.tokens_file())
+    (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "qbench").symlink_to(support.QBENCH)
+    env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    examples = list(documented_examples())
+    assert len(examples) > 2 * len(VERBS)
+    for line in examples:
+        if "man -l" in line and not shutil.which("man"):
+            continue
+        if re.search(r"qbench (run )?--scheme|qbench model", line):
+            line += " --no-speed"  # the rest of the tests measure speed
+        done = subprocess.run(["sh", "-c", line.strip()], cwd=folder, env=env, timeout=120,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+        assert done.returncode == 0, (line, done)
 
 
 def test_smollm2_knows_some_words(_):
