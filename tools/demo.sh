@@ -13,7 +13,7 @@ else
     echo "demo: SmolLM2 could not be fetched: this is a RANDOM model of GPT2's shape. Its speeds" >&2
     echo "demo: mean something, its perplexities do not." >&2
 fi
-set -- build/qbench --scheme fine,moderate,coarse,zeropoint4 --context 256 --max-tokens 1542 \
+set -- build/qbench --scheme fine,moderate,coarse,zeropoint4 --context 256 --max-tokens 1028 \
     --speed-context 256 "$model"
 echo "demo: $*" >&2
 exec "$@"

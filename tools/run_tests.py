@@ -144,6 +144,8 @@ def ctest_suites(name):
                              stdout=subprocess.PIPE, check=True).stdout
     env = sanitizer_env() if name == "sanitize" else None
     for test in json.loads(listing)["tests"]:
+        if name == "sanitize" and test["name"] == "test_smollm2":
+            continue  # minutes; the tiny models take the same paths
         yield f"{name}/{test['name']}", test["command"], ROOT, env
 
 
