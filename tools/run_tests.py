@@ -171,7 +171,11 @@ def fuzz_suites(seconds):
         yield f"fuzz/{target.name}", command, folder, sanitizer_env()
 
 
+LONG = ("test_smollm2", "test_model_bin", "cli")  # started first, so that none is left at the end
+
+
 def run_all(suites):
+    suites.sort(key=lambda suite: not suite[0].endswith(LONG))
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         for future in [pool.submit(run_suite, *suite) for suite in suites]:
             future.result()
