@@ -150,6 +150,8 @@ static qb_status run_round(stopwatch *s, sample_fn sample, double *ms)
     return QB_OK;
 }
 
+/* Rounds until one repeats the times of the one before; ms is left with that round's times, which
+ * are the first samples. */
 static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *steady)
 {
     double *last = ms + s->plan->n_engines, start = now_ms();
@@ -157,6 +159,8 @@ static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *stead
     for (size_t round = 0; round < MAX_WARM_UPS && !same; round++) {
         if (round > 1 && now_ms() - start > warm_up_ms) break;
         memcpy(last, ms, s->plan->n_engines * sizeof *ms);
+        memset(s->joules, 0, s->plan->n_engines * sizeof *s->joules);
+        memset(s->joule_tokens, 0, s->plan->n_engines * sizeof *s->joule_tokens);
         QB_TRY(run_round(s, sample, ms));
         same = round > 0;
         for (size_t e = 0; e < s->plan->n_engines; e++)
@@ -166,34 +170,38 @@ static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *stead
     return QB_OK;
 }
 
-static qb_status all_narrow(const qb_speed *speed, size_t offset, bool *out)
+static qb_samples *samples_of(qb_speed *speed, size_t e, size_t offset)
+{
+    return (qb_samples *)((char *)&speed->engines[e] + offset);
+}
+
+static qb_status all_narrow(qb_speed *speed, size_t offset, bool *out)
 {
     *out = true;
     for (size_t e = 0; e < speed->n_engines && *out; e++) {
         qb_timing t;
-        QB_TRY(qb_samples_summarize((qb_samples *)((char *)&speed->engines[e] + offset), &t));
+        QB_TRY(qb_samples_summarize(samples_of(speed, e, offset), &t));
         *out = qb_timing_half_width(&t) < narrow_enough;
     }
     return QB_OK;
 }
 
-/* The samples at `offset` of each engine's result. */
+/* Fills the samples at `offset` of each engine's result. */
 static qb_status measure_operation(stopwatch *s, sample_fn sample, size_t offset, qb_speed *speed)
 {
     const qb_speed_plan *p = s->plan;
     double *ms, start = now_ms();
+    size_t min_samples = p->min_samples ? p->min_samples : MIN_SAMPLES;
+    bool enough = false;
     QB_TRY(QB_NEW_ZERO(&ms, 2 * p->n_engines, "times of a round"));
     qb_status status = warm_up(s, sample, ms, &speed->steady);
-    memset(s->joules, 0, p->n_engines * sizeof *s->joules);
-    memset(s->joule_tokens, 0, p->n_engines * sizeof *s->joule_tokens);
-    size_t min_samples = p->min_samples ? p->min_samples : MIN_SAMPLES;
-    bool narrow = false;
-    for (size_t n = 0; status == QB_OK && n < MAX_SAMPLES; n++) {
-        if (n >= min_samples) status = all_narrow(speed, offset, &narrow);
-        if (n >= min_samples && (narrow || now_ms() - start > 1e3 * p->budget_s)) break;
-        if (status == QB_OK) status = run_round(s, sample, ms);
+    for (size_t n = 1; status == QB_OK; n++) {
         for (size_t e = 0; e < p->n_engines && status == QB_OK; e++)
-            status = add_sample((qb_samples *)((char *)&speed->engines[e] + offset), ms[e]);
+            status = add_sample(samples_of(speed, e, offset), ms[e]);
+        if (status == QB_OK && n >= min_samples) status = all_narrow(speed, offset, &enough);
+        bool late = now_ms() - start > 1e3 * p->budget_s;
+        if (enough || n >= MAX_SAMPLES || (n >= min_samples && late)) break;
+        if (status == QB_OK) status = run_round(s, sample, ms);
     }
     qb_free(ms);
     return status;
@@ -237,7 +245,7 @@ static qb_status run(stopwatch *s, qb_speed *speed)
 qb_status qb_speed_measure(const qb_speed_plan *plan, qb_speed *out)
 {
     qb_speed speed = {.steady = true};
-    size_t rounds = 2 * (2 + (plan->min_samples ? plan->min_samples : MIN_SAMPLES));
+    size_t rounds = 2 * (1 + (plan->min_samples ? plan->min_samples : MIN_SAMPLES));
     stopwatch s = {.plan = plan,
                    .progress = qb_progress_begin(plan->label, rounds * plan->n_engines)};
     qb_status status = run(&s, &speed);

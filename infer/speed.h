@@ -3,8 +3,9 @@
  * Prefill: `context` tokens a sequence and the logits of the last one. Decode: runs of tokens after
  * 256 tokens of context, logits each; a sample is one run, its time that of one token (of all
  * sequences). Engines take turns sample by sample (A B C A B C), so drift of the machine hits all
- * alike. Rounds go on until there are 10 samples of each, and after that until the intervals are
- * narrow or the time is up. */
+ * alike. Warm-up rounds come first, until one repeats the times of the one before; then rounds go
+ * on until there are 10 samples of each, and after that until the intervals are narrow or the time
+ * is up. */
 #ifndef QB_INFER_SPEED_H
 #define QB_INFER_SPEED_H
 
