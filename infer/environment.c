@@ -83,7 +83,7 @@ static void find_hypervisor(char *text, size_t capacity)
     char vendor[128] = "", product[128] = "";
     read_line("/sys/class/dmi/id/sys_vendor", vendor, sizeof vendor);
     read_line("/sys/class/dmi/id/product_name", product, sizeof product);
-    snprintf(text, capacity, "virtual machine");
+    snprintf(text, capacity, "unknown kind");
     for (size_t i = 0; i < QB_COUNT(names); i++)
         if (strstr(vendor, names[i][0]) || strstr(product, names[i][0])) {
             snprintf(text, capacity, "%s", names[i][1]);

@@ -20,7 +20,7 @@ typedef struct qb_machine {
     char features[128];       /* instruction sets in use */
     char os[128];             /* "Debian GNU/Linux 12 (bookworm)" */
     char kernel_version[128]; /* "Linux 6.1.0" */
-    char hypervisor[64];      /* "KVM", "virtual machine"; "" = none seen */
+    char hypervisor[64];      /* "KVM", "unknown kind"; "" = none seen */
     char governor[32];        /* of the first processor; "" = not readable */
     double load;              /* 1-minute average, NaN = not readable */
     int64_t memory_bytes;     /* -1 = not readable */

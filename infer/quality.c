@@ -365,8 +365,13 @@ qb_status qb_quality_write_nll(const qb_quality *q, size_t case_idx, const qb_wi
         {"target", QB_S32, 1, {q->n}, q->target},
         {"window", QB_S32, 1, {q->n}, window},
         {"nll", QB_F64, 1, {q->n}, scores->nll},
+        {"nll_fake", QB_F64, 1, {q->n}, scores->nll_fake},
     };
-    status = qb_safetensors_write(path, entries, scores->nll ? 4 : 3, metadata);
+    status = qb_safetensors_write(path, entries,
+                                  scores->nll_fake ? 5
+                                  : scores->nll    ? 4
+                                                   : 3,
+                                  metadata);
 done:
     qb_free(window);
     qb_free(path);

@@ -14,6 +14,11 @@ static void write_cell(const char *text, FILE *stream)
     fputs(" |", stream);
 }
 
+static const char *or_unknown(const char *text)
+{
+    return text ? text : "unknown";
+}
+
 static void write_row(const qb_result *r, FILE *stream)
 {
     char t[QB_FORMAT_BYTES];
@@ -41,13 +46,14 @@ qb_status qb_results_write_markdown(const qb_results *results, FILE *stream)
     if (results->n) {
         const qb_result *r = &results->items[0];
         char tokens[QB_FORMAT_BYTES], context[QB_FORMAT_BYTES];
-        fprintf(stream, "Measured by qbench %s (%s) on %s, %s; %lld threads.", r->qbench_version,
-                r->git_commit, r->time_utc, r->environment.cpu, (long long)r->environment.threads);
+        fprintf(stream, "Measured by qbench %s (%s) on %s, %s; %lld threads.",
+                or_unknown(r->qbench_version), or_unknown(r->git_commit), or_unknown(r->time_utc),
+                or_unknown(r->environment.cpu), (long long)r->environment.threads);
         if (r->protocol.name)
             fprintf(stream, " Perplexity: protocol %s, context %s, %s tokens of %s.",
                     r->protocol.name, qb_format_count(r->protocol.context, context),
-                    qb_format_count(r->protocol.scored_tokens, tokens), r->text.name);
-        fprintf(stream, "\n\n    %s\n\n", r->command);
+                    qb_format_count(r->protocol.scored_tokens, tokens), or_unknown(r->text.name));
+        fprintf(stream, "\n\n    %s\n\n", or_unknown(r->command));
     }
     fputs(
         "| model | scheme | quantised | ppl full | ppl | penalty [95 %] | KL | top-1 | ppl fake | "

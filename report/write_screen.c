@@ -139,10 +139,12 @@ static void write_coverage(const screen *s, const qb_result *r)
     int column = fprintf(s->stream, "%*skept float: ", INDENT, "");
     for (size_t i = 0; i < r->coverage.kept_float.n; i++) {
         const char *item = r->coverage.kept_float.items[i];
-        const char *comma = i + 1 < r->coverage.kept_float.n ? ", " : "";
-        if (column + (int)strlen(item) > COLUMNS)
+        if (i) column += fprintf(s->stream, ",");
+        if (column + 1 + (int)strlen(item) > COLUMNS)
             column = fprintf(s->stream, "\n%*s", INDENT, "") - 1;
-        column += fprintf(s->stream, "%s%s", item, comma);
+        else if (i)
+            column += fprintf(s->stream, " ");
+        column += fprintf(s->stream, "%s", item);
     }
     fputc('\n', s->stream);
 }

@@ -315,6 +315,9 @@ static void losses_go_to_a_file(void **state)
     assert_int_equal(window[0], 0);
     assert_int_equal(window[CONTEXT - 1], 0);
     assert_int_equal(window[CONTEXT], 1);
+    double *nll_fake = qb_test_safetensor(path, "nll_fake", "F64", &n);
+    assert_memory_equal(nll_fake, q.cases[0].nll_fake, q.n * sizeof *nll_fake);
+    qb_free(nll_fake);
     qb_free(nll);
     qb_free(window);
     assert_int_equal(qb_quality_write_nll(&q, 0, &r.windows, NULL, path, "x"), QB_ERR_IO);
