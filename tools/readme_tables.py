@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Writes the measured tables of README.md from results/, between their two marker lines, so that no
+number is typed by hand. --check changes nothing and fails where README.md differs. Standard library."""
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def number(x):
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.1f}" if x >= 100 else f"{x:.2f}"
+
+
+def quality_and_speed():
+    results = json.loads((ROOT / "results/smollm2_all.json").read_text())["results"]
+    first = results[0]
+    env, protocol = first["environment"], first["protocol"]
+    lines = [
+        f"`{first['command']}`, {first['time_utc'][:10]}, commit {first['git_commit']}; {env['cpu']},",
+        f"{env['threads']} threads, {env['features']}; {env['compiler']}. Built-in text, protocol "
+        f"`{protocol['name']}`,",
+        f"context {protocol['context']:,}, {protocol['scored_tokens']:,} tokens scored; prefill of "
+        f"{first['speed']['context']} tokens, decode after 256.",
+        "",
+        "| scheme | perplexity | penalty [95 %] | fake twin | prefill tok/s | decode tok/s | weights MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    full = first["speed"]["full"]
+    rows = [("full", first["quality"]["ppl_full"], None, None, full["prefill"], full["decode"],
+             first["memory"]["full_weights_bytes"])]
+    for r in results:
+        if r["scheme"]["name"] == "full":
+            continue
+        q = r["quality"]
+        rows.append((r["scheme"]["name"], q["ppl"], (q["penalty"], q["penalty_ci95"]), q["ppl_fake"],
+                     r["speed"]["prefill"], r["speed"]["decode"], r["memory"]["weights_bytes"]))
+    for name, ppl, penalty, fake, prefill, decode, weights in rows:
+        cost = ("–" if penalty is None else
+                f"+{number(penalty[0])} [{number(penalty[1][0])}, {number(penalty[1][1])}]")
+        lines.append(f"| {name} | {number(ppl)} | {cost} | {'–' if fake is None else number(fake)} | "
+                     f"{prefill['tok_per_s']:,.0f} | {decode['tok_per_s']:,.0f} | {weights / 1e6:,.0f} |")
+    return lines
+
+
+def beside_llama_cpp():
+    record = json.loads((ROOT / "results/peers_llama_cpp.jsonl").read_text().splitlines()[-1])
+    threads = record["settings"]["threads"]
+    lines = [
+        "", f"Beside llama.cpp ({record['versions']['llama-cpp-python']} of llama-cpp-python), "
+        f"{threads} threads of the same machine in turn,",
+        f"{len(record['rounds'])} rounds, head quantised, tokens a second (`bench/peers/llama_cpp.sh`, "
+        f"{record['time_utc'][:10]}):",
+        "", "| program | prefill 512 | decode after 256 |", "|---|---|---|",
+    ]
+    for s in record["summary"]:
+        lines.append(f"| {s['who']} {s['what']} | {s['prefill']['median']:,.0f} | "
+                     f"{s['decode']['median']:,.0f} |")
+    for r in record["ratios"]:
+        lines.append(f"| {r['qbench']} / {r['llama.cpp']} | {r['prefill']['median']:.2f} | "
+                     f"{r['decode']['median']:.2f} |")
+    return lines
+
+
+def main():
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    head, rest = text.split(BEGIN + "\n", 1)
+    _, tail = rest.split(END, 1)
+    fresh = head + BEGIN + "\n" + "\n".join(quality_and_speed() + beside_llama_cpp()) + "\n" + END + tail
+    if "--check" in sys.argv[1:]:
+        if fresh != text:
+            sys.exit("README.md: the measured tables differ from results/: run tools/readme_tables.py")
+        print("1 passed, 0 failed, 0 skipped")
+        return
+    readme.write_text(fresh)
+
+
+if __name__ == "__main__":
+    main()
