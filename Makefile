@@ -6,6 +6,8 @@
 #
 # PRESET=cpu|cuda, JOBS=n, FUZZ_SECONDS=n (a fuzz target), PREFIX and DESTDIR (install).
 
+MAKEFLAGS += --no-print-directory
+
 PRESET ?= cpu
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 5
