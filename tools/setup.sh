@@ -33,7 +33,7 @@ clang_major() {
         clang -dumpversion
     else # what the package clang would bring
         apt-cache depends clang | sed -n 's/.*Depends: clang-\([0-9]*\).*/\1/p'
-    fi | sed -n '1s/\..*//p;1q'
+    fi | sed '1s/\..*//;1q'
 }
 
 look() {
@@ -64,12 +64,11 @@ install_missing() {
         as_root="sudo -n"
         sudo -n true >/dev/null 2>&1 || return 1
     fi
-    echo "setup: installing with apt-get:$missing"
-    export DEBIAN_FRONTEND=noninteractive
     $as_root apt-get update -qq
     name_clang_package
+    echo "setup: installing with apt-get:$missing"
     # shellcheck disable=SC2086
-    $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
 name_clang_package() {
