@@ -1,0 +1,44 @@
+/* kernels/cuda/attention.h - causal attention on the GPU; the formula is kernels/attention.h.
+ *
+ * Softmax-1 (arXiv:2410.17174 eq. 1) is softmax with one more logit of 0: out * sigmoid(lse),
+ * exact. bf16: products in bf16 with f32 accumulation, online softmax in f32. f32: all in f32. */
+#ifndef QB_KERNELS_CUDA_ATTENTION_H
+#define QB_KERNELS_CUDA_ATTENTION_H
+
+#include "kernels/cuda/matrix.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb_cuda_attention_args { /* device pointers; elements of `type` */
+    qb_cuda_dtype type;                 /* F32 or BF16, of q, k, v and out */
+    size_t batch, n_q, n_past;          /* n_q new tokens a sequence, after n_past in the cache */
+    const int32_t *n_past_dev; /* NULL, or read in place of n_past when the kernel runs (a captured
+                                  graph); n_past is then the most it may be */
+    size_t n_heads, n_kv_heads, head_dim; /* head_dim 1 to 256 */
+    qb_softmax_kind softmax;
+    float scale;
+    const void *q; /* token b * n_q + i, head h at q + token * q_stride + h * head_dim */
+    size_t q_stride;
+    const void *k, *v; /* sequence b, position j, key head g at
+                          k + b * kv_batch_stride + j * kv_stride + g * head_dim */
+    size_t kv_stride, kv_batch_stride;
+    void *out; /* as q */
+    size_t out_stride;
+    void *workspace; /* qb_cuda_attention_workspace bytes, for split-KV; may be NULL if 0 */
+} qb_cuda_attention_args;
+size_t qb_cuda_attention_workspace(const qb_cuda_attention_args *args);
+
+typedef struct qb_cuda_attention_row {
+    qb_kernel_info info;
+    const char *(*refuse)(const qb_cuda_attention_args *args);
+    qb_status (*run)(const qb_cuda_attention_args *args, qb_cuda_stream stream);
+} qb_cuda_attention_row;
+extern const qb_cuda_attention_row qb_cuda_attention_kernels[];
+qb_status qb_cuda_attention(const qb_cuda_attention_args *args, qb_cuda_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,65 @@
+/* kernels/cuda/decode.h - one token a sequence through the whole model in one persistent kernel.
+ *
+ * Decoding reads every weight once a token, so the limit is the copy bandwidth; launches and the
+ * waits between the phases of a layer are what keeps one from it. One cooperative kernel runs all
+ * layers: weights do not depend on activations, so they stream through shared memory ahead of the
+ * grid-wide barriers between phases. The arithmetic is that of the prefill rows: the same codes and
+ * integer sums; float sums may differ in order.
+ *
+ * Rows: kernels that take a whole model. infer/ captures the call in a CUDA graph. */
+#ifndef QB_KERNELS_CUDA_DECODE_H
+#define QB_KERNELS_CUDA_DECODE_H
+
+#include "kernels/cuda/linear.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QB_CUDA_DECODE_MAX_BATCH 16
+
+typedef struct qb_cuda_decode_layer {
+    qb_cuda_linear qkv, o, up, down; /* up: one segment, or up | gate (SwiGLU) */
+    const float *norm1_gain, *norm1_bias, *norm2_gain, *norm2_bias; /* biases may be NULL */
+    void *k_cache, *v_cache; /* bf16 (max_batch, context, n_kv_heads * head_dim) */
+} qb_cuda_decode_layer;
+
+typedef struct qb_cuda_decode_model { /* host struct; pointers in it are on the device */
+    size_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab;
+    size_t max_batch, context; /* of the cache */
+    qb_norm_kind norm;
+    qb_act_kind act;
+    qb_softmax_kind softmax;
+    float norm_eps;
+    const qb_cuda_decode_layer *layers; /* host array */
+    const void *tok_embd;               /* bf16 (V, table_stride) */
+    const void *pos_embd;               /* bf16 (T, table_stride) or NULL */
+    size_t table_stride;
+    const float *cosine, *sine; /* (context, head_dim / 2) or NULL */
+    const float *norm_f_gain, *norm_f_bias;
+    qb_cuda_linear head; /* bf16, or of the scheme; its output is f32 logits */
+} qb_cuda_decode_model;
+
+typedef struct qb_cuda_decode qb_cuda_decode;
+
+typedef struct qb_cuda_decode_row {
+    qb_kernel_info info;
+    const char *(*refuse)(const qb_cuda_decode_model *model); /* NULL = takes it */
+    /* Copies the description, allocates its scratch; the arrays on the device stay borrowed. */
+    qb_status (*create)(const qb_cuda_decode_model *model, qb_cuda_decode **out);
+    void (*destroy)(qb_cuda_decode *decode); /* accepts NULL */
+    size_t (*scratch_bytes)(const qb_cuda_decode *decode);
+    /* Queues one step. tokens_dev (batch) ids; position_dev: one word, the position of the new
+     * tokens (= tokens in the cache before); the caller advances it. Writes k and v of the new
+     * tokens to the caches, the final hidden states to hidden_dev (batch, d_model) f32 and the
+     * logits to logits_dev (batch, logits_stride) f32. Can be captured; never waits. */
+    qb_status (*step)(qb_cuda_decode *decode, size_t batch, const int32_t *tokens_dev,
+                      const int32_t *position_dev, float *hidden_dev, float *logits_dev,
+                      size_t logits_stride, qb_cuda_stream stream);
+} qb_cuda_decode_row;
+extern const qb_cuda_decode_row qb_cuda_decode_kernels[]; /* ends with a zero row */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
