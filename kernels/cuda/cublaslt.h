@@ -9,6 +9,18 @@
 
 #include "core/cuda.h"
 
+#if defined(QB_WITH_CUDA) && __has_include(<cublasLt.h>)
+#define QB_HAVE_CUBLASLT 1
+#ifndef __cplusplus /* it declares a function as f() */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wstrict-prototypes"
+#endif
+#include <cublasLt.h>
+#ifndef __cplusplus
+#pragma GCC diagnostic pop
+#endif
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -16,10 +28,7 @@ extern "C" {
 /* NULL = loaded; else why not, in one line ("needs cuBLASLt: libcublasLt.so.13 not found"). */
 const char *qb_cublaslt_refusal(void);
 
-#if __has_include(<cublasLt.h>)
-#define QB_HAVE_CUBLASLT 1
-#include <cublasLt.h>
-
+#ifdef QB_HAVE_CUBLASLT
 typedef struct qb_cublaslt { /* the functions by their own names less the prefix cublasLt */
     cublasStatus_t (*Create)(cublasLtHandle_t *);
     size_t (*GetVersion)(void);
