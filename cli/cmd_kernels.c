@@ -4,17 +4,19 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
-/* The first row that is not refused is the one that runs. */
-static void print_operation(const qb_kernel_op *op)
+/* Of the processor's rows the first that is not refused is the one that runs; which of the GPU's is
+ * taken depends on the shape of each call too. */
+static void print_table(const qb_kernel_table *table)
 {
     bool taken = false;
-    printf("%s: %s\n", op->name, op->what);
-    for (const char *row = op->rows; ((const qb_kernel_info *)row)->name; row += op->row_bytes) {
-        const qb_kernel_info *info = (const qb_kernel_info *)row;
-        const char *why = qb_kernel_refusal(info);
-        const char *state = why ? why : taken ? "usable" : "used";
-        printf("  %-26s %-5s %s\n", info->name, info->device, state);
+    const qb_kernel_info *row = qb_kernel_row(table, 0);
+    for (size_t i = 1; row->name; row = qb_kernel_row(table, i++)) {
+        const char *why = qb_kernel_refusal(row);
+        bool by_shape = !strcmp(row->device, "cuda");
+        const char *state = why ? why : taken || by_shape ? "usable" : "used";
+        printf("  %-26s %-5s %s\n", row->name, row->device, state);
         taken |= !why;
     }
 }
@@ -22,6 +24,9 @@ static void print_operation(const qb_kernel_op *op)
 qb_status qb_cmd_kernels(const qb_cli *cli)
 {
     QB_TRY(qb_kernel_force(qb_cli_string(cli, "kernel")));
-    for (const qb_kernel_op *op = qb_kernel_ops; op->name; op++) print_operation(op);
+    for (const qb_kernel_op *op = qb_kernel_ops; op->name; op++) {
+        printf("%s: %s\n", op->name, op->what);
+        for (size_t t = 0; t < QB_KERNEL_TABLES; t++) print_table(&op->tables[t]);
+    }
     return QB_OK;
 }

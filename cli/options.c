@@ -63,9 +63,10 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         1, 1, qb_cmd_logits},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",
-        "Lists the implementations of each operation, best first. The first usable row is taken; "
-        "the environment variable QB_DISABLE (avx2, avx512, avx512vnni, or a row's name) and "
-        "--kernel take rows away.",
+        "Lists the implementations of each operation, best first, the processor's and the GPU's. The "
+        "first usable row is taken, of the GPU's the first that takes the shape; the environment "
+        "variable QB_DISABLE (avx2, avx512, avx512vnni, cuda, or a row's name) and --kernel take "
+        "rows away.",
         {"qbench kernels",
          "QB_DISABLE=avx512 qbench kernels"},
         0, 0, qb_cmd_kernels},

@@ -1,9 +1,18 @@
 /* core/cuda.c - see cuda.h. */
 #include "core/cuda.h"
 
+#include "core/cpu_features.h"
 #include "core/memory.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
+
+static _Thread_local int current;
+
+int qb_cuda_current(void)
+{
+    return current;
+}
 
 #ifdef QB_WITH_CUDA
 #include <cuda_runtime_api.h>
@@ -13,6 +22,10 @@ static _Thread_local char refusal_text[160];
 static int device_count(const char **why)
 {
     int driver = 0, count = 0;
+    if (qb_is_disabled("cuda")) {
+        *why = "disabled by QB_DISABLE";
+        return 0;
+    }
     if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
         *why = "no CUDA driver";
         return 0;
@@ -64,7 +77,7 @@ const char *qb_cuda_refusal(int index)
     return refusal_text;
 }
 
-uint32_t qb_cuda_features(int index)
+static uint32_t probe_features(int index)
 {
     if (qb_cuda_refusal(index)) return 0;
     int major = attribute(cudaDevAttrComputeCapabilityMajor, index),
@@ -72,6 +85,20 @@ uint32_t qb_cuda_features(int index)
     uint32_t features = QB_CUDA_SM80;
     if (major > 8 || minor >= 9) features |= QB_CUDA_SM89;
     if (major == 9) features |= QB_CUDA_SM90A; /* "a": Hopper's own, not in later ones */
+    return features;
+}
+
+/* Rows are chosen by it at each call: a device that can be used stays usable, so its answer is kept
+ * (what QB_DISABLE takes away is asked for at each row). */
+uint32_t qb_cuda_features(int index)
+{
+    enum { KEPT = 64 };
+    static _Atomic uint32_t known[KEPT];
+    if (index < 0 || index >= KEPT) return probe_features(index);
+    uint32_t features = atomic_load_explicit(&known[index], memory_order_relaxed);
+    if (features) return features;
+    features = probe_features(index);
+    atomic_store_explicit(&known[index], features, memory_order_relaxed);
     return features;
 }
 
@@ -98,6 +125,7 @@ qb_status qb_cuda_use(int index)
     const char *why = qb_cuda_refusal(index);
     if (why) return QB_FAIL(QB_ERR_DEVICE, "cuda: %s", why);
     QB_CUDA_TRY(cudaSetDevice(index));
+    current = index;
     return QB_OK;
 }
 

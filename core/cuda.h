@@ -32,14 +32,18 @@ typedef struct qb_cuda_info {
 /* GPUs that the driver shows; 0 without CUDA or without a driver. */
 size_t qb_cuda_count(void);
 /* NULL = device `index` can be used; else why not, in one line: "this build has no CUDA engine",
- * "no CUDA driver", "driver 12.2 is older than CUDA 13.0", "no GPU", "GPU 3 of 2", "compute
- * capability 7.5, needs 8.0". Borrowed; the text stays until the thread's next call. */
+ * "no CUDA driver", "driver 12.2 is older than CUDA 13.0", "no GPU", "GPU 3: found 2 GPUs,
+ * counted from 0", "GPU 0: compute capability 7.5, needs 8.0", "disabled by QB_DISABLE". Borrowed;
+ * the text stays until the thread's next call. */
 const char *qb_cuda_refusal(int index);
-/* QB_CUDA_SM* bits of the device, without QB_CUDA_BLASLT; 0 if it cannot be used. */
+/* QB_CUDA_SM* bits of the device, without QB_CUDA_BLASLT; 0 if it cannot be used. Asked for once,
+ * then cheap. */
 uint32_t qb_cuda_features(int index);
 qb_status qb_cuda_info_get(int index, qb_cuda_info *out);
 /* Makes the device current for the calling thread. QB_ERR_DEVICE with the refusal's text. */
 qb_status qb_cuda_use(int index);
+/* The device of the thread's last qb_cuda_use that succeeded; 0 before. */
+int qb_cuda_current(void);
 
 /* Device memory, 256-byte aligned, not cleared; elems * elem_bytes is checked. QB_ERR_MEMORY: the
  * message has the bytes needed and the bytes free. *out is NULL for 0 bytes. */

@@ -1,7 +1,9 @@
 /* kernels/registry.c - the list of operations, and the choice of a row. */
 #include "kernels/registry.h"
 
+#include "core/cuda.h"
 #include "kernels/attention.h"
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm_f32.h"
 #include "kernels/gemm_s8.h"
 #include "kernels/gemm_u4.h"
@@ -11,19 +13,38 @@
 #include <assert.h>
 #include <string.h>
 
-#define OP(name, what)                                                                             \
+#define CPU(name)                                                                                  \
     {                                                                                              \
-#name, what, qb_##name##_kernels, sizeof(qb_##name##_row)                                  \
+        qb_##name##_kernels, sizeof(qb_##name##_row)                                               \
     }
+#ifdef QB_WITH_CUDA
+#define CUDA(name) CPU(cuda_##name)
+#else
+#define CUDA(name) NONE
+#endif
+#define NONE                                                                                       \
+    {                                                                                              \
+        NULL, 0                                                                                    \
+    }
+/* clang-format off */
 const qb_kernel_op qb_kernel_ops[] = {
-    OP(gemm_s8, "s8 x s8 -> s32 matrix product, scaled to f32"),
-    OP(gemm_u4, "f32 x 4-bit zero-point weights"),
-    OP(quantize, "absmax, quantise and requantise passes"),
-    OP(gemm_f32, "f32 matrix product"),
-    OP(attention, "causal attention over a KV cache"),
-    OP(pointwise, "norms, activations, rotary positions, statistics of logits"),
+    {"gemm_s8", "s8 x s8 -> s32 matrix product, scaled to f32", {CPU(gemm_s8), NONE}},
+    {"gemm_u4", "f32 x 4-bit zero-point weights", {CPU(gemm_u4), NONE}},
+    {"quantize", "absmax, quantise and requantise passes", {CPU(quantize), NONE}},
+    {"gemm_f32", "f32 matrix product", {CPU(gemm_f32), NONE}},
+    {"attention", "causal attention over a KV cache", {CPU(attention), NONE}},
+    {"pointwise", "norms, activations, rotary positions, statistics of logits",
+        {CPU(pointwise), NONE}},
     {0},
 };
+/* clang-format on */
+
+const qb_kernel_info *qb_kernel_row(const qb_kernel_table *table, size_t i)
+{
+    static const qb_kernel_info end;
+    if (!table->rows) return &end;
+    return (const qb_kernel_info *)((const char *)table->rows + i * table->row_bytes);
+}
 
 enum { MAX_FORCED = 32 };
 static struct {
@@ -31,38 +52,78 @@ static struct {
     const qb_kernel_info *rows[MAX_FORCED];
 } forced;
 
-static const struct {
-    uint32_t bit;
+typedef struct missing {
+    uint32_t bit; /* 0 ends the list */
     const char *reason;
-} missing[] = {
+} missing;
+static const missing cpu_missing[] = {
     {QB_CPU_AVX2, "needs avx2"},
     {QB_CPU_AVX512, "needs avx512"},
     {QB_CPU_AVX512VNNI, "needs avx512vnni"},
     {QB_CPU_AVX512BF16, "needs avx512bf16"},
+    {0},
 };
+#ifdef QB_WITH_CUDA
+static const missing cuda_missing[] = {
+    {QB_CUDA_SM80, "needs compute capability 8.0"},
+    {QB_CUDA_SM89, "needs compute capability 8.9"},
+    {QB_CUDA_SM90A, "needs compute capability 9.0a (Hopper)"},
+    {0},
+};
+#endif
+
+static const char *reason_of(const missing *list, uint32_t lacks)
+{
+    for (; list->bit; list++)
+        if (lacks & list->bit) return list->reason;
+    return NULL;
+}
+
+static bool is_cuda(const qb_kernel_info *row)
+{
+    return !strcmp(row->device, "cuda");
+}
 
 /* The part of a row's name before the slash names its operation. */
-static bool same_op(const char *a, const char *b)
+static bool same_table(const qb_kernel_info *a, const qb_kernel_info *b)
 {
-    size_t n = strcspn(a, "/");
-    return n == strcspn(b, "/") && !strncmp(a, b, n);
+    size_t n = strcspn(a->name, "/");
+    return n == strcspn(b->name, "/") && !strncmp(a->name, b->name, n) && is_cuda(a) == is_cuda(b);
 }
 
 static bool is_reference(const qb_kernel_info *row)
 {
     const char *slash = strchr(row->name, '/');
-    return slash && !strcmp(slash, "/ref");
+    return slash && !strcmp(slash, "/ref") && !is_cuda(row);
 }
+
+#ifdef QB_WITH_CUDA
+static const char *refused_by_gpu(const qb_kernel_info *row)
+{
+    int device = qb_cuda_current();
+    uint32_t have = qb_cuda_features(device);
+    if (!have) return qb_cuda_refusal(device);
+    const char *why = reason_of(cuda_missing, row->needs & ~have);
+    return !why && row->needs & QB_CUDA_BLASLT ? qb_cublaslt_refusal() : why;
+}
+#else
+static const char *refused_by_gpu(const qb_kernel_info *row)
+{
+    (void)row;
+    return qb_cuda_refusal(0);
+}
+#endif
 
 static const char *refused_here(const qb_kernel_info *row)
 {
     if (is_reference(row)) return NULL;
-    uint32_t lacks = row->needs & ~qb_cpu_features_present();
-    for (size_t i = 0; i < QB_COUNT(missing); i++)
-        if (lacks & missing[i].bit) return missing[i].reason;
-    if (row->needs & ~qb_cpu_features() || qb_is_disabled(row->name) || qb_is_disabled(row->device))
-        return "disabled by QB_DISABLE";
-    return NULL;
+    const char *why = is_cuda(row)
+                          ? refused_by_gpu(row)
+                          : reason_of(cpu_missing, row->needs & ~qb_cpu_features_present());
+    if (why) return why;
+    if (!is_cuda(row) && row->needs & ~qb_cpu_features()) return "disabled by QB_DISABLE";
+    return qb_is_disabled(row->name) || qb_is_disabled(row->device) ? "disabled by QB_DISABLE"
+                                                                    : NULL;
 }
 
 const char *qb_kernel_refusal(const qb_kernel_info *row)
@@ -70,24 +131,27 @@ const char *qb_kernel_refusal(const qb_kernel_info *row)
     bool restricted = false;
     for (size_t i = 0; i < forced.n; i++) {
         if (forced.rows[i] == row) return refused_here(row);
-        restricted |= same_op(forced.rows[i]->name, row->name);
+        restricted |= same_table(forced.rows[i], row);
     }
     return restricted ? "not forced" : refused_here(row);
 }
 
-static const qb_kernel_info *row_at(const void *rows, size_t row_bytes, size_t i)
+static const qb_kernel_info *find_in_table(const qb_kernel_table *table, const char *name,
+                                           size_t n_chars)
 {
-    return (const qb_kernel_info *)((const char *)rows + i * row_bytes);
+    const qb_kernel_info *row = qb_kernel_row(table, 0);
+    for (size_t i = 1; row->name; row = qb_kernel_row(table, i++))
+        if (strlen(row->name) == n_chars && !strncmp(row->name, name, n_chars)) return row;
+    return NULL;
 }
 
 static const qb_kernel_info *find_row(const char *name, size_t n_chars)
 {
-    for (const qb_kernel_op *op = qb_kernel_ops; op->name; op++)
-        for (size_t i = 0; row_at(op->rows, op->row_bytes, i)->name; i++) {
-            const qb_kernel_info *row = row_at(op->rows, op->row_bytes, i);
-            if (strlen(row->name) == n_chars && !strncmp(row->name, name, n_chars)) return row;
-        }
-    return NULL;
+    const qb_kernel_info *row = NULL;
+    for (const qb_kernel_op *op = qb_kernel_ops; op->name && !row; op++)
+        for (size_t t = 0; t < QB_KERNEL_TABLES && !row; t++)
+            row = find_in_table(&op->tables[t], name, n_chars);
+    return row;
 }
 
 qb_status qb_kernel_force(const char *list)
@@ -115,9 +179,10 @@ qb_status qb_kernel_force(const char *list)
 
 const void *qb_kernel_pick(const void *rows, size_t row_bytes)
 {
+    const qb_kernel_table table = {rows, row_bytes};
     size_t i = 0;
-    for (; row_at(rows, row_bytes, i)->name; i++)
-        if (!qb_kernel_refusal(row_at(rows, row_bytes, i))) return row_at(rows, row_bytes, i);
+    for (; qb_kernel_row(&table, i)->name; i++)
+        if (!qb_kernel_refusal(qb_kernel_row(&table, i))) return qb_kernel_row(&table, i);
     assert(i > 0);
-    return row_at(rows, row_bytes, i - 1);
+    return qb_kernel_row(&table, i - 1);
 }

@@ -60,10 +60,11 @@ def check_alone(path):
 
 
 def check_stems(paths):
+    """A folder cuda/ may repeat the stems of what it does on the processor."""
     seen = {}
     for path in paths:
         stem = str(path.with_suffix(""))
-        other = seen.setdefault(path.stem, stem)
+        other = seen.setdefault(("cuda" in path.parts, path.stem), stem)
         if other != stem:
             yield f"{path}: the stem {path.stem} is taken by {other}"
 
