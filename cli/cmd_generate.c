@@ -193,14 +193,14 @@ static qb_status choose_lengths(generation *g)
     return QB_OK;
 }
 
-static qb_status run_engine(generation *g, qb_pool *pool)
+static qb_status run_engine(generation *g, qb_device device, qb_pool *pool)
 {
     qb_scheme scheme;
     qb_backbone *backbone = NULL;
     qb_calibration *calibration = NULL;
     qb_status status;
     QB_TRY(qb_cli_scheme(g->cli, qb_cli_string(g->cli, "scheme"), g->model, &scheme));
-    qb_backbone_options rows = {.max_tokens = g->prompt.n, .pool = pool};
+    qb_backbone_options rows = {.max_tokens = g->prompt.n, .pool = pool, .device = device};
     QB_TRY_GOTO(status, qb_backbone_create(g->model, &rows, &backbone), done);
     QB_TRY_GOTO(status, qb_cli_calibration(g->cli, &scheme, g->model, pool, &calibration), done);
     qb_engine_options options = {.scheme = &scheme,
@@ -217,7 +217,7 @@ done:
     return status;
 }
 
-static qb_status generate(generation *g, qb_pool *pool)
+static qb_status generate(generation *g, qb_device device, qb_pool *pool)
 {
     if (!g->model->tokenizer)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: no tokenizer in the file: found none, expected one",
@@ -229,7 +229,7 @@ static qb_status generate(generation *g, qb_pool *pool)
     QB_TRY(choose_lengths(g));
     QB_TRY(qb_sampler_create(g->model->config.vocab, &sampling, &g->sampler));
     QB_TRY(QB_NEW(&g->logits, g->model->config.vocab, "logits"));
-    return run_engine(g, pool);
+    return run_engine(g, device, pool);
 }
 
 qb_status qb_cmd_generate(const qb_cli *cli)
@@ -237,13 +237,14 @@ qb_status qb_cmd_generate(const qb_cli *cli)
     generation g = {.cli = cli, .start_s = now_s()};
     qb_model *model = NULL;
     qb_pool *pool = NULL;
+    qb_device device;
     qb_status status;
     if (!qb_cli_is_set(cli, "prompt"))
         return QB_FAIL(QB_ERR_USAGE, "generate: --prompt TEXT is needed");
-    QB_TRY_GOTO(status, qb_cli_prepare(cli, &pool), done);
+    QB_TRY_GOTO(status, qb_cli_prepare(cli, &device, &pool), done);
     QB_TRY_GOTO(status, qb_model_open(qb_cli_arg(cli, 0), &model), done);
     g.model = model;
-    status = generate(&g, pool);
+    status = generate(&g, device, pool);
 done:
     qb_free(g.logits);
     qb_sampler_destroy(g.sampler);

@@ -88,7 +88,7 @@ static qb_status write_output(qb_engine *e, const token_grid *g, const char *pat
 }
 
 static qb_status run_model(const qb_cli *cli, const qb_model *model, const token_grid *g,
-                           qb_pool *pool)
+                           qb_device device, qb_pool *pool)
 {
     qb_scheme scheme;
     qb_backbone *backbone = NULL;
@@ -96,7 +96,8 @@ static qb_status run_model(const qb_cli *cli, const qb_model *model, const token
     qb_engine *engine = NULL;
     qb_status status;
     QB_TRY(qb_cli_scheme(cli, qb_cli_string(cli, "scheme"), model, &scheme));
-    qb_backbone_options wide = {.max_tokens = g->batch * g->n_tokens, .pool = pool};
+    qb_backbone_options wide = {
+        .max_tokens = g->batch * g->n_tokens, .pool = pool, .device = device};
     QB_TRY_GOTO(status, qb_backbone_create(model, &wide, &backbone), done);
     QB_TRY_GOTO(status, qb_cli_calibration(cli, &scheme, model, pool, &calibration), done);
     qb_engine_options options = {.scheme = &scheme,
@@ -120,11 +121,12 @@ qb_status qb_cmd_logits(const qb_cli *cli)
     token_grid grid = {0};
     qb_model *model = NULL;
     qb_pool *pool = NULL;
+    qb_device device;
     qb_status status;
-    QB_TRY_GOTO(status, qb_cli_prepare(cli, &pool), done);
+    QB_TRY_GOTO(status, qb_cli_prepare(cli, &device, &pool), done);
     QB_TRY_GOTO(status, read_tokens(qb_cli_string(cli, "tokens"), &grid), done);
     QB_TRY_GOTO(status, qb_model_open(qb_cli_arg(cli, 0), &model), done);
-    status = run_model(cli, model, &grid, pool);
+    status = run_model(cli, model, &grid, device, pool);
 done:
     qb_model_close(model);
     qb_free(grid.ids);

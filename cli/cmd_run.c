@@ -19,6 +19,7 @@
 typedef struct run {
     const qb_cli *cli;
     qb_pool *pool;
+    qb_device device;
     qb_model **models;
     size_t n_models;
     qb_text text;
@@ -135,7 +136,14 @@ static qb_status make_backbone(model_run *m)
     qb_speed_plan_contexts(&m->model->config, qb_cli_size(cli, "speed-context"), &m->speed_plan);
     size_t speed_tokens = m->speed_plan.batch * qb_speed_cache_context(&m->speed_plan);
     if (m->wants_speed && speed_tokens > max_tokens) max_tokens = speed_tokens;
-    qb_backbone_options options = {.max_tokens = max_tokens, .pool = m->r->pool};
+    qb_backbone_options options = {
+        .max_tokens = max_tokens, .pool = m->r->pool, .device = m->r->device, .logit_slots = 1};
+    if (m->wants_quality) {
+        options.logit_slots = QB_LOGIT_SLOTS;
+        options.logit_rows = qb_device_logit_rows(&m->r->device, m->model->config.vocab);
+    }
+    if (m->wants_speed && options.logit_rows < m->speed_plan.batch)
+        options.logit_rows = m->speed_plan.batch;
     return qb_backbone_create(m->model, &options, &m->backbone);
 }
 
@@ -164,7 +172,6 @@ static qb_status measure_quality(model_run *m)
     qb_quality_plan plan = {.stream = &m->text.stream,
                             .windows = &m->text.windows,
                             .batch = m->text.batch,
-                            .pool = m->r->pool,
                             .full = engines.items[0],
                             .cases = cases,
                             .n_cases = engines.n,
@@ -311,7 +318,7 @@ static qb_status run_all(run *r)
     time_t now = time(NULL);
     struct tm utc;
     strftime(r->time_utc, sizeof r->time_utc, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    QB_TRY(qb_cli_prepare(r->cli, &r->pool));
+    QB_TRY(qb_cli_prepare(r->cli, &r->device, &r->pool));
     QB_TRY(open_models(r));
     QB_TRY(open_text(r));
     for (size_t i = 0; i < r->n_models; i++) QB_TRY(run_model(r, r->models[i]));

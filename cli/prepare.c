@@ -7,17 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 
-static qb_status check_device(const qb_cli *cli)
+qb_status qb_cli_prepare(const qb_cli *cli, qb_device *device, qb_pool **pool)
 {
-    const char *device = qb_cli_string(cli, "device");
-    if (strncmp(device, "cuda", 4)) return QB_OK;
-    return QB_FAIL(QB_ERR_DEVICE,
-                   "--device %s: this build has no CUDA engine, expected auto or cpu", device);
-}
-
-qb_status qb_cli_prepare(const qb_cli *cli, qb_pool **pool)
-{
-    QB_TRY(check_device(cli));
+    const char *note;
+    QB_TRY(qb_device_find(qb_cli_string(cli, "device"), device, &note));
+    if (note) qb_cli_note(cli, "no GPU is used: %s", note);
     QB_TRY(qb_kernel_force(qb_cli_string(cli, "kernel")));
     return qb_pool_create(qb_cli_size(cli, "threads"), pool);
 }

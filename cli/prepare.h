@@ -6,9 +6,9 @@
 #include "core/threads.h"
 #include "infer/engine.h"
 
-/* Applies --kernel, checks --device (cuda that is not there: QB_ERR_DEVICE; auto: the CPU) and
- * makes the pool of --threads. */
-qb_status qb_cli_prepare(const qb_cli *cli, qb_pool **pool);
+/* Applies --kernel, finds --device (cuda that is not there: QB_ERR_DEVICE; auto: the CPU where no
+ * GPU can be used, with a note) and makes the pool of --threads. */
+qb_status qb_cli_prepare(const qb_cli *cli, qb_device *device, qb_pool **pool);
 /* The row of that name (NULL: what the model's file is stored in, else full) with --weight-axis,
  * --act-axis and --act-scale applied. QB_ERR_USAGE: no such scheme; the message lists them. */
 qb_status qb_cli_scheme(const qb_cli *cli, const char *name, const qb_model *model, qb_scheme *out);

@@ -5,7 +5,7 @@
 #include "core/memory.h"
 #include "core/progress.h"
 #include "core/rng.h"
-#include "infer/engine_internal.h"
+#include "infer/cpu_engine.h"
 
 #include <string.h>
 
@@ -15,9 +15,10 @@ enum { DEFAULT_TOKENS = 4096, WINDOW_TOKENS = 512, HEAD_ROWS = 32 };
 static qb_status collect_head(qb_engine *e, qb_calibration *c, float *logits)
 {
     qb_calibration_linear *l = qb_calibration_at(c, QB_ROLE_HEAD, 0);
-    const qb_linear *head = &e->backbone->head;
+    const qb_linear *head = &qb__cpu_backbone(e->backbone)->head;
+    const float *hidden = qb__cpu_engine(e)->hidden;
     for (size_t m = 0; m < e->n_rows; m++)
-        head->quantize->absmax_channels(e->hidden + m * head->k, head->k, l->in_channel_max);
+        head->quantize->absmax_channels(hidden + m * head->k, head->k, l->in_channel_max);
     for (size_t m = 0; m < e->n_rows; m += HEAD_ROWS) {
         size_t n = e->n_rows - m < HEAD_ROWS ? e->n_rows - m : HEAD_ROWS;
         QB_TRY(qb_engine_logits(e, m, n, logits));
@@ -37,7 +38,7 @@ static qb_status run_windows(qb_backbone *b, const qb_tokens *tokens, size_t win
     qb_status status;
     QB_TRY_GOTO(status, qb_engine_create(b, &(qb_engine_options){.scheme = &full}, &e), done);
     QB_TRY_GOTO(status, QB_NEW(&logits, HEAD_ROWS * b->config->vocab, "logits"), done);
-    e->collect = c;
+    qb__cpu_engine(e)->collect = c;
     qb_progress progress = qb_progress_begin("calibration", tokens->n);
     for (size_t at = 0; at < tokens->n && status == QB_OK; at += window) {
         size_t n = tokens->n - at < window ? tokens->n - at : window;

@@ -1,225 +1,155 @@
-/* infer/engine.c - making backbones and engines: everything that allocates. Running is in
- * forward.c. */
-#include "infer/engine_internal.h"
+/* infer/engine.c - what engines of all backends have in common: arguments are checked here, what is
+ * known about an engine is told from here. The work is done by the rows of qb_backends. */
+#include "infer/backend.h"
 
 #include "core/memory.h"
-#include "quant/quantize_model.h"
 
-#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* ---- backbone ---- */
+const qb_backend *const qb_backends[] = {&qb__cpu_backend,
+#ifdef QB_WITH_CUDA
+                                         &qb__cuda_backend,
+#endif
+                                         NULL};
 
-static qb_status load_vector(const qb_tensor *t, float **out)
+/* ---- devices ---- */
+
+static const qb_backend *find_backend(const char *name, size_t n_chars)
 {
-    if (!t->data) return QB_OK;
-    QB_TRY(QB_NEW(out, t->rows * t->cols, "vector"));
-    qb_tensor_rows_f32(t, 0, t->rows, *out);
+    for (const qb_backend *const *row = qb_backends; *row; row++)
+        if (strlen((*row)->name) == n_chars && !strncmp((*row)->name, name, n_chars)) return *row;
+    return NULL;
+}
+
+static qb_status parse_index(const char *name, const char *digits, int *out)
+{
+    char *end;
+    long index = strtol(digits, &end, 10);
+    if (*digits < '0' || *digits > '9' || *end || index > 1023)
+        return QB_FAIL(QB_ERR_USAGE, "--device: found %.40s, expected auto, cpu, cuda or cuda:N",
+                       name);
+    *out = (int)index;
     return QB_OK;
 }
 
-static qb_status load_norm(const qb_model *model, qb_role role, size_t layer, norm_weights *out)
+static const char no_cuda[] = "this build has no CUDA engine";
+
+/* A GPU where one can be used. A build without CUDA has nothing to say: nobody expects one. */
+static void find_auto(qb_device *out, const char **note)
 {
-    QB_TRY(load_vector(qb_model_tensor(model, role, layer), &out->gain));
-    return load_vector(qb_model_tensor(model, (qb_role)(role + 1), layer), &out->bias);
+    *out = (qb_device){&qb__cpu_backend, 0};
+    const qb_backend *cuda = find_backend("cuda", 4);
+    if (!cuda) return;
+    *note = cuda->refusal(0);
+    if (!*note) out->backend = cuda;
 }
 
-static qb_status load_float_weights(qb_backbone *b)
+qb_status qb_device_find(const char *name, qb_device *out, const char **note)
 {
-    size_t n_layers = b->config->n_layers;
-    QB_TRY(QB_NEW_ZERO(&b->norms, 2 * n_layers + 1, "norms"));
-    for (size_t layer = 0; layer < n_layers; layer++) {
-        QB_TRY(load_norm(b->model, QB_ROLE_NORM1, layer, &b->norms[2 * layer]));
-        QB_TRY(load_norm(b->model, QB_ROLE_NORM2, layer, &b->norms[2 * layer + 1]));
+    *note = NULL;
+    if (!strcmp(name, "auto")) {
+        find_auto(out, note);
+        return QB_OK;
     }
-    QB_TRY(load_norm(b->model, QB_ROLE_NORM_F, 0, &b->norms[2 * n_layers]));
-    if (b->config->pos != QB_POS_LEARNED) return QB_OK;
-    return load_vector(qb_model_tensor(b->model, QB_ROLE_POS_EMBD, 0), &b->pos_embd);
-}
-
-/* Angles in double, so that long contexts keep their precision. */
-static qb_status make_rope(qb_backbone *b, size_t n_positions)
-{
-    if (b->config->pos != QB_POS_ROPE || n_positions <= b->n_rope) return QB_OK;
-    size_t half = b->config->head_dim / 2;
-    double inv_freq[QB_ATTENTION_MAX_HEAD_DIM / 2];
-    qb_rope_inv_freq(&b->config->rope, b->config->head_dim, inv_freq);
-    qb_free(b->cosine);
-    qb_free(b->sine);
-    b->cosine = b->sine = NULL;
-    b->n_rope = 0;
-    QB_TRY(QB_NEW(&b->cosine, n_positions * half, "rotary table"));
-    QB_TRY(QB_NEW(&b->sine, n_positions * half, "rotary table"));
-    for (size_t t = 0; t < n_positions; t++)
-        for (size_t i = 0; i < half; i++) {
-            b->cosine[t * half + i] = (float)cos((double)t * inv_freq[i]);
-            b->sine[t * half + i] = (float)sin((double)t * inv_freq[i]);
-        }
-    b->n_rope = n_positions;
+    size_t n_chars = strcspn(name, ":");
+    int index = 0;
+    bool is_cuda = n_chars == 4 && !strncmp(name, "cuda", 4);
+    if (name[n_chars]) QB_TRY(parse_index(name, is_cuda ? name + 5 : "", &index));
+    const qb_backend *backend = find_backend(name, n_chars);
+    if (!backend && !is_cuda)
+        return QB_FAIL(QB_ERR_USAGE, "--device: found %.40s, expected auto, cpu, cuda or cuda:N",
+                       name);
+    const char *why = backend ? backend->refusal(index) : no_cuda;
+    if (why) return QB_FAIL(QB_ERR_DEVICE, "--device %s: %s, expected auto or cpu", name, why);
+    *out = (qb_device){backend, index};
     return QB_OK;
 }
 
-static qb_status new_rows(qb_backbone *b, size_t width, float **out)
+const char *qb_device_backend_name(const qb_device *device)
 {
-    b->scratch_bytes += b->max_tokens * width * sizeof **out;
-    size_t elems;
-    if (!qb_mul_size(b->max_tokens, width, &elems))
-        return QB_FAIL(QB_ERR_MEMORY, "scratch: %zu rows of %zu overflow", b->max_tokens, width);
-    return QB_NEW(out, elems, "scratch of a forward call");
+    return device->backend ? device->backend->name : qb__cpu_backend.name;
 }
 
-static qb_status make_attention_scratch(qb_backbone *b, size_t n_q, size_t n_past)
+size_t qb_device_logit_rows(const qb_device *device, size_t vocab)
 {
-    qb_attention_args shape = {.batch = 1,
-                               .n_q = n_q,
-                               .n_past = n_past,
-                               .n_heads = b->config->n_heads,
-                               .n_kv_heads = b->config->n_kv_heads,
-                               .head_dim = b->config->head_dim};
-    size_t elems = b->attention->scratch_elems(&shape) * qb_pool_n_threads(b->pool);
-    if (elems <= b->attention_scratch_elems) return QB_OK;
-    qb_free(b->attention_scratch);
-    b->attention_scratch = NULL;
-    b->attention_scratch_elems = 0;
-    QB_TRY(QB_NEW(&b->attention_scratch, elems, "attention scratch"));
-    b->attention_scratch_elems = elems;
-    return QB_OK;
+    enum { STEP = 16, MOST = 2048 };
+    const qb_backend *backend = device->backend ? device->backend : &qb__cpu_backend;
+    size_t rows = backend->logit_bytes / (vocab * sizeof(float)) / STEP * STEP;
+    return rows > MOST ? MOST : rows < STEP ? STEP : rows;
 }
 
-static qb_status make_scratch(qb_backbone *b)
-{
-    const qb_config *c = b->config;
-    QB_TRY(new_rows(b, c->d_model, &b->x));
-    QB_TRY(new_rows(b, c->d_model, &b->h));
-    QB_TRY(new_rows(b, (c->n_heads + 2 * c->n_kv_heads) * c->head_dim, &b->qkv));
-    QB_TRY(new_rows(b, c->n_heads * c->head_dim, &b->att));
-    QB_TRY(new_rows(b, c->d_ff, &b->ff));
-    if (c->act == QB_ACT_SWIGLU) QB_TRY(new_rows(b, c->d_ff, &b->ff2));
-    return make_attention_scratch(b, b->max_tokens, 0);
-}
+/* ---- making ---- */
 
 qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *options,
                              qb_backbone **out)
 {
-    if (model->config.head_dim > QB_ATTENTION_MAX_HEAD_DIM)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", model->path,
-                       model->config.head_dim, QB_ATTENTION_MAX_HEAD_DIM);
-    qb_backbone *b;
-    QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
-    b->model = model;
-    b->config = &model->config;
-    b->pool = options->pool;
-    b->max_tokens = options->max_tokens;
-    b->pointwise = QB_KERNEL_PICK(qb_pointwise_kernels);
-    b->attention = QB_KERNEL_PICK(qb_attention_kernels);
-    qb_status status = load_float_weights(b);
-    if (status == QB_OK) status = make_rope(b, b->max_tokens);
-    if (status == QB_OK) status = make_scratch(b);
-    if (status != QB_OK) {
-        qb_backbone_destroy(b);
-        return status;
-    }
-    *out = b;
-    return QB_OK;
+    qb_backbone base = {.backend = options->device.backend,
+                        .device_idx = options->device.index,
+                        .model = model,
+                        .config = &model->config,
+                        .pool = options->pool,
+                        .max_tokens = options->max_tokens,
+                        .logit_slots = options->logit_slots,
+                        .logit_rows = options->logit_rows};
+    if (!base.backend) base.backend = &qb__cpu_backend;
+    return base.backend->backbone_create(&base, out);
 }
 
 void qb_backbone_destroy(qb_backbone *b)
 {
-    if (!b) return;
-    for (size_t i = 0; b->norms && i < 2 * b->config->n_layers + 1; i++) {
-        qb_free(b->norms[i].gain);
-        qb_free(b->norms[i].bias);
-    }
-    qb_free(b->norms);
-    qb_free(b->pos_embd);
-    qb_linear_deinit(&b->head);
-    qb_free(b->cosine);
-    qb_free(b->sine);
-    float *scratch[] = {b->x, b->h, b->qkv, b->att, b->ff, b->ff2, b->attention_scratch};
-    for (size_t i = 0; i < QB_COUNT(scratch); i++) qb_free(scratch[i]);
-    qb_linear_scratch_deinit(&b->linear);
-    qb_free(b);
+    if (b) b->backend->backbone_destroy(b);
 }
 
-/* ---- engine ---- */
-
-typedef struct linear_slot {
-    qb_role role;
-    size_t offset; /* in qb_block */
-} linear_slot;
-
-static const linear_slot slots[] = {
-    {QB_ROLE_QKV, offsetof(qb_block, qkv)}, {QB_ROLE_Q, offsetof(qb_block, q)},
-    {QB_ROLE_K, offsetof(qb_block, k)},     {QB_ROLE_V, offsetof(qb_block, v)},
-    {QB_ROLE_O, offsetof(qb_block, o)},     {QB_ROLE_GATE, offsetof(qb_block, gate)},
-    {QB_ROLE_UP, offsetof(qb_block, up)},   {QB_ROLE_DOWN, offsetof(qb_block, down)},
-};
-
-static qb_linear *slot_of(qb_block *block, const linear_slot *slot)
+static qb_status check_cache(const qb_backbone *b, const qb_engine_options *o)
 {
-    return (qb_linear *)((char *)block + slot->offset);
-}
-
-static qb_status make_linear(qb_engine *e, const qb_model *codes, qb_role role, size_t layer,
-                             const qb_engine_options *o, qb_linear *out)
-{
-    qb_backbone *b = e->backbone;
-    const qb_tensor *w = qb_model_tensor(codes, role, layer);
-    if (role == QB_ROLE_HEAD) w = qb_model_head(codes);
-    if (!w->data) return QB_OK;
-    const qb_tensor *bias =
-        role == QB_ROLE_HEAD ? NULL : qb_model_tensor(codes, (qb_role)(role + 1), layer);
-    qb_status status = qb_linear_create(w, bias, &e->scheme, o->fake, o->calibration, b->pool, out);
-    if (status != QB_OK) {
-        char name[64];
-        qb_role_name(role, layer, name, sizeof name);
-        return qb_error_prefix(status, name);
-    }
-    if (w->data == qb_model_tensor(b->model, role, layer)->data) qb_tensor_forget(b->model, w);
-    qb_linear_need_add(out, b->max_tokens, qb_pool_n_threads(b->pool), &b->need);
-    e->weights_bytes += o->fake ? w->bytes : qb_linear_bytes(out);
-    e->linears_quantised += out->kind != QB_LINEAR_F32;
+    if (b->config->pos == QB_POS_LEARNED && o->cache_context > b->config->context)
+        return QB_FAIL(QB_ERR_SHAPE, "%s: context: found %zu, at most %zu (learned positions)",
+                       b->model->path, o->cache_context, b->config->context);
     return QB_OK;
 }
 
-static qb_status make_blocks(qb_engine *e, const qb_model *codes, const qb_engine_options *o)
+qb_status qb_engine_create(qb_backbone *backbone, const qb_engine_options *options, qb_engine **out)
 {
-    size_t n_layers = e->backbone->config->n_layers;
-    QB_TRY(QB_NEW_ZERO(&e->blocks, n_layers, "linear layers"));
-    for (size_t layer = 0; layer < n_layers; layer++)
-        for (size_t i = 0; i < QB_COUNT(slots); i++)
-            QB_TRY(make_linear(e, codes, slots[i].role, layer, o,
-                               slot_of(&e->blocks[layer], &slots[i])));
-    return QB_OK;
+    QB_TRY(check_cache(backbone, options));
+    bool cached = options->cache_batch && options->cache_context;
+    qb_engine base = {.backbone = backbone,
+                      .scheme = *options->scheme,
+                      .cache_batch = cached ? options->cache_batch : 0,
+                      .cache_context = cached ? options->cache_context : 0};
+    return backbone->backend->engine_create(&base, options, out);
 }
 
-/* The head in full precision belongs to the backbone: all engines share it. */
-static qb_status make_head(qb_engine *e, const qb_model *codes, const qb_engine_options *o)
+void qb_engine_destroy(qb_engine *e)
 {
-    qb_backbone *b = e->backbone;
-    if (o->quantize_head && e->scheme.weights.bits) {
-        QB_TRY(make_linear(e, codes, QB_ROLE_HEAD, 0, o, &e->own_head));
-        if (!e->own_head.output.bits || e->own_head.output.is_static) return QB_OK;
-        return QB_NEW(&e->head_chunk, HEAD_CHUNK_ROWS * b->config->vocab, "head output");
-    }
-    if (!b->has_head) {
-        qb_scheme full = {.name = "full"};
-        QB_TRY(
-            qb_linear_create(qb_model_head(b->model), NULL, &full, false, NULL, b->pool, &b->head));
-        qb_linear_need_add(&b->head, 1, 1, &b->need);
-        b->has_head = true;
-    }
-    e->weights_bytes += qb_linear_bytes(&b->head);
-    return QB_OK;
+    if (e) e->backbone->backend->engine_destroy(e);
 }
 
-static size_t float_weights_bytes(const qb_backbone *b)
+void qb__engine_count_linear(qb_engine *e, size_t n, size_t k, bool quantised)
+{
+    double macs = (double)n * (double)k;
+    e->linears++;
+    e->macs += macs;
+    if (!quantised) return;
+    e->linears_quantised++;
+    e->macs_quantised += macs;
+}
+
+void qb__engine_name_kernel(qb_engine *e, const char *name)
+{
+    size_t n = strlen(e->kernels), n_name = strlen(name);
+    for (const char *at = e->kernels; (at = strstr(at, name)); at += n_name)
+        if (!at[n_name] || at[n_name] == ' ') return;
+    snprintf(e->kernels + n, sizeof e->kernels - n, "%s%s", n ? " " : "", name);
+}
+
+size_t qb__float_weights_bytes(const qb_model *model)
 {
     size_t bytes = 0;
-    for (size_t layer = 0; layer < b->config->n_layers; layer++)
+    for (size_t layer = 0; layer < model->config.n_layers; layer++)
         for (int role = 0; role < QB_ROLE_COUNT; role++) {
-            const qb_tensor *t = qb_model_tensor(b->model, (qb_role)role, layer);
+            const qb_tensor *t = qb_model_tensor(model, (qb_role)role, layer);
             bool shared = !qb_roles[role].per_layer && layer > 0;
             bool counted = qb_roles[role].linear || role == QB_ROLE_HEAD || shared;
             if (t->data && !counted) bytes += t->bytes;
@@ -227,145 +157,123 @@ static size_t float_weights_bytes(const qb_backbone *b)
     return bytes;
 }
 
-static qb_status make_cache(qb_engine *e, const qb_engine_options *o)
-{
-    const qb_config *c = e->backbone->config;
-    e->cache_batch = o->cache_batch;
-    e->cache_context = o->cache_context;
-    if (!o->cache_batch || !o->cache_context) return QB_OK;
-    if (c->pos == QB_POS_LEARNED && o->cache_context > c->context)
-        return QB_FAIL(QB_ERR_SHAPE, "%s: context: found %zu, at most %zu (learned positions)",
-                       e->backbone->model->path, o->cache_context, c->context);
-    size_t elems;
-    if (!qb_mul_size(c->n_layers * c->n_kv_heads * c->head_dim, o->cache_context, &elems) ||
-        !qb_mul_size(elems, o->cache_batch, &elems))
-        return QB_FAIL(QB_ERR_MEMORY, "KV cache: %zu x %zu positions overflow", o->cache_batch,
-                       o->cache_context);
-    QB_TRY(QB_NEW(&e->k_cache, elems, "KV cache"));
-    QB_TRY(QB_NEW(&e->v_cache, elems, "KV cache"));
-    QB_TRY(make_rope(e->backbone, o->cache_context));
-    return make_attention_scratch(e->backbone, 1, o->cache_context);
-}
+/* ---- running ---- */
 
-static void add_kernel(char *text, const char *name)
+static qb_status check_tokens(const qb_engine *e, const int32_t *tokens, size_t n)
 {
-    if (strstr(text, name)) return;
-    size_t n = strlen(text);
-    snprintf(text + n, ENGINE_KERNELS_TEXT - n, "%s%s", n ? " " : "", name);
-}
-
-static void name_linear_kernel(qb_engine *e, const qb_linear *l)
-{
-    if (!l->n) return;
-    if (l->kind == QB_LINEAR_S8) add_kernel(e->kernels, l->s8->info.name);
-    if (l->kind == QB_LINEAR_U4) add_kernel(e->kernels, l->u4->info.name);
-    if (l->kind == QB_LINEAR_F32 || l->kind == QB_LINEAR_FAKE)
-        add_kernel(e->kernels, l->f32->info.name);
-    if (l->input.bits) add_kernel(e->kernels, l->quantize->info.name);
-}
-
-static void name_kernels(qb_engine *e)
-{
-    for (size_t i = 0; i < QB_COUNT(slots); i++)
-        name_linear_kernel(e, slot_of(&e->blocks[0], &slots[i]));
-    name_linear_kernel(e, e->own_head.n ? &e->own_head : &e->backbone->head);
-    add_kernel(e->kernels, e->backbone->attention->info.name);
-    add_kernel(e->kernels, e->backbone->pointwise->info.name);
-}
-
-static qb_status build(qb_engine *e, const qb_engine_options *o)
-{
-    qb_backbone *b = e->backbone;
-    const qb_model *codes = o->quantized ? o->quantized : b->model;
-    qb_model *made = NULL;
-    if (!o->quantized && e->scheme.weights.bits) {
-        QB_TRY(qb_quantize_model(b->model, &e->scheme, o->calibration, o->quantize_head, b->pool,
-                                 &made));
-        codes = made;
-    }
-    e->weights_bytes = float_weights_bytes(b);
-    qb_status status;
-    QB_TRY_GOTO(status, make_blocks(e, codes, o), done);
-    QB_TRY_GOTO(status, make_head(e, codes, o), done);
-    QB_TRY_GOTO(status, qb_linear_scratch_grow(&b->linear, b->max_tokens, &b->need), done);
-    QB_TRY_GOTO(status, QB_NEW(&e->hidden, b->max_tokens * b->config->d_model, "hidden states"),
-                done);
-    QB_TRY_GOTO(status, make_cache(e, o), done);
-    name_kernels(e);
-done:
-    if (o->fake)
-        e->own_codes = made;
-    else
-        qb_model_close(made);
-    return status;
-}
-
-qb_status qb_engine_create(qb_backbone *backbone, const qb_engine_options *options, qb_engine **out)
-{
-    qb_engine *e;
-    QB_TRY(QB_NEW_ZERO(&e, 1, "engine"));
-    e->backbone = backbone;
-    e->scheme = *options->scheme;
-    qb_status status = build(e, options);
-    if (status != QB_OK) {
-        qb_engine_destroy(e);
-        return status;
-    }
-    *out = e;
+    size_t vocab = e->backbone->config->vocab;
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (size_t)tokens[i] >= vocab)
+            return QB_FAIL(QB_ERR_SHAPE, "token %zu: found id %d, expected 0 to %zu", i,
+                           (int)tokens[i], vocab - 1);
     return QB_OK;
 }
 
-void qb_engine_destroy(qb_engine *e)
+static qb_status run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
+                             size_t past)
 {
-    if (!e) return;
-    for (size_t layer = 0; e->blocks && layer < e->backbone->config->n_layers; layer++)
-        for (size_t i = 0; i < QB_COUNT(slots); i++)
-            qb_linear_deinit(slot_of(&e->blocks[layer], &slots[i]));
-    qb_free(e->blocks);
-    qb_linear_deinit(&e->own_head);
-    qb_model_close(e->own_codes);
-    qb_free(e->k_cache);
-    qb_free(e->v_cache);
-    qb_free(e->hidden);
-    qb_free(e->head_chunk);
-    qb_free(e);
+    QB_TRY(check_tokens(e, tokens, batch * n_tokens));
+    QB_TRY(e->backbone->backend->forward(e, tokens, batch, n_tokens, past));
+    e->batch = batch;
+    e->position = past + n_tokens;
+    e->n_rows = batch * n_tokens;
+    return QB_OK;
 }
 
-/* ---- what is known about an engine ---- */
+qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
+{
+    const qb_backbone *b = e->backbone;
+    size_t rows;
+    if (!batch || !n_tokens || !qb_mul_size(batch, n_tokens, &rows) || rows > b->max_tokens)
+        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, expected 1 to %zu", batch,
+                       n_tokens, b->max_tokens);
+    if (b->config->pos == QB_POS_LEARNED && n_tokens > b->config->context)
+        return QB_FAIL(QB_ERR_SHAPE,
+                       "prefill: found %zu tokens a sequence, at most %zu (learned positions)",
+                       n_tokens, b->config->context);
+    if (e->cache_batch && (batch > e->cache_batch || n_tokens > e->cache_context))
+        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, the cache holds %zu x %zu",
+                       batch, n_tokens, e->cache_batch, e->cache_context);
+    return run_forward(e, tokens, batch, n_tokens, 0);
+}
+
+qb_status qb_engine_decode_step(qb_engine *e, const int32_t *tokens)
+{
+    if (!e->cache_batch || !e->batch) return QB_FAIL(QB_ERR_SHAPE, "decode: no prefilled KV cache");
+    if (e->position >= e->cache_context)
+        return QB_FAIL(QB_ERR_SHAPE, "decode: position %zu, the cache holds %zu", e->position,
+                       e->cache_context);
+    return run_forward(e, tokens, e->batch, 1, e->position);
+}
+
+static qb_status check_rows(const qb_engine *e, size_t first_row, size_t row_step, size_t n_rows)
+{
+    if (n_rows && row_step && first_row < e->n_rows &&
+        n_rows - 1 <= (e->n_rows - 1 - first_row) / row_step)
+        return QB_OK;
+    return QB_FAIL(QB_ERR_SHAPE, "logits: found rows %zu + %zu x %zu, the last call had %zu",
+                   first_row, n_rows, row_step, e->n_rows);
+}
+
+qb_status qb_engine_logits(qb_engine *e, size_t first_row, size_t n_rows, float *logits)
+{
+    QB_TRY(check_rows(e, first_row, 1, n_rows));
+    return e->backbone->backend->logits(e, first_row, n_rows, logits);
+}
+
+static qb_status check_slot(const qb_backbone *b, int slot, size_t n_rows)
+{
+    if (slot >= 0 && (size_t)slot < b->logit_slots && n_rows <= b->logit_rows) return QB_OK;
+    return QB_FAIL(QB_ERR_SHAPE,
+                   "logits: found %zu rows in slot %d, the backbone has %zu slots of %zu", n_rows,
+                   slot, b->logit_slots, b->logit_rows);
+}
+
+qb_status qb_engine_head(qb_engine *e, size_t slot, size_t first_row, size_t row_step,
+                         size_t n_rows)
+{
+    QB_TRY(check_rows(e, first_row, row_step, n_rows));
+    QB_TRY(check_slot(e->backbone, (int)slot, n_rows));
+    return e->backbone->backend->head(e, slot, first_row, row_step, n_rows);
+}
+
+qb_status qb_backbone_compare(qb_backbone *b, int slot_a, int slot_b, size_t n_rows,
+                              const int32_t *target, qb_logit_stats *out)
+{
+    QB_TRY(check_slot(b, slot_a, n_rows));
+    if (slot_b >= 0) QB_TRY(check_slot(b, slot_b, n_rows));
+    return b->backend->compare(b, slot_a, slot_b, n_rows, target, out);
+}
+
+qb_status qb_backbone_sync(qb_backbone *b)
+{
+    return b->backend->sync(b);
+}
+
+/* ---- what is known ---- */
+
+size_t qb_backbone_logit_rows(const qb_backbone *b)
+{
+    return b->logit_rows;
+}
 
 void qb_engine_coverage(const qb_engine *e, qb_coverage *out)
 {
-    const qb_backbone *b = e->backbone;
-    double all = (double)b->config->vocab * (double)b->config->d_model, quantised = 0;
-    if (e->own_head.n && e->own_head.kind != QB_LINEAR_F32) quantised += all;
-    *out = (qb_coverage){.linears = 1, .linears_quantised = e->linears_quantised};
-    for (size_t layer = 0; layer < b->config->n_layers; layer++)
-        for (size_t i = 0; i < QB_COUNT(slots); i++) {
-            const qb_linear *l = slot_of(&e->blocks[layer], &slots[i]);
-            if (!l->n) continue;
-            out->linears++;
-            all += (double)l->n * (double)l->k;
-            if (l->kind != QB_LINEAR_F32) quantised += (double)l->n * (double)l->k;
-        }
-    out->macs_share = quantised / all;
-    out->bytes_share = quantised / (double)qb_config_n_params(b->config);
+    *out = (qb_coverage){.linears = e->linears,
+                         .linears_quantised = e->linears_quantised,
+                         .macs_share = e->macs_quantised / e->macs,
+                         .bytes_share =
+                             e->macs_quantised / (double)qb_config_n_params(e->backbone->config)};
     static const char *const kept[] = {"embedding", "norms", "softmax", "attention products",
                                        "residual stream"};
     size_t n = 0;
     for (size_t i = 0; i < QB_COUNT(kept); i++) out->kept_float[n++] = kept[i];
-    if (!e->own_head.n) out->kept_float[n++] = "output projection";
+    if (e->macs_quantised < e->macs) out->kept_float[n++] = "output projection";
 }
 
 void qb_engine_memory_get(const qb_engine *e, qb_engine_memory *out)
 {
-    const qb_backbone *b = e->backbone;
-    size_t kv = e->k_cache ? 2 * b->config->n_layers * e->cache_batch * e->cache_context *
-                                 b->config->n_kv_heads * b->config->head_dim * sizeof(float)
-                           : 0;
-    *out = (qb_engine_memory){.weights_bytes = e->weights_bytes,
-                              .kv_bytes = kv,
-                              .scratch_bytes = b->scratch_bytes + b->linear.bytes +
-                                               b->attention_scratch_elems * sizeof(float)};
+    e->backbone->backend->memory(e, out);
 }
 
 const char *qb_engine_kernels(const qb_engine *e)
@@ -378,12 +286,12 @@ const qb_model *qb_engine_model(const qb_engine *e)
     return e->backbone->model;
 }
 
+qb_backbone *qb_engine_backbone(const qb_engine *e)
+{
+    return e->backbone;
+}
+
 size_t qb_engine_position(const qb_engine *e)
 {
     return e->position;
-}
-
-const float *qb_engine_hidden(const qb_engine *e)
-{
-    return e->hidden;
 }

@@ -3,11 +3,15 @@
  * What several engines of one model share (norms, embedding, packed head, scratch) lives in a
  * qb_backbone; an engine adds the packed linear layers of one scheme and, if asked for, a KV cache.
  * After creation nothing is allocated. One engine of a backbone runs at a time (they share
- * scratch); results are the same bits at any number of threads. */
+ * scratch); results are the same bits at any number of threads.
+ *
+ * The backend says where: a row of qb_backends (infer/backend.h) for the CPU and for CUDA. On CUDA
+ * calls return once their work is queued, except those that hand something to the host. */
 #ifndef QB_INFER_ENGINE_H
 #define QB_INFER_ENGINE_H
 
 #include "core/threads.h"
+#include "kernels/pointwise.h"
 #include "quant/calibration.h"
 #include "quant/schemes.h"
 
@@ -15,15 +19,34 @@
 extern "C" {
 #endif
 
+typedef struct qb_backend qb_backend; /* infer/backend.h */
+/* Where an engine runs. */
+typedef struct qb_device {
+    const qb_backend *backend; /* NULL = the CPU */
+    int index;                 /* of several GPUs */
+} qb_device;
+/* "cpu", "cuda", "cuda:1", "auto": a GPU if there is one that can be used, else the CPU, and then
+ * *note says why in one line (NULL = nothing to say; lives until the thread's next call).
+ * QB_ERR_USAGE: no such name; QB_ERR_DEVICE: not here. */
+qb_status qb_device_find(const char *name, qb_device *out, const char **note);
+const char *qb_device_backend_name(const qb_device *device); /* "cpu", "cuda" */
+
+enum { QB_LOGIT_SLOTS = 3 };
 typedef struct qb_backbone qb_backbone;
 typedef struct qb_backbone_options {
     size_t max_tokens; /* most rows (batch x tokens) of one prefill call, >= 1 */
     qb_pool *pool;     /* borrowed; NULL = one thread */
+    qb_device device;
+    size_t logit_slots, logit_rows; /* for qb_engine_head: slots in use (0 to QB_LOGIT_SLOTS) and
+                                       rows in each */
 } qb_backbone_options;
+/* Rows of logits that are worth having at a time for comparisons. */
+size_t qb_device_logit_rows(const qb_device *device, size_t vocab);
 /* The model is borrowed and must outlive the backbone. */
 qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *options,
                              qb_backbone **out);
 void qb_backbone_destroy(qb_backbone *backbone); /* accepts NULL */
+size_t qb_backbone_logit_rows(const qb_backbone *backbone);
 
 typedef struct qb_engine qb_engine;
 typedef struct qb_engine_options {
@@ -55,8 +78,16 @@ size_t qb_engine_position(const qb_engine *engine);
  * t) or decode step (row = sequence), (n_rows, V) dense. May be called for any rows in any order.
  */
 qb_status qb_engine_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
-/* Final hidden states after the last norm of the last call, (rows, C); borrowed. */
-const float *qb_engine_hidden(const qb_engine *engine);
+/* The same for rows first_row, first_row + row_step, ... (n_rows of them), left where the engine
+ * runs: in a slot of its backbone, for qb_backbone_compare or for nothing (to time it). */
+qb_status qb_engine_head(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
+                         size_t n_rows);
+/* Statistics of the first n_rows rows in slot a and slot b (full precision and scheme); b < 0: of a
+ * alone (nll_a, top_a). Waits. */
+qb_status qb_backbone_compare(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
+                              const int32_t *target, qb_logit_stats *out);
+/* Waits until all that was queued is done; errors of the device surface here at the latest. */
+qb_status qb_backbone_sync(qb_backbone *backbone);
 
 /* What is quantised and what is not. */
 typedef struct qb_coverage {
@@ -76,6 +107,7 @@ void qb_engine_memory_get(const qb_engine *engine, qb_engine_memory *out);
 /* "gemm_s8/avx512vnni attention/avx512 ..." : the rows that this engine uses; borrowed. */
 const char *qb_engine_kernels(const qb_engine *engine);
 const qb_model *qb_engine_model(const qb_engine *engine);
+qb_backbone *qb_engine_backbone(const qb_engine *engine);
 
 #ifdef __cplusplus
 }

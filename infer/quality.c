@@ -58,45 +58,13 @@ void qb_quality_deinit(qb_quality *q)
 typedef struct measure {
     const qb_quality_plan *plan;
     qb_quality *q;
-    const qb_pointwise_row *pointwise;
     size_t vocab, chunk_rows;
-    float *full, *scheme, *fake; /* (chunk_rows, V) */
-    float *row_diff;             /* (chunk_rows) largest |scheme - fake| */
-    int32_t *fed;                /* tokens of a batch */
+    qb_logit_stats *stats; /* (chunk_rows) */
+    int32_t *fed;          /* tokens of a batch */
     qb_progress progress;
     size_t done;
-
-    const qb_quality_scores *scores; /* of the chunk being compared */
-    size_t at;                       /* its first row's index among the scored tokens */
+    size_t at; /* index of the next row to be compared among the scored tokens */
 } measure;
-
-static void full_row(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
-    measure *m = context;
-    const float *logits = m->full + i * m->vocab;
-    int32_t argmax;
-    double lse = m->pointwise->logsumexp(logits, m->vocab, &argmax);
-    m->q->nll_full[m->at + i] = lse - (double)logits[m->q->target[m->at + i]];
-}
-
-static void scheme_row(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
-    measure *m = context;
-    const float *full = m->full + i * m->vocab, *scheme = m->scheme + i * m->vocab;
-    size_t at = m->at + i;
-    qb_logit_stats stats;
-    m->pointwise->logit_stats(full, scheme, m->vocab, m->q->target[at], &stats);
-    m->scores->nll[at] = stats.nll_b;
-    m->scores->kl[at] = stats.kl;
-    m->scores->agree[at] = stats.top_a == stats.top_b;
-    if (!m->scores->nll_fake) return;
-    const float *fake = m->fake + i * m->vocab;
-    m->pointwise->logit_stats(scheme, fake, m->vocab, m->q->target[at], &stats);
-    m->scores->nll_fake[at] = stats.nll_b;
-    m->row_diff[i] = stats.max_diff;
-}
 
 static void advance(measure *m, size_t work)
 {
@@ -107,26 +75,60 @@ static void advance(measure *m, size_t work)
 /* Progress counts a fed token as 4 and a row of logits as 1: about their costs. */
 enum { FEED_WORK = 4 };
 
+enum { FULL, SCHEME, FAKE }; /* slots of logits */
+
+static void add_full(measure *m, size_t n_rows)
+{
+    for (size_t i = 0; i < n_rows; i++) m->q->nll_full[m->at + i] = m->stats[i].nll_a;
+}
+
+static void add_scheme(measure *m, size_t n_rows, qb_quality_scores *scores)
+{
+    for (size_t i = 0; i < n_rows; i++) {
+        scores->nll[m->at + i] = m->stats[i].nll_b;
+        scores->kl[m->at + i] = m->stats[i].kl;
+        scores->agree[m->at + i] = m->stats[i].top_a == m->stats[i].top_b;
+    }
+}
+
+static void add_fake(measure *m, size_t n_rows, qb_quality_scores *scores)
+{
+    for (size_t i = 0; i < n_rows; i++) {
+        scores->nll_fake[m->at + i] = m->stats[i].nll_b;
+        if (!(m->stats[i].max_diff <= scores->fake_max_diff))
+            scores->fake_max_diff = m->stats[i].max_diff;
+    }
+}
+
+static qb_status compare_case(measure *m, size_t first_row, size_t n_rows, size_t c)
+{
+    const qb_quality_case *engines = &m->plan->cases[c];
+    qb_backbone *b = qb_engine_backbone(m->plan->full);
+    const int32_t *target = m->q->target + m->at;
+    if (!engines->engine) return QB_OK;
+    QB_TRY(qb_interrupt_check());
+    QB_TRY(qb_engine_head(engines->engine, SCHEME, first_row, 1, n_rows));
+    QB_TRY(qb_backbone_compare(b, FULL, SCHEME, n_rows, target, m->stats));
+    add_scheme(m, n_rows, &m->q->cases[c]);
+    advance(m, n_rows);
+    if (!engines->fake) return QB_OK;
+    QB_TRY(qb_engine_head(engines->fake, FAKE, first_row, 1, n_rows));
+    QB_TRY(qb_backbone_compare(b, SCHEME, FAKE, n_rows, target, m->stats));
+    add_fake(m, n_rows, &m->q->cases[c]);
+    advance(m, n_rows);
+    return QB_OK;
+}
+
 static qb_status compare_chunk(measure *m, size_t first_row, size_t n_rows)
 {
     const qb_quality_plan *plan = m->plan;
     QB_TRY(qb_interrupt_check());
-    QB_TRY(qb_engine_logits(plan->full, first_row, n_rows, m->full));
-    qb_parallel_for(plan->pool, n_rows, full_row, m);
+    QB_TRY(qb_engine_head(plan->full, FULL, first_row, 1, n_rows));
+    QB_TRY(qb_backbone_compare(qb_engine_backbone(plan->full), FULL, -1, n_rows,
+                               m->q->target + m->at, m->stats));
+    add_full(m, n_rows);
     advance(m, n_rows);
-    for (size_t c = 0; c < plan->n_cases; c++) {
-        const qb_quality_case *engines = &plan->cases[c];
-        if (!engines->engine) continue;
-        QB_TRY(qb_interrupt_check());
-        QB_TRY(qb_engine_logits(engines->engine, first_row, n_rows, m->scheme));
-        if (engines->fake) QB_TRY(qb_engine_logits(engines->fake, first_row, n_rows, m->fake));
-        m->scores = &m->q->cases[c];
-        qb_parallel_for(plan->pool, n_rows, scheme_row, m);
-        for (size_t i = 0; engines->fake && i < n_rows; i++)
-            if (!(m->row_diff[i] <= m->q->cases[c].fake_max_diff))
-                m->q->cases[c].fake_max_diff = m->row_diff[i];
-        advance(m, engines->fake ? 2 * n_rows : n_rows);
-    }
+    for (size_t c = 0; c < plan->n_cases; c++) QB_TRY(compare_case(m, first_row, n_rows, c));
     m->at += n_rows;
     return QB_OK;
 }
@@ -190,14 +192,8 @@ static size_t work_of(const qb_quality_plan *plan)
 
 static qb_status create_buffers(measure *m)
 {
-    enum { CHUNK_BYTES = 8 << 20, MAX_ROWS = 256, MIN_ROWS = 16 };
-    size_t rows = CHUNK_BYTES / (m->vocab * sizeof(float)) / MIN_ROWS * MIN_ROWS;
-    m->chunk_rows = rows > MAX_ROWS ? MAX_ROWS : rows < MIN_ROWS ? MIN_ROWS : rows;
-    size_t elems = m->chunk_rows * m->vocab;
-    QB_TRY(QB_NEW(&m->full, elems, "logits"));
-    QB_TRY(QB_NEW(&m->scheme, elems, "logits"));
-    QB_TRY(QB_NEW(&m->fake, elems, "logits"));
-    QB_TRY(QB_NEW(&m->row_diff, m->chunk_rows, "logit differences"));
+    m->chunk_rows = qb_backbone_logit_rows(qb_engine_backbone(m->plan->full));
+    QB_TRY(QB_NEW(&m->stats, m->chunk_rows, "statistics of logits"));
     return QB_NEW(&m->fed, m->plan->batch * m->plan->windows->n_feed_max, "tokens of a batch");
 }
 
@@ -219,15 +215,11 @@ qb_status qb_quality_measure(const qb_quality_plan *plan, qb_quality *out)
     qb_quality quality = {0};
     measure m = {.plan = plan,
                  .q = &quality,
-                 .pointwise = QB_KERNEL_PICK(qb_pointwise_kernels),
                  .vocab = qb_engine_model(plan->full)->config.vocab,
                  .progress = qb_progress_begin(plan->label, work_of(plan))};
     qb_status status = run(&m);
     qb_progress_end(&m.progress);
-    qb_free(m.full);
-    qb_free(m.scheme);
-    qb_free(m.fake);
-    qb_free(m.row_diff);
+    qb_free(m.stats);
     qb_free(m.fed);
     if (status != QB_OK) {
         qb_quality_deinit(&quality);

@@ -23,9 +23,8 @@ typedef struct qb_quality_case {
 typedef struct qb_quality_plan {
     const qb_stream *stream;
     const qb_windows *windows;
-    size_t batch; /* most windows a forward call */
-    qb_pool *pool;
-    qb_engine *full;
+    size_t batch;    /* most windows a forward call */
+    qb_engine *full; /* its backbone has QB_LOGIT_SLOTS slots; all engines are of that backbone */
     const qb_quality_case *cases;
     size_t n_cases;
     const char *label; /* of the progress line */

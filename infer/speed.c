@@ -92,7 +92,6 @@ double qb_timing_half_width(const qb_timing *timing)
 typedef struct stopwatch {
     const qb_speed_plan *plan;
     int32_t *tokens;               /* (batch, longest context), random */
-    float *logits;                 /* (batch, V) */
     double *joules, *joule_tokens; /* (n_engines) of decoding */
     qb_progress progress;
     size_t done;
@@ -101,14 +100,21 @@ typedef struct stopwatch {
 /* *ms = the time of one sample of engine `e`. */
 typedef qb_status (*sample_fn)(stopwatch *s, size_t e, double *ms);
 
+/* Waits, so that a host clock can be read. */
+static qb_status sync(qb_engine *engine)
+{
+    return qb_backbone_sync(qb_engine_backbone(engine));
+}
+
 static qb_status sample_prefill(stopwatch *s, size_t e, double *ms)
 {
     const qb_speed_plan *p = s->plan;
-    size_t vocab = qb_engine_model(p->engines[e])->config.vocab;
+    qb_engine *engine = p->engines[e];
+    QB_TRY(sync(engine));
     double start = now_ms();
-    QB_TRY(qb_engine_prefill(p->engines[e], s->tokens, p->batch, p->context));
-    for (size_t b = 0; b < p->batch; b++)
-        QB_TRY(qb_engine_logits(p->engines[e], (b + 1) * p->context - 1, 1, s->logits + b * vocab));
+    QB_TRY(qb_engine_prefill(engine, s->tokens, p->batch, p->context));
+    QB_TRY(qb_engine_head(engine, 0, p->context - 1, p->context, p->batch));
+    QB_TRY(sync(engine));
     *ms = now_ms() - start;
     return QB_OK;
 }
@@ -116,7 +122,7 @@ static qb_status sample_prefill(stopwatch *s, size_t e, double *ms)
 static qb_status decode_token(stopwatch *s, qb_engine *engine)
 {
     QB_TRY(qb_engine_decode_step(engine, s->tokens + qb_engine_position(engine) * s->plan->batch));
-    return qb_engine_logits(engine, 0, s->plan->batch, s->logits);
+    return qb_engine_head(engine, 0, 0, 1, s->plan->batch);
 }
 
 /* One untimed token brings the engine's weights back to the caches it can keep them in, after the
@@ -130,8 +136,10 @@ static qb_status sample_decode(stopwatch *s, size_t e, double *ms)
     if (position < p->decode_from || position + run + 1 > p->decode_from + p->decode_steps)
         QB_TRY(qb_engine_prefill(engine, s->tokens, p->batch, p->decode_from));
     QB_TRY(decode_token(s, engine));
+    QB_TRY(sync(engine));
     double joules = qb_energy_read_j(), start = now_ms();
     for (size_t i = 0; i < run; i++) QB_TRY(decode_token(s, engine));
+    QB_TRY(sync(engine));
     *ms = (now_ms() - start) / (double)run;
     s->joules[e] += qb_energy_difference_j(joules, qb_energy_read_j());
     s->joule_tokens[e] += (double)(run * p->batch);
@@ -215,7 +223,6 @@ static qb_status create(stopwatch *s, qb_speed *speed)
     size_t vocab = qb_engine_model(p->engines[0])->config.vocab;
     size_t n = p->batch * (qb_speed_cache_context(p) + 1);
     QB_TRY(QB_NEW(&s->tokens, n, "random tokens"));
-    QB_TRY(QB_NEW(&s->logits, p->batch * vocab, "logits"));
     QB_TRY(QB_NEW_ZERO(&s->joules, p->n_engines, "joules"));
     QB_TRY(QB_NEW_ZERO(&s->joule_tokens, p->n_engines, "tokens"));
     QB_TRY(QB_NEW_ZERO(&speed->engines, p->n_engines, "timings"));
@@ -251,7 +258,6 @@ qb_status qb_speed_measure(const qb_speed_plan *plan, qb_speed *out)
     qb_status status = run(&s, &speed);
     qb_progress_end(&s.progress);
     qb_free(s.tokens);
-    qb_free(s.logits);
     qb_free(s.joules);
     qb_free(s.joule_tokens);
     if (status != QB_OK) {

@@ -24,7 +24,8 @@ typedef struct qb_speed_plan {
     size_t min_samples;        /* 0 = 10 */
     double budget_s;           /* for each of prefill and decode, beyond min_samples */
     uint64_t seed;             /* of the random tokens */
-    qb_engine *const *engines; /* with caches of (batch, qb_speed_cache_context) */
+    qb_engine *const *engines; /* with caches of (batch, qb_speed_cache_context); their backbone has
+                                  a slot of `batch` rows of logits */
     size_t n_engines;
     const char *label; /* of the progress line */
 } qb_speed_plan;

@@ -58,7 +58,8 @@ static float *run(const golden *g, const qb_scheme *scheme)
     qb_engine *engine;
     size_t rows = g->batch * g->n_tokens;
     QB_CHECK_OK(qb_pool_create(2, &pool));
-    QB_CHECK_OK(qb_backbone_create(g->model, &(qb_backbone_options){rows, pool}, &backbone));
+    QB_CHECK_OK(qb_backbone_create(
+        g->model, &(qb_backbone_options){.max_tokens = rows, .pool = pool}, &backbone));
     QB_CHECK_OK(qb_engine_create(backbone, &(qb_engine_options){.scheme = scheme}, &engine));
     QB_CHECK_OK(qb_engine_prefill(engine, g->tokens, g->batch, g->n_tokens));
     float *logits = malloc(rows * g->vocab * sizeof *logits);

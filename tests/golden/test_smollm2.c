@@ -56,7 +56,10 @@ static rig rig_create(const qb_text *text, const char *protocol, size_t context,
     const qb_protocol *p = qb_protocol_find(protocol);
     QB_CHECK_OK(qb_pool_create(N_THREADS, &r.pool));
     QB_CHECK_OK(qb_model_open(model_path(), &r.model));
-    qb_backbone_options options = {BATCH_TOKENS, r.pool};
+    qb_backbone_options options = {.max_tokens = BATCH_TOKENS,
+                                   .pool = r.pool,
+                                   .logit_slots = QB_LOGIT_SLOTS,
+                                   .logit_rows = 32};
     QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.backbone));
     QB_CHECK_OK(qb_protocol_tokenize(p, text, r.model->tokenizer, max_tokens, &r.stream));
     qb_protocol_options laid = {.context = context,
@@ -95,7 +98,6 @@ static void measure(const rig *r, const char *const *schemes, size_t n, qb_quali
     qb_quality_plan plan = {.stream = &r->stream,
                             .windows = &r->windows,
                             .batch = BATCH_TOKENS / r->windows.context,
-                            .pool = r->pool,
                             .full = full,
                             .cases = cases,
                             .n_cases = n,

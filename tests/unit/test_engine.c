@@ -43,7 +43,8 @@ static rig rig_create(const qb_config *config, size_t n_threads)
     rig r = {.n_logits = ROWS * config->vocab};
     QB_CHECK_OK(qb_pool_create(n_threads, &r.pool));
     r.model = qb_test_tiny_model(config, 5);
-    QB_CHECK_OK(qb_backbone_create(r.model, &(qb_backbone_options){ROWS, r.pool}, &r.backbone));
+    QB_CHECK_OK(qb_backbone_create(
+        r.model, &(qb_backbone_options){.max_tokens = ROWS, .pool = r.pool}, &r.backbone));
     r.calibration = constant_calibration(config);
     qb_test_tokens(config, r.tokens, ROWS, 3);
     return r;

@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { N_TOKENS = 700, CONTEXT = 300, BATCH = 2, MAX_CASES = 8 };
+enum { N_TOKENS = 700, CONTEXT = 300, BATCH = 2, MAX_CASES = 8, LOGIT_ROWS = 256 };
 
 typedef struct rig {
     qb_pool *pool;
@@ -48,7 +48,10 @@ static rig rig_create(const char *arch, const char *protocol, size_t n_threads)
     config.context = 512;
     QB_CHECK_OK(qb_pool_create(n_threads, &r.pool));
     r.model = qb_test_tiny_model(&config, 5);
-    qb_backbone_options options = {BATCH * CONTEXT, r.pool};
+    qb_backbone_options options = {.max_tokens = BATCH * CONTEXT,
+                                   .pool = r.pool,
+                                   .logit_slots = QB_LOGIT_SLOTS,
+                                   .logit_rows = LOGIT_ROWS};
     QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.backbone));
     r.calibration = constant_calibration(&config);
     QB_CHECK_OK(qb_alloc((void **)&r.stream.tokens.ids, N_TOKENS, sizeof(int32_t), "ids"));
@@ -92,7 +95,6 @@ static qb_quality_plan plan_of(const rig *r)
     return (qb_quality_plan){.stream = &r->stream,
                              .windows = &r->windows,
                              .batch = BATCH,
-                             .pool = r->pool,
                              .full = r->full,
                              .cases = r->cases,
                              .n_cases = r->n_cases,

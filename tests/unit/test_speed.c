@@ -62,8 +62,9 @@ static void engines_are_timed_in_turns(void **state)
         qb_speed_plan_contexts(&config, 512, &plan);
         size_t cache_context = qb_speed_cache_context(&plan);
         qb_backbone *backbone;
-        QB_CHECK_OK(
-            qb_backbone_create(model, &(qb_backbone_options){2 * cache_context, NULL}, &backbone));
+        qb_backbone_options wide = {
+            .max_tokens = 2 * cache_context, .logit_slots = 1, .logit_rows = 2};
+        QB_CHECK_OK(qb_backbone_create(model, &wide, &backbone));
         qb_engine *engines[2];
         qb_engine_options o = {.cache_batch = 2, .cache_context = cache_context};
         for (size_t e = 0; e < 2; e++) {

@@ -1,4 +1,4 @@
-/* infer/forward.c - one forward pass over a block of rows, for every architecture and scheme.
+/* infer/cpu_forward.c - one forward pass over a block of rows, for every architecture and scheme.
  *
  * Each step between two products is one pass over the rows, in parallel: it finishes the output of
  * the product before, does what stands between, and stages the input of the next (see
@@ -7,7 +7,7 @@
  *     add + norm1 -> [q k v] -> rotate, cache -> attention -> [o] -> add + norm2 -> [gate up] ->
  * act -> [down]
  */
-#include "infer/engine_internal.h"
+#include "infer/cpu_engine.h"
 
 #include "core/memory.h"
 
@@ -38,8 +38,8 @@ void qb__for_rows(qb_pool *pool, size_t m, rows_fn fn, void *context)
 
 /* One forward call: what the row passes need to know. */
 typedef struct forward {
-    qb_engine *e;
-    qb_backbone *b;
+    cpu_engine *e;
+    cpu_backbone *b;
     const qb_config *c;
     const int32_t *tokens;
     size_t m, n_tokens, past; /* rows, tokens a sequence now, positions before */
@@ -66,7 +66,7 @@ static void embed_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
     size_t width = f->c->d_model;
-    const qb_tensor *table = qb_model_tensor(f->b->model, QB_ROLE_TOK_EMBD, 0);
+    const qb_tensor *table = qb_model_tensor(f->b->base.model, QB_ROLE_TOK_EMBD, 0);
     for (size_t m = m0; m < m1; m++) {
         float *x = f->b->x + m * width;
         qb_tensor_rows_f32(table, (size_t)f->tokens[m], 1, x);
@@ -145,8 +145,9 @@ static void position_rows(void *context, size_t m0, size_t m1)
             f->b->pointwise->rope(k, f->c->n_kv_heads, half, cosine, sine);
         }
         if (!f->e->k_cache) continue;
-        size_t at = ((f->layer * f->e->cache_batch + sequence) * f->e->cache_context + position) *
-                    f->kv_width;
+        size_t at =
+            ((f->layer * f->e->base.cache_batch + sequence) * f->e->base.cache_context + position) *
+            f->kv_width;
         memcpy(f->e->k_cache + at, k, f->kv_width * sizeof *k);
         memcpy(f->e->v_cache + at, v, f->kv_width * sizeof *v);
     }
@@ -154,8 +155,8 @@ static void position_rows(void *context, size_t m0, size_t m1)
 
 static void attention(forward *f)
 {
-    qb_engine *e = f->e;
-    qb_backbone *b = f->b;
+    cpu_engine *e = f->e;
+    cpu_backbone *b = f->b;
     qb_attention_args args = {.batch = f->m / f->n_tokens,
                               .n_q = f->n_tokens,
                               .n_past = f->past,
@@ -170,18 +171,18 @@ static void attention(forward *f)
                               .out_stride = f->q_width,
                               .scratch = b->attention_scratch};
     if (e->k_cache) {
-        size_t layer_elems = e->cache_batch * e->cache_context * f->kv_width;
+        size_t layer_elems = e->base.cache_batch * e->base.cache_context * f->kv_width;
         args.k = e->k_cache + f->layer * layer_elems;
         args.v = e->v_cache + f->layer * layer_elems;
         args.kv_stride = f->kv_width;
-        args.kv_batch_stride = e->cache_context * f->kv_width;
+        args.kv_batch_stride = e->base.cache_context * f->kv_width;
     } else {
         args.k = b->qkv + f->q_width;
         args.v = args.k + f->kv_width;
         args.kv_stride = f->qkv_width;
         args.kv_batch_stride = f->n_tokens * f->qkv_width;
     }
-    qb_attention_run(b->attention, &args, b->pool);
+    qb_attention_run(b->attention, &args, b->base.pool);
 }
 
 static void stage_attention_rows(void *context, size_t m0, size_t m1)
@@ -213,8 +214,8 @@ static void collect_maxima(const forward *f, const qb_linear *l, qb_role role, c
 static void run_products(forward *f, qb_linear *const *linears, const qb_role *roles,
                          const qb_linear_output *outputs, size_t n)
 {
-    qb_linear_stage_finish(linears[0], &f->input, f->b->pool);
-    qb_linear_run(linears, outputs, n, &f->input, f->b->pool);
+    qb_linear_stage_finish(linears[0], &f->input, f->b->base.pool);
+    qb_linear_run(linears, outputs, n, &f->input, f->b->base.pool);
     for (size_t i = 0; f->e->collect && i < n; i++)
         collect_maxima(f, linears[i], roles[i], outputs[i].y, outputs[i].stride);
 }
@@ -273,39 +274,30 @@ static void run_into_h(forward *f, qb_linear *l, qb_role role)
 
 static void run_block(forward *f)
 {
-    qb_backbone *b = f->b;
+    cpu_backbone *b = f->b;
     f->input = make_input(f, b->h, f->c->d_model);
-    qb__for_rows(b->pool, f->m, norm1_rows, f);
+    qb__for_rows(b->base.pool, f->m, norm1_rows, f);
     run_qkv(f);
-    qb__for_rows(b->pool, f->m, position_rows, f);
+    qb__for_rows(b->base.pool, f->m, position_rows, f);
     attention(f);
     f->input = make_input(f, b->att, f->q_width);
-    if (f->block->o.input.bits) qb__for_rows(b->pool, f->m, stage_attention_rows, f);
+    if (f->block->o.input.bits) qb__for_rows(b->base.pool, f->m, stage_attention_rows, f);
     run_into_h(f, &f->block->o, QB_ROLE_O);
     f->input = make_input(f, b->h, f->c->d_model);
-    qb__for_rows(b->pool, f->m, norm2_rows, f);
+    qb__for_rows(b->base.pool, f->m, norm2_rows, f);
     run_up(f);
     f->input = make_input(f, b->ff, f->c->d_ff);
-    qb__for_rows(b->pool, f->m, act_rows, f);
+    qb__for_rows(b->base.pool, f->m, act_rows, f);
     run_into_h(f, &f->block->down, QB_ROLE_DOWN);
 }
 
-static qb_status check_tokens(const qb_engine *e, const int32_t *tokens, size_t n)
+qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
+                          size_t past)
 {
-    size_t vocab = e->backbone->config->vocab;
-    for (size_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || (size_t)tokens[i] >= vocab)
-            return QB_FAIL(QB_ERR_SHAPE, "token %zu: found id %d, expected 0 to %zu", i,
-                           (int)tokens[i], vocab - 1);
-    return QB_OK;
-}
-
-static void run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
-                        size_t past)
-{
-    const qb_config *c = e->backbone->config;
+    cpu_engine *e = qb__cpu_engine(engine);
+    const qb_config *c = e->base.backbone->config;
     forward f = {.e = e,
-                 .b = e->backbone,
+                 .b = qb__cpu_backbone(e->base.backbone),
                  .c = c,
                  .tokens = tokens,
                  .m = batch * n_tokens,
@@ -314,45 +306,13 @@ static void run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_
                  .q_width = c->n_heads * c->head_dim,
                  .kv_width = c->n_kv_heads * c->head_dim};
     f.qkv_width = f.q_width + 2 * f.kv_width;
-    qb__for_rows(f.b->pool, f.m, embed_rows, &f);
+    qb__for_rows(f.b->base.pool, f.m, embed_rows, &f);
     for (f.layer = 0; f.layer < c->n_layers; f.layer++) {
         f.block = &e->blocks[f.layer];
         run_block(&f);
     }
-    qb__for_rows(f.b->pool, f.m, final_norm_rows, &f);
-    e->batch = batch;
-    e->position = past + n_tokens;
-    e->n_rows = f.m;
+    qb__for_rows(f.b->base.pool, f.m, final_norm_rows, &f);
     e->head_ready = false;
-}
-
-qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
-{
-    const qb_backbone *b = e->backbone;
-    size_t rows;
-    if (!batch || !n_tokens || !qb_mul_size(batch, n_tokens, &rows) || rows > b->max_tokens)
-        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, expected 1 to %zu", batch,
-                       n_tokens, b->max_tokens);
-    if (b->config->pos == QB_POS_LEARNED && n_tokens > b->config->context)
-        return QB_FAIL(QB_ERR_SHAPE,
-                       "prefill: found %zu tokens a sequence, at most %zu (learned positions)",
-                       n_tokens, b->config->context);
-    if (e->k_cache && (batch > e->cache_batch || n_tokens > e->cache_context))
-        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, the cache holds %zu x %zu",
-                       batch, n_tokens, e->cache_batch, e->cache_context);
-    QB_TRY(check_tokens(e, tokens, rows));
-    run_forward(e, tokens, batch, n_tokens, 0);
-    return QB_OK;
-}
-
-qb_status qb_engine_decode_step(qb_engine *e, const int32_t *tokens)
-{
-    if (!e->k_cache || !e->batch) return QB_FAIL(QB_ERR_SHAPE, "decode: no prefilled KV cache");
-    if (e->position >= e->cache_context)
-        return QB_FAIL(QB_ERR_SHAPE, "decode: position %zu, the cache holds %zu", e->position,
-                       e->cache_context);
-    QB_TRY(check_tokens(e, tokens, e->batch));
-    run_forward(e, tokens, e->batch, 1, e->position);
     return QB_OK;
 }
 
@@ -360,11 +320,11 @@ qb_status qb_engine_decode_step(qb_engine *e, const int32_t *tokens)
 
 /* Rows of the last call through a head that quantises its input. Its staging area holds max_tokens
  * rows, of which the given ones are filled: other engines may have used it in between. */
-static void run_own_head(qb_engine *e, size_t first_row, size_t n_rows, float *logits)
+static void run_own_head(cpu_engine *e, size_t first_row, size_t n_rows, float *logits)
 {
-    qb_backbone *b = e->backbone;
+    cpu_backbone *b = qb__cpu_backbone(e->base.backbone);
     qb_linear *head = &e->own_head;
-    size_t width = b->config->d_model;
+    size_t width = b->base.config->d_model;
     qb_linear_input input = {
         .m = n_rows, .k = width, .fixed_scale = &e->head_in_scale, .scratch = &b->linear};
     input.x = e->hidden + first_row * width;
@@ -374,21 +334,22 @@ static void run_own_head(qb_engine *e, size_t first_row, size_t n_rows, float *l
     }
     if (head->input.span != QB_SPAN_TENSOR || head->input.is_static) input.fixed_scale = NULL;
     qb_linear_stage_rows(head, &input, 0, n_rows);
-    qb_linear_stage_finish(head, &input, b->pool);
+    qb_linear_stage_finish(head, &input, b->base.pool);
     uint32_t keep = head->max_abs_bits;
-    qb_linear_run(&head, &(qb_linear_output){logits, b->config->vocab}, 1, &input, b->pool);
+    qb_linear_run(&head, &(qb_linear_output){logits, b->base.config->vocab}, 1, &input,
+                  b->base.pool);
     if (e->head_ready) head->max_abs_bits = keep;
 }
 
 /* Scales of the head span all rows of the call, so they are found before the first logits. */
-static void prepare_own_head(qb_engine *e)
+static void prepare_own_head(cpu_engine *e)
 {
     qb_linear *head = &e->own_head;
-    size_t width = e->backbone->config->d_model;
-    e->head_in_scale = head->quantize->absmax(e->hidden, e->n_rows * width) / 127.0f;
+    size_t width = e->base.backbone->config->d_model;
+    e->head_in_scale = head->quantize->absmax(e->hidden, e->base.n_rows * width) / 127.0f;
     uint32_t largest = 0;
-    for (size_t m = 0; e->head_chunk && m < e->n_rows; m += HEAD_CHUNK_ROWS) {
-        size_t n = e->n_rows - m < HEAD_CHUNK_ROWS ? e->n_rows - m : HEAD_CHUNK_ROWS;
+    for (size_t m = 0; e->head_chunk && m < e->base.n_rows; m += HEAD_CHUNK_ROWS) {
+        size_t n = e->base.n_rows - m < HEAD_CHUNK_ROWS ? e->base.n_rows - m : HEAD_CHUNK_ROWS;
         run_own_head(e, m, n, e->head_chunk);
         if (head->max_abs_bits > largest) largest = head->max_abs_bits;
     }
@@ -407,24 +368,70 @@ static void finish_logit_rows(void *context, size_t m0, size_t m1)
     for (size_t m = m0; m < m1; m++) qb_linear_finish_row(f->head, f->logits + m * f->head->n);
 }
 
-qb_status qb_engine_logits(qb_engine *e, size_t first_row, size_t n_rows, float *logits)
+qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits)
 {
-    qb_backbone *b = e->backbone;
-    if (!n_rows || first_row >= e->n_rows || n_rows > e->n_rows - first_row)
-        return QB_FAIL(QB_ERR_SHAPE, "logits: found rows %zu + %zu, the last call had %zu",
-                       first_row, n_rows, e->n_rows);
+    cpu_engine *e = qb__cpu_engine(engine);
+    cpu_backbone *b = qb__cpu_backbone(e->base.backbone);
+    size_t width = b->base.config->d_model, vocab = b->base.config->vocab;
     if (!e->own_head.n) {
         qb_linear *head = &b->head;
-        qb_linear_input input = {.x = e->hidden + first_row * b->config->d_model,
-                                 .m = n_rows,
-                                 .k = b->config->d_model,
-                                 .scratch = &b->linear};
-        qb_linear_run(&head, &(qb_linear_output){logits, b->config->vocab}, 1, &input, b->pool);
+        qb_linear_input input = {
+            .x = e->hidden + first_row * width, .m = n_rows, .k = width, .scratch = &b->linear};
+        qb_linear_run(&head, &(qb_linear_output){logits, vocab}, 1, &input, b->base.pool);
         return QB_OK;
     }
     if (!e->head_ready) prepare_own_head(e);
     run_own_head(e, first_row, n_rows, logits);
     finish_logits finish = {&e->own_head, logits};
-    if (e->own_head.output.bits) qb__for_rows(b->pool, n_rows, finish_logit_rows, &finish);
+    if (e->own_head.output.bits) qb__for_rows(b->base.pool, n_rows, finish_logit_rows, &finish);
+    return QB_OK;
+}
+
+qb_status qb__cpu_head(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
+                       size_t n_rows)
+{
+    float *logits = qb__cpu_backbone(engine->backbone)->slots[slot];
+    if (row_step == 1) return qb__cpu_logits(engine, first_row, n_rows, logits);
+    size_t vocab = engine->backbone->config->vocab;
+    for (size_t i = 0; i < n_rows; i++)
+        QB_TRY(qb__cpu_logits(engine, first_row + i * row_step, 1, logits + i * vocab));
+    return QB_OK;
+}
+
+/* ---- comparing logits ---- */
+
+typedef struct compare_job {
+    const qb_pointwise_row *pointwise;
+    const float *a, *b;
+    size_t vocab;
+    const int32_t *target;
+    qb_logit_stats *out;
+} compare_job;
+
+static void compare_row(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    const compare_job *j = context;
+    const float *a = j->a + i * j->vocab;
+    if (j->b) {
+        j->pointwise->logit_stats(a, j->b + i * j->vocab, j->vocab, j->target[i], &j->out[i]);
+        return;
+    }
+    j->out[i] = (qb_logit_stats){0};
+    double lse = j->pointwise->logsumexp(a, j->vocab, &j->out[i].top_a);
+    if (j->target[i] >= 0) j->out[i].nll_a = lse - (double)a[j->target[i]];
+}
+
+qb_status qb__cpu_compare(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
+                          const int32_t *target, qb_logit_stats *out)
+{
+    cpu_backbone *b = qb__cpu_backbone(backbone);
+    compare_job job = {.pointwise = b->pointwise,
+                       .a = b->slots[slot_a],
+                       .b = slot_b < 0 ? NULL : b->slots[slot_b],
+                       .vocab = backbone->config->vocab,
+                       .target = target,
+                       .out = out};
+    qb_parallel_for(backbone->pool, n_rows, compare_row, &job);
     return QB_OK;
 }

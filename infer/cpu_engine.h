@@ -1,24 +1,20 @@
-/* infer/engine_internal.h - what engine.c (making), forward.c (running) and calibrate.c share. */
-#ifndef QB_INFER_ENGINE_INTERNAL_H
-#define QB_INFER_ENGINE_INTERNAL_H
+/* infer/cpu_engine.h - the CPU's engine: what cpu_engine.c (making), cpu_forward.c (running) and
+ * calibrate.c share. */
+#ifndef QB_INFER_CPU_ENGINE_H
+#define QB_INFER_CPU_ENGINE_H
 
-#include "infer/engine.h"
+#include "infer/backend.h"
 #include "kernels/attention.h"
 #include "kernels/pointwise.h"
 #include "quant/linear.h"
-
-enum { ENGINE_KERNELS_TEXT = 512 };
 
 /* Norm gains and biases as f32, owned. */
 typedef struct norm_weights {
     float *gain, *bias; /* bias NULL = none */
 } norm_weights;
 
-struct qb_backbone {
-    const qb_model *model;
-    const qb_config *config; /* &model->config */
-    qb_pool *pool;
-    size_t max_tokens;
+typedef struct cpu_backbone {
+    qb_backbone base;
     const qb_pointwise_row *pointwise;
     const qb_attention_row *attention;
     norm_weights *norms; /* 2 a layer (norm1, norm2), then the final norm */
@@ -40,34 +36,48 @@ struct qb_backbone {
     qb_linear_scratch linear;
     qb_linear_need need;
     size_t scratch_bytes;
-};
+
+    float *slots[QB_LOGIT_SLOTS]; /* (logit_rows, V) each */
+} cpu_backbone;
 
 /* The linear layers of a block in the order of the forward pass; absent ones have n == 0. */
 typedef struct qb_block {
     qb_linear qkv, q, k, v, o, gate, up, down;
 } qb_block;
 
-struct qb_engine {
-    qb_backbone *backbone;
-    qb_scheme scheme;
+typedef struct cpu_engine {
+    qb_engine base;
     qb_block *blocks;    /* (n_layers) */
     qb_linear own_head;  /* with quantize_head; else n == 0 and the backbone's is used */
     qb_model *own_codes; /* codes that a fake layer reads, if the engine made them */
-    size_t linears_quantised;
-    size_t weights_bytes;
 
     float *k_cache, *v_cache; /* (n_layers, cache_batch, cache_context, Hkv D); NULL = none */
-    size_t cache_batch, cache_context;
 
-    float *hidden;                  /* (max_tokens, C) after the final norm */
-    size_t batch, position, n_rows; /* of the last call */
+    float *hidden;       /* (max_tokens, C) after the final norm */
     float head_in_scale; /* of the last call, where the head's input has one dynamic scale */
     bool head_ready;
     float *head_chunk; /* (HEAD_CHUNK_ROWS, V): the pass that finds the head's largest output */
 
     qb_calibration *collect; /* not NULL while calibrating */
-    char kernels[ENGINE_KERNELS_TEXT];
-};
+} cpu_engine;
+
+static inline cpu_backbone *qb__cpu_backbone(qb_backbone *backbone)
+{
+    return (cpu_backbone *)backbone;
+}
+static inline cpu_engine *qb__cpu_engine(qb_engine *engine)
+{
+    return (cpu_engine *)engine;
+}
+
+/* cpu_forward.c */
+qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
+                          size_t past);
+qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
+qb_status qb__cpu_head(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
+                       size_t n_rows);
+qb_status qb__cpu_compare(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
+                          const int32_t *target, qb_logit_stats *out);
 
 enum { HEAD_CHUNK_ROWS = 16 };
 

@@ -1,0 +1,73 @@
+/* infer/backend.h - what a device must bring to run engines: one row of qb_backends each.
+ *
+ * infer/engine.c checks arguments, counts what is quantised and calls the row; a backend's own
+ * structs begin with the ones below. Adding a device is a row and its files. */
+#ifndef QB_INFER_BACKEND_H
+#define QB_INFER_BACKEND_H
+
+#include "infer/engine.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { ENGINE_KERNELS_TEXT = 512 };
+
+struct qb_backbone {
+    const qb_backend *backend;
+    int device_idx;
+    const qb_model *model;
+    const qb_config *config; /* &model->config */
+    qb_pool *pool;
+    size_t max_tokens;
+    size_t logit_slots, logit_rows;
+};
+
+struct qb_engine {
+    qb_backbone *backbone;
+    qb_scheme scheme;
+    size_t linears, linears_quantised;
+    double macs, macs_quantised; /* multiply-adds a token of all linear layers */
+    size_t weights_bytes;
+    size_t cache_batch, cache_context;
+    size_t batch, position, n_rows; /* of the last call */
+    char kernels[ENGINE_KERNELS_TEXT];
+};
+
+struct qb_backend {
+    const char *name; /* "cpu", "cuda" */
+    /* NULL = device `index` can be used, else why not, in one line. */
+    const char *(*refusal)(int index);
+    /* What is worth holding of logits: bytes of one slot. */
+    size_t logit_bytes;
+    /* These allocate and fill the backend's struct around a base that is already set up; on failure
+     * they leave nothing behind. */
+    qb_status (*backbone_create)(const qb_backbone *base, qb_backbone **out);
+    void (*backbone_destroy)(qb_backbone *backbone);
+    qb_status (*engine_create)(const qb_engine *base, const qb_engine_options *options,
+                               qb_engine **out);
+    void (*engine_destroy)(qb_engine *engine);
+    /* tokens (batch, n_tokens), checked, from position `past` on. */
+    qb_status (*forward)(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
+                         size_t past);
+    qb_status (*logits)(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
+    qb_status (*head)(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
+                      size_t n_rows);
+    qb_status (*compare)(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
+                         const int32_t *target, qb_logit_stats *out);
+    qb_status (*sync)(qb_backbone *backbone);
+    void (*memory)(const qb_engine *engine, qb_engine_memory *out);
+};
+extern const qb_backend qb__cpu_backend, qb__cuda_backend;
+extern const qb_backend *const qb_backends[]; /* the CPU first; NULL ends */
+
+/* For backends while they make an engine. */
+void qb__engine_count_linear(qb_engine *engine, size_t n, size_t k, bool quantised);
+void qb__engine_name_kernel(qb_engine *engine, const char *name);
+/* Bytes of norms, embeddings and biases: what no linear layer counts. */
+size_t qb__float_weights_bytes(const qb_model *model);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
