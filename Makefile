@@ -1,22 +1,27 @@
 # The commands of a checkout. Each does its own set-up; CMake does the building (CMakePresets.json).
 #
-#   make              build/qbench
+#   make              build/qbench, with the CUDA engine where nvcc is found
 #   make demo         the main job on a real model, under a minute
 #   make test         every test; the last line is `N passed, N failed, N skipped`
+#   make test-cuda    the GPU suite, where there is a GPU; SANITIZE=1: under compute-sanitizer too
 #
-# PRESET=cpu|cuda, JOBS=n, FUZZ_SECONDS=n (a fuzz target), PREFIX and DESTDIR (install).
+# PRESET=cuda insists on CUDA, PRESET=cpu (in build-cpu) leaves it out, PRESET=carry (build-carry)
+# links all libraries but libc statically. JOBS=n, FUZZ_SECONDS=n (a fuzz target), PREFIX and DESTDIR
+# (install).
 
 MAKEFLAGS += --no-print-directory
 
-PRESET ?= cpu
+PRESET ?= default
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 5
 PREFIX ?= /usr/local
-BUILD := $(if $(filter cpu,$(PRESET)),build,build-$(PRESET))
+BUILD := $(if $(filter default cuda,$(PRESET)),build,build-$(PRESET))
+# A folder set up without CUDA is set up anew when CUDA is insisted on.
+SET_UP := $(if $(filter cuda,$(PRESET)),QB_REQUIRE_CUDA:BOOL=ON,CMAKE_BUILD_TYPE)
 
 all:
 	@tools/setup.sh build
-	@test -e $(BUILD)/CMakeCache.txt || cmake --preset $(PRESET)
+	@grep -qs '^$(SET_UP)' $(BUILD)/CMakeCache.txt || cmake --preset $(PRESET)
 	cmake --build $(BUILD) --parallel $(JOBS)
 
 demo: all
@@ -25,6 +30,11 @@ demo: all
 test:
 	@tools/setup.sh test
 	tools/run_tests.py --fuzz-seconds $(FUZZ_SECONDS)
+
+test-cuda:
+	@tools/setup.sh test
+	@$(MAKE) all PRESET=cuda
+	tools/test_cuda.sh $(if $(SANITIZE),--sanitize)
 
 # Only the fuzz targets: make fuzz FUZZ_SECONDS=600
 fuzz:
@@ -40,7 +50,7 @@ fetch-smollm2: all
 	tools/fetch_smollm2.sh
 
 format:
-	git ls-files '*.c' '*.h' '*.cc' | xargs clang-format -i
+	git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
 
 install: all
 	cmake --install $(BUILD) --prefix $(PREFIX)
@@ -48,4 +58,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all demo test fuzz coverage fetch-smollm2 format install clean
+.PHONY: all demo test test-cuda fuzz coverage fetch-smollm2 format install clean

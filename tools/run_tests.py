@@ -22,7 +22,7 @@ SKIP_CODE = 77  # of a test script: nothing could be tested, the reason is its l
 # name: (folder, what cmake is told). One build carries both sanitisers: they find the same faults
 # apart, and a second build would cost a minute.
 BUILDS = {
-    "release": ("build", ["-DQB_CUDA=OFF"]),
+    "release": ("build", []),  # what `make` makes
     "sanitize": ("build-san", ["-DQB_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug",
                                "-DCMAKE_C_FLAGS_DEBUG=-O1 -g1", "-DQB_BENCH=OFF", "-DQB_CUDA=OFF"]),
     "fuzz": ("build-fuzz", ["-DQB_FUZZ=ON", "-DQB_TESTS=OFF", "-DQB_BENCH=OFF", "-DQB_CUDA=OFF",

@@ -1,0 +1,35 @@
+/* tests/cuda/gpu.h - what the GPU tests share: skipping without a GPU, device buffers that notice
+ * writes beside them, smaller sizes under a sanitiser. */
+#ifndef QB_TESTS_CUDA_GPU_H
+#define QB_TESTS_CUDA_GPU_H
+
+#include "support.h"
+
+#include "core/cuda.h"
+
+#include <stdbool.h>
+
+/* First line of a test: skips with the reason where GPU 0 cannot be used. */
+#define QB_NEEDS_GPU()                                                                             \
+    do {                                                                                           \
+        const char *no_gpu_ = qb_cuda_refusal(0);                                                  \
+        if (no_gpu_) QB_SKIP("%s", no_gpu_);                                                       \
+        QB_CHECK_OK(qb_cuda_use(0));                                                               \
+    } while (0)
+
+/* QB_TEST_SMALL is set: compute-sanitizer slows kernels by a hundred times, take the small shapes.
+ */
+bool qb_test_is_small(void);
+
+/* Device memory between two guard zones. upload: with a copy of `host`; poison: filled with bytes
+ * 0xA5, so that what a kernel leaves out is seen. Failing to get it fails the test. */
+void *qb_gpu_upload(const void *host, size_t bytes);
+void *qb_gpu_poison(size_t bytes);
+/* Waits for the device, fails on a kernel's fault and copies the buffer's first `bytes` back. */
+void qb_gpu_fetch(void *host, const void *dev, size_t bytes);
+/* Fails if a guard zone was written; NULL is accepted. */
+void qb_gpu_free(void *dev);
+/* True for each element that still is poison: a row to be written was not. */
+bool qb_gpu_is_poison(const void *host, size_t bytes);
+
+#endif
