@@ -2,8 +2,8 @@
  *
  *     z = act(x . w^T + bias)          bf16: f32 accumulation; f32: f32 multiply-adds, no tf32  (1)
  *
- * The algorithm of a shape is chosen once (best of the heuristics, timed) and kept, so that equal
- * calls give equal bits. */
+ * The algorithm of a shape is the first of the heuristics, so that equal calls give equal bits, in
+ * this process and in the next. A bias of a bf16 output is rounded to bf16 by cuBLASLt's row. */
 #ifndef QB_KERNELS_CUDA_GEMM_FLOAT_H
 #define QB_KERNELS_CUDA_GEMM_FLOAT_H
 

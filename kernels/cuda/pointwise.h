@@ -104,6 +104,15 @@ typedef struct qb_cuda_position_args {
 } qb_cuda_position_args;
 qb_status qb_cuda_position(const qb_cuda_position_args *args, qb_cuda_stream stream);
 
+typedef struct qb_cuda_pointwise_row {
+    qb_kernel_info info;
+    qb_status (*embed)(const qb_cuda_embed_args *args, qb_cuda_stream stream);
+    qb_status (*add_norm)(const qb_cuda_norm_args *args, qb_cuda_stream stream);
+    qb_status (*act)(const qb_cuda_act_args *args, qb_cuda_stream stream);
+    qb_status (*position)(const qb_cuda_position_args *args, qb_cuda_stream stream);
+} qb_cuda_pointwise_row;
+extern const qb_cuda_pointwise_row qb_cuda_pointwise_kernels[]; /* one row; ends with a zero row */
+
 #ifdef __cplusplus
 }
 #endif
