@@ -5,6 +5,7 @@
 #include "version.h"
 
 #include <math.h>
+#include <stdio.h>
 
 static qb_status record_model(const qb_run_seen *seen, qb_result *r)
 {
@@ -121,7 +122,7 @@ static qb_status record_speed(const qb_run_seen *seen, size_t speed_idx, qb_trus
     QB_TRY(record_timing(&full->decode, trust, &r->speed.full.decode));
     if (isnan(own->j_per_token)) return QB_OK;
     r->energy.j_per_token = own->j_per_token;
-    return qb_result_set(&r->energy.source, "RAPL packages, /sys/class/powercap");
+    return qb_result_set(&r->energy.source, qb_energy_source());
 }
 
 static qb_status record_facts(const qb_run_seen *seen, size_t i, qb_result *r)
@@ -143,10 +144,57 @@ static qb_status record_facts(const qb_run_seen *seen, size_t i, qb_result *r)
     return qb_result_set(&r->environment.kernels, own->kernels);
 }
 
+static qb_status set_version(char **text, int version) /* 13000 = 13.0 */
+{
+    char digits[32];
+    snprintf(digits, sizeof digits, "%d.%d", version / 1000, version % 1000 / 10);
+    return version ? qb_result_set(text, digits) : QB_OK;
+}
+
+static qb_status record_gpu_state(const qb_nvml_reading *now, qb_result *r)
+{
+    char throttle[160];
+    r->environment.gpu.sm_mhz = now->sm_mhz;
+    r->environment.gpu.sm_max_mhz = now->sm_max_mhz;
+    r->environment.gpu.memory_mhz = now->memory_mhz;
+    r->environment.gpu.power_w = now->power_w;
+    r->environment.gpu.power_limit_w = now->power_limit_w;
+    r->environment.gpu.temperature_c = now->temperature_c;
+    r->environment.gpu.other_processes = now->other_processes;
+    qb_gpu_throttle_text(now->throttle, throttle, sizeof throttle);
+    if (now->throttle >= 0) QB_TRY(qb_result_set(&r->environment.gpu.throttle, throttle));
+    if (now->ecc >= 0) QB_TRY(qb_result_set(&r->environment.gpu.ecc, now->ecc ? "on" : "off"));
+    return *now->driver ? qb_result_set(&r->environment.gpu.driver, now->driver) : QB_OK;
+}
+
+/* As it was when the timings ended, or is now. */
+static qb_status record_gpu(const qb_run_seen *seen, qb_result *r)
+{
+    qb_gpu gpu;
+    char text[32];
+    qb_gpu_read(&gpu);
+    if (!gpu.in_use) return qb_result_set(&r->environment.device, "cpu");
+    if (seen->watch) {
+        gpu = seen->watch->gpu;
+        r->environment.gpu.power_capped_share = gpu.now.power_capped_s / seen->watch->wall_s;
+    }
+    snprintf(text, sizeof text, "cuda:%d", gpu.index);
+    QB_TRY(qb_result_set(&r->environment.device, text));
+    snprintf(text, sizeof text, "%d.%d", gpu.info.major, gpu.info.minor);
+    QB_TRY(qb_result_set(&r->environment.gpu.name, gpu.info.name));
+    QB_TRY(qb_result_set(&r->environment.gpu.compute_capability, text));
+    QB_TRY(set_version(&r->environment.gpu.cuda_driver, gpu.info.driver));
+    QB_TRY(set_version(&r->environment.gpu.cuda_runtime, gpu.info.runtime));
+    r->environment.gpu.index = gpu.index;
+    r->environment.gpu.n_sms = gpu.info.n_sms;
+    r->environment.gpu.memory_bytes = (int64_t)gpu.info.memory_bytes;
+    return record_gpu_state(&gpu.now, r);
+}
+
 static qb_status record_environment(const qb_run_seen *seen, qb_result *r)
 {
     const qb_machine *m = seen->machine;
-    QB_TRY(qb_result_set(&r->environment.device, "cpu"));
+    QB_TRY(record_gpu(seen, r));
     QB_TRY(qb_result_set(&r->environment.cpu, m->cpu));
     QB_TRY(qb_result_set(&r->environment.features, m->features));
     QB_TRY(qb_result_set(&r->environment.os, m->os));

@@ -7,11 +7,16 @@
 #include <stdatomic.h>
 #include <stdio.h>
 
-static _Thread_local int current;
+static _Thread_local int in_use = -1;
+
+int qb_cuda_in_use(void)
+{
+    return in_use;
+}
 
 int qb_cuda_current(void)
 {
-    return current;
+    return in_use < 0 ? 0 : in_use;
 }
 
 #ifdef QB_WITH_CUDA
@@ -117,6 +122,7 @@ qb_status qb_cuda_info_get(int index, qb_cuda_info *out)
                           .runtime = CUDART_VERSION};
     snprintf(out->name, sizeof out->name, "%.63s", p.name);
     cudaDriverGetVersion(&out->driver);
+    QB_CUDA_TRY(cudaDeviceGetPCIBusId(out->pci, (int)sizeof out->pci, index));
     return QB_OK;
 }
 
@@ -125,7 +131,7 @@ qb_status qb_cuda_use(int index)
     const char *why = qb_cuda_refusal(index);
     if (why) return QB_FAIL(QB_ERR_DEVICE, "cuda: %s", why);
     QB_CUDA_TRY(cudaSetDevice(index));
-    current = index;
+    in_use = index;
     return QB_OK;
 }
 

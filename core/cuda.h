@@ -27,6 +27,7 @@ typedef struct qb_cuda_info {
     int n_sms;
     size_t memory_bytes, l2_bytes, smem_bytes; /* smem: most shared memory a block */
     int driver, runtime;                       /* 13000 = 13.0; 0 = none */
+    char pci[32];                              /* "0000:06:00.0" */
 } qb_cuda_info;
 
 /* GPUs that the driver shows; 0 without CUDA or without a driver. */
@@ -42,8 +43,9 @@ uint32_t qb_cuda_features(int index);
 qb_status qb_cuda_info_get(int index, qb_cuda_info *out);
 /* Makes the device current for the calling thread. QB_ERR_DEVICE with the refusal's text. */
 qb_status qb_cuda_use(int index);
-/* The device of the thread's last qb_cuda_use that succeeded; 0 before. */
+/* The device of the thread's last qb_cuda_use that succeeded; before that 0, and in use is -1. */
 int qb_cuda_current(void);
+int qb_cuda_in_use(void);
 
 /* Device memory, 256-byte aligned, not cleared; elems * elem_bytes is checked. QB_ERR_MEMORY: the
  * message has the bytes needed and the bytes free. *out is NULL for 0 bytes. */

@@ -111,6 +111,15 @@ void qb_machine_read(qb_machine *out)
     if (pages > 0 && page > 0) out->memory_bytes = (int64_t)pages * page;
 }
 
+void qb_gpu_read(qb_gpu *out)
+{
+    int index = qb_cuda_in_use();
+    *out = (qb_gpu){.index = index};
+    if (index < 0 || qb_cuda_info_get(index, &out->info) != QB_OK) return;
+    out->in_use = true;
+    qb_nvml_read(out->info.pci, &out->now);
+}
+
 /* ---- what it does meanwhile ---- */
 
 static double clock_s(clockid_t id)
@@ -155,6 +164,7 @@ void qb_machine_watch_start(qb_machine_watch *watch)
     watch->own_cpu_s = clock_s(CLOCK_PROCESS_CPUTIME_ID);
     read_cpu_times(&watch->busy_cpu_s, &watch->stolen_cpu_s);
     watch->throttle_events = read_throttle_events();
+    qb_gpu_read(&watch->gpu);
 }
 
 void qb_machine_watch_stop(qb_machine_watch *watch)
@@ -167,6 +177,9 @@ void qb_machine_watch_stop(qb_machine_watch *watch)
     watch->stolen_cpu_s = now.stolen_cpu_s - watch->stolen_cpu_s;
     if (watch->throttle_events >= 0)
         watch->throttle_events = now.throttle_events - watch->throttle_events;
+    now.gpu.now.power_capped_s -= watch->gpu.now.power_capped_s;
+    now.gpu.now.thermal_capped_s -= watch->gpu.now.thermal_capped_s;
+    watch->gpu = now.gpu;
 }
 
 /* ---- energy ---- */
@@ -185,15 +198,72 @@ static double sum_packages(const char *file)
     return total;
 }
 
+/* The address of the thread's GPU; NULL where it uses none. Asked for once a device. */
+static const char *gpu_address(void)
+{
+    static _Thread_local qb_cuda_info info;
+    static _Thread_local int known = -1;
+    int index = qb_cuda_in_use();
+    if (index < 0) return NULL;
+    if (index != known && qb_cuda_info_get(index, &info) != QB_OK) return NULL;
+    known = index;
+    return info.pci;
+}
+
 double qb_energy_read_j(void)
 {
-    return 1e-6 * sum_packages("energy_uj");
+    const char *gpu = gpu_address();
+    return gpu ? qb_nvml_energy_j(gpu) : 1e-6 * sum_packages("energy_uj");
 }
 
 double qb_energy_difference_j(double from_j, double to_j)
 {
     if (to_j >= from_j) return to_j - from_j;
     return to_j - from_j + 1e-6 * sum_packages("max_energy_range_uj"); /* a counter wrapped */
+}
+
+const char *qb_energy_source(void)
+{
+    return gpu_address() ? "NVML total energy of the GPU" : "RAPL packages, /sys/class/powercap";
+}
+
+void qb_energy_begin(qb_energy_meter *meter)
+{
+    *meter = (qb_energy_meter){.begin_s = clock_s(CLOCK_MONOTONIC),
+                               .last_j = qb_energy_read_j(),
+                               .from_s = NAN,
+                               .to_s = NAN};
+}
+
+/* Ten times the longest step between two readings of NVML's counter that is known of. */
+static const double energy_window_s = 1.0, energy_give_up_s = 3.0;
+
+bool qb__energy_note(qb_energy_meter *meter, double now_s, double j)
+{
+    if (isnan(j)) return true;
+    if (j != meter->last_j) {
+        double step_j = qb_energy_difference_j(meter->last_j, j);
+        if (isnan(meter->from_s))
+            meter->from_s = now_s; /* what came before this step is not of the window */
+        else
+            meter->window_j += step_j;
+        meter->to_s = now_s;
+        meter->last_j = j;
+    }
+    return meter->to_s - meter->from_s >= energy_window_s ||
+           now_s - meter->begin_s >= energy_give_up_s;
+}
+
+bool qb_energy_poll(qb_energy_meter *meter)
+{
+    double j = qb_energy_read_j();
+    return qb__energy_note(meter, clock_s(CLOCK_MONOTONIC), j);
+}
+
+double qb_energy_watts(const qb_energy_meter *meter)
+{
+    double window_s = meter->to_s - meter->from_s;
+    return window_s > 0 ? meter->window_j / window_s : NAN;
 }
 
 /* ---- trust ---- */
@@ -255,12 +325,36 @@ static void judge_watch(const qb_trust_input *in, qb_trust *out)
     if (!in->steady) lower(out, QB_TRUST_MEDIUM, "the warm-up did not become steady");
 }
 
+static void judge_gpu(const qb_trust_input *in, qb_trust *out)
+{
+    const qb_gpu *gpu = &in->watch->gpu;
+    if (!gpu->in_use) return;
+    double thermal = gpu->now.thermal_capped_s / in->watch->wall_s,
+           power = gpu->now.power_capped_s / in->watch->wall_s;
+    int64_t slowed = gpu->now.throttle < 0 ? 0 : gpu->now.throttle & QB_GPU_SLOWED;
+    char text[80];
+    if (slowed) {
+        qb_gpu_throttle_text(slowed, text, sizeof text);
+        lower(out, QB_TRUST_LOW, "the GPU slowed itself: %s", text);
+    }
+    if (thermal > 0.01)
+        lower(out, QB_TRUST_LOW, "heat lowered the GPU's clocks %.0f %% of the time",
+              100 * thermal);
+    if (power > 0.05)
+        lower(out, QB_TRUST_MEDIUM, "the power cap lowered the GPU's clocks %.0f %% of the time",
+              100 * power);
+    if (gpu->now.other_processes > 0)
+        lower(out, QB_TRUST_LOW, "%lld other processes use the GPU",
+              (long long)gpu->now.other_processes);
+}
+
 void qb_trust_judge(const qb_trust_input *input, qb_trust *out)
 {
     *out = (qb_trust){.level = QB_TRUST_HIGH};
     if (input->watch) {
         judge_machine(input, out);
         judge_watch(input, out);
+        judge_gpu(input, out);
     }
     if (input->windows >= 0 && input->windows < 20)
         lower(out, input->windows < 5 ? QB_TRUST_LOW : QB_TRUST_MEDIUM,

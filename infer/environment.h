@@ -4,7 +4,9 @@
 #ifndef QB_INFER_ENVIRONMENT_H
 #define QB_INFER_ENVIRONMENT_H
 
+#include "core/cuda.h"
 #include "core/status.h"
+#include "infer/nvml.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -27,21 +29,51 @@ typedef struct qb_machine {
 } qb_machine;
 void qb_machine_read(qb_machine *out);
 
+/* The GPU that the calling thread uses (qb_cuda_use), at this moment. */
+typedef struct qb_gpu {
+    bool in_use; /* false: a run on the processor; nothing else is set */
+    int index;
+    qb_cuda_info info;
+    qb_nvml_reading now;
+} qb_gpu;
+void qb_gpu_read(qb_gpu *out);
+
 /* What the machine did between start and stop. */
 typedef struct qb_machine_watch {
     double wall_s;
     double own_cpu_s;                /* of this process */
     double busy_cpu_s, stolen_cpu_s; /* of all processors together; NaN = not readable */
     int64_t throttle_events;         /* -1 = no counter */
+    qb_gpu gpu;                      /* as it was at the end; the capped times are differences */
 } qb_machine_watch;
 void qb_machine_watch_start(qb_machine_watch *watch);
 /* Turns the counters into differences since start. */
 void qb_machine_watch_stop(qb_machine_watch *watch);
 
-/* Joules of all processor packages since some start, by RAPL; NaN where it cannot be read. */
+/* Joules since some start: of the GPU that the calling thread uses (NVML), else of all processor
+ * packages (RAPL); NaN where they cannot be read. */
 double qb_energy_read_j(void);
-/* The counters wrap: to - from, made positive by their range. */
-double qb_energy_difference_j(double from_j, double to_j);
+/* The processor's counters wrap: to - from, made positive by their range. */
+double qb_energy_difference_j(double from_j, double window_j);
+/* Where they are read: "RAPL packages, /sys/class/powercap". */
+const char *qb_energy_source(void);
+
+/* Mean power over a stretch of steady work. A GPU's counter moves in steps tens of milliseconds
+ * apart, so the power is taken between the first and the last step seen, and the stretch must be
+ * long: joules a token = watts x seconds a token. Begin; work and poll in turns, a poll each few
+ * milliseconds, until a poll says that it is enough; take the watts. */
+typedef struct qb_energy_meter {
+    double begin_s;      /* when the meter was begun */
+    double last_j;       /* the counter at the last poll */
+    double from_s, to_s; /* of the first and the last step seen; NaN = none yet */
+    double window_j;     /* joules between the two */
+} qb_energy_meter;
+void qb_energy_begin(qb_energy_meter *meter);
+/* True once the window is long enough, or will not be since there is no counter. */
+bool qb_energy_poll(qb_energy_meter *meter);
+/* The same with a reading of the caller's: the counter stood at `j` at `now_s`. */
+bool qb__energy_note(qb_energy_meter *meter, double now_s, double j);
+double qb_energy_watts(const qb_energy_meter *meter); /* NaN = no counter, or polled too little */
 
 typedef enum qb_trust_level { QB_TRUST_HIGH, QB_TRUST_MEDIUM, QB_TRUST_LOW } qb_trust_level;
 const char *qb_trust_text(qb_trust_level level); /* "high", "medium", "low" */

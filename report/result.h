@@ -83,6 +83,17 @@ typedef struct qb_result {
         double load;
         int64_t memory_bytes;
         char *compiler;
+        struct { /* name NULL = the processor ran it */
+            char *name;
+            int64_t index;
+            char *compute_capability;
+            int64_t n_sms, memory_bytes;
+            char *driver, *cuda_driver, *cuda_runtime;
+            int64_t sm_mhz, sm_max_mhz, memory_mhz;
+            double power_w, power_limit_w, power_capped_share, temperature_c;
+            char *throttle, *ecc;
+            int64_t other_processes;
+        } gpu;
     } environment;
     struct {
         char *level;

@@ -61,6 +61,8 @@ qb_status qb_result_to_json(const qb_result *result, json_t **out)
         ok = put(object, f->path, field_to_json(f, result));
     if (ok && isnan(result->energy.j_per_token)) /* no meter: null as a whole */
         ok = !json_object_set_new(object, "energy", json_null());
+    if (ok && !result->environment.gpu.name)
+        ok = !json_object_set_new(json_object_get(object, "environment"), "gpu", json_null());
     if (!ok) {
         json_decref(object);
         return QB_FAIL(QB_ERR_MEMORY, "result: no memory, or text that is not UTF-8, for JSON");

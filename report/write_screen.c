@@ -44,6 +44,9 @@ static void write_head(const screen *s, const qb_result *r)
     fprintf(s->stream, "machine   %s, %" PRId64 " of %" PRId64 " processors, %s\n",
             or_unknown(r->environment.cpu), r->environment.threads, r->environment.cores,
             or_unknown(r->environment.features));
+    if (r->environment.gpu.name)
+        fprintf(s->stream, "gpu       %s, driver %s, %" PRId64 " MHz\n", r->environment.gpu.name,
+                or_unknown(r->environment.gpu.driver), r->environment.gpu.sm_mhz);
 }
 
 /* ---- quality ---- */

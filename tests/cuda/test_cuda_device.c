@@ -3,7 +3,9 @@
 #include "gpu.h"
 
 #include "core/status.h"
+#include "infer/environment.h"
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +104,41 @@ static void streams_keep_order(void **state)
     qb_cuda_stream_destroy(stream);
 }
 
+static void the_management_library_knows_the_gpu(void **state)
+{
+    (void)state;
+    qb_gpu gpu;
+    QB_NEEDS_GPU();
+    if (qb_nvml_refusal()) QB_SKIP("%s", qb_nvml_refusal());
+    qb_gpu_read(&gpu);
+    assert_true(gpu.in_use && gpu.index == 0 && *gpu.info.name && *gpu.now.driver);
+    assert_true(gpu.now.sm_mhz > 0 && gpu.now.sm_mhz <= gpu.now.sm_max_mhz);
+    assert_true(gpu.now.power_w > 0 && gpu.now.temperature_c > 0);
+    assert_string_equal(qb_energy_source(), "NVML total energy of the GPU");
+}
+
+/* Copies keep the memory busy, which costs more than idling does. */
+static void energy_is_metered_under_load(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    if (isnan(qb_energy_read_j())) QB_SKIP("the GPU has no energy counter");
+    if (qb_test_is_small()) QB_SKIP("a sanitiser stretches the time");
+    enum { BYTES = 1 << 28 };
+    qb_energy_meter meter;
+    void *dev;
+    QB_CHECK_OK(qb_cuda_alloc(&dev, BYTES, 1, "load"));
+    qb_energy_begin(&meter);
+    do {
+        for (int i = 0; i < 20; i++) QB_CHECK_OK(qb_cuda_zero(dev, BYTES, NULL));
+        QB_CHECK_OK(qb_cuda_sync(NULL));
+    } while (!qb_energy_poll(&meter));
+    qb_cuda_free(dev);
+    printf("%.1f W over %.2f s\n", qb_energy_watts(&meter), meter.to_s - meter.from_s);
+    assert_true(meter.to_s - meter.from_s >= 1.0);
+    assert_true(qb_energy_watts(&meter) > 50 && qb_energy_watts(&meter) < 2000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -110,6 +147,8 @@ int main(void)
         cmocka_unit_test(too_much_memory_names_both_sizes),
         cmocka_unit_test(copies_and_zeros_arrive),
         cmocka_unit_test(streams_keep_order),
+        cmocka_unit_test(the_management_library_knows_the_gpu),
+        cmocka_unit_test(energy_is_metered_under_load),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

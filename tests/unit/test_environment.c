@@ -87,11 +87,72 @@ static void each_fault_lowers_trust_and_is_named(void **state)
     expect(&in, QB_TRUST_MEDIUM, "few windows");
 }
 
+static void faults_of_the_gpu_lower_trust(void **state)
+{
+    (void)state;
+    qb_machine m = quiet_machine();
+    qb_machine_watch w = quiet_watch();
+    qb_trust_input in = good(&m, &w);
+    const qb_nvml_reading quiet = {.throttle = 0, .other_processes = 0};
+    w.gpu = (qb_gpu){.in_use = true, .now = quiet};
+    expect(&in, QB_TRUST_HIGH, NULL);
+    w.gpu.now.throttle = QB_GPU_IDLE | QB_GPU_POWER_CAP;
+    expect(&in, QB_TRUST_HIGH, NULL); /* of this moment only; the share of the time counts */
+    w.gpu.now.throttle = QB_GPU_HW_THERMAL;
+    expect(&in, QB_TRUST_LOW, "slowed itself: thermal (hardware)");
+    w.gpu.now = quiet;
+    w.gpu.now.thermal_capped_s = 1;
+    expect(&in, QB_TRUST_LOW, "heat lowered the GPU's clocks 10 %");
+    w.gpu.now = quiet;
+    w.gpu.now.power_capped_s = 2.5;
+    expect(&in, QB_TRUST_MEDIUM, "power cap lowered the GPU's clocks 25 %");
+    w.gpu.now = quiet;
+    w.gpu.now.other_processes = 2;
+    expect(&in, QB_TRUST_LOW, "2 other processes");
+    qb_nvml_read("no such device", &w.gpu.now); /* nothing known */
+    expect(&in, QB_TRUST_HIGH, NULL);
+}
+
+/* A counter that steps by 40 J each 100 ms, polled each 7 ms: 400 W whatever the phase. */
+static void the_meter_measures_between_steps(void **state)
+{
+    (void)state;
+    for (double phase_s = 0; phase_s < 0.1; phase_s += 0.013) {
+        qb_energy_meter meter = {.begin_s = 0, .last_j = 1000, .from_s = NAN, .to_s = NAN};
+        double now_s = 0;
+        bool enough = false;
+        while (!enough && now_s < 5) {
+            now_s += 0.007;
+            enough = qb__energy_note(&meter, now_s, 1000 + 40 * floor((now_s + phase_s) / 0.1));
+        }
+        assert_true(enough && now_s > 1 && now_s < 1.3);
+        assert_true(fabs(qb_energy_watts(&meter) - 400) < 400 * 0.007);
+    }
+}
+
+static void a_meter_without_a_counter_gives_nothing(void **state)
+{
+    (void)state;
+    qb_energy_meter meter = {.begin_s = 0, .last_j = NAN, .from_s = NAN, .to_s = NAN};
+    assert_true(qb__energy_note(&meter, 0.1, NAN));
+    assert_true(isnan(qb_energy_watts(&meter)));
+    meter.last_j = 5; /* one that stands still: not for ever */
+    assert_false(qb__energy_note(&meter, 0.2, 5));
+    assert_true(qb__energy_note(&meter, 3.1, 5));
+    assert_true(isnan(qb_energy_watts(&meter)));
+    qb_energy_begin(&meter);
+    assert_true(strlen(qb_energy_source()) > 0);
+}
+
 static void unknown_is_no_fault(void **state)
 {
     (void)state;
     qb_machine m = {.n_cpus = 4, .load = NAN, .memory_bytes = -1};
-    qb_machine_watch w = {10, 20, NAN, NAN, -1};
+    qb_machine_watch w = {.wall_s = 10,
+                          .own_cpu_s = 20,
+                          .busy_cpu_s = NAN,
+                          .stolen_cpu_s = NAN,
+                          .throttle_events = -1};
     qb_trust_input in = good(&m, &w);
     expect(&in, QB_TRUST_HIGH, NULL);
     m.load = 100;
@@ -115,6 +176,9 @@ static void this_machine_can_be_read(void **state)
     assert_true(w.wall_s > 0 && w.wall_s < 60);
     assert_true(w.own_cpu_s > 0 && w.own_cpu_s < 60);
     assert_true(isnan(w.busy_cpu_s) || w.busy_cpu_s >= 0);
+    qb_gpu gpu;
+    qb_gpu_read(&gpu);
+    assert_false(gpu.in_use); /* no qb_cuda_use here */
     double a = qb_energy_read_j(), b = qb_energy_read_j();
     assert_true(isnan(a) ? isnan(b) : qb_energy_difference_j(a, b) >= 0);
 }
@@ -124,6 +188,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_fault_lowers_trust_and_is_named),
         cmocka_unit_test(unknown_is_no_fault),
+        cmocka_unit_test(faults_of_the_gpu_lower_trust),
+        cmocka_unit_test(the_meter_measures_between_steps),
+        cmocka_unit_test(a_meter_without_a_counter_gives_nothing),
         cmocka_unit_test(this_machine_can_be_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
