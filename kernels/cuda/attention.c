@@ -1,0 +1,46 @@
+/* kernels/cuda/attention.c - the table of attention.h, the choice of a row, what rows share on the
+ * host. */
+#include "kernels/cuda/attention_internal.h"
+
+const char *qb__cuda_attention_misaligned(const qb_cuda_attention_args *a)
+{
+    size_t bytes = qb_cuda_dtype_bytes(a->type);
+    size_t strides = a->head_dim | a->q_stride | a->kv_stride | a->kv_batch_stride | a->out_stride;
+    size_t bases = (size_t)a->q | (size_t)a->k | (size_t)a->v | (size_t)a->out;
+    if (strides * bytes % 16) return "a stride is no multiple of 16 bytes";
+    if (bases % 16) return "a pointer is not 16-byte aligned";
+    return NULL;
+}
+
+size_t qb_cuda_attention_workspace(const qb_cuda_attention_args *args)
+{
+    if (args->n_q != 1) return 0;
+    size_t splits = qb__cuda_attention_splits(args);
+    if (splits == 1) return 0;
+    return args->batch * args->n_heads * splits * (args->head_dim + 2) * sizeof(float);
+}
+
+const qb_cuda_attention_row qb_cuda_attention_kernels[] = {
+    {{"attention/splitkv", "cuda", QB_CUDA_SM80},
+     qb__cuda_attention_refuse_splitkv,
+     qb__cuda_attention_run_splitkv},
+    {{"attention/sm90", "cuda", QB_CUDA_SM90A},
+     qb__cuda_attention_refuse_sm90,
+     qb__cuda_attention_run_sm90},
+    {{"attention/sm80", "cuda", QB_CUDA_SM80},
+     qb__cuda_attention_refuse_sm80,
+     qb__cuda_attention_run_sm80},
+    {{"attention/f32", "cuda", QB_CUDA_SM80},
+     qb__cuda_attention_refuse_f32,
+     qb__cuda_attention_run_f32},
+    {{0}, 0, 0},
+};
+
+qb_status qb_cuda_attention(const qb_cuda_attention_args *args, qb_cuda_stream stream)
+{
+    if (args->batch == 0 || args->n_q == 0) return QB_OK;
+    for (const qb_cuda_attention_row *row = qb_cuda_attention_kernels; row->info.name; row++)
+        if (!qb_kernel_refusal(&row->info) && !row->refuse(args)) return row->run(args, stream);
+    return QB_FAIL(QB_ERR_UNSUPPORTED, "attention on the GPU: no row for head_dim %zu, type %d",
+                   args->head_dim, (int)args->type);
+}
