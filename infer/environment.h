@@ -6,6 +6,7 @@
 
 #include "core/cuda.h"
 #include "core/status.h"
+#include "infer/energy.h"
 #include "infer/nvml.h"
 
 #include <stdbool.h>
@@ -49,31 +50,6 @@ typedef struct qb_machine_watch {
 void qb_machine_watch_start(qb_machine_watch *watch);
 /* Turns the counters into differences since start. */
 void qb_machine_watch_stop(qb_machine_watch *watch);
-
-/* Joules since some start: of the GPU that the calling thread uses (NVML), else of all processor
- * packages (RAPL); NaN where they cannot be read. */
-double qb_energy_read_j(void);
-/* The processor's counters wrap: to - from, made positive by their range. */
-double qb_energy_difference_j(double from_j, double window_j);
-/* Where they are read: "RAPL packages, /sys/class/powercap". */
-const char *qb_energy_source(void);
-
-/* Mean power over a stretch of steady work. A GPU's counter moves in steps tens of milliseconds
- * apart, so the power is taken between the first and the last step seen, and the stretch must be
- * long: joules a token = watts x seconds a token. Begin; work and poll in turns, a poll each few
- * milliseconds, until a poll says that it is enough; take the watts. */
-typedef struct qb_energy_meter {
-    double begin_s;      /* when the meter was begun */
-    double last_j;       /* the counter at the last poll */
-    double from_s, to_s; /* of the first and the last step seen; NaN = none yet */
-    double window_j;     /* joules between the two */
-} qb_energy_meter;
-void qb_energy_begin(qb_energy_meter *meter);
-/* True once the window is long enough, or will not be since there is no counter. */
-bool qb_energy_poll(qb_energy_meter *meter);
-/* The same with a reading of the caller's: the counter stood at `j` at `now_s`. */
-bool qb__energy_note(qb_energy_meter *meter, double now_s, double j);
-double qb_energy_watts(const qb_energy_meter *meter); /* NaN = no counter, or polled too little */
 
 typedef enum qb_trust_level { QB_TRUST_HIGH, QB_TRUST_MEDIUM, QB_TRUST_LOW } qb_trust_level;
 const char *qb_trust_text(qb_trust_level level); /* "high", "medium", "low" */

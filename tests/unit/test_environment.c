@@ -113,35 +113,44 @@ static void faults_of_the_gpu_lower_trust(void **state)
     expect(&in, QB_TRUST_HIGH, NULL);
 }
 
-/* A counter that steps by 40 J each 100 ms, polled each 7 ms: 400 W whatever the phase. */
+/* A counter that steps by 40 J each 100 ms, read each 7 ms: 400 W whatever the phase. */
 static void the_meter_measures_between_steps(void **state)
 {
     (void)state;
     for (double phase_s = 0; phase_s < 0.1; phase_s += 0.013) {
-        qb_energy_meter meter = {.begin_s = 0, .last_j = 1000, .from_s = NAN, .to_s = NAN};
+        qb_energy_window w = {.last_j = 1000, .from_s = NAN, .to_s = NAN};
         double now_s = 0;
         bool enough = false;
         while (!enough && now_s < 5) {
             now_s += 0.007;
-            enough = qb__energy_note(&meter, now_s, 1000 + 40 * floor((now_s + phase_s) / 0.1));
+            enough = qb__energy_note(&w, now_s, 1000 + 40 * floor((now_s + phase_s) / 0.1));
         }
         assert_true(enough && now_s > 1 && now_s < 1.3);
-        assert_true(fabs(qb_energy_watts(&meter) - 400) < 400 * 0.007);
+        assert_true(fabs(qb__energy_watts(&w) - 400) < 400 * 0.007);
     }
 }
 
 static void a_meter_without_a_counter_gives_nothing(void **state)
 {
     (void)state;
-    qb_energy_meter meter = {.begin_s = 0, .last_j = NAN, .from_s = NAN, .to_s = NAN};
-    assert_true(qb__energy_note(&meter, 0.1, NAN));
-    assert_true(isnan(qb_energy_watts(&meter)));
-    meter.last_j = 5; /* one that stands still: not for ever */
-    assert_false(qb__energy_note(&meter, 0.2, 5));
-    assert_true(qb__energy_note(&meter, 3.1, 5));
-    assert_true(isnan(qb_energy_watts(&meter)));
-    qb_energy_begin(&meter);
+    qb_energy_window w = {.last_j = NAN, .from_s = NAN, .to_s = NAN};
+    assert_true(qb__energy_note(&w, 0.1, NAN));
+    assert_true(isnan(qb__energy_watts(&w)));
+    w.last_j = 5; /* one that stands still: not for ever */
+    assert_false(qb__energy_note(&w, 0.2, 5));
+    assert_true(qb__energy_note(&w, 3.1, 5));
+    assert_true(isnan(qb__energy_watts(&w)));
     assert_true(strlen(qb_energy_source()) > 0);
+    assert_true(isnan(qb_energy_end(NULL)));
+}
+
+static void a_meter_can_be_ended_early(void **state)
+{
+    (void)state;
+    qb_energy_meter *meter;
+    QB_CHECK_OK(qb_energy_begin(&meter));
+    assert_int_equal(qb_energy_enough(meter), isnan(qb_energy_read_j()));
+    assert_true(isnan(qb_energy_end(meter)));
 }
 
 static void unknown_is_no_fault(void **state)
@@ -191,6 +200,7 @@ int main(void)
         cmocka_unit_test(faults_of_the_gpu_lower_trust),
         cmocka_unit_test(the_meter_measures_between_steps),
         cmocka_unit_test(a_meter_without_a_counter_gives_nothing),
+        cmocka_unit_test(a_meter_can_be_ended_early),
         cmocka_unit_test(this_machine_can_be_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
