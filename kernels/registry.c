@@ -4,6 +4,7 @@
 #include "core/cuda.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm_f32.h"
 #include "kernels/gemm_s8.h"
