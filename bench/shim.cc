@@ -2,9 +2,54 @@
 #include "bench/shim.h"
 
 #include <benchmark/benchmark.h>
+#ifdef QB_WITH_CUDA
+#include "kernels/cuda/logits.h"
+
+#include <cuda_runtime_api.h>
+#endif
 
 #include <cstdio>
 #include <cstring>
+
+#ifdef QB_WITH_CUDA
+// Reading this much leaves nothing else in the L2 cache, and nothing there to be written back.
+enum { FLUSH_ROWS = 1024, FLUSH_COLUMNS = 1 << 16 };
+
+// What an event before and one after the call say: gaps between the kernels of a call are included.
+static void time_on_gpu(benchmark::State &state, const qb_bench_case &c, void *data)
+{
+    float *flush = nullptr;
+    int32_t *ids = nullptr;
+    cudaEvent_t before, after;
+    cudaEventCreate(&before);
+    cudaEventCreate(&after);
+    cudaMalloc((void **)&ids, FLUSH_ROWS * sizeof *ids);
+    if (c.cold) {
+        cudaMalloc((void **)&flush, sizeof(float) * FLUSH_ROWS * FLUSH_COLUMNS);
+        cudaMemset(flush, 0, sizeof(float) * FLUSH_ROWS * FLUSH_COLUMNS);
+    }
+    for (auto _ : state) {
+        float ms = 0;
+        if (c.cold) qb_cuda_argmax(flush, FLUSH_ROWS, FLUSH_COLUMNS, FLUSH_COLUMNS, ids, nullptr);
+        cudaEventRecord(before, nullptr);
+        c.run(data);
+        cudaEventRecord(after, nullptr);
+        cudaEventSynchronize(after);
+        cudaEventElapsedTime(&ms, before, after);
+        state.SetIterationTime(ms * 1e-3);
+    }
+    cudaFree(flush);
+    cudaFree(ids);
+    cudaEventDestroy(before);
+    cudaEventDestroy(after);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) state.SkipWithError(cudaGetErrorString(error));
+}
+#else
+static void time_on_gpu(benchmark::State &, const qb_bench_case &, void *)
+{
+}
+#endif
 
 static void run_case(benchmark::State &state, const qb_bench_case &c)
 {
@@ -16,7 +61,11 @@ static void run_case(benchmark::State &state, const qb_bench_case &c)
         state.SkipWithError(qb_error_message());
     } else {
         c.run(data); // warms caches, branch predictors and the pool
-        for (auto _ : state) c.run(data);
+        if (c.on_gpu) {
+            time_on_gpu(state, c, data);
+        } else {
+            for (auto _ : state) c.run(data);
+        }
         using benchmark::Counter;
         // wall time: the pool's threads are not in the caller's processor time
         if (c.ops_per_iter > 0)
@@ -33,9 +82,13 @@ static void run_case(benchmark::State &state, const qb_bench_case &c)
 extern "C" void qb_bench_add(const qb_bench_case *bench_case)
 {
     const qb_bench_case c = *bench_case;
-    auto *b = benchmark::RegisterBenchmark(
-        c.name, [c](benchmark::State &state) { run_case(state, c); });
-    b->Unit(benchmark::kMicrosecond)->UseRealTime();
+    auto *b =
+        benchmark::RegisterBenchmark(c.name, [c](benchmark::State &state) { run_case(state, c); });
+    b->Unit(benchmark::kMicrosecond);
+    if (c.on_gpu)
+        b->UseManualTime();
+    else
+        b->UseRealTime();
 }
 
 extern "C" void qb_bench_name_threads(qb_bench_case *c)
@@ -49,6 +102,7 @@ int main(int argc, char **argv)
 {
 #define X(name) qb_bench_##name();
     QB_BENCH_FILES(X)
+    QB_BENCH_CUDA_FILES(X)
 #undef X
     benchmark::Initialize(&argc, argv);
     if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;

@@ -7,6 +7,7 @@
 #include "core/status.h"
 #include "core/threads.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #ifdef __cplusplus
@@ -16,8 +17,15 @@ extern "C" {
 /* Each file of benchmarks, bench_<name>.c, registers its cases in qb_bench_<name>(). */
 #define QB_BENCH_FILES(X)                                                                          \
     X(memory) X(gemm_s8) X(gemm_u4) X(quantize) X(gemm_f32) X(attention) X(pointwise)
+/* bench/cuda/bench_<name>.c, in a build with CUDA. */
+#ifdef QB_WITH_CUDA
+#define QB_BENCH_CUDA_FILES(X) X(pointwise_cuda)
+#else
+#define QB_BENCH_CUDA_FILES(X)
+#endif
 #define X(name) void qb_bench_##name(void);
 QB_BENCH_FILES(X)
+QB_BENCH_CUDA_FILES(X)
 #undef X
 
 enum { QB_BENCH_NAME_CHARS = 128, QB_BENCH_PARAMS_BYTES = 64 };
@@ -32,6 +40,8 @@ typedef struct qb_bench_case {
     void (*run)(void *state); /* the call and nothing else */
     void (*teardown)(void *state);
     double ops_per_iter, bytes_per_iter; /* 0 = not reported */
+    bool on_gpu; /* run queues work on the default stream of the current GPU, which is timed */
+    bool cold;   /* on_gpu: the L2 cache is emptied before each call */
 } qb_bench_case;
 
 /* Copies the case. */

@@ -1,14 +1,16 @@
 /* infer/quality.c - see quality.h. */
 #include "infer/quality.h"
 
+#include "core/cuda.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
-#include "kernels/pointwise.h"
+#include "infer/backend.h"
 #include "model/safetensors.h"
 
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -53,23 +55,41 @@ void qb_quality_deinit(qb_quality *q)
 
 /* ---- rows of logits ---- */
 
-/* A run in progress. A chunk is up to chunk_rows consecutive rows of one batch; logits hold the
- * chunk of the full model, of the scheme and of its twin. */
-typedef struct measure {
+/* A run in progress: what all sets of engines share. */
+typedef struct shared {
     const qb_quality_plan *plan;
-    qb_quality *q;
-    size_t vocab, chunk_rows;
-    qb_logit_stats *stats; /* (chunk_rows) */
-    int32_t *fed;          /* tokens of a batch */
+    qb_quality *q; /* each batch fills its own rows */
+    pthread_mutex_t mutex;
+    size_t next_window, next_row; /* of the batch to be handed out, and among the scored tokens */
+    bool stopped;                 /* one set failed: hand out no more */
     qb_progress progress;
     size_t done;
-    size_t at; /* index of the next row to be compared among the scored tokens */
+} shared;
+
+/* One set of engines at work. A chunk is up to chunk_rows consecutive rows of one batch. */
+typedef struct measure {
+    shared *run;
+    const qb_quality_plan *plan;
+    qb_quality *q;
+    qb_engine *full;
+    const qb_quality_case *cases;
+    size_t chunk_rows;
+    qb_logit_stats *stats; /* (chunk_rows) */
+    int32_t *fed;          /* tokens of a batch */
+    float *fake_max_diff;  /* (n_cases) */
+    size_t at;             /* index of the next row to be compared among the scored tokens */
+    pthread_t thread;
+    bool has_thread;
+    qb_status status;
+    char message[1024]; /* of the failure, which is the thread's own */
 } measure;
 
 static void advance(measure *m, size_t work)
 {
-    m->done += work;
-    qb_progress_update(&m->progress, m->done);
+    pthread_mutex_lock(&m->run->mutex);
+    m->run->done += work;
+    qb_progress_update(&m->run->progress, m->run->done);
+    pthread_mutex_unlock(&m->run->mutex);
 }
 
 /* Progress counts a fed token as 4 and a row of logits as 1: about their costs. */
@@ -91,19 +111,24 @@ static void add_scheme(measure *m, size_t n_rows, qb_quality_scores *scores)
     }
 }
 
-static void add_fake(measure *m, size_t n_rows, qb_quality_scores *scores)
+/* The larger one, NaN if one is: in any order of calls the same. */
+static void raise_to(float *max, float value)
+{
+    if (!isnan(*max) && !(value <= *max)) *max = value;
+}
+
+static void add_fake(measure *m, size_t n_rows, size_t c)
 {
     for (size_t i = 0; i < n_rows; i++) {
-        scores->nll_fake[m->at + i] = m->stats[i].nll_b;
-        if (!(m->stats[i].max_diff <= scores->fake_max_diff))
-            scores->fake_max_diff = m->stats[i].max_diff;
+        m->q->cases[c].nll_fake[m->at + i] = m->stats[i].nll_b;
+        raise_to(&m->fake_max_diff[c], m->stats[i].max_diff);
     }
 }
 
 static qb_status compare_case(measure *m, size_t first_row, size_t n_rows, size_t c)
 {
-    const qb_quality_case *engines = &m->plan->cases[c];
-    qb_backbone *b = qb_engine_backbone(m->plan->full);
+    const qb_quality_case *engines = &m->cases[c];
+    qb_backbone *b = qb_engine_backbone(m->full);
     const int32_t *target = m->q->target + m->at;
     if (!engines->engine) return QB_OK;
     QB_TRY(qb_interrupt_check());
@@ -114,21 +139,20 @@ static qb_status compare_case(measure *m, size_t first_row, size_t n_rows, size_
     if (!engines->fake) return QB_OK;
     QB_TRY(qb_engine_head(engines->fake, FAKE, first_row, 1, n_rows));
     QB_TRY(qb_backbone_compare(b, SCHEME, FAKE, n_rows, target, m->stats));
-    add_fake(m, n_rows, &m->q->cases[c]);
+    add_fake(m, n_rows, c);
     advance(m, n_rows);
     return QB_OK;
 }
 
 static qb_status compare_chunk(measure *m, size_t first_row, size_t n_rows)
 {
-    const qb_quality_plan *plan = m->plan;
     QB_TRY(qb_interrupt_check());
-    QB_TRY(qb_engine_head(plan->full, FULL, first_row, 1, n_rows));
-    QB_TRY(qb_backbone_compare(qb_engine_backbone(plan->full), FULL, -1, n_rows,
-                               m->q->target + m->at, m->stats));
+    QB_TRY(qb_engine_head(m->full, FULL, first_row, 1, n_rows));
+    QB_TRY(qb_backbone_compare(qb_engine_backbone(m->full), FULL, -1, n_rows, m->q->target + m->at,
+                               m->stats));
     add_full(m, n_rows);
     advance(m, n_rows);
-    for (size_t c = 0; c < plan->n_cases; c++) QB_TRY(compare_case(m, first_row, n_rows, c));
+    for (size_t c = 0; c < m->plan->n_cases; c++) QB_TRY(compare_case(m, first_row, n_rows, c));
     m->at += n_rows;
     return QB_OK;
 }
@@ -150,10 +174,10 @@ static qb_status run_batch(measure *m, size_t first, size_t batch)
     size_t n_feed = windows->n_feed;
     for (size_t w = 0; w < batch; w++)
         qb_window_tokens(plan->stream, &windows[w], m->fed + w * n_feed, NULL);
-    QB_TRY(prefill(m, plan->full, batch, n_feed));
+    QB_TRY(prefill(m, m->full, batch, n_feed));
     for (size_t c = 0; c < plan->n_cases; c++) {
-        QB_TRY(prefill(m, plan->cases[c].engine, batch, n_feed));
-        QB_TRY(prefill(m, plan->cases[c].fake, batch, n_feed));
+        QB_TRY(prefill(m, m->cases[c].engine, batch, n_feed));
+        QB_TRY(prefill(m, m->cases[c].fake, batch, n_feed));
     }
     for (size_t w = 0; w < batch; w++)
         for (size_t done = 0; done < windows[w].n_scored;) {
@@ -190,37 +214,110 @@ static size_t work_of(const qb_quality_plan *plan)
     return engines * (FEED_WORK * fed + plan->windows->n_scored);
 }
 
-static qb_status create_buffers(measure *m)
+static qb_status create_measure(shared *run, qb_engine *full, const qb_quality_case *cases,
+                                measure *m)
 {
-    m->chunk_rows = qb_backbone_logit_rows(qb_engine_backbone(m->plan->full));
+    const qb_quality_plan *plan = run->plan;
+    *m = (measure){.run = run, .plan = plan, .q = run->q, .full = full, .cases = cases};
+    m->chunk_rows = qb_backbone_logit_rows(qb_engine_backbone(full));
     QB_TRY(QB_NEW(&m->stats, m->chunk_rows, "statistics of logits"));
-    return QB_NEW(&m->fed, m->plan->batch * m->plan->windows->n_feed_max, "tokens of a batch");
+    QB_TRY(QB_NEW_ZERO(&m->fake_max_diff, plan->n_cases, "logit differences"));
+    return QB_NEW(&m->fed, plan->batch * plan->windows->n_feed_max, "tokens of a batch");
 }
 
-static qb_status run(measure *m)
+static void destroy_measure(measure *m)
 {
-    QB_TRY(check_ids(m->plan, m->vocab));
-    QB_TRY(create(m->plan, m->q));
-    QB_TRY(create_buffers(m));
-    for (size_t w = 0; w < m->plan->windows->n;) {
-        size_t batch = qb_windows_batch(m->plan->windows, w, m->plan->batch);
-        QB_TRY(run_batch(m, w, batch));
-        w += batch;
+    qb_free(m->stats);
+    qb_free(m->fed);
+    qb_free(m->fake_max_diff);
+}
+
+/* The next batch and the place of its first row; false when there is none. */
+static bool take_batch(measure *m, size_t *first, size_t *batch)
+{
+    shared *run = m->run;
+    const qb_windows *windows = run->plan->windows;
+    pthread_mutex_lock(&run->mutex);
+    bool taken = !run->stopped && run->next_window < windows->n;
+    if (taken) {
+        *first = run->next_window;
+        *batch = qb_windows_batch(windows, *first, run->plan->batch);
+        m->at = run->next_row;
+        run->next_window += *batch;
+        for (size_t w = 0; w < *batch; w++) run->next_row += windows->items[*first + w].n_scored;
     }
+    pthread_mutex_unlock(&run->mutex);
+    return taken;
+}
+
+/* A GPU is current a thread at a time. */
+static qb_status enter_device(const qb_backbone *b)
+{
+    return b->backend == &qb__cpu_backend ? QB_OK : qb_cuda_use(b->device_idx);
+}
+
+static void *run_batches(void *context)
+{
+    measure *m = context;
+    size_t first, batch;
+    m->status = enter_device(qb_engine_backbone(m->full));
+    while (m->status == QB_OK && take_batch(m, &first, &batch))
+        m->status = run_batch(m, first, batch);
+    if (m->status == QB_OK) return NULL;
+    snprintf(m->message, sizeof m->message, "%s", qb_error_message());
+    pthread_mutex_lock(&m->run->mutex);
+    m->run->stopped = true;
+    pthread_mutex_unlock(&m->run->mutex);
+    return NULL;
+}
+
+/* The first set works on the calling thread. A thread that cannot be had leaves its share to the
+ * others. */
+static qb_status run_sets(measure *sets, size_t n)
+{
+    for (size_t i = 1; i < n; i++)
+        sets[i].has_thread = !pthread_create(&sets[i].thread, NULL, run_batches, &sets[i]);
+    run_batches(&sets[0]);
+    for (size_t i = 1; i < n; i++)
+        if (sets[i].has_thread) pthread_join(sets[i].thread, NULL);
+    for (size_t i = 0; i < n; i++)
+        if (sets[i].status != QB_OK) return QB_FAIL(sets[i].status, "%s", sets[i].message);
+    for (size_t c = 0; c < sets->plan->n_cases; c++)
+        for (size_t i = 0; i < n; i++)
+            raise_to(&sets->q->cases[c].fake_max_diff, sets[i].fake_max_diff[c]);
     return QB_OK;
+}
+
+static qb_status run(shared *run)
+{
+    const qb_quality_plan *plan = run->plan;
+    measure *sets;
+    qb_status status;
+    QB_TRY(check_ids(plan, qb_engine_model(plan->full)->config.vocab));
+    QB_TRY(create(plan, run->q));
+    QB_TRY(QB_NEW_ZERO(&sets, 1 + plan->n_replicas, "sets of engines"));
+    QB_TRY_GOTO(status, create_measure(run, plan->full, plan->cases, &sets[0]), done);
+    for (size_t i = 0; i < plan->n_replicas; i++)
+        QB_TRY_GOTO(
+            status,
+            create_measure(run, plan->replicas[i].full, plan->replicas[i].cases, &sets[1 + i]),
+            done);
+    status = run_sets(sets, 1 + plan->n_replicas);
+done:
+    for (size_t i = 0; i <= plan->n_replicas; i++) destroy_measure(&sets[i]);
+    qb_free(sets);
+    return status;
 }
 
 qb_status qb_quality_measure(const qb_quality_plan *plan, qb_quality *out)
 {
     qb_quality quality = {0};
-    measure m = {.plan = plan,
-                 .q = &quality,
-                 .vocab = qb_engine_model(plan->full)->config.vocab,
-                 .progress = qb_progress_begin(plan->label, work_of(plan))};
-    qb_status status = run(&m);
-    qb_progress_end(&m.progress);
-    qb_free(m.stats);
-    qb_free(m.fed);
+    shared state = {.plan = plan,
+                    .q = &quality,
+                    .mutex = PTHREAD_MUTEX_INITIALIZER,
+                    .progress = qb_progress_begin(plan->label, work_of(plan))};
+    qb_status status = run(&state);
+    qb_progress_end(&state.progress);
     if (status != QB_OK) {
         qb_quality_deinit(&quality);
         return status;

@@ -2,8 +2,10 @@
  *
  * All engines run the same windows in step: a batch through each engine, then logits a few rows at
  * a time, compared row by row with the full model's and forgotten. The full model is run once for
- * all schemes, and nowhere stand the logits of a whole batch. Every figure is a sum in index order
- * of numbers made row by row, so it is the same bits at any number of threads. */
+ * all schemes, and nowhere stand the logits of a whole batch. With replicas - the same engines on
+ * more backbones, one a GPU - each set of engines takes the next batch when it is free, on a thread
+ * of its own. Every figure is a sum in index order of numbers made row by row, so it is the same
+ * bits at any number of threads and of replicas. */
 #ifndef QB_INFER_QUALITY_H
 #define QB_INFER_QUALITY_H
 
@@ -20,6 +22,12 @@ typedef struct qb_quality_case {
     qb_engine *fake;   /* its fake-quant twin; NULL = left out */
 } qb_quality_case;
 
+/* The engines of a plan once more, on another backbone (another GPU, or a pool of its own). */
+typedef struct qb_quality_replica {
+    qb_engine *full;
+    const qb_quality_case *cases; /* (n_cases), as the plan's */
+} qb_quality_replica;
+
 typedef struct qb_quality_plan {
     const qb_stream *stream;
     const qb_windows *windows;
@@ -27,6 +35,8 @@ typedef struct qb_quality_plan {
     qb_engine *full; /* its backbone has QB_LOGIT_SLOTS slots; all engines are of that backbone */
     const qb_quality_case *cases;
     size_t n_cases;
+    const qb_quality_replica *replicas; /* beside full and cases; NULL = none */
+    size_t n_replicas;
     const char *label; /* of the progress line */
 } qb_quality_plan;
 

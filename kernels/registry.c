@@ -4,8 +4,10 @@
 #include "core/cuda.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/gemm_float.h"
+#include "kernels/cuda/logits.h"
+#include "kernels/cuda/pointwise.h"
 #include "kernels/gemm_f32.h"
 #include "kernels/gemm_s8.h"
 #include "kernels/gemm_u4.h"
@@ -36,7 +38,11 @@ const qb_kernel_op qb_kernel_ops[] = {
     {"gemm_f32", "f32 matrix product", {CPU(gemm_f32), NONE}},
     {"attention", "causal attention over a KV cache", {CPU(attention), CUDA(attention)}},
     {"pointwise", "norms, activations, rotary positions, statistics of logits",
-        {CPU(pointwise), NONE}},
+        {CPU(pointwise), CUDA(pointwise)}},
+#ifdef QB_WITH_CUDA
+    {"gemm_float", "bf16 and f32 matrix products", {NONE, CUDA(gemm_float)}},
+    {"logits", "statistics of rows of logits", {NONE, CUDA(logits)}},
+#endif
     {0},
 };
 /* clang-format on */

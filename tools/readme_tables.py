@@ -6,6 +6,8 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench/peers"))
+import gpu_table  # noqa: E402
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -63,12 +65,58 @@ def beside_llama_cpp():
     return lines
 
 
+def markdown(rows):
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return lines[:1] + ["|" + "---|" * len(rows[0])] + lines[1:]
+
+
+def gpu_line(record):
+    """Where and when: GPU, driver, clocks, command."""
+    gpu = record["machine"].get("gpu") or {}
+    clocks = record["machine"].get("clocks_under_load")
+    words = [gpu.get("name") or "unknown GPU", f"driver {gpu.get('driver')}"]
+    if clocks:
+        words.append(f"SM clock {clocks['sm_mhz']['median']:,.0f} MHz under load")
+    versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items() if v)
+    return [f"{', '.join(words)}; `{record['command']}`, {record['time_utc'][:10]}, commit",
+            f"{(record['git_commit'] or 'unknown')[:12]}; {versions}."]
+
+
+def gpu_inference(results=ROOT / "results"):
+    path = results / "peers_gpu.jsonl"
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text().splitlines()[-1])
+    rows = gpu_table.table(record)
+    lines = ["", "GPT2 shapes, random weights, one GPU, beside torch (compiled, CUDA graphs), torchao",
+             "and llama.cpp (flash attention). Prefill: logits of the last token; in brackets torch",
+             "with those of all. Decode: after 256 tokens.", *gpu_line(record), "",
+             *markdown(rows)]
+    everything = gpu_table.all_schemes_line(record)
+    return lines + (["", everything] if everything else [])
+
+
+def gpu_gemm(results=ROOT / "results"):
+    path = results / "gemm_s8_cuda.json"
+    if not path.exists():
+        return []
+    run = json.loads(path.read_text())
+    rows = gpu_table.gemm_table(run["benchmarks"])
+    if len(rows) < 2:
+        return []
+    context = run["context"]
+    lines = ["", "Int8 product on the GPU, TOP/s, M x N x K: "
+             f"{context.get('gpu', 'one GPU')}, {context['date'][:10]}.", ""]
+    return lines + markdown(rows)
+
+
 def main():
     readme = ROOT / "README.md"
     text = readme.read_text()
     head, rest = text.split(BEGIN + "\n", 1)
     _, tail = rest.split(END, 1)
-    fresh = head + BEGIN + "\n" + "\n".join(quality_and_speed() + beside_llama_cpp()) + "\n" + END + tail
+    tables = quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm()
+    fresh = head + BEGIN + "\n" + "\n".join(tables) + "\n" + END + tail
     if "--check" in sys.argv[1:]:
         if fresh != text:
             sys.exit("README.md: the measured tables differ from results/: run tools/readme_tables.py")

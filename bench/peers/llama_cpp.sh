@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds llama.cpp from the source package of its Python binding and compares its speed with
-# qbench's on SmolLM2-135M. Their code stays in a scratch folder and is never copied into this tree.
+# qbench's on SmolLM2-135M, or builds it for gpu.sh. Their code stays in a scratch folder and is
+# never copied into this tree.
 set -eu
 
 version=0.3.36      # of llama-cpp-python, whose source package holds a whole llama.cpp
@@ -23,6 +24,8 @@ Without GGUF, tools/fetch_smollm2.sh supplies SmolLM2-135M-Instruct. All variant
   --rounds N       rounds, each llama.cpp then qbench (default: 5)
   --threads N      threads of both (default: 2)
   --out FILE       JSON lines to append to (default: results/peers_llama_cpp.jsonl)
+  --cuda ARCH      build llama-bench and llama-batched-bench with CUDA, for GPUs of compute
+                   capability ARCH (90: H100), say where the programs are, and stop
   --build-only     build, say where the programs are, and stop
   -h, --help       this text
 
@@ -43,7 +46,7 @@ root=$(realpath -- "$(dirname -- "$0")/../..")
 command_line="bench/peers/llama_cpp.sh${*:+ $*}"
 dir=${XDG_CACHE_HOME:-$HOME/.cache}/qbench/peers
 types=Q8_0,Q4_0,Q4_1,F16
-rounds=5 threads=2 build_only='' gguf='' model=''
+rounds=5 threads=2 build_only='' cuda='' gguf='' model=''
 out=$root/results/peers_llama_cpp.jsonl
 qbench=${QBENCH:-$root/build/qbench}
 python=${PYTHON:-python3}
@@ -53,7 +56,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit 0 ;;
     --build-only) build_only=1; shift; continue ;;
-    --dir | --model | --types | --rounds | --threads | --out)
+    --dir | --model | --types | --rounds | --threads | --out | --cuda)
         [ $# -ge 2 ] || bad_usage "$1 needs a value" ;;
     -*) bad_usage "unknown option: $1" ;;
     *) [ -z "$gguf" ] || bad_usage "more than one GGUF: $1"; gguf=$1; shift; continue ;;
@@ -65,10 +68,11 @@ while [ $# -gt 0 ]; do
     --rounds) rounds=$2 ;;
     --threads) threads=$2 ;;
     --out) out=$2 ;;
+    --cuda) cuda=$2 build_only=1 ;;
     esac
     shift 2
 done
-for number in "$rounds" "$threads"; do
+for number in "$rounds" "$threads" "${cuda:-1}"; do
     case $number in
     '' | *[!0-9]* | 0*) bad_usage "expected a positive number, found '$number'" ;;
     esac
@@ -81,16 +85,19 @@ need() { command -v "$1" >/dev/null 2>&1 || die "$1 not found; on Debian: apt in
 mkdir -p "$dir"
 dir=$(realpath -- "$dir")
 home=$dir/llama-cpp-python-$version
-bin=$home/build/bin
+build=$home/build${cuda:+-cuda}
+bin=$build/bin
+[ -z "$cuda" ] || tools='llama-bench llama-batched-bench'
 
 build() {
     need "$python" python3
     need cmake cmake
     need c++ g++
+    [ -z "$cuda" ] || need nvcc nvidia-cuda-toolkit
     # What a finished build depends on; code for this processor may not run on another.
-    built_for="$version | $(c++ --version | head -n 1) | $(sed -n 's/^model name[^:]*: //p' \
-        /proc/cpuinfo | head -n 1)"
-    if [ "$(cat "$home/built-for" 2>/dev/null)" = "$built_for" ]; then
+    built_for="$version${cuda:+ | CUDA $cuda} | $(c++ --version | head -n 1) | $(sed -n \
+        's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+    if [ "$(cat "$build.for" 2>/dev/null)" = "$built_for" ]; then
         say "already built: $bin"
         return
     fi
@@ -118,17 +125,21 @@ build() {
         rm -rf "$tmp"
     fi
 
-    rm -f "$home/built-for"
-    say "building $tools (minutes; log in $home/build.log)"
+    rm -f "$build.for"
+    say "building $tools (minutes; log in $build.log)"
     # Given no commit, their build would ask git, and could find that of a tree around the scratch.
+    set --
+    # Without NCCL, and with the one type of attention cache that is timed: it takes long enough.
+    [ -z "$cuda" ] || set -- -DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$cuda-real" \
+        -DGGML_CUDA_NCCL=OFF -DGGML_CUDA_FA_QUANTS=f16-f16
     # shellcheck disable=SC2086  # $tools is a list
-    { cmake -S "$home/source" -B "$home/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+    { cmake -S "$home/source" -B "$build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
         -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
         -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_NUMBER=0 \
-        -DLLAMA_BUILD_COMMIT="llama-cpp-python-$version" &&
-        cmake --build "$home/build" -j "$jobs" --target $tools; } >"$home/build.log" 2>&1 ||
-        die "the build failed: $(grep -i error "$home/build.log" | head -n 1) (see $home/build.log)"
-    printf '%s\n' "$built_for" >"$home/built-for"
+        -DLLAMA_BUILD_COMMIT="llama-cpp-python-$version" "$@" &&
+        cmake --build "$build" -j "$jobs" --target $tools; } >"$build.log" 2>&1 ||
+        die "the build failed: $(grep -i error "$build.log" | head -n 1) (see $build.log)"
+    printf '%s\n' "$built_for" >"$build.for"
     say "built: $bin"
 }
 
@@ -168,7 +179,7 @@ set -- --llama-bench "$bin/llama-bench" --qbench "$qbench" --model "$model" \
     --version "llama-cpp-python=$version" \
     --version "llama.cpp=$("$bin/llama-bench" --version 2>&1 |
         sed -n 's/^version: \([^ ]*\).*/\1/p')" \
-    --version "ggml=$(sed -n 's/^-- ggml version: //p' "$home/build.log")" \
+    --version "ggml=$(sed -n 's/^-- ggml version: //p' "$build.log")" \
     --version "compiler=$(c++ --version | head -n 1)"
 for type in $(printf '%s\n' "$types" | tr ',' ' '); do
     made=$(variant "$type")

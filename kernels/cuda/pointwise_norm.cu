@@ -65,6 +65,18 @@ __device__ __forceinline__ row_stats reduce_row(const qb_cuda_norm_args &a,
     return stats;
 }
 
+/* A product writes nothing past its width. */
+__device__ __forceinline__ void load_pending(const qb_cuda_norm_args &a, size_t row, int column,
+                                             float (&v)[UNIT])
+{
+    int n_inside = (int)a.width - column;
+    size_t at = row * a.pending.stride + column;
+    if (n_inside >= UNIT)
+        qb_load(a.pending.y, a.pending.type, at, v);
+    else
+        qb_load_edge(a.pending.y, a.pending.type, at, n_inside, v);
+}
+
 template <int V>
 __device__ __forceinline__ void load_row(const qb_cuda_norm_args &a, size_t row, bool live,
                                          bool add, float (&v)[V][UNIT])
@@ -77,8 +89,7 @@ __device__ __forceinline__ void load_row(const qb_cuda_norm_args &a, size_t row,
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[u][i] = pending[u][i] = 0.0f;
         if (inside) qb_load(a.x, QB_CUDA_F32, row * a.x_stride + column, v[u]);
-        if (inside && add)
-            qb_load(a.pending.y, a.pending.type, row * a.pending.stride + column, pending[u]);
+        if (inside && add) load_pending(a, row, column, pending[u]);
     }
     qb_requantiser requantiser;
     if (add) requantiser = qb_requantiser_make(a.pending);

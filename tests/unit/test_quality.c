@@ -245,6 +245,76 @@ static void threads_do_not_change_a_bit(void **state)
     }
 }
 
+/* A second and third set of engines, each with a backbone and a pool of its own, as GPUs have. */
+static qb_quality measure_with_replicas(size_t n_replicas, size_t batch)
+{
+    static const char *const schemes[] = {"coarse", "fine", "zeropoint4", NULL};
+    rig sets[3];
+    qb_quality_replica replicas[2];
+    for (size_t i = 0; i <= n_replicas; i++) {
+        sets[i] = rig_create("llama", "llama.cpp", 1 + i);
+        for (size_t s = 0; schemes[s]; s++) add_case(&sets[i], schemes[s]);
+        if (i) replicas[i - 1] = (qb_quality_replica){sets[i].full, sets[i].cases};
+    }
+    qb_quality_plan plan = plan_of(&sets[0]);
+    plan.batch = batch;
+    plan.replicas = replicas;
+    plan.n_replicas = n_replicas;
+    qb_quality q;
+    QB_CHECK_OK(qb_quality_measure(&plan, &q));
+    for (size_t i = 0; i <= n_replicas; i++) rig_destroy(&sets[i]);
+    return q;
+}
+
+static void replicas_do_not_change_a_bit(void **state)
+{
+    (void)state;
+    for (size_t batch = 1; batch <= BATCH; batch++) {
+        qb_quality one = measure_with_replicas(0, batch);
+        for (size_t n = 1; n <= 2; n++) {
+            qb_quality more = measure_with_replicas(n, batch);
+            check_equal(&one, &more, true);
+            assert_memory_equal(one.target, more.target, one.n * sizeof *one.target);
+            qb_quality_deinit(&more);
+        }
+        qb_quality_deinit(&one);
+    }
+}
+
+/* The failure of another thread is the caller's, with its message. */
+static void a_failing_replica_fails_the_run(void **state)
+{
+    (void)state;
+    rig r = rig_create("llama", "paper", 1), small = rig_create("llama", "paper", 1);
+    qb_backbone *backbone;
+    qb_engine *engine;
+    qb_backbone_options options = {
+        .max_tokens = 7, .logit_slots = QB_LOGIT_SLOTS, .logit_rows = LOGIT_ROWS};
+    qb_engine_options full = {.scheme = qb_scheme_find("full")};
+    QB_CHECK_OK(qb_backbone_create(small.model, &options, &backbone));
+    QB_CHECK_OK(qb_engine_create(backbone, &full, &engine));
+    const qb_quality_replica too_small = {small.full, NULL}, failing = {engine, NULL};
+    for (int first = 0; first < 2; first++) {
+        qb_quality_plan plan = plan_of(first ? &small : &r);
+        plan.batch = 1;
+        if (first) plan.full = engine; /* on the calling thread */
+        plan.replicas = first ? &too_small : &failing;
+        plan.n_replicas = 1;
+        qb_quality q = {0};
+        qb_status status = qb_quality_measure(&plan, &q);
+        /* the other set may have taken every window before the failing one came to it */
+        if (status == QB_OK) qb_quality_deinit(&q);
+        if (status == QB_OK) continue;
+        assert_int_equal(status, QB_ERR_SHAPE);
+        assert_non_null(strstr(qb_error_message(), "expected 1 to 7"));
+        assert_null(q.nll_full);
+    }
+    qb_engine_destroy(engine);
+    qb_backbone_destroy(backbone);
+    rig_destroy(&r);
+    rig_destroy(&small);
+}
+
 /* The float parts are held on the reference; the integer products and quantising passes run on
  * every set of rows. */
 static void integer_rows_do_not_change_a_bit(void **state)
@@ -363,6 +433,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(figures_equal_a_plain_computation),
         cmocka_unit_test(threads_do_not_change_a_bit),
+        cmocka_unit_test(replicas_do_not_change_a_bit),
+        cmocka_unit_test(a_failing_replica_fails_the_run),
         cmocka_unit_test(integer_rows_do_not_change_a_bit),
         cmocka_unit_test(summary_of_made_up_figures),
         cmocka_unit_test(losses_go_to_a_file),

@@ -1,0 +1,57 @@
+"""--device on a machine without a GPU, which any machine is with CUDA_VISIBLE_DEVICES empty (see
+support.py): what is refused, how, and that `auto` runs on the processor."""
+import json
+import re
+
+from support import expect, models, qbench
+
+VERBS = {"run": ["--no-quality", "--speed-context", "16"],
+         "generate": ["--prompt", "a", "--max-tokens", "1"]}
+REASONS = rb"this build has no CUDA engine|no CUDA driver|no GPU|driver [\d.]+ is older than CUDA"
+
+
+def test_device_cuda_without_a_gpu_is_one_line_and_exit_4(folder):
+    path = models(folder)["model.bin"]
+    for verb, options in VERBS.items():
+        for device in ("cuda", "cuda:0", "cuda:99"):
+            done = expect(qbench(verb, *options, "--device", device, path), 4)
+            assert re.search(rb"--device %s: (%s)" % (device.encode(), REASONS), done.err), done
+            assert done.out == b"", done
+
+
+def test_device_names_are_checked(folder):
+    path = models(folder)["model.bin"]
+    for device in ("cuda:x", "cuda:", "cuda:-1", "cuda:1x", "cuda:99999999999", "cuda0", "gpu",
+                   "cpu:0", "CUDA"):
+        done = expect(qbench("--no-quality", "--device", device, path), 2)
+        assert re.search(rb"expected .*auto, cpu, cuda(,| or) cuda:N", done.err), done
+
+
+def test_device_auto_is_the_processor_without_a_gpu(folder):
+    path = models(folder)["model.bin"]
+    for device in ("auto", "cpu"):
+        file = folder / f"{device}.json"
+        done = expect(qbench("--no-quality", "--speed-context", 16, "--device", device, "--json",
+                             file, path))
+        record = json.loads(file.read_text())["results"][0]["environment"]
+        assert record["device"] == "cpu" and record["gpu"] is None, record
+        notes = re.findall(rb"^qbench: note: no GPU is used: (.*)$", done.err, re.M)
+        assert len(notes) <= (device == "auto"), done
+        assert all(re.match(REASONS, note) for note in notes), done
+    done = expect(qbench("--quiet", "--no-quality", "--speed-context", 16, path))
+    assert done.err == b"", done
+
+
+def test_device_disabled_by_hand_says_so(folder):
+    path = models(folder)["model.bin"]
+    done = expect(qbench("--device", "cuda", path, env={"QB_DISABLE": "cuda"}), 4)
+    assert b"disabled by QB_DISABLE" in done.err or b"has no CUDA engine" in done.err, done
+
+
+def test_kernels_names_what_each_row_of_the_gpu_lacks(_):
+    """In a build with CUDA; in one without there are no such rows."""
+    rows = re.findall(rb"^  (\w+)/\w+ +cuda +(.*)$", expect(qbench("kernels")).out, re.M)
+    for operation, state in rows:
+        assert re.match(REASONS, state), (operation, state)
+    if rows:
+        assert {b"gemm_s8", b"pointwise"} & {operation for operation, _ in rows}, rows
