@@ -35,9 +35,10 @@ while [ $# -gt 0 ]; do
     shift
 done
 seconds=${QB_TEST_SECONDS:-300}
+tools="memcheck racecheck initcheck synccheck"
 passed=0 failed=0 skipped=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log".*' EXIT
 
 number() { # number WORD: the count of cmocka's summary line, 0 without one
     sed -n "s/^\[  $1 *\] \([0-9]*\) test.*/\1/p" "$log" | tail -n 1 | grep . || echo 0
@@ -68,21 +69,32 @@ run_program() {
 }
 
 run_tool() { # run_tool TOOL PROGRAM; errors of calls are the tests' own matter: some provoke them
-    tool=$1
-    name="$(basename "$2") ($tool)"
-    QB_TEST_SMALL=1 timeout $((4 * seconds)) "$sanitizer" --tool "$tool" --error-exitcode 86 \
-        --report-api-errors no --print-limit 20 "$2" >"$log" 2>&1 </dev/null
-    code=$?
-    summary=$(grep -E '(ERROR|RACECHECK) SUMMARY' "$log" | sed 's/^=* *//' | tr '\n' ';')
+    QB_TEST_SMALL=1 timeout $((4 * seconds)) "$sanitizer" --tool "$1" --error-exitcode 86 \
+        --report-api-errors no --print-limit 20 "$2" >"$log.$1" 2>&1 </dev/null
+    echo $? >"$log.$1.code"
+}
+
+report_tool() { # report_tool TOOL PROGRAM
+    code=$(cat "$log.$1.code")
+    name="$(basename "$2") ($1)"
+    summary=$(grep -E '(ERROR|RACECHECK) SUMMARY' "$log.$1" | sed 's/^=* *//' | tr '\n' ';')
     if [ "$code" -eq 0 ]; then
         passed=$((passed + 1))
         report ok "$name" "$summary"
     else
         failed=$((failed + 1))
         report FAILED "$name" "exit $code; $summary"
-        grep -E -A 12 '^=+ (Error|Invalid|Uninit|Warning|Race|Leaked|Program|Barrier)' "$log" |
+        grep -E -A 12 '^=+ (Error|Invalid|Uninit|Warning|Race|Leaked|Program|Barrier)' "$log.$1" |
             head -n 40 | sed 's/^/    | /'
+        grep -E '\[ +FAILED +\]|error:|\[   LINE' "$log.$1" | head -n 10 | sed 's/^/    | /'
     fi
+    rm -f "$log.$1" "$log.$1.code"
+}
+
+sanitize_program() { # the tools beside each other: they are bound by the processor
+    for tool in $tools; do run_tool "$tool" "$1" & done
+    wait
+    for tool in $tools; do report_tool "$tool" "$1"; done
 }
 
 find_sanitizer() {
@@ -109,9 +121,7 @@ if [ -n "$sanitize" ]; then
         echo "        skipped: compute-sanitizer, since no test ran"
         skipped=$((skipped + 1))
     elif find_sanitizer; then
-        for program in $programs; do
-            for tool in memcheck racecheck initcheck synccheck; do run_tool "$tool" "$program"; done
-        done
+        for program in $programs; do sanitize_program "$program"; done
     else
         echo "        skipped: compute-sanitizer is not installed"
         skipped=$((skipped + 1))
