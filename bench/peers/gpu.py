@@ -200,9 +200,12 @@ def run_torch(args, record):
 # ---- llama.cpp ---------------------------------------------------------------------------------
 
 def llama_bench_figures(text, model, kind):
+    """Of prefill and decode, each asked for with and without a context before it."""
     for line in text.splitlines():
         t = json.loads(line)
         work = "prefill" if t["n_prompt"] else "decode"
+        if (work == "decode") != (t["n_depth"] > 0):
+            continue
         yield {"who": "llama.cpp", "what": kind, "model": model, "work": work, "batch": 1,
                "context": t["n_prompt"] or t["n_depth"], "logits": "last",
                "tok_per_s": statistics.median(t["samples_ts"]), "min": min(t["samples_ts"]),
@@ -227,8 +230,7 @@ def llama_commands(args, gguf):
     """(command, reader of its output): one sequence by llama-bench, several by the batched one."""
     single = [os.path.join(args.llama, "llama-bench"), "-m", gguf, "-ngl", 99, "-fa", 1, "-r",
               args.llama_repetitions, "-o", "jsonl"]
-    yield [*single, "-p", 512, "-n", 0], llama_bench_figures
-    yield [*single, "-p", 0, "-n", 64, "-d", 256], llama_bench_figures
+    yield [*single, "-p", 512, "-n", 64, "-d", "0,256"], llama_bench_figures
     batched = os.path.join(args.llama, "llama-batched-bench")
     if not os.path.exists(batched):
         return

@@ -40,7 +40,7 @@ def parse_args():
     parser.add_argument("--decode", default="1,16", metavar="B,...")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS",
-                        help="figures not begun by then are refused")
+                        help="figures not begun by then are left out")
     parser.add_argument("--tune", action=argparse.BooleanOptionalAction, default=True,
                         help="compile with coordinate descent, without which the products of one "
                              "row stay far below the memory's speed")
@@ -120,11 +120,12 @@ def quantize(model, scheme):
     from torchao.quantization import quantize_
     if scheme == "int8":
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-        config = Int8DynamicActivationInt8WeightConfig()
+        config = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     else:
         from torchao.quantization import Int4WeightOnlyConfig
         config = Int4WeightOnlyConfig(group_size=INT4_GROUP,
-                                      int4_packing_format="tile_packed_to_4d")
+                                      int4_packing_format="tile_packed_to_4d",
+                                      set_inductor_config=False)
     quantize_(model.blocks, config)
 
 
@@ -268,12 +269,17 @@ def refusal(error):
             "refused": "%s: %s" % (type(error).__name__, (lines or ["no message"])[0][:200])}
 
 
+def try_rows(model, n_rows):
+    """Raises at once where a layer's kernel does not take so few rows: the compiled model would
+    only say so after choosing kernels for all the rest."""
+    model.blocks[0].qkv(torch.zeros(n_rows, model.m["d"], device=ARGS.device))
+
+
 def figure(runner, work, batch, context, logits):
-    if time.perf_counter() - START > ARGS.deadline:
-        return {"tok_per_s": None, "refused": "the deadline had passed"}
     try:
         with torch.no_grad():
             if work == "decode":
+                try_rows(runner.model, batch)
                 return measure_decode(runner, batch)
             return measure_prefill(runner, batch, context, logits == "all")
     except Exception as error:  # whatever torch raises: that a figure cannot be had is a result
@@ -290,6 +296,9 @@ def measure_model(name, scheme):
     except Exception as error:  # as in figure()
         refused = refusal(error)
     for words in figures(scheme):
+        if time.perf_counter() - START > ARGS.deadline:
+            say("%s %s: left out: the deadline has passed" % (name, scheme))
+            return
         yield {"model": name, "scheme": scheme,
                **dict(zip(("work", "batch", "context", "logits"), words)),
                **(refused or figure(runner, *words))}
@@ -306,6 +315,16 @@ def versions():
     return found
 
 
+def set_compiler():
+    """What torchao recommends, for every scheme alike."""
+    config = torch._inductor.config
+    config.coordinate_descent_tuning = ARGS.tune
+    config.coordinate_descent_check_all_directions = ARGS.tune
+    config.force_fuse_int_mm_with_mul = True
+    config.triton.unique_kernel_names = True
+    torch.set_float32_matmul_precision("high")
+
+
 START = time.perf_counter()
 
 
@@ -314,7 +333,7 @@ def main():
         sys.exit("torch_gpu: torch sees no GPU")
     torch.set_default_dtype(torch.bfloat16)
     torch._dynamo.config.recompile_limit = 64  # one a shape
-    torch._inductor.config.coordinate_descent_tuning = ARGS.tune
+    set_compiler()
     with_versions = versions()
     print(json.dumps({"versions": with_versions}), flush=True)
     for name in ARGS.models.split(","):

@@ -35,8 +35,10 @@ sys.exit({status})
 """
 LLAMA_BENCH = """#!{python}
 import json, sys
-n = int(sys.argv[sys.argv.index("-p") + 1])
-print(json.dumps({{"n_prompt": n, "n_depth": 0 if n else 256, "samples_ts": [10, 30, 20]}}))
+for n_prompt in 512, 0:
+    for n_depth, x in (0, 10), (256, 100):
+        print(json.dumps({{"n_prompt": n_prompt, "n_depth": n_depth,
+                          "samples_ts": [x, 3 * x, 2 * x]}}))
 """
 BATCHED_BENCH = """#!{python}
 import sys
@@ -96,7 +98,7 @@ class GpuTest(unittest.TestCase):
         self.assertEqual(find(many, "torch", "bf16", logits="all"), 190000)
         self.assertEqual(find(many, "llama.cpp", "Q8_0"), 200)      # the first of four warms up
         self.assertEqual(find(single, "llama.cpp", "Q8_0"), 20)
-        self.assertEqual(find(decode1, "llama.cpp", "Q8_0"), 20)
+        self.assertEqual(find(decode1, "llama.cpp", "Q8_0"), 200)
         self.assertEqual(find(decode16, "llama.cpp", "Q8_0"), 14)
         self.assertEqual(find(decode16, "qbench", "coarse"), 3500.16)
         self.assertIsNone(find(decode1, "torch", "int8"))
