@@ -2,8 +2,11 @@
 support.py): what is refused, how, and that `auto` runs on the processor."""
 import json
 import re
+import shutil
+import subprocess
 
-from support import expect, models, qbench
+import support
+from support import Skip, expect, models, qbench
 
 VERBS = {"run": ["--no-quality", "--speed-context", "16"],
          "generate": ["--prompt", "a", "--max-tokens", "1"]}
@@ -46,6 +49,14 @@ def test_device_disabled_by_hand_says_so(folder):
     path = models(folder)["model.bin"]
     done = expect(qbench("--device", "cuda", path, env={"QB_DISABLE": "cuda"}), 4)
     assert b"disabled by QB_DISABLE" in done.err or b"has no CUDA engine" in done.err, done
+
+
+def test_device_libraries_are_not_linked(_):
+    """The program starts where there is no driver and no CUDA."""
+    if not shutil.which("ldd"):
+        raise Skip("ldd is not here")
+    linked = subprocess.run(["ldd", support.QBENCH], stdout=subprocess.PIPE, check=True).stdout
+    assert not re.search(rb"cuda|cublas|nvidia|stdc\+\+", linked), linked
 
 
 def test_kernels_names_what_each_row_of_the_gpu_lacks(_):
