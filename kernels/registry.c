@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/gemm_float.h"
+#include "kernels/cuda/gemm_s8.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/pointwise.h"
 #include "kernels/gemm_f32.h"
@@ -32,7 +33,7 @@
     }
 /* clang-format off */
 const qb_kernel_op qb_kernel_ops[] = {
-    {"gemm_s8", "s8 x s8 -> s32 matrix product, scaled to f32", {CPU(gemm_s8), NONE}},
+    {"gemm_s8", "s8 x s8 -> s32 matrix product, scaled to f32", {CPU(gemm_s8), CUDA(gemm_s8)}},
     {"gemm_u4", "f32 x 4-bit zero-point weights", {CPU(gemm_u4), NONE}},
     {"quantize", "absmax, quantise and requantise passes", {CPU(quantize), NONE}},
     {"gemm_f32", "f32 matrix product", {CPU(gemm_f32), NONE}},

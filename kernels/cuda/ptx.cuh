@@ -36,12 +36,13 @@ static __device__ __forceinline__ void qb_mbar_arrive(uint32_t bar)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-/* Arrives at the same barrier of another block of the cluster. */
+/* Arrives at the same barrier of another block of the cluster. Orders nothing that this thread
+ * wrote: a release at cluster scope would cost a fence of hundreds of cycles. */
 static __device__ __forceinline__ void qb_mbar_arrive_cluster(uint32_t bar, uint32_t cta)
 {
     asm volatile("{\n\t.reg .b32 remote;\n\t"
                  "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(bar),
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n\t}" ::"r"(bar),
                  "r"(cta)
                  : "memory");
 }
@@ -50,7 +51,7 @@ static __device__ __forceinline__ bool qb_mbar_try(uint32_t bar, uint32_t parity
 {
     uint32_t done;
     asm volatile("{\n\t.reg .pred p;\n\t"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
                  "selp.u32 %0, 1, 0, p;\n\t}"
                  : "=r"(done)
                  : "r"(bar), "r"(parity)

@@ -1,0 +1,22 @@
+/* kernels/cuda/gemm_s8.c - the table of the int8 products and the choice of a row. */
+#include "kernels/cuda/gemm_s8_internal.h"
+
+const qb_cuda_gemm_s8_row qb_cuda_gemm_s8_kernels[] = {
+    {{"gemm_s8/sm90", "cuda", QB_CUDA_SM90A}, qb__gemm_s8_refuse_sm90, qb__gemm_s8_run_sm90},
+    {{"gemm_s8/cublaslt", "cuda", QB_CUDA_SM80 | QB_CUDA_BLASLT},
+     qb__gemm_s8_refuse_cublaslt,
+     qb__gemm_s8_run_cublaslt},
+    {{0}, 0, 0},
+};
+
+qb_status qb_cuda_gemm_s8(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream)
+{
+    const char *why = "no row";
+    if (args->m == 0 || args->n == 0) return QB_OK;
+    for (const qb_cuda_gemm_s8_row *row = qb_cuda_gemm_s8_kernels; row->info.name; row++) {
+        why = qb_kernel_refusal(&row->info);
+        if (!why) why = row->refuse(args);
+        if (!why) return row->run(args, stream);
+    }
+    return QB_FAIL(QB_ERR_DEVICE, "gemm_s8: %s", why);
+}

@@ -1,0 +1,52 @@
+/* kernels/cuda/gemm_s8_math.cuh - one element of the epilogues of gemm_s8.h. */
+#ifndef QB_KERNELS_CUDA_GEMM_S8_MATH_CUH
+#define QB_KERNELS_CUDA_GEMM_S8_MATH_CUH
+
+#include "kernels/cuda/gemm_s8.h"
+
+namespace gemm_s8
+{
+
+/* x / (1 + exp(-2 u)) = 0.5 x (1 + tanh u), without the cancellation of the latter. Far out the
+ * power overflows to infinity or flushes to 0, as it should. */
+static __device__ __forceinline__ float gelu(float x)
+{
+    const float u = x * fmaf(0.044715f * x, x, 1.0f);
+    float power, share;
+    asm("ex2.approx.ftz.f32 %0, %1;"
+        : "=f"(power)
+        : "f"(-2.0f * 0.79788456080286535588f * 1.4426950408889634f * u));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + power));
+    return x * share;
+}
+
+/* A scale prepared for division: the quotient of two floats by two Newton steps on the correctly
+ * rounded reciprocal is the correctly rounded one (Markstein 1990), as long as nothing underflows;
+ * `shift` keeps scales far from 1 away from that. */
+struct divisor {
+    float s, inverse, shift;
+};
+
+static __device__ __forceinline__ divisor make_divisor(float s)
+{
+    divisor d;
+    d.shift = s < 0x1p-100f ? 0x1p64f : s > 0x1p100f ? 0x1p-64f : 1.0f;
+    d.s = s * d.shift;
+    d.inverse = s == 0.0f ? 0.0f : __frcp_rn(d.s); /* a scale of 0 makes codes of 0 */
+    return d;
+}
+
+/* Not below -127; above 127 where z is. */
+static __device__ __forceinline__ int quantize(float z, const divisor &d)
+{
+    z *= d.shift;
+    const float first = __fmul_rn(z, d.inverse);
+    float t = fmaf(fmaf(-first, d.s, z), d.inverse, first);
+    t = fmaf(fmaf(-t, d.s, z), d.inverse, t);
+    if (!(fabsf(first) < 256.0f)) t = first; /* clipped; an infinity has no remainder */
+    return max(__float2int_rn(t), -127);     /* NaN is 0 */
+}
+
+} // namespace gemm_s8
+
+#endif

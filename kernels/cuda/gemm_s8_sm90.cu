@@ -1,0 +1,157 @@
+/* kernels/cuda/gemm_s8_sm90.cu - the row gemm_s8/sm90: tensor maps, launches, the choice. */
+#include "kernels/cuda/gemm_s8_launch.cuh"
+
+#include <cudaTypedefs.h>
+
+namespace gemm_s8
+{
+
+/* The driver's encoder, found at run time: nothing links the driver. */
+static PFN_cuTensorMapEncodeTiled_v12000 encoder(void)
+{
+    static const PFN_cuTensorMapEncodeTiled_v12000 found = [] {
+        void *f = nullptr;
+        cudaDriverEntryPointQueryResult result;
+        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault,
+                                             &result) != cudaSuccess ||
+            result != cudaDriverEntryPointSuccess)
+            f = nullptr;
+        return (PFN_cuTensorMapEncodeTiled_v12000)f;
+    }();
+    return found;
+}
+
+qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, size_t cols,
+                     size_t rows, size_t stride_elems, int box_cols, int box_rows)
+{
+    static const CUtensorMapDataType types[] = {
+        CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_INT32};
+    const size_t elem = qb_cuda_dtype_bytes(type);
+    const cuuint64_t dims[] = {cols, rows}, strides[] = {stride_elems * elem};
+    const cuuint32_t box[] = {(cuuint32_t)box_cols, (cuuint32_t)box_rows}, steps[] = {1, 1};
+    const CUtensorMapSwizzle swizzle =
+        box_cols * elem == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+    if (!encoder()) return QB_FAIL(QB_ERR_DEVICE, "cuda: no cuTensorMapEncodeTiled in the driver");
+    CUresult code = encoder()(
+        out, types[type], 2, (void *)base, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (code != CUDA_SUCCESS)
+        return QB_FAIL(QB_ERR_DEVICE, "cuda: tensor map of (%zu, %zu), stride %zu: error %d", rows,
+                       cols, stride_elems, (int)code);
+    return QB_OK;
+}
+
+qb_status fill_params(const qb_cuda_gemm_s8_args *a, qb__gemm_s8_params *p)
+{
+    p->m = (int)a->m;
+    p->n = (int)a->n;
+    p->n_blocks_k = (int)((a->k + kBlockK - 1) / kBlockK);
+    p->has_y = a->y != NULL;
+    p->has_residual = a->residual != NULL;
+    p->out = a->out;
+    p->act = a->act;
+    p->x_scale_step = (int)a->x_scale_step;
+    p->x_scale = a->x_scale;
+    p->w_scale = a->w_scale;
+    p->bias = a->bias;
+    p->out_scale = a->out_scale;
+    p->max_bits = a->max_bits;
+    p->row_max_bits = a->row_max_bits;
+    p->n_segments = a->segments.n;
+    for (int i = 0; i < QB_CUDA_SEGMENTS; i++) p->segment_end[i] = a->segments.end[i];
+    return QB_OK;
+}
+
+static void fill_config(cudaLaunchConfig_t *c, cudaLaunchAttribute *attributes, int n_blocks,
+                        int cluster, int threads, int smem_bytes, qb_cuda_stream stream)
+{
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = (unsigned)cluster;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    c->gridDim = dim3((unsigned)n_blocks);
+    c->blockDim = dim3((unsigned)threads);
+    c->dynamicSmemBytes = (size_t)smem_bytes;
+    c->stream = stream;
+    c->attrs = attributes;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1; /* the kernel waits by itself */
+    c->numAttrs = 2;
+}
+
+qb_status resident_clusters(const void *kernel, int cluster, int threads, int smem_bytes,
+                            int (&cache)[kMaxDevices], int *out)
+{
+    int device;
+    QB_CUDA_TRY(cudaGetDevice(&device));
+    if (device >= kMaxDevices)
+        return QB_FAIL(QB_ERR_DEVICE, "cuda: GPU %d: this row knows GPUs 0 to %d", device,
+                       kMaxDevices - 1);
+    if (!(*out = __atomic_load_n(&cache[device], __ATOMIC_ACQUIRE))) {
+        QB_CUDA_TRY(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes));
+        cudaLaunchConfig_t config = {};
+        cudaLaunchAttribute attributes[2];
+        fill_config(&config, attributes, cluster, cluster, threads, smem_bytes, nullptr);
+        QB_CUDA_TRY(cudaOccupancyMaxActiveClusters(out, kernel, &config));
+        if (*out < 1)
+            return QB_FAIL(QB_ERR_DEVICE, "cuda: no cluster of %d blocks with %d bytes fits",
+                           cluster, smem_bytes);
+        __atomic_store_n(&cache[device], *out, __ATOMIC_RELEASE);
+    }
+    return QB_OK;
+}
+
+qb_status launch_clusters(const void *kernel, const qb__gemm_s8_params &params, int n_blocks,
+                          int cluster, int threads, int smem_bytes, qb_cuda_stream stream)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attributes[2];
+    void *args[] = {(void *)&params};
+    fill_config(&config, attributes, n_blocks, cluster, threads, smem_bytes, stream);
+    QB_CUDA_TRY(cudaLaunchKernelExC(&config, kernel, args));
+    return QB_OK;
+}
+
+} // namespace gemm_s8
+
+/* ---- the row ---- */
+
+extern "C" {
+extern const qb__gemm_s8_variant qb__gemm_s8_wide[], qb__gemm_s8_tall[], qb__gemm_s8_ping_pong[],
+    qb__gemm_s8_small[];
+}
+
+const qb__gemm_s8_variant *qb__gemm_s8_variant_at(size_t i)
+{
+    const qb__gemm_s8_variant *const groups[] = {qb__gemm_s8_wide, qb__gemm_s8_tall,
+                                                 qb__gemm_s8_ping_pong, qb__gemm_s8_small};
+    for (const qb__gemm_s8_variant *v : groups)
+        for (; v->name; v++)
+            if (i-- == 0) return v;
+    return nullptr;
+}
+
+/* What the copy engine asks of a matrix. */
+static bool fits_copy(const void *base, size_t stride, size_t elem_bytes)
+{
+    return (uintptr_t)base % 16 == 0 && stride * elem_bytes % 16 == 0;
+}
+
+const char *qb__gemm_s8_refuse_sm90(const qb_cuda_gemm_s8_args *a)
+{
+    if (a->m > INT32_MAX / 2 || a->n > INT32_MAX / 2) return "m or n too large";
+    if (!fits_copy(a->x, a->x_stride, 1) || !fits_copy(a->w, a->w_stride, 1))
+        return "x or w is not in rows of 16 bytes";
+    if (a->y && !fits_copy(a->y, a->y_stride, qb_cuda_dtype_bytes(a->out)))
+        return "y is not in rows of 16 bytes";
+    if (a->residual && !fits_copy(a->residual, a->residual_stride, sizeof(float)))
+        return "the residual is not in rows of 16 bytes";
+    return nullptr;
+}
+
+qb_status qb__gemm_s8_run_sm90(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream)
+{
+    const qb__gemm_s8_plan plan = qb__gemm_s8_choose(args);
+    return plan.variant->launch(args, plan.raster, stream);
+}

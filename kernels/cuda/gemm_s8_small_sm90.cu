@@ -1,0 +1,5 @@
+/* kernels/cuda/gemm_s8_small_sm90.cu - the variants QB__GEMM_S8_SMALL of gemm_s8_variants.h. */
+#include "kernels/cuda/gemm_s8_launch.cuh"
+#include "kernels/cuda/gemm_s8_variants.h"
+
+extern const qb__gemm_s8_variant qb__gemm_s8_small[] = {QB__GEMM_S8_SMALL(QB__GEMM_S8_ROW){}};
