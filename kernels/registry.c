@@ -7,6 +7,7 @@
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/gemm_float.h"
 #include "kernels/cuda/gemm_s8.h"
+#include "kernels/cuda/gemm_s8.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/pointwise.h"
 #include "kernels/gemm_f32.h"
