@@ -109,6 +109,7 @@ def qbench_figures(results, model, batch, context):
     """Figures of one call; its decode is of that batch, too."""
     for r in results:
         speeds = {r["scheme"]["name"]: r["speed"]}
+        energy = (r.get("energy") or {}).get("j_per_token")
         if r is results[0] and r["speed"].get("full"):
             speeds["full"] = r["speed"]["full"]
         for scheme, speed in speeds.items():
@@ -120,7 +121,8 @@ def qbench_figures(results, model, batch, context):
                 yield {"who": "qbench", "what": scheme, "model": model, "work": work,
                        "batch": batch, "context": context if work == "prefill" else 256,
                        "logits": "last", "tok_per_s": t["tok_per_s"], "min": low, "max": high,
-                       "samples": t["samples"]}
+                       "samples": t["samples"],
+                       "j_per_token": energy if work == "decode" and scheme != "full" else None}
 
 
 def note_qbench(record, result):
