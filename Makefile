@@ -16,12 +16,14 @@ JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 5
 PREFIX ?= /usr/local
 BUILD := $(if $(filter default cuda,$(PRESET)),build,build-$(PRESET))
-# A folder set up without CUDA is set up anew when CUDA is insisted on.
-SET_UP := $(if $(filter cuda,$(PRESET)),QB_REQUIRE_CUDA:BOOL=ON,CMAKE_BUILD_TYPE)
+# What the cache of a folder must say, else it is set up (anew): `make test` alone leaves CUDA out.
+SAID_default := QB_CUDA:BOOL=ON
+SAID_cuda := QB_REQUIRE_CUDA:BOOL=ON
+SAID := $(or $(SAID_$(PRESET)),CMAKE_BUILD_TYPE)
 
 all:
 	@tools/setup.sh build
-	@grep -qs '^$(SET_UP)' $(BUILD)/CMakeCache.txt || cmake --preset $(PRESET)
+	@grep -qs '^$(SAID)' $(BUILD)/CMakeCache.txt || cmake --preset $(PRESET)
 	cmake --build $(BUILD) --parallel $(JOBS)
 
 demo: all
