@@ -224,17 +224,50 @@ static __device__ __forceinline__ uint32_t pack_s8(int lo, int hi)
     return both;
 }
 
-static __device__ __forceinline__ void store_byte(uint32_t to, uint32_t value)
+/* A slice of codes of one segment. */
+template <int WIDTH>
+static __device__ __forceinline__ void write_codes(const int *acc, uint32_t base, int swizzle,
+                                                   const divisor &d)
 {
-    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j++) {
+        const int *v = acc + 4 * j;
+        const uint32_t to = base + ((j / 2 ^ swizzle) << 4) + j % 2 * 8;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t both =
+                pack_s8(quantize_bits(v[2 * h], d), quantize_bits(v[2 * h + 1], d));
+            asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + h * 8 * WIDTH), "h"((uint16_t)both)
+                         : "memory");
+        }
+    }
 }
 
-/* Where a tile lies across segments, each segment passes over it and writes its own columns. */
-template <int N, int SLOTS>
+/* Only the columns of one segment. */
+template <int WIDTH>
 static __device__ __forceinline__ void
-store_s8(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, int row0, int col0)
+write_codes_within(const int *acc, uint32_t base, int swizzle, const divisor &d, const span &in)
 {
-    constexpr int kWidth = N < 128 ? N : 128; /* a row of the slice */
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j++) {
+        const uint32_t to = base + ((j / 2 ^ swizzle) << 4) + j % 2 * 8;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (in.has(8 * j + i % 2))
+                asm volatile("st.shared.u8 [%0], %1;" ::"r"(to + i / 2 * 8 * WIDTH + i % 2),
+                             "r"(min(quantize_bits(acc[4 * j + i], d), 127))
+                             : "memory");
+    }
+}
+
+/* Columns of a slice of codes: 128 where they divide the tile. */
+template <int N> constexpr int kCodeWidth = N % 128 ? 64 : 128;
+
+template <int N, int SLOTS>
+static __device__ __forceinline__ void store_s8(int (&acc)[N / 2], const qb__gemm_s8_params &p,
+                                                place &at, int row0, int col0)
+{
+    constexpr int kWidth = kCodeWidth<N>;
     const int row = warp_of() * 16 + lane_of() / 4;
     const int swizzle = kWidth == 128 ? row & 7 : row >> 1 & 3;
     const int first = segment_of(p, col0), last = segment_of(p, min(col0 + N, p.n) - 1);
@@ -243,32 +276,13 @@ store_s8(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, int ro
     for (int c = 0; c < N; c += kWidth) {
         if (col0 + c >= p.n) return;
         const uint32_t base = slice_begin<SLOTS>(at) + row * kWidth + lane_of() % 4 * 2;
+        if (first == last) {
+            write_codes<kWidth>(acc + c / 2, base, swizzle, d);
+        } else {
 #pragma unroll 1
-        for (int s = first; s <= last; s++) {
-            if (first != last) d = make_divisor(p.out_scale[s]);
-            const span in(p, s, col0 + c);
-#pragma unroll
-            for (int j = 0; j < kWidth / 8; j++) {
-                const int *v = acc + c / 2 + 4 * j;
-                const uint32_t to = base + ((j / 2 ^ swizzle) << 4) + j % 2 * 8;
-                const uint32_t upper = pack_s8(quantize_bits(v[0], d), quantize_bits(v[1], d)),
-                               lower = pack_s8(quantize_bits(v[2], d), quantize_bits(v[3], d));
-                if (first == last) {
-                    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"((uint16_t)upper)
-                                 : "memory");
-                    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 8 * kWidth),
-                                 "h"((uint16_t)lower)
-                                 : "memory");
-                    continue;
-                }
-                if (in.has(8 * j)) {
-                    store_byte(to, upper);
-                    store_byte(to + 8 * kWidth, lower);
-                }
-                if (in.has(8 * j + 1)) {
-                    store_byte(to + 1, upper >> 8);
-                    store_byte(to + 1 + 8 * kWidth, lower >> 8);
-                }
+            for (int s = first; s <= last; s++) {
+                d = make_divisor(p.out_scale[s]);
+                write_codes_within<kWidth>(acc + c / 2, base, swizzle, d, span(p, s, col0 + c));
             }
         }
         slice_end<SLOTS>(at, &p.y, col0 + c, row0, false);

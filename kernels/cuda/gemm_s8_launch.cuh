@@ -30,14 +30,14 @@ qb_status launch(const qb_cuda_gemm_s8_args *args, int raster, qb_cuda_stream st
     QB_TRY(resident_clusters(kernel, C::CLUSTER, C::THREADS, C::SMEM_BYTES, cache, &n_resident));
     qb__gemm_s8_params p;
     QB_TRY(fill_params(args, &p));
-    const int width = 128 / (int)qb_cuda_dtype_bytes(args->out);
+    const int slice =
+        args->out == QB_CUDA_S8 ? kCodeWidth<C::NOUT> : 128 / (int)qb_cuda_dtype_bytes(args->out);
     QB_TRY(encode_map(&p.x, QB_CUDA_S8, args->x, args->k, args->m, args->x_stride, kBlockK,
                       C::BM / C::CN));
     QB_TRY(encode_map(&p.w, QB_CUDA_S8, args->w, args->k, args->n, args->w_stride, kBlockK,
                       C::BN / C::CM));
     if (p.has_y)
-        QB_TRY(encode_map(&p.y, args->out, args->y, args->n, args->m, args->y_stride,
-                          width < C::NOUT ? width : C::NOUT, 64));
+        QB_TRY(encode_map(&p.y, args->out, args->y, args->n, args->m, args->y_stride, slice, 64));
     if (p.has_residual)
         QB_TRY(encode_map(&p.residual, QB_CUDA_F32, args->residual, args->n, args->m,
                           args->residual_stride, 32, 64));
