@@ -74,6 +74,9 @@ static void run_case(benchmark::State &state, const qb_bench_case &c)
         if (c.bytes_per_iter > 0)
             state.counters["bytes_per_s"] =
                 Counter(c.bytes_per_iter, Counter::kIsIterationInvariantRate);
+        if (c.floor_s > 0)
+            state.counters["roofline_share"] =
+                Counter(c.floor_s, Counter::kIsIterationInvariantRate);
         c.teardown(data);
     }
     qb_pool_destroy(pool);

@@ -19,7 +19,7 @@ extern "C" {
     X(memory) X(gemm_s8) X(gemm_u4) X(quantize) X(gemm_f32) X(attention) X(pointwise)
 /* bench/cuda/bench_<name>.c, in a build with CUDA. */
 #ifdef QB_WITH_CUDA
-#define QB_BENCH_CUDA_FILES(X) X(pointwise_cuda)
+#define QB_BENCH_CUDA_FILES(X) X(pointwise_cuda) X(gemm_s8_cuda)
 #else
 #define QB_BENCH_CUDA_FILES(X)
 #endif
@@ -40,6 +40,8 @@ typedef struct qb_bench_case {
     void (*run)(void *state); /* the call and nothing else */
     void (*teardown)(void *state);
     double ops_per_iter, bytes_per_iter; /* 0 = not reported */
+    double
+        floor_s; /* what the machine's limits allow; reported as the share of the time; 0 = not */
     bool on_gpu; /* run queues work on the default stream of the current GPU, which is timed */
     bool cold;   /* on_gpu: the L2 cache is emptied before each call */
 } qb_bench_case;
