@@ -61,7 +61,7 @@ typedef struct qb_cublaslt { /* the functions by their own names less the prefix
                                                    const void *, size_t);
 } qb_cublaslt;
 
-#define QB_CUBLASLT_WORKSPACE_BYTES ((size_t)32 << 20)
+#define QB_CUBLASLT_WORKSPACE_BYTES ((size_t)33 << 20)
 
 /* The functions; NULL where qb_cublaslt_refusal has a reason. */
 const qb_cublaslt *qb_cublaslt_get(void);

@@ -14,7 +14,8 @@
 #include <pthread.h>
 #include <string.h>
 
-/* At the end of the workspace: the bias in bf16. */
+/* At the end of the workspace: the bias in bf16. What is left are the 32 MiB that cuBLASLt's best
+ * algorithms for Hopper ask for. */
 #define BIAS_BYTES ((size_t)1 << 20)
 #define LT_BYTES (QB_CUBLASLT_WORKSPACE_BYTES - BIAS_BYTES)
 
@@ -66,6 +67,7 @@ const char *qb__cuda_gemm_float_lt_refuse(const qb_cuda_gemm_float_args *a)
 {
     const char *why = qb_cublaslt_refusal();
     if (why) return why;
+    if (a->in == QB_CUDA_F32 && out_type(a) != QB_CUDA_F32) return "makes f32 of f32 only";
     if (a->residual && a->act != QB_EPI_NONE) return "adds no activation to a residual";
     if (a->n * 2 > BIAS_BYTES && a->bias) return "n too large for a bias";
     return NULL;

@@ -146,13 +146,13 @@ static void check_output(const product *p, kind c, const float *got, const char 
 static void check_row(const qb_cuda_gemm_float_row *row, product *p, kind c)
 {
     const char *why = qb_kernel_refusal(&row->info);
+    reset_output(p, c);
     if (!why) why = row->refuse(&p->args);
     if (why) {
         printf("%s: %s\n", row->info.name, why);
         return;
     }
     size_t bytes = p->args.m * p->args.y_stride * sizeof(float);
-    reset_output(p, c);
     QB_CHECK_OK(row->run(&p->args, NULL));
     float *first = output(p, c);
     check_output(p, c, first, row->info.name);
