@@ -2,10 +2,12 @@
 #include "kernels/cuda/gemm_s8_internal.h"
 
 const qb_cuda_gemm_s8_row qb_cuda_gemm_s8_kernels[] = {
+    {{"gemm_s8/gemv", "cuda", QB_CUDA_SM80}, qb__gemm_s8_refuse_gemv, qb__gemm_s8_run_gemv},
     {{"gemm_s8/sm90", "cuda", QB_CUDA_SM90A}, qb__gemm_s8_refuse_sm90, qb__gemm_s8_run_sm90},
     {{"gemm_s8/cublaslt", "cuda", QB_CUDA_SM80 | QB_CUDA_BLASLT},
      qb__gemm_s8_refuse_cublaslt,
      qb__gemm_s8_run_cublaslt},
+    {{"gemm_s8/sm80", "cuda", QB_CUDA_SM80}, qb__gemm_s8_refuse_sm80, qb__gemm_s8_run_sm80},
     {{0}, 0, 0},
 };
 

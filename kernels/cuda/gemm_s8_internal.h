@@ -10,6 +10,8 @@ extern "C" {
 
 const char *qb__gemm_s8_refuse_sm90(const qb_cuda_gemm_s8_args *args);
 qb_status qb__gemm_s8_run_sm90(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream);
+const char *qb__gemm_s8_refuse_gemv(const qb_cuda_gemm_s8_args *args);
+qb_status qb__gemm_s8_run_gemv(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream);
 const char *qb__gemm_s8_refuse_sm80(const qb_cuda_gemm_s8_args *args);
 qb_status qb__gemm_s8_run_sm80(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream);
 const char *qb__gemm_s8_refuse_cublaslt(const qb_cuda_gemm_s8_args *args);
