@@ -7,7 +7,7 @@
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/gemm_float.h"
 #include "kernels/cuda/gemm_s8.h"
-#include "kernels/cuda/gemm_s8.h"
+#include "kernels/cuda/gemm_u4.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/pointwise.h"
 #include "kernels/gemm_f32.h"
@@ -35,7 +35,7 @@
 /* clang-format off */
 const qb_kernel_op qb_kernel_ops[] = {
     {"gemm_s8", "s8 x s8 -> s32 matrix product, scaled to f32", {CPU(gemm_s8), CUDA(gemm_s8)}},
-    {"gemm_u4", "f32 x 4-bit zero-point weights", {CPU(gemm_u4), NONE}},
+    {"gemm_u4", "f32 or bf16 x 4-bit zero-point weights", {CPU(gemm_u4), CUDA(gemm_u4)}},
     {"quantize", "absmax, quantise and requantise passes", {CPU(quantize), NONE}},
     {"gemm_f32", "f32 matrix product", {CPU(gemm_f32), NONE}},
     {"attention", "causal attention over a KV cache", {CPU(attention), CUDA(attention)}},

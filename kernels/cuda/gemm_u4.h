@@ -12,7 +12,8 @@
  * (bits 4 i) of a word's low half is the first and bits 16 + 4 i the second element of register
  * a_i: a0 = (row g, k 2 t), a1 = (row g + 8, k 2 t), a2 = (row g, k 2 t + 8), a3 = (row g + 8,
  * k 2 t + 8). So (word >> 4 i) & 0x000f000f | 0x43004300 is a_i + 128 as a bf16 pair. Padding
- * channels (n to a multiple of 64, k to a multiple of 64) hold q = zp of a padding scale 0. */
+ * channels (n and k to multiples of 64) hold code 0; their outputs have the scale 0 and their
+ * inputs are 0 (matrix.h). A constant slice is code 0, zero point -1, its value as the scale. */
 #ifndef QB_KERNELS_CUDA_GEMM_U4_H
 #define QB_KERNELS_CUDA_GEMM_U4_H
 
@@ -37,10 +38,11 @@ typedef struct qb_cuda_u4 {    /* a layer's weights on the device; owned by whoe
 } qb_cuda_u4;
 
 /* Packs and uploads host weights. *why is set, and nothing made, where the layout cannot hold them
- * (a zero point beyond QB_CUDA_U4_MAX_ZP, a constant slice that is not 0, groups not of 64 n): the
- * caller then takes dequantised bf16 weights. */
+ * (a zero point beyond QB_CUDA_U4_MAX_ZP, groups not of 64 n): the caller then takes dequantised
+ * bf16 weights. With scales per input channel, scale is 1 and zero_point 0 for every output. */
 qb_status qb_cuda_u4_pack(const qb_u4_weights *weights, qb_cuda_u4 *out, const char **why);
-/* Several layers with the same input as one (output channels one after the other). */
+/* Several layers with the same input as one (output channels one after the other). Refused besides:
+ * unequal groups, unequal scales per input channel. */
 qb_status qb_cuda_u4_pack_many(const qb_u4_weights *weights, size_t n_weights, qb_cuda_u4 *out,
                                const char **why);
 void qb_cuda_u4_free(qb_cuda_u4 *weights);
@@ -53,7 +55,7 @@ typedef struct qb_cuda_gemm_u4_args {
     const float *bias; /* (n) or NULL */
     qb_epilogue_act act;
     qb_cuda_dtype out; /* F32 or BF16 */
-    void *y;
+    void *y; /* columns from n to the next 16 bytes may be written with 0 (added to the residual) */
     size_t y_stride;
     float *residual; /* += z in f32; y may then be NULL */
     size_t residual_stride;

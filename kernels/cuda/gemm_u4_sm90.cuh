@@ -1,0 +1,563 @@
+/* kernels/cuda/gemm_u4_sm90.cuh - many tokens times 4-bit weights by wgmma.
+ *
+ * The product is made transposed: weights are the A operand, which wgmma takes from registers, so
+ * codes become bf16 there and never pass through memory as such; activations are the B operand in
+ * shared memory. A block is a producer warp and two warpgroups of MT * 64 output channels each,
+ * times BN tokens; while the tensor cores work on some input channels, the codes of the next become
+ * integers. Blocks are persistent and outputs leave through shared memory; or, where there are few
+ * tiles, the blocks of a cluster share the input channels of one tile, and each sends its sums to
+ * the block that finishes those tokens. */
+#ifndef QB_KERNELS_CUDA_GEMM_U4_SM90_CUH
+#define QB_KERNELS_CUDA_GEMM_U4_SM90_CUH
+
+#include "kernels/cuda/gemm_u4_internal.h"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/wgmma_u4.cuh"
+
+struct qb__u4_sm90 {
+    CUtensorMap x, codes, y, residual;
+    qb__u4_product product;
+    int token_tiles, channel_tiles;
+    int split; /* blocks of a cluster, which share a tile's input channels; 1 = no cluster */
+};
+
+namespace gemm_u4
+{
+
+template <int MT_, int BN_, int STAGES_, int STEPS_, bool GROUPED_> struct config {
+    static constexpr int MT = MT_, BN = BN_, STAGES = STAGES_;
+    static constexpr int STEPS = STEPS_; /* of 16 input channels, converted at a time: 1 or 4 */
+    static constexpr bool GROUPED = GROUPED_; /* several scales a channel */
+    static constexpr int CHANNELS = 128 * MT, THREADS = 384;
+    static constexpr int X_BYTES = BN * 128, CODE_BYTES = CHANNELS / 16 * 512;
+    static constexpr int STAGING_BYTES = 16384; /* a warpgroup */
+    static constexpr int X_AT = 2 * STAGING_BYTES, CODES_AT = X_AT + STAGES * X_BYTES,
+                         BARS_AT = CODES_AT + STAGES * CODE_BYTES,
+                         ZEROS_AT = BARS_AT + STAGES * 16, /* (k) bf16, where they are by input */
+        SMEM_BYTES = ZEROS_AT + 1024;                      /* 1024: alignment */
+};
+
+/* Position in the ring of stages. */
+struct ring {
+    int stage, phase;
+    template <int STAGES> __device__ __forceinline__ void next()
+    {
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+};
+
+struct shared_at {
+    uint32_t base, full, empty;
+};
+
+struct span { /* tiles of 64 input channels that a block multiplies */
+    int begin, end;
+};
+
+/* ---- producer ---- */
+
+template <class C>
+static __device__ __forceinline__ void produce_tile(const qb__u4_sm90 &a, const shared_at &s,
+                                                    ring &r, const span &k, int token0,
+                                                    int channel0)
+{
+    for (int tile = k.begin; tile < k.end; tile++) {
+        const uint32_t full = s.full + r.stage * 8;
+        qb_mbar_wait(s.empty + r.stage * 8, r.phase ^ 1);
+        qb_mbar_expect(full, C::X_BYTES + C::CODE_BYTES);
+        qb_tma_load(s.base + C::X_AT + r.stage * C::X_BYTES, &a.x, full, tile * 64, token0);
+        qb_tma_load(s.base + C::CODES_AT + r.stage * C::CODE_BYTES, &a.codes, full, tile * 128,
+                    channel0 / 16);
+        r.template next<C::STAGES>();
+    }
+}
+
+/* ---- weights ---- */
+
+struct worker {            /* a thread's place */
+    int group, warp, lane; /* warpgroup of the block, warp of the warpgroup */
+};
+
+/* Scales and zero points of a thread's channels g and g + 8 of each tile of 64. */
+template <int MT> struct slices {
+    float scale[MT][2];
+    int zero_point[MT][2];
+};
+
+template <class C>
+static __device__ __forceinline__ void load_slices(const qb__u4_product &p, int group, int channel,
+                                                   slices<C::MT> &s)
+{
+#pragma unroll
+    for (int i = 0; i < C::MT; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int n = channel + 64 * i + 8 * h;
+            const size_t at = (size_t)group * p.n_pad + n;
+            s.scale[i][h] = C::GROUPED && n < p.n_pad ? __ldg(p.scale + at) : 0.0f;
+            s.zero_point[i][h] = n < p.n_pad ? __ldg(p.zero_point + at) : 0;
+        }
+}
+
+template <int MT>
+static __device__ __forceinline__ void zeros_by_output(const slices<MT> &s, uint32_t zero[MT][4])
+{
+#pragma unroll
+    for (int i = 0; i < MT; i++) {
+        zero[i][0] = zero[i][2] = qb__u4_zero_pair(s.zero_point[i][0], s.zero_point[i][0]);
+        zero[i][1] = zero[i][3] = qb__u4_zero_pair(s.zero_point[i][1], s.zero_point[i][1]);
+    }
+}
+
+/* Zero points by input channel lie as the lanes want them: [16 channels][t][2 registers]. */
+static __device__ __forceinline__ void fill_input_zeros(const qb__u4_product &p, uint32_t to)
+{
+    for (int i = threadIdx.x; i < p.k_tiles * 32; i += blockDim.x) {
+        const int t = i / 2 % 4, h = i % 2;
+        const short2 z = __ldg((const short2 *)p.x_zero_point + i / 8 * 8 + h * 4 + t);
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + i * 4), "r"(qb__u4_zero_pair(z.x, z.y))
+                     : "memory");
+    }
+}
+
+template <int MT>
+static __device__ __forceinline__ void zeros_by_input(uint32_t zeros_shared, int step, int lane,
+                                                      uint32_t zero[MT][4])
+{
+    uint32_t z[2];
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(z[0]), "=r"(z[1])
+                 : "r"(zeros_shared + step * 32 + lane % 4 * 8));
+#pragma unroll
+    for (int i = 0; i < MT; i++) zero[i][0] = zero[i][1] = z[0], zero[i][2] = zero[i][3] = z[1];
+}
+
+template <class C>
+static __device__ __forceinline__ void load_words(const shared_at &s, int stage, const worker &me,
+                                                  uint32_t words[C::MT][4])
+{
+#pragma unroll
+    for (int i = 0; i < C::MT; i++) {
+        const uint32_t from = s.base + C::CODES_AT + stage * C::CODE_BYTES +
+                              ((me.group * C::MT + i) * 4 + me.warp) * 512 + me.lane * 16;
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[i][0]), "=r"(words[i][1]), "=r"(words[i][2]), "=r"(words[i][3])
+                     : "r"(from));
+    }
+}
+
+/* ---- consumers ---- */
+
+/* What a thread holds while its warpgroup makes a tile. */
+template <class C> struct state {
+    uint32_t words[C::MT][4], zero[C::MT][4];
+    slices<C::MT> now, next; /* of this group and of the one after it */
+    int group, group_end, accumulate;
+    int before; /* the stage that the tensor cores may still be reading; -1 = none */
+};
+
+template <class C>
+static __device__ __forceinline__ void release(const shared_at &s, const worker &me, int stage)
+{
+    if (stage >= 0 && me.lane == 0) qb_mbar_arrive(s.empty + stage * 8);
+}
+
+/* Fragments of the 16 input channels `step` of a tile. */
+template <class C>
+static __device__ __forceinline__ void convert(const qb__u4_product &p, const shared_at &s,
+                                               const worker &me, state<C> &t, int tile, int step,
+                                               uint32_t (&out)[C::MT][4])
+{
+    if (p.x_zero_point)
+        zeros_by_input<C::MT>(s.base + C::ZEROS_AT, tile * 4 + step, me.lane, t.zero);
+#pragma unroll
+    for (int i = 0; i < C::MT; i++) qb__u4_fragment(t.words[i][step], t.zero[i], out[i]);
+}
+
+template <class C>
+static __device__ __forceinline__ void multiply(const shared_at &s, int stage, int step,
+                                                float (&acc)[C::MT][C::BN / 2],
+                                                const uint32_t (&a)[C::MT][4], int accumulate)
+{
+    const uint64_t b = qb_wgmma_desc(s.base + C::X_AT + stage * C::X_BYTES) + 2 * step;
+#pragma unroll
+    for (int i = 0; i < C::MT; i++) qb_wgmma_bf16_rs(acc[i], a[i], b, accumulate);
+}
+
+template <class C>
+static __device__ __forceinline__ void fetch_words(const shared_at &s, const ring &r,
+                                                   const worker &me, state<C> &t)
+{
+    qb_mbar_wait(s.full + r.stage * 8, r.phase);
+    load_words<C>(s, r.stage, me, t.words);
+}
+
+/* The sums of a group are complete: adds them, scaled, and goes on to the next group. */
+template <class C>
+static __device__ __forceinline__ void fold(const qb__u4_product &p, const span &k, int channel,
+                                            state<C> &t, const float (&acc)[C::MT][C::BN / 2],
+                                            float (&total)[C::MT][C::BN / 2])
+{
+#pragma unroll
+    for (int i = 0; i < C::MT; i++)
+#pragma unroll
+        for (int c = 0; c < C::BN / 2; c++)
+            total[i][c] = fmaf(t.now.scale[i][c / 2 % 2], acc[i][c], total[i][c]);
+    t.accumulate = 0;
+    t.now = t.next;
+    t.group++;
+    t.group_end = min(t.group_end + p.group_tiles, k.end);
+    if (t.group_end < k.end) load_slices<C>(p, t.group + 1, channel, t.next);
+}
+
+/* One step at a time: the fragments of the next are made while it runs. */
+template <class C>
+static __device__ __forceinline__ void
+multiply_by_steps(const qb__u4_product &p, const shared_at &s, ring &r, const span &k,
+                  const worker &me, state<C> &t, float (&acc)[C::MT][C::BN / 2])
+{
+    uint32_t even[C::MT][4], odd[C::MT][4];
+    auto step = [&](int stage, int j, const uint32_t(&a)[C::MT][4], int accumulate) {
+        qb_wgmma_fence();
+        multiply<C>(s, stage, j, acc, a, accumulate);
+        qb_wgmma_commit();
+        qb_wgmma_wait<1>();
+    };
+    convert<C>(p, s, me, t, k.begin, 0, even);
+    for (int tile = k.begin; tile < k.end; tile++) {
+        const int stage = r.stage;
+        step(stage, 0, even, t.accumulate);
+        t.accumulate = 1;
+        release<C>(s, me, t.before);
+        t.before = stage;
+        convert<C>(p, s, me, t, tile, 1, odd);
+        step(stage, 1, odd, 1);
+        convert<C>(p, s, me, t, tile, 2, even);
+        step(stage, 2, even, 1);
+        convert<C>(p, s, me, t, tile, 3, odd);
+        step(stage, 3, odd, 1);
+        r.template next<C::STAGES>();
+        if (tile + 1 == k.end) break;
+        fetch_words<C>(s, r, me, t);
+        convert<C>(p, s, me, t, tile + 1, 0, even);
+    }
+}
+
+/* One tile at a time. */
+template <class C>
+static __device__ __forceinline__ void
+multiply_by_tiles(const qb__u4_product &p, const shared_at &s, ring &r, const span &k,
+                  const worker &me, int channel, state<C> &t, float (&acc)[C::MT][C::BN / 2],
+                  float (&total)[C::MT][C::BN / 2])
+{
+    uint32_t even[4][C::MT][4], odd[4][C::MT][4];
+    auto convert_tile = [&](int tile, uint32_t(&out)[4][C::MT][4]) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) convert<C>(p, s, me, t, tile, j, out[j]);
+    };
+    auto turn = [&](int tile, const uint32_t(&a)[4][C::MT][4], uint32_t(&following)[4][C::MT][4]) {
+        const int stage = r.stage;
+        const bool group_ends = C::GROUPED && tile + 1 == t.group_end;
+        qb_wgmma_fence();
+#pragma unroll
+        for (int j = 0; j < 4; j++) multiply<C>(s, stage, j, acc, a[j], j ? 1 : t.accumulate);
+        qb_wgmma_commit();
+        t.accumulate = 1;
+        r.template next<C::STAGES>();
+        qb_wgmma_wait<1>();
+        release<C>(s, me, t.before);
+        t.before = stage;
+        if (tile + 1 < k.end) {
+            if (group_ends && !p.x_zero_point) zeros_by_output(t.next, t.zero);
+            fetch_words<C>(s, r, me, t);
+            convert_tile(tile + 1, following);
+        }
+        if (group_ends) {
+            qb_wgmma_wait<0>();
+            fold<C>(p, k, channel, t, acc, total);
+        }
+    };
+    convert_tile(k.begin, even);
+    for (int tile = k.begin; tile < k.end; tile += 2) {
+        turn(tile, even, odd);
+        if (tile + 1 < k.end) turn(tile + 1, odd, even);
+    }
+}
+
+/* acc = the block's sums of a tile; scaled by group where there are groups. */
+template <class C>
+static __device__ __forceinline__ void multiply_tile(const qb__u4_product &p, const shared_at &s,
+                                                     ring &r, const span &k, const worker &me,
+                                                     int channel, float (&acc)[C::MT][C::BN / 2])
+{
+    state<C> t;
+    t.group = C::GROUPED ? k.begin / p.group_tiles : 0;
+    t.group_end = C::GROUPED ? min((t.group + 1) * p.group_tiles, k.end) : k.end;
+    t.accumulate = 0, t.before = -1;
+    load_slices<C>(p, t.group, channel, t.now);
+    if (C::GROUPED && t.group_end < k.end) load_slices<C>(p, t.group + 1, channel, t.next);
+    zeros_by_output(t.now, t.zero);
+    fetch_words<C>(s, r, me, t);
+    if constexpr (C::GROUPED) {
+        float part[C::MT][C::BN / 2];
+#pragma unroll
+        for (int i = 0; i < C::MT; i++)
+#pragma unroll
+            for (int c = 0; c < C::BN / 2; c++) acc[i][c] = 0.0f;
+        multiply_by_tiles<C>(p, s, r, k, me, channel, t, part, acc);
+    } else if constexpr (C::STEPS == 4) {
+        multiply_by_tiles<C>(p, s, r, k, me, channel, t, acc, acc);
+    } else {
+        multiply_by_steps<C>(p, s, r, k, me, t, acc);
+    }
+    qb_wgmma_wait<0>();
+    release<C>(s, me, t.before);
+}
+
+/* ---- outputs ---- */
+
+/* What a thread applies to its channels g and g + 8 of 64. */
+struct affine {
+    float scale[2], bias[2];
+};
+
+template <class C>
+static __device__ __forceinline__ affine load_affine(const qb__u4_product &p, int channel)
+{
+    affine f;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int n = channel + 8 * h;
+        f.scale[h] = n >= p.n ? 0.0f : C::GROUPED ? 1.0f : __ldg(p.scale + n);
+        f.bias[h] = p.bias && n < p.n ? __ldg(p.bias + n) : 0.0f;
+    }
+    return f;
+}
+
+/* act(scale * sum + bias) of 64 channels x 64 tokens. */
+static __device__ __forceinline__ void finish(float *acc, const affine &f, int act)
+{
+#pragma unroll
+    for (int c = 0; c < 32; c++) acc[c] = fmaf(acc[c], f.scale[c / 2 % 2], f.bias[c / 2 % 2]);
+    if (act == QB_EPI_GELU) {
+#pragma unroll
+        for (int c = 0; c < 32; c++) acc[c] = gemm_s8::gelu(acc[c]);
+    } else if (act == QB_EPI_RELU) {
+#pragma unroll
+        for (int c = 0; c < 32; c++) acc[c] = acc[c] < 0.0f ? 0.0f : acc[c];
+    }
+}
+
+static __device__ __forceinline__ uint32_t pack_bf16(float low, float high)
+{
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t *>(&v);
+}
+
+/* 64 channels of 64 tokens: rows of 64 channels in bf16, 128 bytes in 128-byte swizzle. */
+static __device__ __forceinline__ void stage_bf16(const float *acc, uint32_t to, const worker &me)
+{
+    const int token = me.lane / 16 * 8 + me.lane % 8, chunk = me.warp * 2 + me.lane / 8 % 2;
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+        const float *v = acc + 4 * j;
+        const int row = j * 8 + token;
+        qb__stmatrix_x4_trans(to + row * 128 + ((chunk ^ (row & 7)) << 4), pack_bf16(v[0], v[1]),
+                              pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    }
+}
+
+/* The same in f32: channels 0 to 31 and 32 to 63 apart. */
+static __device__ __forceinline__ void stage_f32(const float *acc, uint32_t to, const worker &me)
+{
+    const int channel = me.warp % 2 * 16 + me.lane / 4;
+    to += me.warp / 2 * 8192;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int row = 8 * j + me.lane % 4 * 2 + i % 2, ch = channel + i / 2 * 8;
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(to + row * 128 +
+                                                         ((ch / 4 ^ (row & 7)) << 4) + ch % 4 * 4),
+                         "f"(acc[4 * j + i])
+                         : "memory");
+        }
+}
+
+struct outlet { /* a warpgroup's way out */
+    uint32_t staging;
+    int slot, barrier;
+    bool leader, whole; /* whole: what was sent last filled all of it */
+};
+
+/* Sends 64 channels of 64 tokens through shared memory to the copy engine, which clips them to the
+ * 16 bytes that hold the last channel (what lies past it is 0). In f32 they fill the staging
+ * memory, in bf16 half of it. */
+template <bool F32>
+static __device__ __forceinline__ void send(outlet &o, const CUtensorMap *map, bool add,
+                                            const qb__u4_product &p, const worker &me, int channel0,
+                                            int token0, const float *acc)
+{
+    const uint32_t to = o.staging + (F32 ? 0 : o.slot * 8192);
+    if (o.leader && (F32 || o.whole)) qb_tma_wait_read<0>();
+    if (o.leader && !F32) qb_tma_wait_read<1>();
+    o.slot ^= 1, o.whole = F32;
+    qb_bar_sync(o.barrier, 128);
+    if (F32)
+        stage_f32(acc, to, me);
+    else
+        stage_bf16(acc, to, me);
+    qb_fence_async();
+    qb_bar_sync(o.barrier, 128);
+    if (!o.leader) return;
+    for (int part = 0; part < (F32 ? 2 : 1); part++) {
+        const int column = channel0 + 32 * part;
+        if (column >= p.n) break;
+        if (add)
+            qb_tma_add(map, to + part * 8192, column, token0);
+        else
+            qb_tma_store(map, to + part * 8192, column, token0);
+    }
+    qb_tma_commit();
+}
+
+template <class C>
+static __device__ __forceinline__ void store_tile(const qb__u4_sm90 &a, const worker &me, outlet &o,
+                                                  int token0, int channel0,
+                                                  float (&acc)[C::MT][C::BN / 2])
+{
+    const qb__u4_product &p = a.product;
+    const int channel = channel0 + me.warp * 16 + me.lane / 4;
+#pragma unroll
+    for (int i = 0; i < C::MT; i++) {
+        if (channel0 + 64 * i >= p.n) return;
+        const affine f = load_affine<C>(p, channel + 64 * i);
+#pragma unroll
+        for (int h = 0; h < C::BN / 64; h++) {
+            const int column = channel0 + 64 * i, token = token0 + 64 * h;
+            float *part = acc[i] + 32 * h;
+            if (token >= p.m) break;
+            finish(part, f, p.act);
+            if (p.residual) send<true>(o, &a.residual, true, p, me, column, token, part);
+            if (p.y_f32) send<true>(o, &a.y, false, p, me, column, token, part);
+            if (p.y_bf16) send<false>(o, &a.y, false, p, me, column, token, part);
+        }
+    }
+}
+
+/* ---- input channels shared out over a cluster ---- */
+
+static __device__ __forceinline__ void cluster_sync()
+{
+    qb_cluster_arrive();
+    qb_cluster_wait();
+}
+
+/* Block r finishes the r-th part of each thread's fours of sums (two tokens of two channels). All
+ * blocks write what they have of it into its stages, which are no longer used; it adds them in the
+ * order of the ranks. */
+template <class C>
+static __device__ __forceinline__ void share_out(const qb__u4_sm90 &a, const shared_at &s,
+                                                 const worker &me, int token0, int channel0,
+                                                 const float (&acc)[C::MT][C::BN / 2])
+{
+    constexpr int FOURS = C::BN / 8, ALL = C::MT * FOURS, FOUR_BYTES = 256 * 16;
+    static_assert(ALL * FOUR_BYTES <= C::STAGES * C::X_BYTES + C::STAGES * C::CODE_BYTES, "");
+    const qb__u4_product &p = a.product;
+    const int rank = (int)qb_cluster_rank(), per_block = ALL / a.split;
+    const uint32_t mine = s.base + C::X_AT + (me.group * 128 + me.warp * 32 + me.lane) * 16;
+    cluster_sync();
+#pragma unroll
+    for (int q = 0; q < ALL; q++) {
+        const float *v = acc[q / FOURS] + q % FOURS * 4;
+        const int at = rank * per_block + (q & (per_block - 1)); /* both are powers of two */
+        asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
+                         qb_cluster_map(mine + at * FOUR_BYTES, (uint32_t)(q * a.split / ALL))),
+                     "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                     : "memory");
+    }
+    cluster_sync();
+#pragma unroll 1
+    for (int i = 0; i < per_block; i++) {
+        const int q = rank * per_block + i;
+        float sum[4] = {};
+        for (int from = 0; from < a.split; from++) {
+            float v[4];
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                         : "r"(mine + (from * per_block + i) * FOUR_BYTES));
+#pragma unroll
+            for (int c = 0; c < 4; c++) sum[c] += v[c];
+        }
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const int m = token0 + q % FOURS * 8 + me.lane % 4 * 2 + c % 2;
+            const int n = channel0 + q / FOURS * 64 + me.warp * 16 + me.lane / 4 + c / 2 * 8;
+            if (m >= p.m || n >= p.n) continue;
+            qb__u4_store(p, m, n, C::GROUPED ? sum[c] : sum[c] * __ldg(p.scale + n));
+        }
+    }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::THREADS, 1) gemm_u4_sm90(const __grid_constant__ qb__u4_sm90 a)
+{
+    extern __shared__ unsigned char memory[];
+    const qb__u4_product &p = a.product;
+    shared_at s;
+    s.base = (qb_smem(memory) + 1023) & ~1023u;
+    s.full = s.base + C::BARS_AT;
+    s.empty = s.full + C::STAGES * 8;
+    const int n_units = a.token_tiles * a.channel_tiles;
+    const int first = blockIdx.x / a.split, step = gridDim.x / a.split;
+    const int part = a.split > 1 ? (int)qb_cluster_rank() : 0;
+    const span k = {p.k_tiles * part / a.split, p.k_tiles * (part + 1) / a.split};
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < C::STAGES; i++) {
+            qb_mbar_init(s.full + i * 8, 1);
+            qb_mbar_init(s.empty + i * 8, 8);
+        }
+        qb_mbar_init_fence();
+    }
+    if (p.x_zero_point) fill_input_zeros(p, s.base + C::ZEROS_AT);
+    __syncthreads();
+    qb__start_next_grid();
+    qb__wait_previous_grid();
+
+    ring r = {0, 0};
+    const int warpgroup = threadIdx.x / 128;
+    if (warpgroup == 0) {
+        qb_regs_give<24>();
+        for (int unit = first; unit < n_units; unit += step) {
+            if (threadIdx.x == 0)
+                produce_tile<C>(a, s, r, k, unit / a.channel_tiles * C::BN,
+                                unit % a.channel_tiles * C::CHANNELS);
+            if (a.split > 1) {
+                __syncwarp();
+                cluster_sync();
+                cluster_sync();
+            }
+        }
+    } else {
+        qb_regs_take<240>();
+        const worker me = {warpgroup - 1, (int)threadIdx.x / 32 % 4, (int)threadIdx.x % 32};
+        outlet o = {s.base + me.group * C::STAGING_BYTES, 0, 1 + me.group,
+                    me.warp == 0 && me.lane == 0, false};
+        for (int unit = first; unit < n_units; unit += step) {
+            const int token0 = unit / a.channel_tiles * C::BN;
+            const int channel0 = unit % a.channel_tiles * C::CHANNELS + me.group * C::MT * 64;
+            float acc[C::MT][C::BN / 2];
+            multiply_tile<C>(p, s, r, k, me, channel0 + me.warp * 16 + me.lane / 4, acc);
+            if (a.split > 1)
+                share_out<C>(a, s, me, token0, channel0, acc);
+            else
+                store_tile<C>(a, me, o, token0, channel0, acc);
+        }
+        if (o.leader) qb_tma_wait_read<0>();
+    }
+}
+
+} // namespace gemm_u4
+
+#endif

@@ -1,0 +1,29 @@
+/* kernels/cuda/tensor_map.h - descriptions of matrices for Hopper's bulk copy engine. */
+#ifndef QB_KERNELS_CUDA_TENSOR_MAP_H
+#define QB_KERNELS_CUDA_TENSOR_MAP_H
+
+#include "core/status.h"
+
+#include <cuda.h>
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb__tensor_map_args {
+    CUtensorMapDataType type;
+    size_t elem_bytes;
+    const void *base; /* 16-byte aligned */
+    size_t cols, rows;
+    size_t stride_elems; /* a multiple of 16 bytes */
+    int box_cols, box_rows;
+    CUtensorMapSwizzle swizzle;
+} qb__tensor_map_args;
+/* The driver's encoder is looked up at run time: nothing links the driver. */
+qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *args);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
