@@ -5,6 +5,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/decode.h"
 #include "kernels/cuda/gemm_float.h"
 #include "kernels/cuda/gemm_s8.h"
 #include "kernels/cuda/gemm_u4.h"
@@ -44,6 +45,7 @@ const qb_kernel_op qb_kernel_ops[] = {
 #ifdef QB_WITH_CUDA
     {"gemm_float", "bf16 and f32 matrix products", {NONE, CUDA(gemm_float)}},
     {"logits", "statistics of rows of logits", {NONE, CUDA(logits)}},
+    {"decode", "one token a sequence through a whole model", {NONE, CUDA(decode)}},
 #endif
     {0},
 };

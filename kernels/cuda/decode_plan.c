@@ -1,0 +1,149 @@
+/* kernels/cuda/decode_plan.c - how the persistent decode kernel cuts its work; host arithmetic
+ * only.
+ *
+ * A product's output channels are cut into tiles of 16, dealt to the blocks in turn; a tile streams
+ * through shared memory in chunks of its input channels. What is not the ring of chunks holds the
+ * staged input of all sequences, or as much of it as fits (the product then runs in passes). */
+#include "kernels/cuda/decode_internal.h"
+
+#include <string.h>
+
+/* A group of warps may be up to 6 chunks ahead of another (decode_gemm.cuh). */
+enum { DEFAULT_CHUNK_ROW = 1024, DEFAULT_CHUNK_U4 = 16384, MIN_STAGES = 7 };
+
+static uint32_t round_up(uint32_t x, uint32_t to)
+{
+    return (x + to - 1) / to * to;
+}
+
+static const char *refuse_linear(const qb_cuda_linear *l)
+{
+    if (l->k > QB__DECODE_MAX_K) return "a layer has more than 8192 input channels";
+    if (l->kind == QB_CUDA_LINEAR_FLOAT && l->type != QB_CUDA_BF16) return "f32 weights";
+    if (l->kind != QB_CUDA_LINEAR_S8 && l->input != QB_STAGE_FLOAT)
+        return "quantised activations with float weights";
+    if (l->kind == QB_CUDA_LINEAR_S8 && l->input == QB_STAGE_FLOAT)
+        return "8-bit weights with float activations";
+    if (l->kind == QB_CUDA_LINEAR_U4 && l->u4.n_groups != 1) return "4-bit weights in groups";
+    return NULL;
+}
+
+const char *qb__decode_refuse(const qb_cuda_decode_model *m)
+{
+    if (m->max_batch > QB_CUDA_DECODE_MAX_BATCH) return "more than 16 sequences";
+    if (m->head_dim % 8 || m->head_dim > 256) return "head_dim is not a multiple of 8 up to 256";
+    if (m->d_model > 8192) return "d_model is larger than 8192";
+    if (m->n_kv_heads == 0 || m->n_heads % m->n_kv_heads) return "n_heads % n_kv_heads != 0";
+    const char *why = refuse_linear(&m->head);
+    for (size_t i = 0; i < m->n_layers && !why; i++) {
+        const qb_cuda_decode_layer *l = &m->layers[i];
+        const qb_cuda_linear *all[] = {&l->qkv, &l->o, &l->up, &l->down};
+        for (size_t j = 0; j < QB_COUNT(all) && !why; j++) why = refuse_linear(all[j]);
+    }
+    return why;
+}
+
+void qb__decode_flatten(const qb_cuda_linear *in, const qb__decode_limits *limits,
+                        uint32_t *n_slots, uint32_t *rotate, qb__decode_linear *out)
+{
+    memset(out, 0, sizeof *out);
+    const bool u4 = in->kind == QB_CUDA_LINEAR_U4;
+    const uint32_t elem_bytes = in->kind == QB_CUDA_LINEAR_S8 ? 1 : 2;
+    out->w = u4 ? (const void *)in->u4.codes : in->w;
+    out->w_scale = u4 ? in->u4.scale : in->w_scale;
+    out->zero_point = u4 ? in->u4.zero_point : NULL;
+    out->x_scale = u4 ? in->u4.x_scale : NULL;
+    out->x_zero_point = u4 ? in->u4.x_zero_point : NULL;
+    out->bias = in->bias, out->in_scale = in->in_scale, out->out_scale = in->out_scale;
+    out->n = (uint32_t)in->n, out->k = (uint32_t)in->k;
+    uint32_t k_pad = u4 ? (uint32_t)in->u4.k_pad : (uint32_t)qb_cuda_stride(in->k);
+    out->row_bytes = u4 ? 0 : (uint32_t)in->w_stride * elem_bytes;
+    out->tile_bytes = u4 ? k_pad * 8 : out->row_bytes * QB__DECODE_TILE;
+    uint32_t streamed = u4 ? out->tile_bytes : k_pad * elem_bytes;
+    uint32_t most = limits->chunk_bytes[in->kind];
+    if (!most) most = u4 ? DEFAULT_CHUNK_U4 : DEFAULT_CHUNK_ROW;
+    out->chunk_bytes = streamed < most ? streamed : most;
+    out->n_chunks = (streamed + out->chunk_bytes - 1) / out->chunk_bytes;
+    out->x_bytes = k_pad * elem_bytes;
+    out->x_chunk = u4 ? out->chunk_bytes / 4 : out->chunk_bytes;
+    out->n_tiles = (out->n + QB__DECODE_TILE - 1) / QB__DECODE_TILE;
+    out->rotate = *rotate;
+    *rotate = (*rotate + out->n_tiles) % limits->n_blocks;
+    out->seg_n = in->segments.n > 0 ? in->segments.n : 1;
+    for (int i = 0; i < out->seg_n; i++)
+        out->seg_end[i] = in->segments.n > 0 ? in->segments.end[i] : (int32_t)in->n;
+    out->kind = (uint8_t)in->kind, out->input = (uint8_t)in->input;
+    out->requant = (uint8_t)in->requant;
+    out->slot = *n_slots;
+    *n_slots += QB__DECODE_SLOTS;
+}
+
+/* Largest chunk of any layer in a stage, and the largest staged row. */
+typedef struct widest {
+    uint32_t row_chunk, u4_chunk, x_bytes, x_chunk;
+} widest;
+
+static void widen(widest *w, const qb__decode_linear *l)
+{
+    uint32_t *chunk = l->kind == QB_CUDA_LINEAR_U4 ? &w->u4_chunk : &w->row_chunk;
+    if (l->chunk_bytes > *chunk) *chunk = l->chunk_bytes;
+    if (l->x_bytes > w->x_bytes) w->x_bytes = l->x_bytes;
+    if (l->x_chunk > w->x_chunk) w->x_chunk = l->x_chunk;
+}
+
+/* Rows 64 bytes beside a multiple of 128, so that 8 lanes of two rows meet distinct banks. */
+static uint32_t padded(uint32_t row_bytes)
+{
+    return round_up(row_bytes, 128) + 64;
+}
+
+static qb__decode_divisor divisor_of(uint32_t d)
+{
+    return (qb__decode_divisor){d == 1 ? 0 : (uint32_t)((((uint64_t)1 << 32) + d - 1) / d)};
+}
+
+static void set_divisors(qb__decode_params *p)
+{
+    p->repeat = p->n_heads / p->n_kv_heads;
+    p->lanes_shift = 0;
+    while ((8u << p->lanes_shift) < p->head_dim) p->lanes_shift++;
+    p->by_splits = divisor_of(p->n_splits), p->by_heads = divisor_of(p->n_heads);
+    p->by_head_dim = divisor_of(p->head_dim), p->by_repeat = divisor_of(p->repeat);
+    p->by_stages = divisor_of(p->n_stages);
+    p->by_lines = divisor_of((p->head_dim * 2 + 127) / 128 * 2);
+}
+
+qb_status qb__decode_plan(qb__decode_params *p, const qb__decode_layer *layers,
+                          const qb__decode_limits *limits, uint32_t batch)
+{
+    widest w = {0};
+    for (uint32_t i = 0; i < p->n_layers; i++)
+        for (int j = 0; j < 4; j++) widen(&w, &layers[i].linear[j]);
+    widen(&w, &layers[p->n_layers].linear[0]);
+    p->batch = batch;
+    p->n_blocks = limits->n_blocks;
+    uint32_t splits = limits->splits;
+    if (!splits) splits = limits->n_blocks / (batch * p->n_heads);
+    if (splits < 1) splits = 1;
+    p->n_splits = splits > QB__DECODE_MAX_SPLITS ? QB__DECODE_MAX_SPLITS : splits;
+    p->row_pitch = padded(w.row_chunk);
+    p->stage_bytes = p->row_pitch * QB__DECODE_TILE;
+    if (w.u4_chunk > p->stage_bytes || w.row_chunk == 0) p->stage_bytes = w.u4_chunk;
+    p->stage_bytes = round_up(p->stage_bytes, 128);
+    p->x_row_off = QB__DECODE_HEADER_BYTES + QB__DECODE_RED_BYTES;
+    p->x_off = round_up(p->x_row_off + p->d_model * 4, 128);
+    /* All of the staged rows if the ring then keeps its least, else what that leaves. */
+    const uint32_t ring = MIN_STAGES * p->stage_bytes, all = batch * padded(w.x_bytes);
+    const uint32_t used = p->x_off + ring, free = limits->smem_bytes;
+    p->x_space = used < free ? (free - used) / 128 * 128 : 0;
+    if (p->x_space > all) p->x_space = round_up(all, 128);
+    p->ring_off = p->x_off + p->x_space;
+    if (p->x_space < batch * padded(w.x_chunk) || (batch == 1 && p->x_space < all))
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "decode: %u bytes of shared memory are too few",
+                       limits->smem_bytes);
+    p->n_stages = (limits->smem_bytes - p->ring_off) / p->stage_bytes;
+    if (p->n_stages > QB__DECODE_MAX_STAGES) p->n_stages = QB__DECODE_MAX_STAGES;
+    p->smem_bytes = p->ring_off + p->n_stages * p->stage_bytes;
+    set_divisors(p);
+    return QB_OK;
+}
