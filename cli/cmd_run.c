@@ -36,6 +36,7 @@ typedef struct model_run {
     qb_run_text text;
     qb_speed_plan speed_plan;
     qb_backbone *backbone;
+    qb_backbone_options backbone_options;
     qb_run_schemes schemes;
     qb_run_facts *facts; /* of the engines, as in qb_run_engines.items */
     qb_quality quality;
@@ -144,6 +145,7 @@ static qb_status make_backbone(model_run *m)
     }
     if (m->wants_speed && options.logit_rows < m->speed_plan.batch)
         options.logit_rows = m->speed_plan.batch;
+    m->backbone_options = options;
     return qb_backbone_create(m->model, &options, &m->backbone);
 }
 
@@ -158,31 +160,76 @@ static void remember(model_run *m, const qb_run_engines *engines)
     }
 }
 
+/* Engines of a run on one device, and the cases that an evaluation makes of them. */
+typedef struct engine_set {
+    qb_backbone *own_backbone; /* NULL = the run's */
+    qb_run_engines engines;
+    qb_quality_case *cases;
+} engine_set;
+
+static qb_status create_set(const model_run *m, qb_backbone *backbone, engine_set *set)
+{
+    bool with_fakes = !qb_cli_flag(m->r->cli, "no-fake");
+    QB_TRY(qb_run_engines_create(&m->schemes, backbone, with_fakes, 0, 0, &set->engines));
+    QB_TRY(QB_NEW(&set->cases, set->engines.n, "cases"));
+    for (size_t i = 0; i < set->engines.n; i++)
+        set->cases[i] = (qb_quality_case){set->engines.items[1 + i], set->engines.fakes[i]};
+    return QB_OK;
+}
+
+/* The first set is of the run's backbone; the others, where the device is several GPUs, have one
+ * each. */
+static qb_status create_sets(const model_run *m, engine_set *sets, size_t n)
+{
+    QB_TRY(create_set(m, m->backbone, &sets[0]));
+    for (size_t i = 1; i < n; i++) {
+        qb_backbone_options options = m->backbone_options;
+        options.device.index += (int)i;
+        QB_TRY(qb_backbone_create(m->model, &options, &sets[i].own_backbone));
+        QB_TRY(create_set(m, sets[i].own_backbone, &sets[i]));
+    }
+    return QB_OK;
+}
+
+static void destroy_sets(engine_set *sets, size_t n)
+{
+    for (size_t i = 0; sets && i < n; i++) {
+        qb_free(sets[i].cases);
+        qb_run_engines_destroy(&sets[i].engines);
+        qb_backbone_destroy(sets[i].own_backbone);
+    }
+    qb_free(sets);
+}
+
 static qb_status measure_quality(model_run *m)
 {
-    qb_run_engines engines = {0};
-    qb_quality_case *cases = NULL;
-    bool with_fakes = !qb_cli_flag(m->r->cli, "no-fake");
+    engine_set *sets = NULL;
+    qb_quality_replica *replicas = NULL;
+    size_t n = m->r->device.n_shared > 1 ? m->r->device.n_shared : 1;
     qb_status status;
-    QB_TRY_GOTO(status, qb_run_engines_create(&m->schemes, m->backbone, with_fakes, 0, 0, &engines),
-                done);
-    QB_TRY_GOTO(status, QB_NEW(&cases, engines.n, "cases"), done);
-    for (size_t i = 0; i < engines.n; i++)
-        cases[i] = (qb_quality_case){engines.items[1 + i], engines.fakes[i]};
+    QB_TRY_GOTO(status, QB_NEW_ZERO(&sets, n, "engines"), done);
+    QB_TRY_GOTO(status, QB_NEW_ZERO(&replicas, n, "replicas"), done);
+    QB_TRY_GOTO(status, create_sets(m, sets, n), done);
+    for (size_t i = 1; i < n; i++)
+        replicas[i - 1] = (qb_quality_replica){sets[i].engines.items[0], sets[i].cases};
     qb_quality_plan plan = {.stream = &m->text.stream,
                             .windows = &m->text.windows,
                             .batch = m->text.batch,
-                            .full = engines.items[0],
-                            .cases = cases,
-                            .n_cases = engines.n,
+                            .full = sets[0].engines.items[0],
+                            .cases = sets[0].cases,
+                            .n_cases = sets[0].engines.n,
+                            .replicas = replicas,
+                            .n_replicas = n - 1,
                             .label = "quality"};
-    remember(m, &engines);
+    remember(m, &sets[0].engines);
     status = qb_quality_measure(&plan, &m->quality);
 done:
-    qb_free(cases);
-    qb_run_engines_destroy(&engines);
+    qb_free(replicas);
+    destroy_sets(sets, n);
     return status;
 }
+
+enum { FEW_SCHEMES = 3 }; /* whose energy is measured without asking */
 
 static qb_status measure_speed(model_run *m)
 {
@@ -198,6 +245,7 @@ static qb_status measure_speed(model_run *m)
     for (size_t i = 0; i <= engines.n; i++)
         if (engines.items[i]) in_turn[m->speed_plan.n_engines++] = engines.items[i];
     m->speed_plan.engines = in_turn;
+    m->speed_plan.energy = m->schemes.n <= FEW_SCHEMES || qb_cli_flag(m->r->cli, "energy");
     remember(m, &engines);
     qb_machine_watch_start(&m->watch);
     status = qb_speed_measure(&m->speed_plan, &m->speed);
@@ -274,7 +322,7 @@ static qb_status run_model(run *r, const qb_model *model)
                    .wants_speed = !qb_cli_flag(r->cli, "no-speed")};
     qb_status status;
     QB_TRY_GOTO(status, make_backbone(&m), done);
-    QB_TRY_GOTO(status, qb_run_schemes_open(r->cli, model, r->pool, &m.schemes), done);
+    QB_TRY_GOTO(status, qb_run_schemes_open(r->cli, model, &r->device, r->pool, &m.schemes), done);
     QB_TRY_GOTO(status, QB_NEW_ZERO(&m.facts, m.schemes.n + 1, "facts of the engines"), done);
     if (m.wants_quality) QB_TRY_GOTO(status, measure_quality(&m), done);
     if (m.wants_speed) QB_TRY_GOTO(status, measure_speed(&m), done);

@@ -168,6 +168,8 @@ const qb_option qb_options[] = {
     {"speed-context", 0, QB_OPTION_SIZE, ON(RUN), "T", "512", 1, 16777216,
         "tokens of the prefill that is timed", NULL},
     {"no-speed", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure quality only", NULL},
+    {"energy", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
+        "joules a token however many schemes (over a second each; else with up to three)", NULL},
     {"seed", 0, QB_OPTION_SIZE, ON(RUN) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */

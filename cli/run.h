@@ -46,8 +46,8 @@ typedef struct qb_run_schemes {
     qb_calibration *calibration; /* NULL where no scheme needs it */
     bool quantize_head;
 } qb_run_schemes;
-qb_status qb_run_schemes_open(const qb_cli *cli, const qb_model *model, qb_pool *pool,
-                              qb_run_schemes *out);
+qb_status qb_run_schemes_open(const qb_cli *cli, const qb_model *model, const qb_device *device,
+                              qb_pool *pool, qb_run_schemes *out);
 void qb_run_schemes_close(qb_run_schemes *schemes); /* accepts a zeroed one */
 
 typedef struct qb_run_engines {

@@ -15,29 +15,31 @@ static bool quantises_nothing(const qb_scheme *s)
 /* ---- which schemes ---- */
 
 static qb_status add_scheme(const qb_cli *cli, const char *name, const qb_model *model,
-                            qb_run_schemes *schemes)
+                            const qb_device *device, qb_run_schemes *schemes)
 {
     qb_run_scheme item = {0};
     for (size_t i = 0; i < schemes->n; i++)
         if (!strcmp(schemes->items[i].scheme.name, name)) return QB_OK; /* named twice */
     QB_TRY(qb_cli_scheme(cli, name, model, &item.scheme));
-    item.is_full = quantises_nothing(&item.scheme);
+    item.is_full =
+        quantises_nothing(&item.scheme) && (!item.scheme.f32 || qb_device_full_is_f32(device));
     QB_TRY(
         qb_realloc((void **)&schemes->items, schemes->n, schemes->n + 1, sizeof item, "schemes"));
     schemes->items[schemes->n++] = item;
     return QB_OK;
 }
 
-static qb_status list_schemes(const qb_cli *cli, const qb_model *model, qb_run_schemes *schemes)
+static qb_status list_schemes(const qb_cli *cli, const qb_model *model, const qb_device *device,
+                              qb_run_schemes *schemes)
 {
     for (size_t i = 0; i < qb_cli_list_n_items(cli, "scheme"); i++) {
         const char *name = qb_cli_list_item(cli, "scheme", i);
         if (strcmp(name, "all")) {
-            QB_TRY(add_scheme(cli, name, model, schemes));
+            QB_TRY(add_scheme(cli, name, model, device, schemes));
             continue;
         }
         for (const qb_scheme *s = qb_schemes; s->name; s++)
-            if (!quantises_nothing(s)) QB_TRY(add_scheme(cli, s->name, model, schemes));
+            if (!quantises_nothing(s)) QB_TRY(add_scheme(cli, s->name, model, device, schemes));
     }
     return QB_OK;
 }
@@ -68,10 +70,10 @@ static qb_status find_codes(const qb_model *model, qb_pool *pool, qb_run_schemes
     return QB_OK;
 }
 
-static qb_status open_schemes(const qb_cli *cli, const qb_model *model, qb_pool *pool,
-                              qb_run_schemes *s)
+static qb_status open_schemes(const qb_cli *cli, const qb_model *model, const qb_device *device,
+                              qb_pool *pool, qb_run_schemes *s)
 {
-    QB_TRY(list_schemes(cli, model, s));
+    QB_TRY(list_schemes(cli, model, device, s));
     s->quantize_head = qb_cli_flag(cli, "quantize-head");
     for (size_t i = 0; i < s->n && !s->calibration; i++)
         QB_TRY(qb_cli_calibration(cli, &s->items[i].scheme, model, pool, &s->calibration));
@@ -79,11 +81,11 @@ static qb_status open_schemes(const qb_cli *cli, const qb_model *model, qb_pool 
     return QB_OK;
 }
 
-qb_status qb_run_schemes_open(const qb_cli *cli, const qb_model *model, qb_pool *pool,
-                              qb_run_schemes *out)
+qb_status qb_run_schemes_open(const qb_cli *cli, const qb_model *model, const qb_device *device,
+                              qb_pool *pool, qb_run_schemes *out)
 {
     qb_run_schemes schemes = {0};
-    qb_status status = open_schemes(cli, model, pool, &schemes);
+    qb_status status = open_schemes(cli, model, device, pool, &schemes);
     if (status != QB_OK)
         qb_run_schemes_close(&schemes);
     else
@@ -123,7 +125,8 @@ static qb_status create_engines(const qb_run_schemes *schemes, qb_backbone *back
         options.fake = false;
         QB_TRY(qb_engine_create(backbone, &options, &e->items[1 + i]));
         options.fake = true;
-        if (with_fakes) QB_TRY(qb_engine_create(backbone, &options, &e->fakes[i]));
+        if (with_fakes && !quantises_nothing(&item->scheme))
+            QB_TRY(qb_engine_create(backbone, &options, &e->fakes[i]));
     }
     return QB_OK;
 }

@@ -38,6 +38,8 @@ struct qb_backend {
     const char *name; /* "cpu", "cuda" */
     /* NULL = device `index` can be used, else why not, in one line. */
     const char *(*refusal)(int index);
+    size_t (*count)(void); /* devices that are there */
+    bool full_is_f32;      /* scheme `full` computes in f32 here, so full-f32 is the same */
     /* What is worth holding of logits: bytes of one slot. */
     size_t logit_bytes;
     /* These allocate and fill the backend's struct around a base that is already set up; on failure

@@ -344,6 +344,11 @@ static const char *refuse_nothing(int index)
     return index ? "there is one CPU device" : NULL;
 }
 
+static size_t count_one(void)
+{
+    return 1;
+}
+
 static qb_status sync_nothing(qb_backbone *backbone)
 {
     (void)backbone;
@@ -352,6 +357,8 @@ static qb_status sync_nothing(qb_backbone *backbone)
 
 const qb_backend qb__cpu_backend = {.name = "cpu",
                                     .refusal = refuse_nothing,
+                                    .count = count_one,
+                                    .full_is_f32 = true,
                                     .logit_bytes = 8 << 20,
                                     .backbone_create = create_backbone,
                                     .backbone_destroy = destroy_backbone,

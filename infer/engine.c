@@ -39,11 +39,11 @@ static const char no_cuda[] = "this build has no CUDA engine";
 /* A GPU where one can be used. A build without CUDA has nothing to say: nobody expects one. */
 static void find_auto(qb_device *out, const char **note)
 {
-    *out = (qb_device){&qb__cpu_backend, 0};
+    *out = (qb_device){.backend = &qb__cpu_backend};
     const qb_backend *cuda = find_backend("cuda", 4);
     if (!cuda) return;
     *note = cuda->refusal(0);
-    if (!*note) out->backend = cuda;
+    if (!*note) *out = (qb_device){.backend = cuda, .n_shared = cuda->count()};
 }
 
 qb_status qb_device_find(const char *name, qb_device *out, const char **note)
@@ -63,20 +63,30 @@ qb_status qb_device_find(const char *name, qb_device *out, const char **note)
                        name);
     const char *why = backend ? backend->refusal(index) : no_cuda;
     if (why) return QB_FAIL(QB_ERR_DEVICE, "--device %s: %s, expected auto or cpu", name, why);
-    *out = (qb_device){backend, index};
+    *out = (qb_device){.backend = backend, .index = index};
+    if (!name[n_chars]) out->n_shared = backend->count();
     return QB_OK;
+}
+
+static const qb_backend *backend_of(const qb_device *device)
+{
+    return device->backend ? device->backend : &qb__cpu_backend;
 }
 
 const char *qb_device_backend_name(const qb_device *device)
 {
-    return device->backend ? device->backend->name : qb__cpu_backend.name;
+    return backend_of(device)->name;
+}
+
+bool qb_device_full_is_f32(const qb_device *device)
+{
+    return backend_of(device)->full_is_f32;
 }
 
 size_t qb_device_logit_rows(const qb_device *device, size_t vocab)
 {
     enum { STEP = 16, MOST = 2048 };
-    const qb_backend *backend = device->backend ? device->backend : &qb__cpu_backend;
-    size_t rows = backend->logit_bytes / (vocab * sizeof(float)) / STEP * STEP;
+    size_t rows = backend_of(device)->logit_bytes / (vocab * sizeof(float)) / STEP * STEP;
     return rows > MOST ? MOST : rows < STEP ? STEP : rows;
 }
 
@@ -85,7 +95,7 @@ size_t qb_device_logit_rows(const qb_device *device, size_t vocab)
 qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *options,
                              qb_backbone **out)
 {
-    qb_backbone base = {.backend = options->device.backend,
+    qb_backbone base = {.backend = backend_of(&options->device),
                         .device_idx = options->device.index,
                         .model = model,
                         .config = &model->config,
@@ -93,7 +103,6 @@ qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *o
                         .max_tokens = options->max_tokens,
                         .logit_slots = options->logit_slots,
                         .logit_rows = options->logit_rows};
-    if (!base.backend) base.backend = &qb__cpu_backend;
     return base.backend->backbone_create(&base, out);
 }
 

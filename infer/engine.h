@@ -24,12 +24,14 @@ typedef struct qb_backend qb_backend; /* infer/backend.h */
 typedef struct qb_device {
     const qb_backend *backend; /* NULL = the CPU */
     int index;                 /* of several GPUs */
+    size_t n_shared; /* devices from `index` on that an evaluation may share out over; 0 = one */
 } qb_device;
-/* "cpu", "cuda", "cuda:1", "auto": a GPU if there is one that can be used, else the CPU, and then
- * *note says why in one line (NULL = nothing to say; lives until the thread's next call).
- * QB_ERR_USAGE: no such name; QB_ERR_DEVICE: not here. */
+/* "cpu", "cuda" (all GPUs for evaluations, else the first), "cuda:1", "auto": a GPU if there is one
+ * that can be used, else the CPU, and then *note says why in one line (NULL = nothing to say; lives
+ * until the thread's next call). QB_ERR_USAGE: no such name; QB_ERR_DEVICE: not here. */
 qb_status qb_device_find(const char *name, qb_device *out, const char **note);
 const char *qb_device_backend_name(const qb_device *device); /* "cpu", "cuda" */
+bool qb_device_full_is_f32(const qb_device *device);         /* there, scheme full-f32 is full */
 
 enum { QB_LOGIT_SLOTS = 3 };
 typedef struct qb_backbone qb_backbone;

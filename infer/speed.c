@@ -5,7 +5,7 @@
 #include "core/memory.h"
 #include "core/progress.h"
 #include "core/rng.h"
-#include "infer/environment.h"
+#include "infer/energy.h"
 
 #include <math.h>
 #include <string.h>
@@ -15,12 +15,14 @@ enum {
     DECODE_FROM = 256,
     DECODE_STEPS = 128, /* then the cache is filled anew */
     DECODE_RUN = 8,     /* tokens a sample */
+    FAST_RUN = 56,      /* the same where a token takes less than fast_ms: waits weigh less */
     MIN_SAMPLES = 10,
     MAX_SAMPLES = 200,
     MAX_WARM_UPS = 6,
 };
 static const double steady_change = 0.05; /* between two warm-up rounds */
 static const double warm_up_ms = 4000;    /* after which a machine that is not steady will not be */
+static const double fast_ms = 2;
 static const double narrow_enough = 0.01; /* half width over median: more rounds add little */
 
 static double now_ms(void)
@@ -91,8 +93,8 @@ double qb_timing_half_width(const qb_timing *timing)
 
 typedef struct stopwatch {
     const qb_speed_plan *plan;
-    int32_t *tokens;               /* (batch, longest context), random */
-    double *joules, *joule_tokens; /* (n_engines) of decoding */
+    int32_t *tokens; /* (batch, longest context), random */
+    size_t run;      /* tokens a sample of decoding */
     qb_progress progress;
     size_t done;
 } stopwatch;
@@ -131,18 +133,16 @@ static qb_status sample_decode(stopwatch *s, size_t e, double *ms)
 {
     const qb_speed_plan *p = s->plan;
     qb_engine *engine = p->engines[e];
-    size_t run = p->decode_steps > DECODE_RUN ? DECODE_RUN : p->decode_steps - 1;
+    size_t run = p->decode_steps > s->run ? s->run : p->decode_steps - 1;
     size_t position = qb_engine_position(engine);
     if (position < p->decode_from || position + run + 1 > p->decode_from + p->decode_steps)
         QB_TRY(qb_engine_prefill(engine, s->tokens, p->batch, p->decode_from));
     QB_TRY(decode_token(s, engine));
     QB_TRY(sync(engine));
-    double joules = qb_energy_read_j(), start = now_ms();
+    double start = now_ms();
     for (size_t i = 0; i < run; i++) QB_TRY(decode_token(s, engine));
     QB_TRY(sync(engine));
     *ms = (now_ms() - start) / (double)run;
-    s->joules[e] += qb_energy_difference_j(joules, qb_energy_read_j());
-    s->joule_tokens[e] += (double)(run * p->batch);
     return QB_OK;
 }
 
@@ -158,6 +158,13 @@ static qb_status run_round(stopwatch *s, sample_fn sample, double *ms)
     return QB_OK;
 }
 
+static double slowest(const double *ms, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) most = fmax(most, ms[i]);
+    return most;
+}
+
 /* Rounds until one repeats the times of the one before; ms is left with that round's times, which
  * are the first samples. */
 static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *steady)
@@ -167,10 +174,9 @@ static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *stead
     for (size_t round = 0; round < MAX_WARM_UPS && !same; round++) {
         if (round > 1 && now_ms() - start > warm_up_ms) break;
         memcpy(last, ms, s->plan->n_engines * sizeof *ms);
-        memset(s->joules, 0, s->plan->n_engines * sizeof *s->joules);
-        memset(s->joule_tokens, 0, s->plan->n_engines * sizeof *s->joule_tokens);
         QB_TRY(run_round(s, sample, ms));
         same = round > 0;
+        s->run = slowest(ms, s->plan->n_engines) < fast_ms ? FAST_RUN : DECODE_RUN;
         for (size_t e = 0; e < s->plan->n_engines; e++)
             same = same && fabs(ms[e] / last[e] - 1) < steady_change;
     }
@@ -215,6 +221,27 @@ static qb_status measure_operation(stopwatch *s, sample_fn sample, size_t offset
     return status;
 }
 
+/* ---- energy ---- */
+
+/* Decoding without pause for as long as the meter asks; its mean power over the time of a token. */
+static qb_status measure_energy(stopwatch *s, size_t e, qb_speed_result *result)
+{
+    qb_energy_meter *meter;
+    qb_timing timing;
+    double ms;
+    qb_status status = QB_OK;
+    if (isnan(qb_energy_read_j())) return QB_OK;
+    QB_TRY(qb_energy_begin(&meter));
+    while (status == QB_OK && !qb_energy_enough(meter)) {
+        status = qb_interrupt_check();
+        if (status == QB_OK) status = sample_decode(s, e, &ms);
+    }
+    double watts = qb_energy_end(meter);
+    if (status == QB_OK) status = qb_samples_summarize(&result->decode, &timing);
+    if (status == QB_OK) result->j_per_token = watts / timing.tok_per_s;
+    return status;
+}
+
 /* ---- the run ---- */
 
 static qb_status create(stopwatch *s, qb_speed *speed)
@@ -223,8 +250,6 @@ static qb_status create(stopwatch *s, qb_speed *speed)
     size_t vocab = qb_engine_model(p->engines[0])->config.vocab;
     size_t n = p->batch * (qb_speed_cache_context(p) + 1);
     QB_TRY(QB_NEW(&s->tokens, n, "random tokens"));
-    QB_TRY(QB_NEW_ZERO(&s->joules, p->n_engines, "joules"));
-    QB_TRY(QB_NEW_ZERO(&s->joule_tokens, p->n_engines, "tokens"));
     QB_TRY(QB_NEW_ZERO(&speed->engines, p->n_engines, "timings"));
     speed->n_engines = p->n_engines;
     for (size_t e = 0; e < p->n_engines; e++) {
@@ -244,8 +269,8 @@ static qb_status run(stopwatch *s, qb_speed *speed)
     QB_TRY(measure_operation(s, sample_prefill, offsetof(qb_speed_result, prefill), speed));
     if (p->decode_steps < 2) return QB_OK; /* a context too short to decode in */
     QB_TRY(measure_operation(s, sample_decode, offsetof(qb_speed_result, decode), speed));
-    for (size_t e = 0; e < p->n_engines; e++)
-        speed->engines[e].j_per_token = s->joules[e] / s->joule_tokens[e];
+    for (size_t e = 0; p->energy && e < p->n_engines; e++)
+        QB_TRY(measure_energy(s, e, &speed->engines[e]));
     return QB_OK;
 }
 
@@ -254,12 +279,11 @@ qb_status qb_speed_measure(const qb_speed_plan *plan, qb_speed *out)
     qb_speed speed = {.steady = true};
     size_t rounds = 2 * (1 + (plan->min_samples ? plan->min_samples : MIN_SAMPLES));
     stopwatch s = {.plan = plan,
+                   .run = DECODE_RUN,
                    .progress = qb_progress_begin(plan->label, rounds * plan->n_engines)};
     qb_status status = run(&s, &speed);
     qb_progress_end(&s.progress);
     qb_free(s.tokens);
-    qb_free(s.joules);
-    qb_free(s.joule_tokens);
     if (status != QB_OK) {
         qb_speed_deinit(&speed);
         return status;

@@ -27,6 +27,7 @@ typedef struct qb_speed_plan {
     qb_engine *const *engines; /* with caches of (batch, qb_speed_cache_context); their backbone has
                                   a slot of `batch` rows of logits */
     size_t n_engines;
+    bool energy;       /* joules a token too, where there is a counter: over a second an engine */
     const char *label; /* of the progress line */
 } qb_speed_plan;
 

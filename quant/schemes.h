@@ -39,6 +39,7 @@ typedef struct qb_scheme {
     qb_act_quant input, output; /* of each linear layer */
     const char *what;           /* one line for help and docs */
     const char *source;
+    bool f32; /* float arithmetic in f32 on every device, not in what the device prefers */
 } qb_scheme;
 extern const qb_scheme qb_schemes[]; /* `full` first; ends with a zero row */
 

@@ -86,7 +86,7 @@ static void engines_are_timed_in_turns(void **state)
         qb_interrupt_set(true);
         assert_int_equal(qb_speed_measure(&plan, &speed), QB_ERR_INTERRUPTED);
         qb_interrupt_set(false);
-        for (size_t n = 1; n <= 8; n++) {
+        for (size_t n = 1; n <= 6; n++) {
             qb_memory_fail_at(n);
             assert_int_equal(qb_speed_measure(&plan, &speed), QB_ERR_MEMORY);
             qb_memory_fail_at(0);

@@ -1,0 +1,521 @@
+/* infer/cuda/cuda_engine.c - making backbones and engines on a GPU: everything that allocates. */
+#include "infer/cuda/cuda_engine.h"
+
+#include "core/memory.h"
+#include "kernels/attention.h"
+#include "kernels/cuda/logits.h"
+#include "quant/quantize_model.h"
+
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <string.h>
+
+/* ---- backbone: weights that stay float ---- */
+
+static qb_status load_norm(const qb_model *model, qb_role role, size_t layer, cuda_norm *out)
+{
+    QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, role, layer), &out->gain));
+    return qb__cuda_upload_vector(qb_model_tensor(model, (qb_role)(role + 1), layer), &out->bias);
+}
+
+static qb_status load_norms(cuda_backbone *b)
+{
+    size_t n_layers = b->base.config->n_layers;
+    const qb_model *model = b->base.model;
+    QB_TRY(QB_NEW_ZERO(&b->norms, 2 * n_layers + 1, "norms"));
+    for (size_t layer = 0; layer < n_layers; layer++) {
+        QB_TRY(load_norm(model, QB_ROLE_NORM1, layer, &b->norms[2 * layer]));
+        QB_TRY(load_norm(model, QB_ROLE_NORM2, layer, &b->norms[2 * layer + 1]));
+    }
+    return load_norm(model, QB_ROLE_NORM_F, 0, &b->norms[2 * n_layers]);
+}
+
+/* Tables and the full-precision head of one activation type, made by the first engine of it. */
+static qb_status need_tables(cuda_backbone *b, qb_cuda_dtype type)
+{
+    const qb_model *model = b->base.model;
+    const qb_config *c = b->base.config;
+    if (b->head[type].n) return QB_OK;
+    const qb_tensor *embd = qb_model_tensor(model, QB_ROLE_TOK_EMBD, 0);
+    const qb_tensor *pos = qb_model_tensor(model, QB_ROLE_POS_EMBD, 0);
+    const qb_tensor *head = qb_model_head(model);
+    if (!b->tok_embd[type])
+        QB_TRY(qb__cuda_upload_float(&embd, 1, type, b->base.pool, &b->tok_embd[type]));
+    if (!b->pos_embd[type] && pos->data)
+        QB_TRY(qb__cuda_upload_float(&pos, 1, type, b->base.pool, &b->pos_embd[type]));
+    void *w = b->tok_embd[type];
+    if (head != embd) QB_TRY(qb__cuda_upload_float(&head, 1, type, b->base.pool, &w));
+    b->head[type] = (qb_cuda_linear){.kind = QB_CUDA_LINEAR_FLOAT,
+                                     .n = c->vocab,
+                                     .k = c->d_model,
+                                     .segments = {1, {(int)c->vocab}},
+                                     .type = type,
+                                     .w = w,
+                                     .w_stride = b->table_stride};
+    return QB_OK;
+}
+
+static qb_status make_rope(cuda_backbone *b, size_t n_positions)
+{
+    const qb_config *c = b->base.config;
+    if (c->pos != QB_POS_ROPE || n_positions <= b->n_rope) return QB_OK;
+    size_t half = c->head_dim / 2, n = n_positions * half;
+    double inv_freq[QB_ATTENTION_MAX_HEAD_DIM / 2];
+    float *host;
+    qb_rope_inv_freq(&c->rope, c->head_dim, inv_freq);
+    qb_cuda_free(b->cosine);
+    qb_cuda_free(b->sine);
+    b->cosine = b->sine = NULL;
+    b->n_rope = 0;
+    QB_TRY(QB_CUDA_NEW(&b->cosine, n, "rotary table"));
+    QB_TRY(QB_CUDA_NEW(&b->sine, n, "rotary table"));
+    QB_TRY(QB_NEW(&host, 2 * n, "rotary table"));
+    for (size_t t = 0; t < n_positions; t++)
+        for (size_t i = 0; i < half; i++) {
+            host[t * half + i] = (float)cos((double)t * inv_freq[i]);
+            host[n + t * half + i] = (float)sin((double)t * inv_freq[i]);
+        }
+    qb_status status = qb_cuda_upload(b->cosine, host, n * sizeof *host, b->stream);
+    if (status == QB_OK) status = qb_cuda_upload(b->sine, host + n, n * sizeof *host, b->stream);
+    if (status == QB_OK) status = qb_cuda_sync(b->stream);
+    qb_free(host);
+    b->n_rope = n_positions;
+    return status;
+}
+
+/* ---- backbone: scratch ---- */
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Zeroed, so that padding columns are 0 and no kernel reads what nothing wrote. */
+static qb_status new_rows(cuda_backbone *b, size_t rows, size_t width, size_t elem_bytes, void *out)
+{
+    size_t elems;
+    if (!qb_mul_size(rows + QB_CUDA_ROW_PAD, qb_cuda_stride(width), &elems))
+        return QB_FAIL(QB_ERR_MEMORY, "scratch: %zu rows of %zu overflow", rows, width);
+    b->scratch_bytes += elems * elem_bytes;
+    return qb_cuda_alloc_zero(out, elems, elem_bytes, "scratch of a forward call");
+}
+
+static qb_status make_scratch(cuda_backbone *b)
+{
+    const qb_config *c = b->base.config;
+    size_t rows = b->base.max_tokens, q_width = c->n_heads * c->head_dim;
+    size_t qkv_width = q_width + 2 * c->n_kv_heads * c->head_dim;
+    size_t widest = max_size(max_size(c->d_model, q_width), c->d_ff);
+    QB_TRY(new_rows(b, rows, c->d_model, 4, &b->x));
+    QB_TRY(new_rows(b, rows, c->d_model, 4, &b->normed));
+    QB_TRY(new_rows(b, rows, c->d_model, 4, &b->out));
+    QB_TRY(new_rows(b, rows, qkv_width, 4, &b->qkv));
+    QB_TRY(new_rows(b, rows, qkv_width, 4, &b->rotated));
+    QB_TRY(new_rows(b, rows, q_width, 4, &b->att));
+    QB_TRY(new_rows(b, rows, c->act == QB_ACT_SWIGLU ? 2 * c->d_ff : c->d_ff, 4, &b->ff));
+    QB_TRY(new_rows(b, rows, widest, 4, &b->act));
+    QB_TRY(new_rows(b, rows, widest, 1, &b->q));
+    size_t padded = rows + QB_CUDA_ROW_PAD;
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->scale, padded, "row scales"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->row_stats, 2 * padded, "row statistics"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->row_max_bits, padded, "row maxima"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->max_bits, 3 * QB_CUDA_SEGMENTS, "maxima"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->tokens, padded, "tokens"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->head_scale, 1, "head scale"));
+    float one = 1.0f;
+    QB_TRY(QB_CUDA_NEW(&b->one, 1, "scale"));
+    QB_TRY(qb_cuda_upload(b->one, &one, sizeof one, b->stream));
+    return qb_cuda_sync(b->stream);
+}
+
+enum { MIN_LOGIT_ROWS = 64 }; /* a decode step of any batch leaves its logits in slot 0 */
+
+static qb_status make_slots(cuda_backbone *b)
+{
+    if (!b->base.logit_slots) b->base.logit_slots = 1;
+    b->base.logit_rows = max_size(b->base.logit_rows, MIN_LOGIT_ROWS);
+    size_t rows = b->base.logit_rows;
+    b->slot_stride = qb_cuda_stride(b->base.config->vocab);
+    for (size_t i = 0; i < b->base.logit_slots; i++)
+        QB_TRY(new_rows(b, rows, b->base.config->vocab, sizeof(float), &b->slots[i]));
+    QB_TRY(new_rows(b, rows, b->base.config->d_model, 4, &b->head_x));
+    QB_TRY(new_rows(b, rows, b->base.config->d_model, 1, &b->head_q));
+    QB_TRY(QB_CUDA_NEW_ZERO(&b->target, rows, "targets"));
+    return QB_CUDA_NEW_ZERO(&b->stats, rows, "statistics of logits");
+}
+
+static qb_status grow(void **block, size_t *have, size_t need, const char *what)
+{
+    if (need <= *have) return QB_OK;
+    qb_cuda_free(*block);
+    *block = NULL;
+    *have = 0;
+    QB_TRY(qb_cuda_alloc(block, need, 1, what));
+    *have = need;
+    return QB_OK;
+}
+
+static qb_status need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t batch, size_t n_q,
+                                size_t n_past)
+{
+    const qb_config *c = b->base.config;
+    qb_cuda_attention_args args = {.type = type,
+                                   .batch = batch,
+                                   .n_q = n_q,
+                                   .n_past = n_past,
+                                   .n_heads = c->n_heads,
+                                   .n_kv_heads = c->n_kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .softmax = c->softmax};
+    return grow(&b->attention_workspace, &b->attention_workspace_bytes,
+                qb_cuda_attention_workspace(&args), "attention workspace");
+}
+
+static void destroy_backbone(qb_backbone *backbone)
+{
+    cuda_backbone *b = qb__cuda_backbone(backbone);
+    for (size_t i = 0; b->norms && i < 2 * b->base.config->n_layers + 1; i++) {
+        qb_cuda_free(b->norms[i].gain);
+        qb_cuda_free(b->norms[i].bias);
+    }
+    qb_free(b->norms);
+    for (size_t i = 0; i < CUDA_TYPES; i++) {
+        if (b->head[i].w != b->tok_embd[i]) qb_cuda_free(b->head[i].w);
+        qb_cuda_free(b->tok_embd[i]);
+        qb_cuda_free(b->pos_embd[i]);
+    }
+    void *const blocks[] = {b->cosine,   b->sine,         b->one,          b->x,
+                            b->normed,   b->out,          b->qkv,          b->rotated,
+                            b->att,      b->ff,           b->act,          b->q,
+                            b->scale,    b->row_stats,    b->row_max_bits, b->max_bits,
+                            b->u4_x,     b->u4_workspace, b->tokens,       b->target,
+                            b->stats,    b->head_scale,   b->head_x,       b->head_q,
+                            b->slots[0], b->slots[1],     b->slots[2],     b->attention_workspace};
+    for (size_t i = 0; i < QB_COUNT(blocks); i++) qb_cuda_free(blocks[i]);
+    qb_cuda_stream_destroy(b->stream);
+    qb_free(b);
+}
+
+static qb_status create_backbone(const qb_backbone *base, qb_backbone **out)
+{
+    const qb_config *c = base->config;
+    cuda_backbone *b;
+    if (c->head_dim > QB_ATTENTION_MAX_HEAD_DIM)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", base->model->path,
+                       c->head_dim, QB_ATTENTION_MAX_HEAD_DIM);
+    QB_TRY(qb_cuda_use(base->device_idx));
+    QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
+    b->base = *base;
+    b->table_stride = qb_cuda_stride(c->d_model);
+    qb_status status;
+    QB_TRY_GOTO(status, qb_cuda_stream_create(&b->stream), failed);
+    QB_TRY_GOTO(status, load_norms(b), failed);
+    QB_TRY_GOTO(status, make_rope(b, b->base.max_tokens), failed);
+    QB_TRY_GOTO(status, make_scratch(b), failed);
+    QB_TRY_GOTO(status, make_slots(b), failed);
+    *out = &b->base;
+    return QB_OK;
+failed:
+    destroy_backbone(&b->base);
+    return status;
+}
+
+/* ---- engine ---- */
+
+static void name_linear(cuda_engine *e, const qb_cuda_linear *l)
+{
+    qb__engine_name_kernel(&e->base, qb__cuda_linear_kernel(l));
+}
+
+/* The product of the roles that the model has of `roles`; a missing first one ends the list. */
+static qb_status make_product(cuda_engine *e, const qb_model *codes, const qb_role *roles,
+                              size_t n_roles, size_t layer, const qb_engine_options *o,
+                              qb_cuda_linear *out)
+{
+    const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
+    const qb_tensor *weights[QB_CUDA_SEGMENTS], *biases[QB_CUDA_SEGMENTS];
+    size_t n = 0, bytes = 0;
+    for (size_t i = 0; i < n_roles; i++) {
+        const qb_tensor *w = roles[i] == QB_ROLE_HEAD ? qb_model_head(codes)
+                                                      : qb_model_tensor(codes, roles[i], layer);
+        if (!w->data) continue;
+        weights[n] = w;
+        biases[n++] = qb_model_tensor(codes, (qb_role)(roles[i] + 1), layer);
+        bytes += w->bytes;
+    }
+    cuda_linear_options options = {.scheme = &e->base.scheme,
+                                   .fake = e->fake,
+                                   .type = e->type,
+                                   .calibration = o->calibration,
+                                   .pool = b->base.pool};
+    const qb_tensor *const *with_biases = roles[0] == QB_ROLE_HEAD ? NULL : biases;
+    qb_status status = qb__cuda_linear_create(weights, with_biases, n, &options, out);
+    if (status != QB_OK) {
+        char name[64];
+        qb_role_name(roles[0], layer, name, sizeof name);
+        return qb_error_prefix(status, name);
+    }
+    for (size_t i = 0; i < n; i++) {
+        bool quantised = weights[i]->quant.axis != QB_AXIS_NONE;
+        qb__engine_count_linear(&e->base, weights[i]->rows, weights[i]->cols, quantised);
+        if (weights[i]->data == qb_model_tensor(b->base.model, roles[i], layer)->data)
+            qb_tensor_forget(b->base.model, weights[i]);
+    }
+    e->base.weights_bytes += e->fake ? bytes : qb__cuda_linear_bytes(out);
+    return QB_OK;
+}
+
+static qb_status make_blocks(cuda_engine *e, const qb_model *codes, const qb_engine_options *o)
+{
+    static const qb_role fused[] = {QB_ROLE_QKV}, split[] = {QB_ROLE_Q, QB_ROLE_K, QB_ROLE_V},
+                         out[] = {QB_ROLE_O}, up[] = {QB_ROLE_UP, QB_ROLE_GATE},
+                         down[] = {QB_ROLE_DOWN};
+    size_t n_layers = e->base.backbone->config->n_layers;
+    bool is_fused = e->base.backbone->config->fused_qkv;
+    QB_TRY(QB_NEW_ZERO(&e->blocks, n_layers, "linear layers"));
+    for (size_t layer = 0; layer < n_layers; layer++) {
+        cuda_block *block = &e->blocks[layer];
+        QB_TRY(make_product(e, codes, is_fused ? fused : split, is_fused ? 1 : 3, layer, o,
+                            &block->qkv));
+        QB_TRY(make_product(e, codes, out, 1, layer, o, &block->o));
+        QB_TRY(make_product(e, codes, up, 2, layer, o, &block->up));
+        QB_TRY(make_product(e, codes, down, 1, layer, o, &block->down));
+    }
+    return QB_OK;
+}
+
+static qb_status make_head(cuda_engine *e, const qb_model *codes, const qb_engine_options *o)
+{
+    static const qb_role head[] = {QB_ROLE_HEAD};
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    QB_TRY(need_tables(b, e->type));
+    if (o->quantize_head && e->base.scheme.weights.bits)
+        return make_product(e, codes, head, 1, 0, o, &e->own_head);
+    qb__engine_count_linear(&e->base, b->head[e->type].n, b->head[e->type].k, false);
+    e->base.weights_bytes += qb__cuda_linear_bytes(&b->head[e->type]);
+    return QB_OK;
+}
+
+/* What 4-bit products need beside their weights. */
+static qb_status need_u4(cuda_engine *e)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    const qb_config *c = b->base.config;
+    const qb_cuda_linear *products[] = {&e->blocks[0].qkv, &e->blocks[0].o, &e->blocks[0].up,
+                                        &e->blocks[0].down, &e->own_head};
+    size_t workspace = 0;
+    bool scaled_x = false;
+    for (size_t i = 0; i < QB_COUNT(products); i++) {
+        const qb_cuda_linear *l = products[i];
+        if (e->base.scheme.weights.bits != 4 || !l->n || e->fake) continue;
+        workspace = max_size(workspace, qb_cuda_gemm_u4_workspace(b->base.max_tokens, l->n, l->k));
+        scaled_x |= e->base.scheme.weights.axis == QB_AXIS_IN;
+    }
+    QB_TRY(grow(&b->u4_workspace, &b->u4_workspace_bytes, workspace, "4-bit workspace"));
+    if (!scaled_x || b->u4_x) return QB_OK;
+    size_t widest = max_size(max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
+    return new_rows(b, max_size(b->base.max_tokens, b->base.logit_rows), widest, 2, &b->u4_x);
+}
+
+static qb_status make_cache(cuda_engine *e)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    const qb_config *c = b->base.config;
+    size_t elems, batch = e->base.cache_batch, context = e->base.cache_context;
+    e->kv_stride = c->n_kv_heads * c->head_dim;
+    if (!batch) return QB_OK;
+    if (!qb_mul_size(c->n_layers * e->kv_stride, context, &elems) ||
+        !qb_mul_size(elems, batch, &elems))
+        return QB_FAIL(QB_ERR_MEMORY, "KV cache: %zu x %zu positions overflow", batch, context);
+    if (batch > b->base.logit_rows)
+        return QB_FAIL(QB_ERR_SHAPE, "KV cache: found %zu sequences, at most %zu rows of logits",
+                       batch, b->base.logit_rows);
+    size_t elem_bytes = qb_cuda_dtype_bytes(e->type);
+    QB_TRY(qb_cuda_alloc_zero(&e->k_cache, elems, elem_bytes, "KV cache"));
+    QB_TRY(qb_cuda_alloc_zero(&e->v_cache, elems, elem_bytes, "KV cache"));
+    QB_TRY(qb_cuda_host_alloc((void **)&e->step_host, RING * (batch + 1), sizeof *e->step_host,
+                              "tokens of a step"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&e->step, batch + 1, "tokens of a step"));
+    QB_TRY(make_rope(b, context));
+    return need_attention(b, e->type, batch, 1, context - 1);
+}
+
+static void describe_layers(cuda_engine *e)
+{
+    const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
+    size_t layer_elems = e->base.cache_batch * e->base.cache_context * e->kv_stride;
+    size_t layer_bytes = layer_elems * qb_cuda_dtype_bytes(e->type);
+    for (size_t i = 0; i < b->base.config->n_layers; i++) {
+        const cuda_norm *norms = &b->norms[2 * i];
+        e->decode_layers[i] =
+            (qb_cuda_decode_layer){.qkv = e->blocks[i].qkv,
+                                   .o = e->blocks[i].o,
+                                   .up = e->blocks[i].up,
+                                   .down = e->blocks[i].down,
+                                   .norm1_gain = norms[0].gain,
+                                   .norm1_bias = norms[0].bias,
+                                   .norm2_gain = norms[1].gain,
+                                   .norm2_bias = norms[1].bias,
+                                   .k_cache = (char *)e->k_cache + i * layer_bytes,
+                                   .v_cache = (char *)e->v_cache + i * layer_bytes};
+    }
+}
+
+/* One persistent kernel for a step, where a row takes this model. */
+static qb_status make_decode(cuda_engine *e)
+{
+    const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
+    const qb_config *c = b->base.config;
+    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 ||
+        e->base.cache_batch > QB_CUDA_DECODE_MAX_BATCH)
+        return QB_OK;
+    QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
+    describe_layers(e);
+    qb_cuda_decode_model model = {.n_layers = c->n_layers,
+                                  .d_model = c->d_model,
+                                  .n_heads = c->n_heads,
+                                  .n_kv_heads = c->n_kv_heads,
+                                  .head_dim = c->head_dim,
+                                  .d_ff = c->d_ff,
+                                  .vocab = c->vocab,
+                                  .max_batch = e->base.cache_batch,
+                                  .context = e->base.cache_context,
+                                  .norm = c->norm,
+                                  .act = c->act,
+                                  .softmax = c->softmax,
+                                  .norm_eps = (float)c->norm_eps,
+                                  .layers = e->decode_layers,
+                                  .tok_embd = b->tok_embd[e->type],
+                                  .pos_embd = b->pos_embd[e->type],
+                                  .table_stride = b->table_stride,
+                                  .cosine = b->cosine,
+                                  .sine = b->sine,
+                                  .norm_f_gain = b->norms[2 * c->n_layers].gain,
+                                  .norm_f_bias = b->norms[2 * c->n_layers].bias,
+                                  .head = e->own_head.n ? e->own_head : b->head[e->type]};
+    for (const qb_cuda_decode_row *row = qb_cuda_decode_kernels; row->info.name; row++) {
+        if (qb_kernel_refusal(&row->info) || row->refuse(&model)) continue;
+        QB_TRY(row->create(&model, &e->decode));
+        e->decode_row = row;
+        qb__engine_name_kernel(&e->base, row->info.name);
+        return QB_OK;
+    }
+    return QB_OK;
+}
+
+static void name_kernels(cuda_engine *e)
+{
+    const cuda_block *block = &e->blocks[0];
+    name_linear(e, &block->qkv);
+    name_linear(e, &block->o);
+    name_linear(e, &block->up);
+    name_linear(e, &block->down);
+    name_linear(e,
+                e->own_head.n ? &e->own_head : &qb__cuda_backbone(e->base.backbone)->head[e->type]);
+}
+
+static qb_status build(cuda_engine *e, const qb_engine_options *o)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    const qb_model *codes = o->quantized ? o->quantized : b->base.model;
+    qb_model *made = NULL;
+    qb_status status;
+    if (!o->quantized && e->base.scheme.weights.bits) {
+        QB_TRY(qb_quantize_model(b->base.model, &e->base.scheme, o->calibration, o->quantize_head,
+                                 b->base.pool, &made));
+        codes = made;
+    }
+    e->base.weights_bytes = qb__float_weights_bytes(b->base.model);
+    QB_TRY_GOTO(status, make_blocks(e, codes, o), done);
+    QB_TRY_GOTO(status, make_head(e, codes, o), done);
+    QB_TRY_GOTO(status, need_u4(e), done);
+    QB_TRY_GOTO(status, need_attention(b, e->type, b->base.max_tokens, 1, 0), done);
+    QB_TRY_GOTO(status, need_attention(b, e->type, 1, b->base.max_tokens, 0), done);
+    size_t hidden = (b->base.max_tokens + QB_CUDA_ROW_PAD) * b->table_stride;
+    QB_TRY_GOTO(status, QB_CUDA_NEW_ZERO(&e->hidden, hidden, "hidden states"), done);
+    QB_TRY_GOTO(status, make_cache(e), done);
+    QB_TRY_GOTO(status, make_decode(e), done);
+    name_kernels(e);
+done:
+    qb_model_close(made);
+    return status;
+}
+
+static void destroy_engine(qb_engine *engine)
+{
+    cuda_engine *e = qb__cuda_engine(engine);
+    cuda_backbone *b = qb__cuda_backbone(engine->backbone);
+    if (qb_cuda_use(b->base.device_idx) == QB_OK) qb_cuda_sync(b->stream);
+    if (b->slot_owner == engine) b->slot_owner = NULL;
+    for (size_t layer = 0; e->blocks && layer < b->base.config->n_layers; layer++) {
+        qb__cuda_linear_destroy(&e->blocks[layer].qkv);
+        qb__cuda_linear_destroy(&e->blocks[layer].o);
+        qb__cuda_linear_destroy(&e->blocks[layer].up);
+        qb__cuda_linear_destroy(&e->blocks[layer].down);
+    }
+    qb_free(e->blocks);
+    qb__cuda_linear_destroy(&e->own_head);
+    if (e->decode) e->decode_row->destroy(e->decode);
+    if (e->graph) cudaGraphExecDestroy(e->graph);
+    qb_free(e->decode_layers);
+    qb_cuda_free(e->k_cache);
+    qb_cuda_free(e->v_cache);
+    qb_cuda_free(e->hidden);
+    qb_cuda_free(e->step);
+    qb_cuda_host_free(e->step_host);
+    qb_free(e);
+}
+
+static qb_status create_engine(const qb_engine *base, const qb_engine_options *options,
+                               qb_engine **out)
+{
+    cuda_engine *e;
+    QB_TRY(qb_cuda_use(base->backbone->device_idx));
+    QB_TRY(QB_NEW_ZERO(&e, 1, "engine"));
+    e->base = *base;
+    e->fake = options->fake;
+    e->type = options->fake || base->scheme.f32 ? QB_CUDA_F32 : QB_CUDA_BF16;
+    qb_status status = build(e, options);
+    if (status != QB_OK) {
+        destroy_engine(&e->base);
+        return status;
+    }
+    *out = &e->base;
+    return QB_OK;
+}
+
+/* ---- the row ---- */
+
+static qb_status sync(qb_backbone *backbone)
+{
+    QB_TRY(qb_cuda_use(backbone->device_idx));
+    return qb_cuda_sync(qb__cuda_backbone(backbone)->stream);
+}
+
+static void get_memory(const qb_engine *engine, qb_engine_memory *out)
+{
+    const cuda_engine *e = (const cuda_engine *)engine;
+    const cuda_backbone *b = (const cuda_backbone *)engine->backbone;
+    size_t kv = 2 * b->base.config->n_layers * engine->cache_batch * engine->cache_context *
+                e->kv_stride * qb_cuda_dtype_bytes(e->type);
+    size_t step = e->decode ? e->decode_row->scratch_bytes(e->decode) : 0;
+    *out = (qb_engine_memory){.weights_bytes = engine->weights_bytes,
+                              .kv_bytes = kv,
+                              .scratch_bytes = b->scratch_bytes + b->u4_workspace_bytes +
+                                               b->attention_workspace_bytes + step};
+}
+
+const qb_backend qb__cuda_backend = {.name = "cuda",
+                                     .refusal = qb_cuda_refusal,
+                                     .count = qb_cuda_count,
+                                     .logit_bytes = 256 << 20,
+                                     .backbone_create = create_backbone,
+                                     .backbone_destroy = destroy_backbone,
+                                     .engine_create = create_engine,
+                                     .engine_destroy = destroy_engine,
+                                     .forward = qb__cuda_forward,
+                                     .logits = qb__cuda_logits,
+                                     .head = qb__cuda_head,
+                                     .compare = qb__cuda_compare,
+                                     .sync = sync,
+                                     .memory = get_memory};

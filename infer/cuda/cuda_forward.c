@@ -1,0 +1,368 @@
+/* infer/cuda/cuda_forward.c - one forward pass on the GPU, for every architecture and scheme.
+ *
+ *     add + norm1 -> [qkv] -> requantise, rotate, cache -> attention -> [o] -> add + norm2 -> [up]
+ *     -> act -> [down]
+ *
+ * A product that is not requantised adds to the residual stream and applies its activation in its
+ * own epilogue; one that is (coarse) leaves that to the next pass, which knows its largest value.
+ */
+#include "infer/cuda/cuda_engine.h"
+
+#include <cuda_runtime_api.h>
+#include <math.h>
+
+typedef struct forward {
+    cuda_engine *e;
+    cuda_backbone *b;
+    const qb_config *c;
+    size_t batch, n_tokens, past, m; /* past: of a captured step the most it may be */
+    const int32_t *tokens, *past_dev;
+    size_t layer;
+    const cuda_block *block;
+    qb_cuda_pending pending; /* of the product before, to be added to the residual stream */
+    size_t q_width, kv_width, qkv_width, x_stride;
+} forward;
+
+/* ---- staging ---- */
+
+qb_cuda_stage qb__cuda_stage(const cuda_engine *e, const qb_cuda_linear *l, void *y)
+{
+    const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
+    bool given = l->input == QB_STAGE_STATIC || l->input == QB_STAGE_CHANNEL;
+    return (qb_cuda_stage){.kind = l->input,
+                           .fake = e->fake && l->input != QB_STAGE_FLOAT,
+                           .type = e->type,
+                           .y = y,
+                           .q = b->q,
+                           .stride = qb_cuda_stride(l->k),
+                           .scale = given ? l->in_scale : b->scale,
+                           .max_bits = b->max_bits + QB_CUDA_SEGMENTS,
+                           .row_stats = b->row_stats};
+}
+
+cuda_input qb__cuda_staged(const qb_cuda_linear *l, const qb_cuda_stage *stage, size_t m,
+                           const cuda_backbone *b)
+{
+    return (cuda_input){.m = m,
+                        .x = stage->y,
+                        .x_stride = stage->stride,
+                        .type = stage->type,
+                        .q = stage->q,
+                        .q_stride = stage->stride,
+                        .scale = l->input == QB_STAGE_CHANNEL ? b->one : stage->scale,
+                        .scale_step = l->input == QB_STAGE_TOKEN};
+}
+
+/* ---- products ---- */
+
+/* The output in floats, or, where it is to be requantised, in f32 with its largest value. */
+static cuda_output float_output(const forward *f, const qb_cuda_linear *l, void *y, size_t width)
+{
+    cuda_output out = {.y = y, .stride = qb_cuda_stride(width), .type = f->e->type};
+    if (l->requant != QB_CUDA_REQUANT_NONE) out.type = QB_CUDA_F32;
+    if (l->requant == QB_CUDA_REQUANT_DYNAMIC) out.max_bits = f->b->max_bits;
+    return out;
+}
+
+/* A product whose output is added to x. */
+static qb_status run_into_x(forward *f, const qb_cuda_linear *l, const cuda_input *in)
+{
+    cuda_output out = float_output(f, l, f->b->out, f->c->d_model);
+    f->pending = (qb_cuda_pending){0};
+    if (l->requant == QB_CUDA_REQUANT_NONE)
+        out =
+            (cuda_output){.type = QB_CUDA_F32, .residual = f->b->x, .residual_stride = f->x_stride};
+    else
+        f->pending = qb__cuda_pending(l, &out);
+    return qb__cuda_linear_run(l, in, &out, f->b);
+}
+
+/* ---- passes ---- */
+
+static qb_status embed(const forward *f)
+{
+    const cuda_backbone *b = f->b;
+    qb_cuda_embed_args args = {.tokens = f->tokens,
+                               .batch = f->batch,
+                               .n_tokens = f->n_tokens,
+                               .width = f->c->d_model,
+                               .past = f->past,
+                               .past_dev = f->past_dev,
+                               .type = f->e->type,
+                               .tok_embd = b->tok_embd[f->e->type],
+                               .pos_embd = b->pos_embd[f->e->type],
+                               .table_stride = b->table_stride,
+                               .x = b->x,
+                               .x_stride = f->x_stride};
+    return qb_cuda_embed(&args, b->stream);
+}
+
+static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_stage *stage)
+{
+    qb_cuda_norm_args args = {.m = f->m,
+                              .width = f->c->d_model,
+                              .x = f->b->x,
+                              .x_stride = f->x_stride,
+                              .pending = f->pending,
+                              .norm = f->c->norm,
+                              .gain = w->gain,
+                              .bias = w->bias,
+                              .eps = (float)f->c->norm_eps,
+                              .stage = *stage};
+    return qb_cuda_add_norm(&args, f->b->stream);
+}
+
+/* Where attention finds q, k and v. */
+typedef struct qkv_place {
+    void *q, *k, *v;
+    size_t q_stride, kv_stride, kv_batch_stride;
+} qkv_place;
+
+static char *element(void *base, qb_cuda_dtype type, size_t i)
+{
+    return (char *)base + i * qb_cuda_dtype_bytes(type);
+}
+
+static qkv_place place_in(const forward *f, void *qkv)
+{
+    qb_cuda_dtype type = f->e->type;
+    size_t stride = qb_cuda_stride(f->qkv_width);
+    return (qkv_place){.q = qkv,
+                       .k = element(qkv, type, f->q_width),
+                       .v = element(qkv, type, f->q_width + f->kv_width),
+                       .q_stride = stride,
+                       .kv_stride = stride,
+                       .kv_batch_stride = f->n_tokens * stride};
+}
+
+/* Requantises, rotates, copies to the cache: what need not be done stays where the product left it
+ * (the pass skips heads that stay as and where they are). */
+static qb_status position(const forward *f, const qb_cuda_pending *qkv, qkv_place *place)
+{
+    const cuda_engine *e = f->e;
+    bool requantised = f->block->qkv.requant != QB_CUDA_REQUANT_NONE;
+    *place = place_in(f, requantised ? f->b->rotated : f->b->qkv);
+    if (e->k_cache) {
+        size_t sequence = e->base.cache_context * e->kv_stride;
+        size_t layer = f->layer * e->base.cache_batch * sequence;
+        place->k = element(e->k_cache, e->type, layer);
+        place->v = element(e->v_cache, e->type, layer);
+        place->kv_stride = e->kv_stride;
+        place->kv_batch_stride = sequence;
+    }
+    qb_cuda_position_args args = {.batch = f->batch,
+                                  .n_tokens = f->n_tokens,
+                                  .past = f->past,
+                                  .past_dev = f->past_dev,
+                                  .n_heads = f->c->n_heads,
+                                  .n_kv_heads = f->c->n_kv_heads,
+                                  .head_dim = f->c->head_dim,
+                                  .qkv = *qkv,
+                                  .cosine = f->b->cosine,
+                                  .sine = f->b->sine,
+                                  .type = e->type,
+                                  .q_out = place->q,
+                                  .q_stride = place->q_stride,
+                                  .k_out = place->k,
+                                  .v_out = place->v,
+                                  .kv_stride = place->kv_stride,
+                                  .kv_batch_stride = place->kv_batch_stride};
+    return qb_cuda_position(&args, f->b->stream);
+}
+
+static qb_status attend(const forward *f, const qkv_place *place)
+{
+    qb_cuda_attention_args args = {.type = f->e->type,
+                                   .batch = f->batch,
+                                   .n_q = f->n_tokens,
+                                   .n_past = f->past,
+                                   .n_past_dev = f->past_dev,
+                                   .n_heads = f->c->n_heads,
+                                   .n_kv_heads = f->c->n_kv_heads,
+                                   .head_dim = f->c->head_dim,
+                                   .softmax = f->c->softmax,
+                                   .scale = 1.0f / sqrtf((float)f->c->head_dim),
+                                   .q = place->q,
+                                   .q_stride = place->q_stride,
+                                   .k = place->k,
+                                   .v = place->v,
+                                   .kv_stride = place->kv_stride,
+                                   .kv_batch_stride = place->kv_batch_stride,
+                                   .out = f->b->att,
+                                   .out_stride = qb_cuda_stride(f->q_width),
+                                   .workspace = f->b->attention_workspace};
+    return qb_cuda_attention(&args, f->b->stream);
+}
+
+static qb_status attention_part(forward *f)
+{
+    const qb_cuda_linear *qkv = &f->block->qkv, *o = &f->block->o;
+    qb_cuda_stage stage = qb__cuda_stage(f->e, qkv, f->b->normed);
+    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer], &stage));
+    cuda_input in = qb__cuda_staged(qkv, &stage, f->m, f->b);
+    cuda_output out = float_output(f, qkv, f->b->qkv, f->qkv_width);
+    QB_TRY(qb__cuda_linear_run(qkv, &in, &out, f->b));
+    qb_cuda_pending pending = qb__cuda_pending(qkv, &out);
+    qkv_place place;
+    QB_TRY(position(f, &pending, &place));
+    QB_TRY(attend(f, &place));
+    qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
+    if (o->input == QB_STAGE_FLOAT) {
+        next.y = f->b->att;
+    } else {
+        qb_cuda_act_args args = {
+            .m = f->m,
+            .width = f->q_width,
+            .in = {.y = f->b->att, .type = f->e->type, .stride = qb_cuda_stride(f->q_width)},
+            .stage = next};
+        QB_TRY(qb_cuda_act(&args, f->b->stream));
+    }
+    in = qb__cuda_staged(o, &next, f->m, f->b);
+    return run_into_x(f, o, &in);
+}
+
+static qb_epilogue_act epilogue_act(const forward *f, const qb_cuda_linear *up)
+{
+    if (up->requant != QB_CUDA_REQUANT_NONE || f->c->act == QB_ACT_SWIGLU) return QB_EPI_NONE;
+    return f->c->act == QB_ACT_RELU ? QB_EPI_RELU : QB_EPI_GELU;
+}
+
+static qb_status mlp_part(forward *f)
+{
+    const qb_cuda_linear *up = &f->block->up, *down = &f->block->down;
+    qb_cuda_stage stage = qb__cuda_stage(f->e, up, f->b->normed);
+    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer + 1], &stage));
+    cuda_input in = qb__cuda_staged(up, &stage, f->m, f->b);
+    cuda_output out = float_output(f, up, f->b->ff, up->n);
+    out.act = epilogue_act(f, up);
+    bool acted = out.act != QB_EPI_NONE;
+    if (acted && up->kind == QB_CUDA_LINEAR_S8 && down->input == QB_STAGE_TOKEN)
+        out.row_max_bits = f->b->row_max_bits;
+    QB_TRY(qb__cuda_linear_run(up, &in, &out, f->b));
+    qb_cuda_stage next = qb__cuda_stage(f->e, down, f->b->act);
+    if (acted && down->input == QB_STAGE_FLOAT) {
+        next.y = f->b->ff;
+    } else {
+        qb_cuda_act_args args = {.m = f->m,
+                                 .width = f->c->d_ff,
+                                 .apply = !acted,
+                                 .act = f->c->act,
+                                 .in = qb__cuda_pending(up, &out),
+                                 .row_max_bits = out.row_max_bits,
+                                 .stage = next};
+        QB_TRY(qb_cuda_act(&args, f->b->stream));
+    }
+    in = qb__cuda_staged(down, &next, f->m, f->b);
+    return run_into_x(f, down, &in);
+}
+
+static qb_status run_layers(forward *f)
+{
+    QB_TRY(embed(f));
+    for (f->layer = 0; f->layer < f->c->n_layers; f->layer++) {
+        f->block = &f->e->blocks[f->layer];
+        QB_TRY(attention_part(f));
+        QB_TRY(mlp_part(f));
+    }
+    qb_cuda_stage last = {
+        .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
+    return add_norm(f, &f->b->norms[2 * f->c->n_layers], &last);
+}
+
+static forward make_forward(cuda_engine *e, size_t batch, size_t n_tokens, size_t past)
+{
+    const qb_config *c = e->base.backbone->config;
+    forward f = {.e = e,
+                 .b = qb__cuda_backbone(e->base.backbone),
+                 .c = c,
+                 .batch = batch,
+                 .n_tokens = n_tokens,
+                 .past = past,
+                 .m = batch * n_tokens,
+                 .q_width = c->n_heads * c->head_dim,
+                 .kv_width = c->n_kv_heads * c->head_dim,
+                 .x_stride = qb_cuda_stride(c->d_model)};
+    f.qkv_width = f.q_width + 2 * f.kv_width;
+    return f;
+}
+
+/* ---- one token a sequence ---- */
+
+/* The single kernels of a step as one graph: position and tokens are read from e->step. */
+static qb_status capture_step(cuda_engine *e, size_t batch)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
+    f.tokens = e->step + 1;
+    f.past_dev = e->step;
+    cudaGraph_t graph = NULL;
+    if (e->graph) cudaGraphExecDestroy(e->graph);
+    e->graph = NULL;
+    QB_CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
+    qb_status status = run_layers(&f);
+    qb_status end =
+        qb_cuda_check((int)cudaStreamEndCapture(b->stream, &graph), "capture of a step");
+    if (status == QB_OK) status = end;
+    cudaGraphExec_t exec = NULL;
+    if (status == QB_OK)
+        status = qb_cuda_check((int)cudaGraphInstantiate(&exec, graph, 0), "graph of a step");
+    if (graph) cudaGraphDestroy(graph);
+    e->graph = exec;
+    e->graph_batch = status == QB_OK ? batch : 0;
+    return status;
+}
+
+/* Queues the copy of position and tokens; the piece of host memory is not written again before it
+ * was read. */
+static qb_status send_step(cuda_engine *e, const int32_t *tokens, size_t batch, size_t past)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    size_t piece = e->base.cache_batch + 1;
+    if (e->n_steps % RING == 0) QB_TRY(qb_cuda_sync(b->stream));
+    int32_t *host = e->step_host + e->n_steps++ % RING * piece;
+    host[0] = (int32_t)past;
+    for (size_t i = 0; i < batch; i++) host[1 + i] = tokens[i];
+    return qb_cuda_upload(e->step, host, (1 + batch) * sizeof *host, b->stream);
+}
+
+/* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
+ * step of a batch size runs as it is and the second is captured. */
+static qb_status step_by_kernels(cuda_engine *e, size_t batch)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    if (e->graph_batch != batch) {
+        forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
+        f.tokens = e->step + 1;
+        f.past_dev = e->step;
+        QB_TRY(run_layers(&f));
+        return capture_step(e, batch);
+    }
+    QB_CUDA_TRY(cudaGraphLaunch(e->graph, b->stream));
+    return QB_OK;
+}
+
+static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, size_t past)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    QB_TRY(send_step(e, tokens, batch, past));
+    if (!e->decode) return step_by_kernels(e, batch);
+    QB_TRY(e->decode_row->step(e->decode, batch, e->step + 1, e->step, e->hidden, b->slots[0],
+                               b->slot_stride, b->stream));
+    b->slot_owner = &e->base;
+    return QB_OK;
+}
+
+qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
+                           size_t past)
+{
+    cuda_engine *e = qb__cuda_engine(engine);
+    cuda_backbone *b = qb__cuda_backbone(engine->backbone);
+    QB_TRY(qb_cuda_use(b->base.device_idx));
+    e->head_ready = false;
+    b->slot_owner = NULL;
+    if (past) return decode(e, tokens, batch, past);
+    forward f = make_forward(e, batch, n_tokens, past);
+    f.tokens = b->tokens;
+    QB_TRY(qb_cuda_upload(b->tokens, tokens, f.m * sizeof *tokens, b->stream));
+    return run_layers(&f);
+}

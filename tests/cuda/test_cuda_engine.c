@@ -1,0 +1,306 @@
+/* tests/cuda/test_cuda_engine.c - the engine on a GPU: f32 against a plain forward pass in double,
+ * bf16 and every scheme against the CPU's engine, decode against prefill, equal bits twice. */
+#include "gpu.h"
+#include "tiny_model.h"
+
+#include "infer/engine.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BATCH = 3, TOKENS = 17, ROWS = BATCH * TOKENS };
+
+typedef struct rig {
+    qb_pool *pool;
+    qb_model *model;
+    qb_backbone *cpu, *gpu;
+    qb_calibration *calibration;
+    int32_t tokens[ROWS];
+    size_t n_logits;
+} rig;
+
+static qb_calibration *constant_calibration(const qb_config *config)
+{
+    qb_calibration *c;
+    QB_CHECK_OK(qb_calibration_create(config, &c));
+    for (size_t i = 0; i < (config->n_layers + 1) * QB_ROLE_COUNT; i++) {
+        c->linears[i].in_max = 8;
+        c->linears[i].out_max = 20;
+        for (size_t k = 0; k < c->linears[i].cols; k++) c->linears[i].in_channel_max[k] = 8;
+    }
+    return c;
+}
+
+static rig rig_create(const qb_config *config)
+{
+    rig r = {.n_logits = ROWS * config->vocab};
+    const char *note;
+    qb_backbone_options options = {.max_tokens = ROWS};
+    QB_CHECK_OK(qb_pool_create(2, &r.pool));
+    options.pool = r.pool;
+    r.model = qb_test_tiny_model(config, 5);
+    QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.cpu));
+    QB_CHECK_OK(qb_device_find("cuda", &options.device, &note));
+    options.logit_slots = QB_LOGIT_SLOTS;
+    options.logit_rows = ROWS;
+    QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.gpu));
+    r.calibration = constant_calibration(config);
+    qb_test_tokens(config, r.tokens, ROWS, 3);
+    return r;
+}
+
+static void rig_destroy(rig *r)
+{
+    qb_calibration_destroy(r->calibration);
+    qb_backbone_destroy(r->cpu);
+    qb_backbone_destroy(r->gpu);
+    qb_model_close(r->model);
+    qb_pool_destroy(r->pool);
+}
+
+static float *run(const rig *r, qb_backbone *backbone, const qb_scheme *scheme, bool fake,
+                  bool quantize_head)
+{
+    qb_engine *e;
+    qb_engine_options options = {.scheme = scheme,
+                                 .fake = fake,
+                                 .quantize_head = quantize_head,
+                                 .calibration = r->calibration};
+    QB_CHECK_OK(qb_engine_create(backbone, &options, &e));
+    QB_CHECK_OK(qb_engine_prefill(e, r->tokens, BATCH, TOKENS));
+    float *logits = malloc(r->n_logits * sizeof *logits);
+    size_t vocab = r->model->config.vocab;
+    QB_CHECK_OK(qb_engine_logits(e, 20, ROWS - 20, logits + 20 * vocab)); /* any order, any piece */
+    QB_CHECK_OK(qb_engine_logits(e, 0, 20, logits));
+    qb_engine_destroy(e);
+    return logits;
+}
+
+static void check_full(const qb_config *config, const char *what)
+{
+    rig r = rig_create(config);
+    double *want = malloc(r.n_logits * sizeof *want), top = 0;
+    qb_test_forward(r.model, r.tokens, BATCH, TOKENS, want);
+    for (size_t i = 0; i < r.n_logits; i++) top = fmax(top, fabs(want[i]));
+    static const struct {
+        const char *scheme;
+        double bound;
+    } kinds[] = {{"full-f32", 5e-6}, {"full", 3e-2}};
+    for (size_t k = 0; k < QB_COUNT(kinds); k++) {
+        float *got = run(&r, r.gpu, qb_scheme_find(kinds[k].scheme), false, false);
+        double worst = 0;
+        for (size_t i = 0; i < r.n_logits; i++) {
+            double d = fabs((double)got[i] - want[i]) / top;
+            if (!(d <= worst)) worst = d; /* NaN stays */
+        }
+        print_message("%s %s: %.2g of the largest logit\n", what, kinds[k].scheme, worst);
+        if (!(worst <= kinds[k].bound))
+            fail_msg("%s %s: difference %g, bound %g", what, kinds[k].scheme, worst,
+                     kinds[k].bound);
+        free(got);
+    }
+    free(want);
+    rig_destroy(&r);
+}
+
+static void full_precision_equals_plain_forward(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config base = qb_test_tiny_config("gpt2"), llama = qb_test_tiny_config("llama");
+    check_full(&base, "gpt2");
+    check_full(&llama, "llama");
+    for (int i = 0; i < QB_SOFTMAX_COUNT; i++) {
+        qb_config c = base;
+        c.softmax = (qb_softmax_kind)i;
+        check_full(&c, qb_softmax_names[i]);
+    }
+    for (int i = 0; i < QB_NORM_COUNT; i++) {
+        qb_config c = base;
+        c.norm = (qb_norm_kind)i;
+        c.norm_bias = c.norm == QB_NORM_LAYERNORM;
+        check_full(&c, qb_norm_names[i]);
+    }
+    for (int i = 0; i < QB_POS_COUNT; i++) {
+        qb_config c = base;
+        c.pos = (qb_pos_kind)i;
+        c.rope = llama.rope;
+        check_full(&c, qb_pos_names[i]);
+    }
+    for (int i = 0; i < QB_ACT_COUNT; i++) {
+        qb_config c = base;
+        c.act = (qb_act_kind)i;
+        check_full(&c, qb_act_names[i]);
+    }
+    qb_config c = llama;
+    c.attn_bias = true;
+    c.tied_head = true;
+    check_full(&c, "llama with biases, tied");
+}
+
+/* Both devices make the same codes from the same values. The twin computes in f32 and comes close;
+ * bf16 between the layers, 1 % of these models' logits, moves values over rounding boundaries. */
+static void schemes_equal_the_cpu(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    for (int arch = 0; arch < 2; arch++) {
+        qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
+        rig r = rig_create(&config);
+        float *full = run(&r, r.cpu, qb_scheme_find("full"), false, false);
+        double top = 0;
+        for (size_t i = 0; i < r.n_logits; i++) top = fmax(top, fabs((double)full[i]));
+        for (const qb_scheme *s = qb_schemes; s->name; s++)
+            for (int head = 0; head < 2 && s->weights.bits; head++) {
+                float *want = run(&r, r.cpu, s, false, head), *got = run(&r, r.gpu, s, false, head),
+                      *again = run(&r, r.gpu, s, false, head),
+                      *fake = run(&r, r.gpu, s, true, head);
+                double effect = qb_test_max_diff(want, full, r.n_logits, NULL);
+                double gap = qb_test_max_diff(got, want, r.n_logits, NULL);
+                double fake_gap = qb_test_max_diff(fake, want, r.n_logits, NULL);
+                print_message("%s %s%s: effect %.3g, GPU against CPU %.3g, twin %.3g\n",
+                              config.arch->name, s->name, head ? " +head" : "", effect, gap,
+                              fake_gap);
+                assert_memory_equal(got, again, r.n_logits * sizeof *got);
+                if (!(gap < effect + 0.03 * top) || !(fake_gap < 0.35 * effect))
+                    fail_msg("%s %s: beyond the bound", config.arch->name, s->name);
+                free(want);
+                free(got);
+                free(again);
+                free(fake);
+            }
+        free(full);
+        rig_destroy(&r);
+    }
+}
+
+static double decode_gap(const rig *r, const char *name, bool fake, size_t batch)
+{
+    size_t vocab = r->model->config.vocab;
+    float *want = run(r, r->gpu, qb_scheme_find(name), fake, false), got[BATCH * 61];
+    int32_t start[BATCH * 9], next[BATCH];
+    double worst = 0, top = 0;
+    qb_engine *e;
+    qb_engine_options options = {.scheme = qb_scheme_find(name),
+                                 .fake = fake,
+                                 .cache_batch = BATCH,
+                                 .cache_context = TOKENS};
+    QB_CHECK_OK(qb_engine_create(r->gpu, &options, &e));
+    for (size_t b = 0; b < batch; b++)
+        memcpy(start + b * 9, r->tokens + b * TOKENS, 9 * sizeof *start);
+    QB_CHECK_OK(qb_engine_prefill(e, start, batch, 9));
+    for (size_t t = 9; t < TOKENS; t++) {
+        for (size_t b = 0; b < batch; b++) next[b] = r->tokens[b * TOKENS + t];
+        QB_CHECK_OK(qb_engine_decode_step(e, next));
+        QB_CHECK_OK(qb_engine_head(e, 0, 0, 1, batch));
+        QB_CHECK_OK(qb_engine_logits(e, 0, batch, got));
+        for (size_t b = 0; b < batch; b++) {
+            const float *row = want + (b * TOKENS + t) * vocab;
+            worst = fmax(worst, qb_test_max_diff(got + b * vocab, row, vocab, NULL));
+            for (size_t v = 0; v < vocab; v++) top = fmax(top, fabs((double)row[v]));
+        }
+    }
+    assert_int_equal(qb_engine_position(e), TOKENS);
+    assert_int_equal(qb_engine_decode_step(e, next), QB_ERR_SHAPE); /* the cache is full */
+    print_message("%s, %zu sequences by %s: decode against prefill %.3g of %.3g\n", name, batch,
+                  qb_engine_kernels(e), worst, top);
+    qb_engine_destroy(e);
+    free(want);
+    return worst / top;
+}
+
+/* Prefill of 9 tokens and 8 decode steps give the logits of the prefill of 17. Per-tensor scales
+ * span a call, so this holds for schemes with none. */
+static void decode_continues_prefill(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    static const struct {
+        const char *scheme;
+        bool fake;
+        double bound;
+    } cases[] = {{"full-f32", false, 1e-5},   {"full", false, 3e-2},
+                 {"fine", false, 5e-2},       {"fine", true, 1e-2},
+                 {"zeropoint4", false, 3e-2}, {"zeropoint4-in", false, 3e-2}};
+    for (int arch = 0; arch < 2; arch++) {
+        qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
+        rig r = rig_create(&config);
+        for (size_t i = 0; i < QB_COUNT(cases); i++)
+            for (size_t batch = 1; batch <= BATCH; batch += 2) {
+                double gap = decode_gap(&r, cases[i].scheme, cases[i].fake, batch);
+                if (!(gap < cases[i].bound)) fail_msg("%s: %g", cases[i].scheme, gap);
+            }
+        rig_destroy(&r);
+    }
+}
+
+/* Statistics made on the device equal those of the logits that it hands over. */
+static void comparisons_equal_the_logits(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config config = qb_test_tiny_config("gpt2");
+    rig r = rig_create(&config);
+    qb_engine *full, *fine;
+    QB_CHECK_OK(
+        qb_engine_create(r.gpu, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &full));
+    QB_CHECK_OK(
+        qb_engine_create(r.gpu, &(qb_engine_options){.scheme = qb_scheme_find("fine")}, &fine));
+    float *a = run(&r, r.gpu, qb_scheme_find("full"), false, false),
+          *b = run(&r, r.gpu, qb_scheme_find("fine"), false, false);
+    QB_CHECK_OK(qb_engine_prefill(full, r.tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_head(full, 0, 0, 1, ROWS));
+    QB_CHECK_OK(qb_engine_prefill(fine, r.tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_head(fine, 1, 0, 1, ROWS));
+    qb_logit_stats got[ROWS], want;
+    QB_CHECK_OK(qb_backbone_compare(r.gpu, 0, 1, ROWS, r.tokens, got));
+    const qb_pointwise_row *kernels = QB_KERNEL_PICK(qb_pointwise_kernels);
+    for (size_t i = 0; i < ROWS; i++) {
+        kernels->logit_stats(a + i * config.vocab, b + i * config.vocab, config.vocab, r.tokens[i],
+                             &want);
+        assert_true(fabs(got[i].nll_a - want.nll_a) < 1e-5);
+        assert_true(fabs(got[i].nll_b - want.nll_b) < 1e-5);
+        assert_true(fabs(got[i].kl - want.kl) < 1e-5);
+        assert_int_equal(got[i].top_a, want.top_a);
+        assert_int_equal(got[i].top_b, want.top_b);
+    }
+    /* every other row into slot 2 */
+    QB_CHECK_OK(qb_engine_head(full, 2, 1, 2, ROWS / 2));
+    QB_CHECK_OK(qb_backbone_compare(r.gpu, 2, -1, ROWS / 2, r.tokens, got));
+    kernels->logit_stats(a + 3 * config.vocab, a, config.vocab, r.tokens[1], &want);
+    assert_true(fabs(got[1].nll_a - want.nll_a) < 1e-5);
+    qb_engine_destroy(full);
+    qb_engine_destroy(fine);
+    free(a);
+    free(b);
+    rig_destroy(&r);
+}
+
+static void too_large_a_backbone_says_what_it_needs(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config config = qb_test_tiny_config("gpt2");
+    qb_model *model = qb_test_tiny_model(&config, 5);
+    qb_backbone_options options = {.max_tokens = (size_t)1 << 31};
+    const char *note;
+    qb_backbone *b;
+    QB_CHECK_OK(qb_device_find("cuda", &options.device, &note));
+    assert_int_equal(qb_backbone_create(model, &options, &b), QB_ERR_MEMORY);
+    assert_non_null(strstr(qb_error_message(), "needed"));
+    assert_non_null(strstr(qb_error_message(), "free"));
+    qb_model_close(model);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(full_precision_equals_plain_forward),
+        cmocka_unit_test(schemes_equal_the_cpu),
+        cmocka_unit_test(decode_continues_prefill),
+        cmocka_unit_test(comparisons_equal_the_logits),
+        cmocka_unit_test(too_large_a_backbone_says_what_it_needs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
