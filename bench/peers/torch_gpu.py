@@ -41,9 +41,6 @@ def parse_args():
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS",
                         help="figures not begun by then are left out")
-    parser.add_argument("--tune", action=argparse.BooleanOptionalAction, default=True,
-                        help="compile with coordinate descent, without which the products of one "
-                             "row stay far below the memory's speed")
     parser.add_argument("--device", default="cuda", help="cpu tries the program out, untimed")
     return parser.parse_args()
 
@@ -88,6 +85,10 @@ def after_attention(block, x, attended):
     x = x + block.o(attended)
     h = F.rms_norm(x, x.shape[-1:], block.gain2, EPS)
     return x, block.down(F.gelu(block.up(h), approximate="tanh"))
+
+
+def head(x, pending, gain, weight):
+    return F.linear(F.rms_norm(x + pending, x.shape[-1:], gain, EPS), weight)
 
 
 class Model(nn.Module):
@@ -136,9 +137,7 @@ class Runner:
         self.model = model
         self.before = torch.compile(before_attention, dynamic=False)
         self.after = torch.compile(after_attention, dynamic=False)
-        self.finish = torch.compile(
-            lambda x, pending: F.rms_norm(x + pending, x.shape[-1:], model.gain, EPS),
-            dynamic=False)
+        self.head = torch.compile(head, dynamic=False)
 
     def heads(self, qkv, batch, n_tokens):
         h = self.model.m["heads"]
@@ -160,7 +159,7 @@ class Runner:
             x, pending = self.after(block, x, y.transpose(1, 2).reshape(batch * n, -1))
         if not all_logits:
             x, pending = (t.view(batch, n, -1)[:, -1] for t in (x, pending))
-        return F.linear(self.finish(x, pending), self.model.tok.weight)
+        return self.head(x, pending, self.model.gain, self.model.tok.weight)
 
     def decode(self, ids, caches, position):
         """Logits of one token a sequence, `position` tokens being in the caches."""
@@ -174,7 +173,7 @@ class Runner:
             cv[:, :, position] = v[:, :, 0]
             y = F.scaled_dot_product_attention(q, ck[:, :, :position + 1], cv[:, :, :position + 1])
             x, pending = self.after(block, x, y.transpose(1, 2).reshape(batch, -1))
-        return F.linear(self.finish(x, pending), self.model.tok.weight)
+        return self.head(x, pending, self.model.gain, self.model.tok.weight)
 
 
 # ---- timing ------------------------------------------------------------------------------------
@@ -276,6 +275,9 @@ def try_rows(model, n_rows):
 
 
 def figure(runner, work, batch, context, logits):
+    # One row at a time the products are kernels of the compiler's own, which reach the memory's
+    # speed only when tuned. Elsewhere they are cuBLAS's, and tuning the rest takes long for little.
+    torch._inductor.config.coordinate_descent_tuning = work == "decode" and batch == 1
     try:
         with torch.no_grad():
             if work == "decode":
@@ -315,16 +317,6 @@ def versions():
     return found
 
 
-def set_compiler():
-    """What torchao recommends, for every scheme alike."""
-    config = torch._inductor.config
-    config.coordinate_descent_tuning = ARGS.tune
-    config.coordinate_descent_check_all_directions = ARGS.tune
-    config.force_fuse_int_mm_with_mul = True
-    config.triton.unique_kernel_names = True
-    torch.set_float32_matmul_precision("high")
-
-
 START = time.perf_counter()
 
 
@@ -333,7 +325,7 @@ def main():
         sys.exit("torch_gpu: torch sees no GPU")
     torch.set_default_dtype(torch.bfloat16)
     torch._dynamo.config.recompile_limit = 64  # one a shape
-    set_compiler()
+    torch._inductor.config.force_fuse_int_mm_with_mul = True  # as torchao recommends
     with_versions = versions()
     print(json.dumps({"versions": with_versions}), flush=True)
     for name in ARGS.models.split(","):
