@@ -110,6 +110,7 @@ class GpuTest(unittest.TestCase):
         self.assertEqual(record["all_schemes"]["schemes"], 2)
         self.assertIn("int8 ≥ 380,000: met (fine)", done.stdout)
         self.assertEqual(record["versions"]["torch"], "2.x")
+        self.assertEqual(record["git_commit"], "abc")
 
     def test_missing_sides_are_left_out(self):
         done, record = self.run_gpu(
