@@ -43,12 +43,15 @@ static int device_count(const char **why)
         return 0;
     }
     cudaError_t code = cudaGetDeviceCount(&count);
-    if (code != cudaSuccess || count == 0) {
-        cudaGetLastError(); /* the failed probe is not the next call's error */
-        *why = "no GPU";
-        return 0;
+    if (code == cudaSuccess && count > 0) return count;
+    cudaGetLastError(); /* the failed probe is not the next call's error */
+    *why = "no GPU";
+    if (code != cudaSuccess && code != cudaErrorNoDevice) {
+        snprintf(refusal_text, sizeof refusal_text, "the driver does not start: %.100s",
+                 cudaGetErrorString(code));
+        *why = refusal_text;
     }
-    return count;
+    return 0;
 }
 
 size_t qb_cuda_count(void)
