@@ -3,7 +3,9 @@
  *
  * A row belongs to one row of threads of a block (threadIdx.y picks it): thread threadIdx.x holds
  * the units threadIdx.x, threadIdx.x + blockDim.x, ... The split depends on the width alone, so a
- * row's sums do not depend on how many rows there are. */
+ * row's sums do not depend on how many rows there are. Blocks stay and take row after row: while
+ * one is reduced, the copies of the next are under way to shared memory, each thread's to a place
+ * of its own, so that nobody has to wait for another thread's. */
 #ifndef QB_KERNELS_CUDA_POINTWISE_CUH
 #define QB_KERNELS_CUDA_POINTWISE_CUH
 
@@ -13,7 +15,7 @@
 #include <cuda_runtime.h>
 #include <math_constants.h>
 
-enum { QB_ROW_WARPS = 16 }; /* most warps that share a row */
+enum { QB_ROW_WARPS = 16, QB_BLOCK_ROWS = 4 }; /* most warps a row, most rows a block */
 
 /* ---- units of N columns, as f32 ---- */
 
@@ -107,31 +109,71 @@ static __device__ __forceinline__ void qb_load_edge(const void *p, qb_cuda_dtype
     for (int i = 0; i < N; i++) v[i] = i < n_inside ? qb_load_one(p, type, at + i) : 0.0f;
 }
 
+/* Columns from n_inside on become 0; most units have none. */
+template <int N> static __device__ __forceinline__ void qb_clear_edge(int n_inside, float (&v)[N])
+{
+    if (n_inside >= N) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = i < n_inside ? v[i] : 0.0f;
+}
+
+/* ---- copies that run ahead ---- */
+
+/* `inside` bytes of the BYTES are copied, the others become 0. Both addresses are aligned. */
+template <int BYTES>
+static __device__ __forceinline__ void qb_copy_ahead(void *shared, const void *global, int inside)
+{
+    uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
+                     "r"(inside)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(global),
+                     "r"(inside), "n"(BYTES)
+                     : "memory");
+}
+static __device__ __forceinline__ void qb_copies_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/* All of this thread's copies but those of the last LATER commits have arrived. */
+template <int LATER> static __device__ __forceinline__ void qb_copies_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+}
+
 /* ---- quantiser: (2) of pointwise.h ---- */
 
 /* Adding it leaves the nearest integer, halves to even, in the low bits (for |x| < 2^22). */
 #define QB_ROUNDER 12582912.0f
 
 typedef struct qb_quantiser {
-    float scale, inverse;
-    bool normal; /* the inverse is good to an ulp: scale is neither 0, tiny, huge nor NaN */
+    float scale, inverse; /* inverse: 1 / scale, correctly rounded */
+    bool normal;          /* no step below can under- or overflow for codes that are not 0 */
 } qb_quantiser;
 
 static __device__ __forceinline__ qb_quantiser qb_quantiser_make(float scale)
 {
     qb_quantiser q;
     q.scale = scale;
-    q.inverse = __fdiv_rn(1.0f, scale);
-    q.normal = scale > 0x1p-100f && scale < 0x1p100f;
+    q.inverse = __frcp_rn(scale);
+    q.normal = scale > 0x1p-90f && scale < 0x1p90f;
     return q;
 }
+
+/* max_abs / 127, correctly rounded: checked for all significands. */
 static __device__ __forceinline__ float qb_scale_of_max(float max_abs)
 {
-    return __fdiv_rn(max_abs, 127.0f);
+    const float inverse = 0x1.020408p-7f; /* 1 / 127, rounded */
+    float t = __fmul_rn(max_abs, inverse);
+    t = __fmaf_rn(__fmaf_rn(-127.0f, t, max_abs), inverse, t);
+    return max_abs > 0x1p-90f && max_abs < 0x1p90f ? t : __fdiv_rn(max_abs, 127.0f);
 }
 
-/* The code as a float; NaN (of x, or inf / inf) gives 0. */
-static __device__ __forceinline__ float qb_code_divided(float x, float scale)
+/* The code as a float; NaN (of x, or inf / inf) gives 0. A call, for it is rare and its registers
+ * are not. */
+static __device__ __noinline__ float qb_code_divided(float x, float scale)
 {
     if (scale == 0.0f) return 0.0f;
     float r = rintf(__fdiv_rn(x, scale));
@@ -140,9 +182,10 @@ static __device__ __forceinline__ float qb_code_divided(float x, float scale)
     return r == r ? r : 0.0f;
 }
 
-/* code[i] + QB_ROUNDER. The product with the inverse lies within 127.4 * 2^-23 + 2^-18 < 2e-5 of
- * the rounded quotient, so away from halves both round alike; near a half, and where the range or a
- * NaN asks for it, the true division decides. */
+/* code[i] + QB_ROUNDER. The product with the rounded inverse, corrected once by its remainder, is
+ * within 2^-46 of the quotient; checked for all significands of the scale, all halves of codes and
+ * the floats around them, that it rounds to the code that the rounded quotient has. What is out of
+ * range or NaN takes the true division. */
 template <int N>
 static __device__ __forceinline__ void qb_codes(const float (&v)[N], const qb_quantiser &q,
                                                 float (&rounded)[N])
@@ -151,13 +194,21 @@ static __device__ __forceinline__ void qb_codes(const float (&v)[N], const qb_qu
 #pragma unroll
     for (int i = 0; i < N; i++) {
         float t = __fmul_rn(v[i], q.inverse);
+        t = __fmaf_rn(__fmaf_rn(-t, q.scale, v[i]), q.inverse, t);
         rounded[i] = __fadd_rn(t, QB_ROUNDER);
-        float off = __fsub_rn(t, __fsub_rn(rounded[i], QB_ROUNDER));
-        sure = sure && fabsf(off) < 0.49995f && fabsf(t) < 127.4f;
+        sure = sure && fabsf(t) < 127.4f;
     }
     if (sure) return;
+#pragma unroll 1
+    for (int i = 0; i < N; i++) {
+        /* no run-time index into registers: each pass of the loop fixes one element */
+        float x = 0.0f;
 #pragma unroll
-    for (int i = 0; i < N; i++) rounded[i] = __fadd_rn(qb_code_divided(v[i], q.scale), QB_ROUNDER);
+        for (int j = 0; j < N; j++) x = j == i ? v[j] : x;
+        float code = __fadd_rn(qb_code_divided(x, q.scale), QB_ROUNDER);
+#pragma unroll
+        for (int j = 0; j < N; j++) rounded[j] = j == i ? code : rounded[j];
+    }
 }
 
 static __device__ __forceinline__ uint32_t qb_pack_codes(const float *rounded)
@@ -170,34 +221,29 @@ static __device__ __forceinline__ uint32_t qb_pack_codes(const float *rounded)
 /* ---- requantising: (1) of pointwise.h ---- */
 
 typedef struct qb_requantiser {
-    bool on;
     qb_quantiser segment[QB_CUDA_SEGMENTS];
     int end[QB_CUDA_SEGMENTS]; /* the last one is beyond all columns */
 } qb_requantiser;
 
-static __device__ __forceinline__ qb_requantiser qb_requantiser_make(const qb_cuda_pending &p)
+/* Into shared memory; all threads of the block call it. */
+static __device__ __forceinline__ void qb_requantiser_init(qb_requantiser &r,
+                                                           const qb_cuda_pending &p)
 {
-    qb_requantiser r;
-    r.on = p.max_bits || p.scale;
-    if (!r.on) return r;
-#pragma unroll
-    for (int i = 0; i < QB_CUDA_SEGMENTS; i++) {
-        bool last = i >= p.segments.n - 1;
-        r.end[i] = last ? 0x7fffffff : p.segments.end[i];
-        int at = i < p.segments.n ? i : 0;
+    if (!p.max_bits && !p.scale) return;
+    const int i = threadIdx.x, n = p.segments.n;
+    if (i < QB_CUDA_SEGMENTS && threadIdx.y == 0) {
+        const int at = i < n ? i : 0;
+        r.end[i] = i >= n - 1 ? 0x7fffffff : p.segments.end[i];
         r.segment[i] = qb_quantiser_make(
             p.scale ? p.scale[at] : qb_scale_of_max(__uint_as_float(p.max_bits[at])));
     }
-    return r;
+    __syncthreads();
 }
 
 static __device__ __forceinline__ float qb_requantise_one(const qb_requantiser &r, int column,
                                                           float x)
 {
-    if (!r.on) return x;
-    float scale = column < r.end[0]   ? r.segment[0].scale
-                  : column < r.end[1] ? r.segment[1].scale
-                                      : r.segment[2].scale;
+    const float scale = r.segment[(column >= r.end[0]) + (column >= r.end[1])].scale;
     /* + 0: the code of -0.3 is the integer 0 */
     return __fmul_rn(__fadd_rn(qb_code_divided(x, scale), 0.0f), scale);
 }
@@ -206,7 +252,6 @@ template <int N>
 static __device__ __forceinline__ void qb_requantise(const qb_requantiser &r, int column,
                                                      float (&v)[N])
 {
-    if (!r.on) return;
     int first = (column >= r.end[0]) + (column >= r.end[1]),
         last = (column + N - 1 >= r.end[0]) + (column + N - 1 >= r.end[1]);
     if (first != last) {
@@ -214,7 +259,7 @@ static __device__ __forceinline__ void qb_requantise(const qb_requantiser &r, in
         for (int i = 0; i < N; i++) v[i] = qb_requantise_one(r, column + i, v[i]);
         return;
     }
-    qb_quantiser q = first == 0 ? r.segment[0] : first == 1 ? r.segment[1] : r.segment[2];
+    const qb_quantiser q = r.segment[first];
     float rounded[N];
     qb_codes(v, q, rounded);
 #pragma unroll
@@ -223,44 +268,53 @@ static __device__ __forceinline__ void qb_requantise(const qb_requantiser &r, in
 
 /* ---- reductions over a row ---- */
 
-typedef struct qb_row_scratch { /* one a block; each reduction of a kernel has its own set */
-    float value[3][32][QB_ROW_WARPS];
+/* One a block. Each reduction of a row has its own set, and each other row its own copy of them: a
+ * thread that is ahead overwrites nothing that another still reads. */
+typedef struct qb_row_scratch {
+    float value[2][3][QB_BLOCK_ROWS][QB_ROW_WARPS];
 } qb_row_scratch;
 
-static __device__ __forceinline__ float qb_sum_of(float a, float b)
+/* The sum over the row's threads. All threads of the block call it; every thread of the row gets
+ * the result, the same one. */
+static __device__ __forceinline__ float qb_row_sum(float v, qb_row_scratch &scratch, int odd,
+                                                   int set)
 {
-    return __fadd_rn(a, b);
-}
-static __device__ __forceinline__ float qb_max_of(float a, float b)
-{
-    return fmaxf(a, b);
-}
-
-/* All threads of the block call it; every thread of the row gets the result, the same one. */
-template <float (*op)(float, float)>
-static __device__ __forceinline__ float qb_row_reduce(float v, qb_row_scratch &scratch, int set)
-{
+    const int n_warps = blockDim.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int step = 16; step; step /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, step));
-    int n_warps = blockDim.x / 32;
+    for (int step = 16; step; step /= 2) v = __fadd_rn(v, __shfl_xor_sync(0xffffffffu, v, step));
     if (n_warps == 1) return v;
-    float *slot = scratch.value[set][threadIdx.y];
-    if (threadIdx.x % 32 == 0) slot[threadIdx.x / 32] = v;
+    float *slot = scratch.value[odd][set][threadIdx.y];
+    if (lane == 0) slot[threadIdx.x / 32] = v;
     __syncthreads();
-    v = slot[0];
-    for (int i = 1; i < n_warps; i++) v = op(v, slot[i]);
+    v = lane % QB_ROW_WARPS < n_warps ? slot[lane % QB_ROW_WARPS] : 0.0f;
+#pragma unroll
+    for (int step = QB_ROW_WARPS / 2; step; step /= 2)
+        v = __fadd_rn(v, __shfl_xor_sync(0xffffffffu, v, step));
     return v;
 }
 
-template <int N> static __device__ __forceinline__ float qb_unit_sum(const float (&v)[N])
+/* The same for the maximum of values that are not negative: they compare like their bits. */
+static __device__ __forceinline__ float qb_row_max(float v, qb_row_scratch &scratch, int odd,
+                                                   int set)
 {
-    float s[N / 2];
-#pragma unroll
-    for (int i = 0; i < N / 2; i++) s[i] = __fadd_rn(v[2 * i], v[2 * i + 1]);
-    if constexpr (N == 4)
-        return __fadd_rn(s[0], s[1]);
-    else
-        return __fadd_rn(__fadd_rn(s[0], s[1]), __fadd_rn(s[2], s[3]));
+    const int n_warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    v = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(v)));
+    if (n_warps == 1) return v;
+    float *slot = scratch.value[odd][set][threadIdx.y];
+    if (lane == 0) slot[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = lane < n_warps ? slot[lane] : 0.0f;
+    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(v)));
+}
+
+static __device__ __forceinline__ float qb_unit_sum(const float (&v)[4])
+{
+    return __fadd_rn(__fadd_rn(v[0], v[1]), __fadd_rn(v[2], v[3]));
+}
+static __device__ __forceinline__ float qb_unit_squares(const float (&v)[4])
+{
+    return __fadd_rn(__fmaf_rn(v[0], v[0], __fmul_rn(v[1], v[1])),
+                     __fmaf_rn(v[2], v[2], __fmul_rn(v[3], v[3])));
 }
 template <int N>
 static __device__ __forceinline__ float qb_unit_max(float max_abs, const float (&v)[N])
@@ -337,13 +391,40 @@ static inline int qb_stage_columns(const qb_cuda_stage *s, size_t width)
     return (int)(s->stride < padded ? s->stride : padded);
 }
 
-/* Threads for rows of n_units units, at most `units_a_thread` each; a function of the width alone.
- */
+/* Threads for rows of n_units units, units_a_thread each: a function of the width alone. */
 static inline dim3 qb_row_block(size_t n_units, int units_a_thread)
 {
     unsigned warps = (unsigned)((n_units + 32 * units_a_thread - 1) / (32 * units_a_thread));
-    unsigned rows = warps >= 4 ? 1 : 4 / warps;
-    return dim3(32 * warps, rows);
+    return dim3(32 * warps, warps >= QB_BLOCK_ROWS ? 1 : QB_BLOCK_ROWS / warps);
+}
+
+/* As many blocks as fit on the device at once, or as there are rows for. The driver is asked once a
+ * kernel and shape. */
+template <auto KERNEL>
+static inline qb_status qb_row_grid(dim3 block, size_t shared_bytes, size_t m, unsigned *grid)
+{
+    static thread_local struct {
+        int device;
+        unsigned threads;
+        size_t shared_bytes, n_blocks;
+    } known = {-1, 0, 0, 0};
+    const unsigned threads = block.x * block.y;
+    int device;
+    QB_CUDA_TRY(cudaGetDevice(&device));
+    if (device != known.device || threads != known.threads || shared_bytes != known.shared_bytes) {
+        int n_sms, a_sm, most;
+        QB_CUDA_TRY(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
+        QB_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+        /* always the same value, since other threads set it too; less what is not dynamic */
+        QB_CUDA_TRY(
+            cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, most - 4096));
+        QB_CUDA_TRY(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&a_sm, KERNEL, (int)threads,
+                                                                  shared_bytes));
+        known = {device, threads, shared_bytes, (size_t)n_sms * (a_sm > 0 ? a_sm : 1)};
+    }
+    const size_t wanted = (m + block.y - 1) / block.y;
+    *grid = (unsigned)(wanted < known.n_blocks ? wanted : known.n_blocks);
+    return QB_OK;
 }
 
 #endif

@@ -43,108 +43,185 @@ __device__ __forceinline__ void activate(act_op op, const float (&gate)[UNIT], f
     }
 }
 
-/* Columns at + 0 .. UNIT - 1 of a row of the input; `limit` ends what belongs to this half. */
-__device__ __forceinline__ void load_in(const qb_cuda_pending &in, size_t row, int at, int n_inside,
-                                        float (&v)[UNIT])
+__device__ __forceinline__ int column_of(int u)
 {
-    size_t from = row * in.stride + at;
-    if (n_inside >= UNIT && at % UNIT == 0)
-        qb_load(in.y, in.type, from, v);
-    else
-        qb_load_edge(in.y, in.type, from, n_inside, v);
+    return (u * (int)blockDim.x + (int)threadIdx.x) * UNIT;
+}
+
+/* ---- this thread's part of a row, on its way through shared memory ---- */
+
+struct act_call {
+    qb_cuda_act_args args;
+    act_pass pass;
+    int n_columns; /* that the stage writes */
+    bool requantise;
+    bool ahead; /* the gate is copied ahead as the rest is; else it is loaded when it is needed */
+};
+
+/* The unit at `column`, in halves of 16 bytes where it is of f32. */
+__device__ __forceinline__ void copy_unit(const qb_cuda_pending &in, char *slot, size_t row,
+                                          int column, int n_inside)
+{
+    if (in.type == QB_CUDA_BF16) {
+        const __nv_bfloat16 *from = (const __nv_bfloat16 *)in.y + row * in.stride + column;
+        qb_copy_ahead<16>(slot, from, min(UNIT, n_inside) * 2);
+        return;
+    }
+    const float *from = (const float *)in.y + row * in.stride + column;
+    qb_copy_ahead<16>(slot, from, min(4, n_inside) * 4);
+    qb_copy_ahead<16>(slot + 16, n_inside > 4 ? from + 4 : from, max(0, min(4, n_inside - 4)) * 4);
 }
 
 template <int V, act_op OP>
-__device__ __forceinline__ void load_row(const qb_cuda_act_args &a, size_t row, bool live,
+__device__ __forceinline__ void copy_row(const act_call &c, char *slots, int slot_step, size_t row,
+                                         int stage)
+{
+    const qb_cuda_act_args &a = c.args;
+    const int halves = OP == OP_SWIGLU && c.ahead ? 2 : 1;
+    if (row < a.m) {
+#pragma unroll
+        for (int u = 0; u < V; u++) {
+            const int column = column_of(u), n_inside = (int)a.width - column;
+            char *slot = slots + (stage * V + u) * halves * slot_step;
+            if (n_inside <= 0) break;
+            copy_unit(a.in, slot, row, column, n_inside);
+            if (OP == OP_SWIGLU && c.ahead)
+                copy_unit(a.in, slot + slot_step, row, column + (int)a.width, n_inside);
+        }
+    }
+    qb_copies_commit();
+}
+
+template <int V, act_op OP>
+__device__ __forceinline__ void take_row(const act_call &c, const char *slots, int slot_step,
+                                         size_t row, int stage, const qb_requantiser &requantiser,
                                          float (&v)[V][UNIT])
 {
-    float gate[OP == OP_SWIGLU ? V : 1][UNIT];
+    const qb_cuda_act_args &a = c.args;
+    const int halves = OP == OP_SWIGLU && c.ahead ? 2 : 1;
 #pragma unroll
     for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        int n_inside = live ? (int)a.width - column : 0;
-        load_in(a.in, row, column, n_inside, v[u]);
-        if (OP == OP_SWIGLU) load_in(a.in, row, column + (int)a.width, n_inside, gate[u]);
-    }
-    qb_requantiser requantiser = qb_requantiser_make(a.in);
+        const int column = column_of(u), n_inside = (int)a.width - column;
+        const char *slot = slots + (stage * V + u) * halves * slot_step;
+        float gate[UNIT];
 #pragma unroll
-    for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        qb_requantise(requantiser, column, v[u]);
-        if (OP == OP_SWIGLU) qb_requantise(requantiser, column + (int)a.width, gate[u]);
-        activate(OP, gate[OP == OP_SWIGLU ? u : 0], v[u]);
+        for (int i = 0; i < UNIT; i++) v[u][i] = 0.0f;
+        if (row >= a.m || n_inside <= 0) continue;
+        qb_load(slot, a.in.type, 0, v[u]);
+        if (c.requantise) qb_requantise(requantiser, column, v[u]);
+        if (OP == OP_SWIGLU) {
+            const int at = column + (int)a.width;
+            if (c.ahead)
+                qb_load(slot + slot_step, a.in.type, 0, gate);
+            else
+                qb_load_edge(a.in.y, a.in.type, row * a.in.stride + at, n_inside, gate);
+            if (c.requantise) qb_requantise(requantiser, at, gate);
+        }
+        activate(OP, gate, v[u]);
         /* a column past the width may have been made NaN: 0 / (infinite scale) * scale */
-#pragma unroll
-        for (int i = 0; i < UNIT; i++)
-            if (column + i >= (int)a.width) v[u][i] = 0.0f;
+        qb_clear_edge(n_inside, v[u]);
     }
 }
 
-template <int V, act_op OP>
-__global__ void __launch_bounds__(32 * QB_ROW_WARPS)
-    act_rows(const __grid_constant__ qb_cuda_act_args a, act_pass pass, int n_columns)
+/* ---- a row ---- */
+
+/* The scale of this row's codes; writes what the pass keeps of the row. */
+template <int V>
+__device__ __forceinline__ float scale_of_row(const act_call &c, size_t row,
+                                              const float (&v)[V][UNIT], qb_row_scratch &scratch,
+                                              int odd)
+{
+    const qb_cuda_stage &stage = c.args.stage;
+    const bool live = row < c.args.m;
+    float max_abs = 0.0f;
+    if (c.args.row_max_bits) {
+        if (live) max_abs = __uint_as_float(c.args.row_max_bits[row]);
+    } else {
+#pragma unroll
+        for (int u = 0; u < V; u++) max_abs = qb_unit_max(max_abs, v[u]);
+        max_abs = qb_row_max(max_abs, scratch, odd, 0);
+    }
+    const float scale = qb_scale_of_max(max_abs);
+    if (live && threadIdx.x == 0) {
+        if (c.pass == PASS_MAXIMUM)
+            qb_raise_max(stage.max_bits, max_abs);
+        else
+            stage.scale[row] = scale;
+    }
+    return scale;
+}
+
+template <int V, act_op OP, int STAGES>
+__global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 2 ? 2 : 1)
+    act_rows(const __grid_constant__ act_call c)
 {
     __shared__ qb_row_scratch scratch;
-    const size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
-    const bool live = row < a.m;
+    __shared__ qb_requantiser requantiser;
+    extern __shared__ __align__(16) char shared[];
+    const qb_cuda_act_args &a = c.args;
     const qb_cuda_stage &stage = a.stage;
-    float v[V][UNIT];
-    load_row<V, OP>(a, row, live, v);
+    const int unit_bytes = a.in.type == QB_CUDA_BF16 ? 16 : 32,
+              slot_step = (int)(blockDim.x * blockDim.y) * unit_bytes;
+    char *slots = shared + (threadIdx.y * blockDim.x + threadIdx.x) * unit_bytes;
+    const size_t step = (size_t)gridDim.x * blockDim.y;
+    const bool by_row = stage.kind == QB_STAGE_TOKEN || c.pass == PASS_MAXIMUM;
+    size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
+    qb_requantiser_init(requantiser, a.in);
+    for (int ahead = 0; ahead < STAGES - 1; ahead++)
+        copy_row<V, OP>(c, slots, slot_step, row + ahead * step, ahead);
 
-    float scale = 0.0f;
-    if (stage.kind == QB_STAGE_TOKEN || pass == PASS_MAXIMUM) {
-        float max_abs = 0.0f;
-        if (a.row_max_bits) {
-            if (live) max_abs = __uint_as_float(a.row_max_bits[row]);
-        } else {
-#pragma unroll
-            for (int u = 0; u < V; u++) max_abs = qb_unit_max(max_abs, v[u]);
-            max_abs = qb_row_reduce<qb_max_of>(max_abs, scratch, 0);
-        }
-        scale = qb_scale_of_max(max_abs);
-        if (live && threadIdx.x == 0) {
-            if (pass == PASS_MAXIMUM)
-                qb_raise_max(stage.max_bits, max_abs);
-            else
-                stage.scale[row] = scale;
-        }
-    } else {
-        scale = qb_stage_scale(stage);
-        if (pass == PASS_CODES && row == 0 && threadIdx.x == 0) stage.scale[0] = scale;
-    }
-    if (pass == PASS_MAXIMUM || !live) return;
+    float scale = by_row ? 0.0f : qb_stage_scale(stage);
     qb_quantiser quantiser = qb_quantiser_make(scale);
+    if (c.pass == PASS_CODES && row == 0 && threadIdx.x == 0) stage.scale[0] = scale;
+
+    for (int i = 0; row - threadIdx.y < a.m; i++, row += step) {
+        float v[V][UNIT];
+        copy_row<V, OP>(c, slots, slot_step, row + (STAGES - 1) * step, (i + STAGES - 1) % STAGES);
+        qb_copies_wait<STAGES - 1>();
+        take_row<V, OP>(c, slots, slot_step, row, i % STAGES, requantiser, v);
+        if (by_row) quantiser = qb_quantiser_make(scale_of_row(c, row, v, scratch, i % 2));
+        if (c.pass == PASS_MAXIMUM || row >= a.m) continue;
 #pragma unroll
-    for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        if (column < n_columns) qb_stage_unit(stage, row, column, (int)a.width, v[u], quantiser);
+        for (int u = 0; u < V; u++)
+            if (column_of(u) < c.n_columns)
+                qb_stage_unit(stage, row, column_of(u), (int)a.width, v[u], quantiser);
     }
 }
 
-template <act_op OP>
-qb_status launch_op(const qb_cuda_act_args *a, act_pass pass, qb_cuda_stream stream)
+/* ---- launch ---- */
+
+template <int V, act_op OP, int STAGES> qb_status launch_units(act_call c, qb_cuda_stream stream)
 {
-    int n_columns = qb_stage_columns(&a->stage, a->width);
-    size_t n_units = ((size_t)n_columns + UNIT - 1) / UNIT;
-    int units_a_thread = n_units <= 256 ? 1 : n_units <= 2048 ? 4 : 8;
-    dim3 block = qb_row_block(n_units, units_a_thread);
-    unsigned grid = (unsigned)((a->m + block.y - 1) / block.y);
-    if (units_a_thread == 1)
-        act_rows<1, OP><<<grid, block, 0, stream>>>(*a, pass, n_columns);
-    else if (units_a_thread == 4)
-        act_rows<4, OP><<<grid, block, 0, stream>>>(*a, pass, n_columns);
-    else
-        act_rows<8, OP><<<grid, block, 0, stream>>>(*a, pass, n_columns);
+    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, V);
+    const size_t unit_bytes = UNIT * qb_cuda_dtype_bytes(c.args.in.type);
+    c.ahead = c.args.width % UNIT == 0 && V * unit_bytes <= 128; /* else unaligned, or too much */
+    const size_t halves = OP == OP_SWIGLU && c.ahead ? 2 : 1,
+                 bytes = unit_bytes * halves * STAGES * V * block.x * block.y;
+    unsigned grid;
+    QB_TRY((qb_row_grid<act_rows<V, OP, STAGES>>)(block, bytes, c.args.m, &grid));
+    act_rows<V, OP, STAGES><<<grid, block, bytes, stream>>>(c);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
 
+template <act_op OP> qb_status launch_op(const act_call &c, qb_cuda_stream stream)
+{
+    if (c.n_columns <= 2 * 32 * QB_ROW_WARPS * UNIT) return launch_units<2, OP, 2>(c, stream);
+    return launch_units<8, OP, 1>(c, stream);
+}
+
 qb_status launch(const qb_cuda_act_args *a, act_pass pass, qb_cuda_stream stream)
 {
-    if (!a->apply) return launch_op<OP_NONE>(a, pass, stream);
-    if (a->act == QB_ACT_GELU_TANH) return launch_op<OP_GELU>(a, pass, stream);
-    if (a->act == QB_ACT_RELU) return launch_op<OP_RELU>(a, pass, stream);
-    return launch_op<OP_SWIGLU>(a, pass, stream);
+    act_call c;
+    c.args = *a;
+    c.pass = pass;
+    c.n_columns = qb_stage_columns(&a->stage, a->width);
+    c.requantise = a->in.max_bits || a->in.scale;
+    c.ahead = true;
+    if (!a->apply) return launch_op<OP_NONE>(c, stream);
+    if (a->act == QB_ACT_GELU_TANH) return launch_op<OP_GELU>(c, stream);
+    if (a->act == QB_ACT_RELU) return launch_op<OP_RELU>(c, stream);
+    return launch_op<OP_SWIGLU>(c, stream);
 }
 } /* namespace */
 

@@ -61,12 +61,14 @@ template <int N>
 __device__ __forceinline__ void load_columns(const qb_cuda_pending &y, size_t row, int column,
                                              const qb_requantiser &requantiser, float (&v)[N])
 {
-    size_t at = row * y.stride + column;
+    const size_t at = row * y.stride + column;
+    const bool requantise = y.max_bits || y.scale;
     if constexpr (N == 1) {
-        v[0] = qb_requantise_one(requantiser, column, qb_load_one(y.y, y.type, at));
+        v[0] = qb_load_one(y.y, y.type, at);
+        if (requantise) v[0] = qb_requantise_one(requantiser, column, v[0]);
     } else {
         qb_load(y.y, y.type, at, v);
-        qb_requantise(requantiser, column, v);
+        if (requantise) qb_requantise(requantiser, column, v);
     }
 }
 template <int N>
@@ -124,7 +126,8 @@ __global__ void position_rows(const __grid_constant__ qb_cuda_position_args a, i
 {
     const size_t row = blockIdx.x, half = a.head_dim / 2;
     const int units_a_head = (int)(half + N - 1) / N;
-    const qb_requantiser requantiser = qb_requantiser_make(a.qkv);
+    __shared__ qb_requantiser requantiser;
+    qb_requantiser_init(requantiser, a.qkv);
     for (int unit = threadIdx.x; unit < n_heads * units_a_head; unit += blockDim.x)
         position_unit<N>(a, row, first_head + unit / units_a_head,
                          (size_t)(unit % units_a_head) * N, requantiser);

@@ -7,172 +7,267 @@ namespace
 enum norm_pass { PASS_WHOLE, PASS_MAXIMUM, PASS_CODES };
 enum { UNIT = 4, MOST_WIDTH = 16384 };
 
+struct norm_call {
+    qb_cuda_norm_args args;
+    norm_pass pass;
+    float inverse_width;
+    int n_columns;        /* that the stage writes */
+    bool add, requantise; /* there is something pending; with a scale */
+    bool vectors;         /* gain and bias are aligned to 16 bytes */
+};
+
 struct row_stats {
     float mean, inverse;
 };
 
-/* (x - mean) * inverse * gain + bias, each step rounded, so that both passes agree. */
-__device__ __forceinline__ void normalise(const qb_cuda_norm_args &a, row_stats stats, int column,
-                                          bool vectors, float (&v)[UNIT])
+__device__ __forceinline__ int column_of(int u)
 {
-    int n_inside = min(UNIT, (int)a.width - column);
-    float gain[UNIT], bias[UNIT] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (a.norm == QB_NORM_RMSNORM_SINGLE) {
-        gain[0] = gain[1] = gain[2] = gain[3] = a.gain[0];
-    } else if (vectors && n_inside == UNIT) {
-        qb_load(a.gain, QB_CUDA_F32, column, gain);
-    } else {
-        qb_load_edge(a.gain, QB_CUDA_F32, column, n_inside, gain);
-    }
-    if (a.bias && vectors && n_inside == UNIT)
-        qb_load(a.bias, QB_CUDA_F32, column, bias);
-    else if (a.bias)
-        qb_load_edge(a.bias, QB_CUDA_F32, column, n_inside, bias);
+    return (u * (int)blockDim.x + (int)threadIdx.x) * UNIT;
+}
+
+/* ---- this thread's part of a row, on its way through shared memory ---- */
+
+struct slots {
+    char *x, *pending; /* of this thread; a unit and a stage further are apart by... */
+    int x_step, pending_step;
+};
+
+template <int V>
+__device__ __forceinline__ slots slots_make(const norm_call &c, char *shared, int n_stages)
+{
+    const int n_threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x,
+              bytes = c.args.pending.type == QB_CUDA_BF16 ? 8 : 16;
+    return {shared + thread * 16, shared + n_stages * V * n_threads * 16 + thread * bytes,
+            n_threads * 16, n_threads * bytes};
+}
+
+/* Columns from the width on become 0. */
+template <int V>
+__device__ __forceinline__ void copy_row(const norm_call &c, const slots &s, size_t row, int stage)
+{
+    const qb_cuda_norm_args &a = c.args;
+    if (row < a.m) {
+        const float *x = a.x + row * a.x_stride;
+        const size_t pending = row * a.pending.stride;
 #pragma unroll
-    for (int i = 0; i < UNIT; i++) {
-        float y = __fmul_rn(__fmul_rn(__fsub_rn(v[i], stats.mean), stats.inverse), gain[i]);
-        v[i] = i < n_inside ? __fadd_rn(y, bias[i]) : 0.0f;
+        for (int u = 0; u < V; u++) {
+            const int column = column_of(u), n_inside = min(UNIT, (int)a.width - column),
+                      slot = stage * V + u;
+            if (n_inside <= 0) break;
+            qb_copy_ahead<16>(s.x + slot * s.x_step, x + column, n_inside * 4);
+            if (c.add && a.pending.type == QB_CUDA_BF16)
+                qb_copy_ahead<8>(s.pending + slot * s.pending_step,
+                                 (const __nv_bfloat16 *)a.pending.y + pending + column,
+                                 n_inside * 2);
+            else if (c.add)
+                qb_copy_ahead<16>(s.pending + slot * s.pending_step,
+                                  (const float *)a.pending.y + pending + column, n_inside * 4);
+        }
+    }
+    qb_copies_commit();
+}
+
+/* v = x + pending, which is written back to x. */
+template <int V>
+__device__ __forceinline__ void take_row(const norm_call &c, const slots &s, size_t row, int stage,
+                                         const qb_requantiser &requantiser, float (&v)[V][UNIT])
+{
+    const qb_cuda_norm_args &a = c.args;
+#pragma unroll
+    for (int u = 0; u < V; u++) {
+        const int column = column_of(u), slot = stage * V + u;
+#pragma unroll
+        for (int i = 0; i < UNIT; i++) v[u][i] = 0.0f;
+        if (row >= a.m || column >= (int)a.width) continue;
+        qb_load(s.x + slot * s.x_step, QB_CUDA_F32, 0, v[u]);
+        if (!c.add) continue;
+        float pending[UNIT];
+        qb_load(s.pending + slot * s.pending_step, a.pending.type, 0, pending);
+        if (c.requantise) qb_requantise(requantiser, column, pending);
+#pragma unroll
+        for (int i = 0; i < UNIT; i++) v[u][i] = __fadd_rn(v[u][i], pending[i]);
+        qb_clear_edge((int)a.width - column, v[u]);
+        qb_store(a.x, QB_CUDA_F32, row * a.x_stride + column, v[u]);
     }
 }
 
-/* Columns from the width on count 0 (v is 0 there for the mean). */
+/* ---- norm ---- */
+
+/* v -= mean; columns from the width on stay 0. */
 template <int V>
-__device__ __forceinline__ row_stats reduce_row(const qb_cuda_norm_args &a,
-                                                const float (&v)[V][UNIT], qb_row_scratch &scratch)
+__device__ __forceinline__ void centre_row(const norm_call &c, float mean, float (&v)[V][UNIT])
 {
-    const float n = (float)a.width;
-    row_stats stats = {0.0f, 0.0f};
-    float sum = 0.0f;
-    if (a.norm == QB_NORM_LAYERNORM) {
-#pragma unroll
-        for (int u = 0; u < V; u++) sum = __fadd_rn(sum, qb_unit_sum(v[u]));
-        stats.mean = __fdiv_rn(qb_row_reduce<qb_sum_of>(sum, scratch, 0), n);
-    }
-    sum = 0.0f;
+    if (c.args.norm != QB_NORM_LAYERNORM) return;
 #pragma unroll
     for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        float squares[UNIT];
+        const int n_inside = (int)c.args.width - column_of(u);
+        if (n_inside <= 0) continue;
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) {
-            float d = __fsub_rn(v[u][i], stats.mean);
-            squares[i] = column + i < (int)a.width ? __fmul_rn(d, d) : 0.0f;
-        }
-        sum = __fadd_rn(sum, qb_unit_sum(squares));
+        for (int i = 0; i < UNIT; i++) v[u][i] = __fsub_rn(v[u][i], mean);
+        qb_clear_edge(n_inside, v[u]);
     }
-    float variance = __fdiv_rn(qb_row_reduce<qb_sum_of>(sum, scratch, 1), n);
-    stats.inverse = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(variance, a.eps)));
+}
+
+/* 1 / sqrt(x), about an ulp: one step of Newton's after the approximation. */
+__device__ __forceinline__ float inverse_root(float x)
+{
+    const float y = rsqrtf(x), half = __fmul_rn(0.5f, x);
+    const float better = __fmul_rn(y, __fmaf_rn(-__fmul_rn(half, y), y, 1.5f));
+    return x > 0x1p-100f && x < 0x1p100f ? better : y; /* else the products may overflow */
+}
+
+/* Centres the row. */
+template <int V>
+__device__ __forceinline__ row_stats reduce_row(const norm_call &c, float (&v)[V][UNIT],
+                                                qb_row_scratch &scratch, int odd)
+{
+    row_stats stats = {0.0f, 0.0f};
+    float sum = 0.0f;
+    if (c.args.norm == QB_NORM_LAYERNORM) {
+#pragma unroll
+        for (int u = 0; u < V; u++) sum = __fadd_rn(sum, qb_unit_sum(v[u]));
+        stats.mean = __fmul_rn(qb_row_sum(sum, scratch, odd, 0), c.inverse_width);
+    }
+    centre_row(c, stats.mean, v);
+    sum = 0.0f;
+#pragma unroll
+    for (int u = 0; u < V; u++) sum = __fadd_rn(sum, qb_unit_squares(v[u]));
+    const float variance = __fmul_rn(qb_row_sum(sum, scratch, odd, 1), c.inverse_width);
+    stats.inverse = inverse_root(__fadd_rn(variance, c.args.eps));
     return stats;
 }
 
-/* A product writes nothing past its width. */
-__device__ __forceinline__ void load_pending(const qb_cuda_norm_args &a, size_t row, int column,
-                                             float (&v)[UNIT])
+/* The same in the second pass. */
+template <int V>
+__device__ __forceinline__ row_stats recall_row(const norm_call &c, size_t row, float (&v)[V][UNIT])
 {
-    int n_inside = (int)a.width - column;
-    size_t at = row * a.pending.stride + column;
-    if (n_inside >= UNIT)
-        qb_load(a.pending.y, a.pending.type, at, v);
+    const float *from = c.args.stage.row_stats + 2 * row;
+    centre_row(c, from[0], v);
+    return {from[0], from[1]};
+}
+
+__device__ __forceinline__ void load_channels(const float *from, bool vectors, int column,
+                                              int n_inside, float (&v)[UNIT])
+{
+    if (vectors && n_inside >= UNIT)
+        qb_load(from, QB_CUDA_F32, column, v);
     else
-        qb_load_edge(a.pending.y, a.pending.type, at, n_inside, v);
+        qb_load_edge(from, QB_CUDA_F32, column, n_inside, v);
 }
 
-template <int V>
-__device__ __forceinline__ void load_row(const qb_cuda_norm_args &a, size_t row, bool live,
-                                         bool add, float (&v)[V][UNIT])
+/* v * inverse * gain + bias of a centred unit; rounded step by step, so that both passes agree. */
+__device__ __forceinline__ void normalise(const norm_call &c, float inverse, int column,
+                                          float (&v)[UNIT])
 {
-    float pending[V][UNIT];
+    const qb_cuda_norm_args &a = c.args;
+    const int n_inside = (int)a.width - column;
+    float gain[UNIT], bias[UNIT] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (n_inside <= 0) return;
+    if (a.norm == QB_NORM_RMSNORM_SINGLE)
+        gain[0] = gain[1] = gain[2] = gain[3] = a.gain[0];
+    else
+        load_channels(a.gain, c.vectors, column, n_inside, gain);
+    if (a.bias) load_channels(a.bias, c.vectors, column, n_inside, bias);
 #pragma unroll
-    for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        bool inside = live && column < (int)a.width;
-#pragma unroll
-        for (int i = 0; i < UNIT; i++) v[u][i] = pending[u][i] = 0.0f;
-        if (inside) qb_load(a.x, QB_CUDA_F32, row * a.x_stride + column, v[u]);
-        if (inside && add) load_pending(a, row, column, pending[u]);
-    }
-    qb_requantiser requantiser;
-    if (add) requantiser = qb_requantiser_make(a.pending);
-#pragma unroll
-    for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        if (add) qb_requantise(requantiser, column, pending[u]);
-#pragma unroll
-        for (int i = 0; i < UNIT; i++) {
-            if (add) v[u][i] = __fadd_rn(v[u][i], pending[u][i]);
-            if (column + i >= (int)a.width) v[u][i] = 0.0f;
-        }
-        if (add && live && column < (int)a.width)
-            qb_store(a.x, QB_CUDA_F32, row * a.x_stride + column, v[u]);
-    }
+    for (int i = 0; i < UNIT; i++) v[i] = __fmaf_rn(__fmul_rn(v[i], inverse), gain[i], bias[i]);
+    qb_clear_edge(n_inside, v); /* 0 * an infinite inverse */
 }
 
+/* ---- a row ---- */
+
+/* The scale of this row's codes; writes what the pass keeps of the row. */
 template <int V>
-__global__ void __launch_bounds__(32 * QB_ROW_WARPS)
-    add_norm_rows(const __grid_constant__ qb_cuda_norm_args a, norm_pass pass, int n_columns,
-                  bool vectors)
+__device__ __forceinline__ float scale_of_row(const norm_call &c, size_t row, row_stats stats,
+                                              const float (&v)[V][UNIT], qb_row_scratch &scratch,
+                                              int odd)
+{
+    const qb_cuda_stage &stage = c.args.stage;
+    float max_abs = 0.0f;
+#pragma unroll
+    for (int u = 0; u < V; u++) max_abs = qb_unit_max(max_abs, v[u]);
+    max_abs = qb_row_max(max_abs, scratch, odd, 2);
+    const float scale = qb_scale_of_max(max_abs);
+    if (row >= c.args.m || threadIdx.x) return scale;
+    if (c.pass == PASS_MAXIMUM) {
+        stage.row_stats[2 * row] = stats.mean;
+        stage.row_stats[2 * row + 1] = stats.inverse;
+        qb_raise_max(stage.max_bits, max_abs);
+    } else {
+        stage.scale[row] = scale;
+    }
+    return scale;
+}
+
+template <int V, int STAGES>
+__global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 4 ? 2 : 1)
+    add_norm_rows(const __grid_constant__ norm_call c)
 {
     __shared__ qb_row_scratch scratch;
-    const size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
-    const bool live = row < a.m;
+    __shared__ qb_requantiser requantiser;
+    extern __shared__ __align__(16) char shared[];
+    const qb_cuda_norm_args &a = c.args;
     const qb_cuda_stage &stage = a.stage;
-    float v[V][UNIT];
-    load_row(a, row, live, a.pending.y && pass != PASS_CODES, v);
+    const slots s = slots_make<V>(c, shared, STAGES);
+    const size_t step = (size_t)gridDim.x * blockDim.y;
+    const bool by_row = stage.kind == QB_STAGE_TOKEN || c.pass == PASS_MAXIMUM;
+    size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
+    for (int ahead = 0; ahead < STAGES - 1; ahead++) copy_row<V>(c, s, row + ahead * step, ahead);
 
-    row_stats stats = {0.0f, 0.0f};
-    if (pass != PASS_CODES)
-        stats = reduce_row(a, v, scratch);
-    else if (live)
-        stats.mean = stage.row_stats[2 * row], stats.inverse = stage.row_stats[2 * row + 1];
-#pragma unroll
-    for (int u = 0; u < V; u++)
-        normalise(a, stats, (u * blockDim.x + threadIdx.x) * UNIT, vectors, v[u]);
-
-    float scale = 0.0f;
-    if (stage.kind == QB_STAGE_TOKEN || pass == PASS_MAXIMUM) {
-        float max_abs = 0.0f;
-#pragma unroll
-        for (int u = 0; u < V; u++) max_abs = qb_unit_max(max_abs, v[u]);
-        max_abs = qb_row_reduce<qb_max_of>(max_abs, scratch, 2);
-        scale = qb_scale_of_max(max_abs);
-        if (live && threadIdx.x == 0) {
-            if (pass == PASS_MAXIMUM) {
-                stage.row_stats[2 * row] = stats.mean;
-                stage.row_stats[2 * row + 1] = stats.inverse;
-                qb_raise_max(stage.max_bits, max_abs);
-            } else {
-                stage.scale[row] = scale;
-            }
-        }
-    } else {
-        scale = qb_stage_scale(stage);
-        if (pass == PASS_CODES && row == 0 && threadIdx.x == 0) stage.scale[0] = scale;
-    }
-    if (pass == PASS_MAXIMUM || !live) return;
+    if (c.add) qb_requantiser_init(requantiser, a.pending);
+    float scale = by_row ? 0.0f : qb_stage_scale(stage);
     qb_quantiser quantiser = qb_quantiser_make(scale);
+    if (c.pass == PASS_CODES && row == 0 && threadIdx.x == 0) stage.scale[0] = scale;
+
+    for (int i = 0; row - threadIdx.y < a.m; i++, row += step) {
+        float v[V][UNIT];
+        copy_row<V>(c, s, row + (STAGES - 1) * step, (i + STAGES - 1) % STAGES);
+        qb_copies_wait<STAGES - 1>();
+        take_row(c, s, row, i % STAGES, requantiser, v);
+        row_stats stats = {0.0f, 0.0f};
+        if (c.pass != PASS_CODES)
+            stats = reduce_row(c, v, scratch, i % 2);
+        else if (row < a.m)
+            stats = recall_row(c, row, v);
 #pragma unroll
-    for (int u = 0; u < V; u++) {
-        int column = (u * blockDim.x + threadIdx.x) * UNIT;
-        if (column < n_columns) qb_stage_unit(stage, row, column, (int)a.width, v[u], quantiser);
+        for (int u = 0; u < V; u++) normalise(c, stats.inverse, column_of(u), v[u]);
+        if (by_row) quantiser = qb_quantiser_make(scale_of_row(c, row, stats, v, scratch, i % 2));
+        if (c.pass == PASS_MAXIMUM || row >= a.m) continue;
+#pragma unroll
+        for (int u = 0; u < V; u++)
+            if (column_of(u) < c.n_columns)
+                qb_stage_unit(stage, row, column_of(u), (int)a.width, v[u], quantiser);
     }
+}
+
+/* ---- launch ---- */
+
+template <int V, int STAGES> qb_status launch_units(const norm_call &c, qb_cuda_stream stream)
+{
+    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, V);
+    const size_t unit_bytes = 16 + (!c.add                                ? 0
+                                    : c.args.pending.type == QB_CUDA_BF16 ? 8
+                                                                          : 16),
+                 bytes = unit_bytes * STAGES * V * block.x * block.y;
+    unsigned grid;
+    QB_TRY((qb_row_grid<add_norm_rows<V, STAGES>>)(block, bytes, c.args.m, &grid));
+    add_norm_rows<V, STAGES><<<grid, block, bytes, stream>>>(c);
+    QB_CUDA_TRY(cudaGetLastError());
+    return QB_OK;
 }
 
 qb_status launch(const qb_cuda_norm_args *a, norm_pass pass, qb_cuda_stream stream)
 {
-    int n_columns = qb_stage_columns(&a->stage, a->width);
-    size_t n_units = ((size_t)n_columns + UNIT - 1) / UNIT;
-    int units_a_thread = n_units <= 1024 ? 2 : n_units <= 2048 ? 4 : 8;
-    dim3 block = qb_row_block(n_units, units_a_thread);
-    unsigned grid = (unsigned)((a->m + block.y - 1) / block.y);
-    bool vectors = ((uintptr_t)a->gain | (uintptr_t)a->bias) % 16 == 0;
-    if (units_a_thread == 2)
-        add_norm_rows<2><<<grid, block, 0, stream>>>(*a, pass, n_columns, vectors);
-    else if (units_a_thread == 4)
-        add_norm_rows<4><<<grid, block, 0, stream>>>(*a, pass, n_columns, vectors);
-    else
-        add_norm_rows<8><<<grid, block, 0, stream>>>(*a, pass, n_columns, vectors);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    norm_call c;
+    c.args = *a;
+    c.pass = pass;
+    c.inverse_width = 1.0f / (float)a->width;
+    c.n_columns = qb_stage_columns(&a->stage, a->width);
+    c.add = a->pending.y && pass != PASS_CODES;
+    c.requantise = a->pending.max_bits || a->pending.scale;
+    c.vectors = ((uintptr_t)a->gain | (uintptr_t)a->bias) % 16 == 0;
+    if (c.n_columns <= 2 * 32 * QB_ROW_WARPS * UNIT) return launch_units<2, 2>(c, stream);
+    if (c.n_columns <= 4 * 32 * QB_ROW_WARPS * UNIT) return launch_units<4, 2>(c, stream);
+    return launch_units<8, 1>(c, stream);
 }
 } /* namespace */
 

@@ -492,6 +492,33 @@ static void activations_equal_the_reference(void **state)
         check_act(QB_ACT_GELU_TANH, true, 16384, 256, PENDING_PLAIN, QB_CUDA_BF16);
 }
 
+/* Quotients at a half of a code and the floats around it, where the nearest integer is in doubt. */
+static void halves_round_as_the_reference_s(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    enum { M = 64, WIDTH = 1280 };
+    float *x = malloc(M * WIDTH * sizeof *x);
+    for (size_t i = 0; i < M; i++) {
+        float max_abs = 1.0f + (float)qb_rng_double(3, QB_STREAM_TEST, i), scale = max_abs / 127.0f;
+        for (size_t c = 0; c < WIDTH; c++) {
+            float half = ((float)(c % 254) - 126.5f) * scale;
+            x[i * WIDTH + c] = qb_f32_from_bits(qb_f32_bits(half) + (uint32_t)(c / 254) - 2);
+        }
+        x[i * WIDTH] = max_abs;
+    }
+    staged s = staged_make((stage_case){QB_STAGE_TOKEN, false, QB_CUDA_F32}, M, WIDTH);
+    qb_cuda_act_args args = {.m = M, .width = WIDTH, .stage = s.stage};
+    args.in = (qb_cuda_pending){.type = QB_CUDA_F32, .stride = WIDTH};
+    void *dev = qb_gpu_upload(x, M * WIDTH * sizeof *x);
+    args.in.y = dev;
+    QB_CHECK_OK(qb_cuda_act(&args, NULL));
+    check_stage(&s, x, "halves");
+    qb_gpu_free(dev);
+    staged_free(&s);
+    free(x);
+}
+
 /* With the maxima of the product's epilogue, scales come from them and from nothing else. */
 static void given_row_maxima_are_used(void **state)
 {
@@ -683,6 +710,7 @@ int main(void)
         cmocka_unit_test(norms_equal_the_reference),
         cmocka_unit_test(norm_of_a_row_is_the_same_in_any_batch),
         cmocka_unit_test(activations_equal_the_reference),
+        cmocka_unit_test(halves_round_as_the_reference_s),
         cmocka_unit_test(given_row_maxima_are_used),
         cmocka_unit_test(embedding_equals_the_tables),
         cmocka_unit_test(positions_equal_the_reference),
