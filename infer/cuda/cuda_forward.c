@@ -170,6 +170,17 @@ static qb_status position(const forward *f, const qb_cuda_pending *qkv, qkv_plac
     return qb_cuda_position(&args, f->b->stream);
 }
 
+/* Zeroes the columns from the width to the stride: what attention and the products write stops at
+ * the width, and the next product may read the whole row. Widths are mostly multiples. */
+static qb_status clear_padding(const forward *f, void *y, size_t width)
+{
+    size_t elem_bytes = qb_cuda_dtype_bytes(f->e->type), stride = qb_cuda_stride(width);
+    if (width == stride) return QB_OK;
+    QB_CUDA_TRY(cudaMemset2DAsync(element(y, f->e->type, width), stride * elem_bytes, 0,
+                                  (stride - width) * elem_bytes, f->m, f->b->stream));
+    return QB_OK;
+}
+
 static qb_status attend(const forward *f, const qkv_place *place)
 {
     qb_cuda_attention_args args = {.type = f->e->type,
@@ -209,6 +220,7 @@ static qb_status attention_part(forward *f)
     qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
     if (o->input == QB_STAGE_FLOAT) {
         next.y = f->b->att;
+        QB_TRY(clear_padding(f, next.y, f->q_width));
     } else {
         qb_cuda_act_args args = {
             .m = f->m,
@@ -242,6 +254,7 @@ static qb_status mlp_part(forward *f)
     qb_cuda_stage next = qb__cuda_stage(f->e, down, f->b->act);
     if (acted && down->input == QB_STAGE_FLOAT) {
         next.y = f->b->ff;
+        QB_TRY(clear_padding(f, next.y, f->c->d_ff));
     } else {
         qb_cuda_act_args args = {.m = f->m,
                                  .width = f->c->d_ff,

@@ -139,8 +139,17 @@ static void full_precision_equals_plain_forward(void **state)
     check_full(&c, "llama with biases, tied");
 }
 
+/* Root mean square of the differences. */
+static double distance(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    return sqrt(sum / (double)n);
+}
+
 /* Both devices make the same codes from the same values. The twin computes in f32 and comes close;
- * bf16 between the layers, 1 % of these models' logits, moves values over rounding boundaries. */
+ * bf16 between the layers moves values over rounding boundaries, as another sample of the same
+ * quantisation noise. */
 static void schemes_equal_the_cpu(void **state)
 {
     (void)state;
@@ -149,21 +158,19 @@ static void schemes_equal_the_cpu(void **state)
         qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
         rig r = rig_create(&config);
         float *full = run(&r, r.cpu, qb_scheme_find("full"), false, false);
-        double top = 0;
-        for (size_t i = 0; i < r.n_logits; i++) top = fmax(top, fabs((double)full[i]));
         for (const qb_scheme *s = qb_schemes; s->name; s++)
             for (int head = 0; head < 2 && s->weights.bits; head++) {
                 float *want = run(&r, r.cpu, s, false, head), *got = run(&r, r.gpu, s, false, head),
                       *again = run(&r, r.gpu, s, false, head),
                       *fake = run(&r, r.gpu, s, true, head);
-                double effect = qb_test_max_diff(want, full, r.n_logits, NULL);
-                double gap = qb_test_max_diff(got, want, r.n_logits, NULL);
-                double fake_gap = qb_test_max_diff(fake, want, r.n_logits, NULL);
+                double effect = distance(want, full, r.n_logits),
+                       gap = distance(got, want, r.n_logits),
+                       fake_gap = distance(fake, want, r.n_logits);
                 print_message("%s %s%s: effect %.3g, GPU against CPU %.3g, twin %.3g\n",
                               config.arch->name, s->name, head ? " +head" : "", effect, gap,
                               fake_gap);
                 assert_memory_equal(got, again, r.n_logits * sizeof *got);
-                if (!(gap < effect + 0.03 * top) || !(fake_gap < 0.35 * effect))
+                if (!(gap < 1.2 * effect) || !(fake_gap < 0.3 * effect))
                     fail_msg("%s %s: beyond the bound", config.arch->name, s->name);
                 free(want);
                 free(got);
@@ -223,8 +230,12 @@ static void decode_continues_prefill(void **state)
     } cases[] = {{"full-f32", false, 1e-5},   {"full", false, 3e-2},
                  {"fine", false, 5e-2},       {"fine", true, 1e-2},
                  {"zeropoint4", false, 3e-2}, {"zeropoint4-in", false, 3e-2}};
-    for (int arch = 0; arch < 2; arch++) {
-        qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
+    for (int kind = 0; kind < 4; kind++) {
+        qb_config config = qb_test_tiny_config(kind & 1 ? "llama" : "gpt2");
+        if (kind & 2) { /* a head size that the persistent kernel takes */
+            config.head_dim = 16;
+            config.d_model = config.n_heads * config.head_dim;
+        }
         rig r = rig_create(&config);
         for (size_t i = 0; i < QB_COUNT(cases); i++)
             for (size_t batch = 1; batch <= BATCH; batch += 2) {
