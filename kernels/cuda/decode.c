@@ -26,6 +26,7 @@ static void set_shape(const qb_cuda_decode_model *m, qb__decode_params *p)
     p->head_dim = (uint32_t)m->head_dim, p->d_ff = (uint32_t)m->d_ff;
     p->vocab = (uint32_t)m->vocab, p->context = (uint32_t)m->context;
     p->norm = m->norm, p->act = m->act, p->softmax = m->softmax;
+    p->inverse_d = 1.0f / (float)m->d_model;
     p->eps = m->norm_eps, p->scale = 1.0f / sqrtf((float)m->head_dim);
     p->tok_embd = m->tok_embd, p->pos_embd = m->pos_embd;
     p->table_stride = (uint32_t)m->table_stride;

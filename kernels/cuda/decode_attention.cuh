@@ -286,15 +286,15 @@ __device__ __forceinline__ void attention(context &c, const qb__decode_layer &la
 }
 
 /* Asks for the block's cached keys and values ahead of the phase that reads them. */
-__device__ __forceinline__ void prefetch_cache(context &c, const qb__decode_layer &layer)
+__device__ __forceinline__ void
+prefetch_cache(const qb__decode_params &p, const qb__decode_layer &layer, int position, int lane)
 {
-    const qb__decode_params &p = c.p;
-    const int position = c.position, n = (int)(p.batch * p.n_heads * p.n_splits);
+    const int n = (int)(p.batch * p.n_heads * p.n_splits);
     const int lines = ((int)p.head_dim * 2 + 127) / 128;
     if ((int)blockIdx.x >= n) return;
     const unit u = unit_of(p, (int)blockIdx.x, position + 1);
     const int keys = min(u.end, position) - u.first;
-    for (int i = c.tid; i < keys * lines * 2; i += N_CONSUMERS) {
+    for (int i = lane; i < keys * lines * 2; i += 32) {
         const int key = divide(i, p.by_lines), line = (i - key * 2 * lines) >> 1;
         const void *cache = i & 1 ? layer.v_cache : layer.k_cache;
         const char *at = (const char *)cache + cache_at(p, u, u.first + key) * 2 + line * 128;

@@ -35,6 +35,17 @@ __device__ __forceinline__ uint32_t tile_at(const qb__decode_linear &l, const ti
     return l.paired ? t.first + i / 2 + (i & 1) * (l.n_tiles / 2) : t.first + i;
 }
 
+__device__ __forceinline__ product_work work_of(const qb__decode_params &p,
+                                                const qb__decode_linear &l)
+{
+    const tile_range t = tiles_of(p, l);
+    product_work w = {t.first, t.count, l.n_chunks, 0};
+    if (p.batch * ((l.x_bytes + 127) / 128 * 128 + 64) > p.x_space)
+        w.pass = (p.x_space / p.batch - 64) / 128 * 128 / l.x_chunk;
+    w.pitch = (min(w.pass * l.x_chunk, l.x_bytes) + 127) / 128 * 128 + 64;
+    return w;
+}
+
 /* ---- the streaming warp ---- */
 
 struct ring_writer {
@@ -43,6 +54,15 @@ struct ring_writer {
     char *ring;
     uint32_t slot, parity; /* parity of the wait for an empty slot */
 };
+
+/* Groups that a chunk of 4-bit weights meets: 8 bytes of a tile are one input channel. */
+__device__ __forceinline__ uint32_t groups_of(const qb__decode_linear &l, uint32_t chunk,
+                                              uint32_t bytes)
+{
+    if (l.group == 0) return 0;
+    const uint32_t first = chunk * l.chunk_bytes / 8, last = first + bytes / 8 - 1;
+    return last / l.group - first / l.group + 1;
+}
 
 __device__ __forceinline__ void stream_chunk(ring_writer &w, const qb__decode_linear &l,
                                              uint32_t tile, uint32_t chunk, int lane)
@@ -53,14 +73,21 @@ __device__ __forceinline__ void stream_chunk(ring_writer &w, const qb__decode_li
     const uint32_t rows = u4 ? 1 : min((uint32_t)TILE, l.n - tile * TILE);
     const char *src = (const char *)l.w + (size_t)tile * l.tile_bytes + from;
     char *dst = w.ring + w.slot * w.p.stage_bytes;
+    const uint32_t groups = groups_of(l, chunk, bytes);
     if (lane == 0) {
         mbarrier_wait(&w.h->empty[w.slot], w.parity);
-        mbarrier_expect(&w.h->full[w.slot], rows * bytes);
+        mbarrier_expect(&w.h->full[w.slot], rows * bytes + groups * QB__DECODE_GROUP_BYTES);
     }
     __syncwarp();
     if (lane < (int)rows)
         bulk_copy(dst + lane * w.p.row_pitch, src + (size_t)lane * l.row_bytes, bytes,
                   &w.h->full[w.slot]);
+    for (uint32_t i = lane; i < groups; i += 32) {
+        const size_t at = (size_t)(from / 8 / l.group + i) * l.n_pad + tile * TILE;
+        char *to = dst + l.chunk_bytes + i * QB__DECODE_GROUP_BYTES;
+        bulk_copy(to, l.w_scale + at, TILE * 4, &w.h->full[w.slot]);
+        bulk_copy(to + TILE * 4, l.zero_point + at, TILE * 2, &w.h->full[w.slot]);
+    }
     if (++w.slot == w.p.n_stages) w.slot = 0, w.parity ^= 1;
 }
 
@@ -107,6 +134,10 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1
                  : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/* 4-bit weights with a scale and a zero point a group; otherwise they have them a channel. */
+constexpr int LINEAR_U4_GROUPS = QB_CUDA_LINEAR_U4 + 1;
+template <int KIND> constexpr bool IS_U4 = KIND == QB_CUDA_LINEAR_U4 || KIND == LINEAR_U4_GROUPS;
+
 template <int KIND> struct sums {
     using type = float;
 };
@@ -143,15 +174,22 @@ __device__ __forceinline__ void multiply(float (&acc)[NT][4], const uint4 &lo, c
     }
 }
 
-/* 16 channels of 4-bit codes as code + 128 in bf16 (gemm_u4.h); the 128 is taken off the sums. */
-template <int NT>
+/* 16 channels of 4-bit codes as code + 128 in bf16 (gemm_u4.h). The 128 and the zero point are
+ * taken off the sums; or, in groups, off the codes: `zero` is 128 + zero point of the two rows. */
+template <bool GROUPS, int NT>
 __device__ __forceinline__ void multiply_u4(float (&acc)[NT][4], uint32_t word,
-                                            const uint32_t (&b0)[NT], const uint32_t (&b1)[NT])
+                                            const uint32_t (&b0)[NT], const uint32_t (&b1)[NT],
+                                            const __nv_bfloat162 (&zero)[2])
 {
     uint32_t a[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
         asm("lop3.b32 %0, %1, 0x000f000f, 0x43004300, 0xea;" : "=r"(a[i]) : "r"(word >> (4 * i)));
+        if (GROUPS) {
+            const __nv_bfloat162 q = __hsub2(*(const __nv_bfloat162 *)&a[i], zero[i & 1]);
+            a[i] = *(const uint32_t *)&q;
+        }
+    }
 #pragma unroll
     for (int i = 0; i < NT; i++) mma_bf16(acc[i], a[0], a[1], a[2], a[3], b0[i], b1[i]);
 }
@@ -162,13 +200,21 @@ struct lane_rows { /* where a lane reads staged rows */
 };
 
 template <int KIND, int NT>
-__device__ __forceinline__ void multiply_window(typename sums<KIND>::type (&acc)[NT][4],
-                                                const char *chunk, uint32_t pitch, int window,
-                                                const lane_rows &rows, uint32_t x_at, int lane)
+__device__ __forceinline__ void
+    multiply_window(typename sums<KIND>::type (&acc)[NT][4], const char *chunk, const char *group,
+                    uint32_t pitch, int window, const lane_rows &rows, uint32_t x_at, int lane)
 {
-    if constexpr (KIND == QB_CUDA_LINEAR_U4) {
+    if constexpr (IS_U4<KIND>) {
         const uint4 w = *(const uint4 *)(chunk + window * 512 + lane * 16);
         const uint32_t words[4] = {w.x, w.y, w.z, w.w};
+        __nv_bfloat162 zero[2] = {};
+        float part[NT][4] = {};
+        if (KIND == LINEAR_U4_GROUPS) {
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                zero[i] = __float2bfloat162_rn(
+                    128.0f + (float)((const int16_t *)(group + TILE * 4))[(lane >> 2) + 8 * i]);
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             uint4 x[NT];
@@ -179,8 +225,17 @@ __device__ __forceinline__ void multiply_window(typename sums<KIND>::type (&acc)
 #pragma unroll
             for (int i = 0; i < NT; i++)
                 b[0][i] = x[i].x, b[1][i] = x[i].y, b[2][i] = x[i].z, b[3][i] = x[i].w;
-            multiply_u4<NT>(acc, words[2 * half], b[0], b[1]);
-            multiply_u4<NT>(acc, words[2 * half + 1], b[2], b[3]);
+            constexpr bool GROUPS = KIND == LINEAR_U4_GROUPS;
+            multiply_u4<GROUPS, NT>(GROUPS ? part : acc, words[2 * half], b[0], b[1], zero);
+            multiply_u4<GROUPS, NT>(GROUPS ? part : acc, words[2 * half + 1], b[2], b[3], zero);
+        }
+        if (KIND == LINEAR_U4_GROUPS) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const float scale = ((const float *)group)[(lane >> 2) + 8 * (e >> 1)];
+#pragma unroll
+                for (int i = 0; i < NT; i++) acc[i][e] += scale * part[i][e];
+            }
         }
     } else {
         const char *a = chunk + (lane >> 2) * pitch + window * 64 + (lane & 3) * 16;
@@ -199,12 +254,22 @@ __device__ __forceinline__ void
                    const qb__decode_linear &l, const char *chunk, uint32_t index,
                    const lane_rows &rows, uint32_t x_at, int part, int n_parts, int lane)
 {
-    constexpr int WINDOW = KIND == QB_CUDA_LINEAR_U4 ? 512 : 64;
-    const uint32_t whole = KIND == QB_CUDA_LINEAR_U4 ? l.tile_bytes : l.x_bytes;
+    constexpr int WINDOW = IS_U4<KIND> ? 512 : 64;
+    const uint32_t whole = IS_U4<KIND> ? l.tile_bytes : l.x_bytes;
     const int n = (int)(min(l.chunk_bytes, whole - index * l.chunk_bytes) / WINDOW);
+    if constexpr (KIND == LINEAR_U4_GROUPS) {
+        const uint32_t from = index * l.chunk_bytes / 8, first = from / l.group;
+        const char *groups = chunk + l.chunk_bytes;
+        for (int w = part; w < n; w += n_parts) {
+            const uint32_t group = (from + w * 64) / l.group - first;
+            multiply_window<KIND, NT>(acc, chunk, groups + group * QB__DECODE_GROUP_BYTES, 0, w,
+                                      rows, x_at, lane);
+        }
+    } else {
 #pragma unroll 4
-    for (int w = part; w < n; w += n_parts)
-        multiply_window<KIND, NT>(acc, chunk, p.row_pitch, w, rows, x_at, lane);
+        for (int w = part; w < n; w += n_parts)
+            multiply_window<KIND, NT>(acc, chunk, NULL, p.row_pitch, w, rows, x_at, lane);
+    }
 }
 
 /* ---- staged rows of several sequences ---- */
@@ -213,12 +278,10 @@ __device__ __forceinline__ void
 __device__ __forceinline__ void load_rows(context &c, uint32_t from, uint32_t bytes, uint32_t pitch)
 {
     const qb__decode_params &p = c.p;
-    const uint32_t units = bytes / 16;
-    for (uint32_t i = c.tid; i < units * p.batch; i += N_CONSUMERS) {
-        const uint32_t row = i / units, at = (i - row * units) * 16;
-        copy_16(c.smem + p.x_off + row * pitch + at,
-                p.staged + (size_t)row * p.staged_stride + from + at);
-    }
+    for (int row = c.warp; row < (int)p.batch; row += N_WARPS)
+        for (uint32_t at = c.lane * 16; at < bytes; at += 32 * 16)
+            copy_16(c.smem + p.x_off + row * pitch + at,
+                    p.staged + (size_t)row * p.staged_stride + from + at);
     if (c.tid < (int)p.batch) c.h->x_scale[c.tid] = __ldcg(p.staged_scale + c.tid);
     if (c.tid < (int)p.batch * N_WARPS)
         (&c.h->x_sum[0][0])[c.tid] = __ldcg((const float2 *)p.staged_sums + c.tid);
@@ -249,7 +312,7 @@ __device__ __forceinline__ channel load_channel(const qb__decode_linear &l, uint
     channel ch = {tile * TILE + row, false, 1.0f, 0.0f, 0.0f};
     ch.there = there && ch.n < l.n;
     if (!ch.there) return ch;
-    if (KIND != QB_CUDA_LINEAR_FLOAT) ch.scale = l.w_scale[ch.n];
+    if (KIND == QB_CUDA_LINEAR_S8 || KIND == QB_CUDA_LINEAR_U4) ch.scale = l.w_scale[ch.n];
     if (KIND == QB_CUDA_LINEAR_U4) ch.zero_point = 128.0f + (float)l.zero_point[ch.n];
     if (l.bias) ch.bias = l.bias[ch.n];
     return ch;
@@ -282,8 +345,8 @@ sum_parts(const typename sums<KIND>::type *parts, int tile, int n_tiles, int row
     typename sums<KIND>::type sum = 0;
     for (int group = tile; group < 4; group += n_tiles)
 #pragma unroll
-        for (int q = 0; q < 4; q++)
-            sum += parts[(group * 4 + q) * (TILE * 8 * NT) + row * (8 * NT) + column];
+        for (int q = 0; q < GROUP_WARPS; q++)
+            sum += parts[(group * GROUP_WARPS + q) * (TILE * 8 * NT) + row * (8 * NT) + column];
     return sum;
 }
 
@@ -331,13 +394,14 @@ multiply_chunks(context &c, const qb__decode_linear &l, typename sums<KIND>::typ
                 uint32_t first, uint32_t end, uint32_t n_tiles, const lane_rows &rows)
 {
     const qb__decode_params &p = c.p;
-    const uint32_t group = c.warp >> 2;
+    const uint32_t group = c.warp / GROUP_WARPS, mine = c.warp % GROUP_WARPS;
     const uint32_t rank = n_tiles == 4 ? 0 : n_tiles == 3 ? group == 3 : group >> (n_tiles - 1);
     const uint32_t tile = group - rank * n_tiles; /* 1, 2 or 4 groups share it */
     const uint32_t sharing = 1 + (tile + n_tiles < 4) + (tile + 2 * n_tiles < 4) * 2;
     const bool in_turn = l.n_chunks >= sharing;
-    const uint32_t n_parts = in_turn ? 4 : 4 * sharing, step = in_turn ? sharing : 1;
-    const uint32_t part = in_turn ? c.warp & 3 : rank * 4 + (c.warp & 3);
+    const uint32_t n_parts = in_turn ? GROUP_WARPS : GROUP_WARPS * sharing;
+    const uint32_t step = in_turn ? sharing : 1;
+    const uint32_t part = in_turn ? mine : rank * GROUP_WARPS + mine;
     uint32_t chunk = in_turn ? first + ((rank - first) & (sharing - 1)) : first;
     for (; chunk < end; chunk += step) {
         const uint32_t stage = c.stage + chunk * n_tiles + tile, turn = divide(stage, p.by_stages);
@@ -365,24 +429,14 @@ __device__ __forceinline__ void put_parts(context &c, typename sums<KIND>::type 
             part[(g + (e >> 1) * 8) * (8 * NT) + i * 8 + 2 * t + (e & 1)] = acc[i][e];
 }
 
-/* How many chunks of all staged rows fit into shared memory at once. */
-__device__ __forceinline__ uint32_t chunks_a_pass(const qb__decode_params &p,
-                                                  const qb__decode_linear &l)
-{
-    const uint32_t whole = (l.x_bytes + 127) / 128 * 128 + 64;
-    if (p.batch * whole <= p.x_space) return l.n_chunks;
-    const uint32_t row = p.x_space / p.batch; /* pitch of a pass is at most this */
-    return (row - 64) / 128 * 128 / l.x_chunk;
-}
-
 /* y = x . w^T for the block's tiles. */
 template <int KIND, int NT>
-__device__ __forceinline__ void product(context &c, const qb__decode_linear &l, const output &out)
+__device__ __forceinline__ void product(context &c, const qb__decode_linear &l,
+                                        const product_work &work, const output &out)
 {
     const qb__decode_params &p = c.p;
-    const tile_range t = tiles_of(p, l);
-    const uint32_t pass = chunks_a_pass(p, l), g = c.lane >> 2;
-    const uint32_t pitch = (min(pass * l.x_chunk, l.x_bytes) + 127) / 128 * 128 + 64;
+    const tile_range t = {work.first, work.count};
+    const uint32_t pass = work.pass, pitch = work.pitch, g = c.lane >> 2;
     lane_rows rows;
 #pragma unroll
     for (int i = 0; i < 2; i++) {

@@ -12,14 +12,14 @@ extern "C" {
 #endif
 
 enum {
-    QB__DECODE_WARPS = 16,                          /* that compute */
+    QB__DECODE_WARPS = 8,                           /* that compute */
     QB__DECODE_CONSUMERS = QB__DECODE_WARPS * 32,   /* threads */
-    QB__DECODE_THREADS = QB__DECODE_CONSUMERS + 32, /* and the warp that streams weights */
+    QB__DECODE_THREADS = QB__DECODE_CONSUMERS + 64, /* and a warp that streams weights, a clerk */
     QB__DECODE_TILE = 16,                           /* output channels of a tile */
     QB__DECODE_FLUSH = 4,                           /* tiles between two reductions */
     QB__DECODE_MAX_STAGES = 64,
     QB__DECODE_STEP = QB__DECODE_CONSUMERS * 4, /* elements that the threads stage at once */
-    QB__DECODE_MAX_K = 4 * QB__DECODE_STEP,
+    QB__DECODE_MAX_K = 8192,
     QB__DECODE_MAX_SPLITS = 4,
     QB__DECODE_HEADER_BYTES = 8192,
     QB__DECODE_RED_BYTES = QB__DECODE_WARPS * 256 * 4 + 256
@@ -39,12 +39,15 @@ typedef struct qb__decode_linear {
     uint32_t x_bytes;               /* of a staged row */
     uint32_t x_chunk;               /* bytes of a staged row that a chunk of w meets */
     uint32_t n_tiles, rotate;
+    uint32_t group, n_pad; /* U4 in groups: channels of one, row stride of the scales; or 0 */
     int32_t seg_n, seg_end[QB_CUDA_SEGMENTS];
     uint8_t kind, input, requant;
     uint8_t paired; /* tiles of up and gate in turn, so that one block has both */
     uint32_t slot;  /* in max_bits: its segments' output, then its input */
 } qb__decode_linear;
 
+/* Scales and zero points of one group's 16 output channels, behind a chunk's codes. */
+enum { QB__DECODE_GROUP_BYTES = 16 * 4 + 16 * 2 };
 enum { QB__DECODE_SLOTS = QB_CUDA_SEGMENTS + 1 }; /* words of max_bits a linear layer */
 
 typedef struct qb__decode_layer {
@@ -62,7 +65,7 @@ typedef struct qb__decode_params {  /* one launch */
                                        linear is the head and whose first norm is the last */
     uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab, context, batch;
     uint32_t norm, act, softmax;
-    float eps, scale;
+    float eps, scale, inverse_d;
     const uint16_t *tok_embd, *pos_embd;
     uint32_t table_stride;
     const float *cosine, *sine;

@@ -14,7 +14,14 @@ namespace qb_decode
 
 constexpr int N_WARPS = QB__DECODE_WARPS, N_CONSUMERS = QB__DECODE_CONSUMERS;
 constexpr int TILE = QB__DECODE_TILE, FLUSH = QB__DECODE_FLUSH;
+constexpr int GROUP_WARPS = N_WARPS / FLUSH;    /* that share a tile */
 constexpr long long SPIN_CLOCKS = 4000000000ll; /* about 2 s: a lost signal ends in a fault */
+
+/* The block's share of a product, worked out ahead by the clerk. */
+struct product_work {
+    uint32_t first, count; /* tiles */
+    uint32_t pass, pitch;  /* chunks between two loads of staged rows, bytes of a row */
+};
 
 /* Starts shared memory. */
 struct header {
@@ -26,6 +33,8 @@ struct header {
     alignas(16) float q[256];                    /* of the head that the block works on */
     alignas(16) uint16_t new_k[256], new_v[256]; /* of the new token */
     alignas(16) qb__decode_layer layer[2];
+    product_work work[2][4];
+    uint64_t layer_full[2], layer_empty[2];
 };
 static_assert(sizeof(header) <= QB__DECODE_HEADER_BYTES, "the plan reserves them");
 
@@ -247,7 +256,9 @@ struct divisor {
 
 __device__ __forceinline__ float scale_of_bits(uint32_t max_bits)
 {
-    return __fdiv_rn(__uint_as_float(max_bits), 127.0f);
+    const float most = __uint_as_float(max_bits), r = 1.0f / 127.0f, q = most * r;
+    if (most < 1e-30f) return __fdiv_rn(most, 127.0f);
+    return fmaf(fmaf(-q, 127.0f, most), r, q); /* rounded as the division: Markstein */
 }
 
 /* How a product's output is requantised when it is read. */

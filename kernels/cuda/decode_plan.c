@@ -24,7 +24,8 @@ static const char *refuse_linear(const qb_cuda_linear *l)
         return "quantised activations with float weights";
     if (l->kind == QB_CUDA_LINEAR_S8 && l->input == QB_STAGE_FLOAT)
         return "8-bit weights with float activations";
-    if (l->kind == QB_CUDA_LINEAR_U4 && l->u4.n_groups != 1) return "4-bit weights in groups";
+    if (l->kind == QB_CUDA_LINEAR_U4 && l->u4.n_groups > 1 && l->u4.group % 64)
+        return "groups that are not a multiple of 64";
     return NULL;
 }
 
@@ -66,6 +67,8 @@ void qb__decode_flatten(const qb_cuda_linear *in, const qb__decode_limits *limit
     out->n_chunks = (streamed + out->chunk_bytes - 1) / out->chunk_bytes;
     out->x_bytes = k_pad * elem_bytes;
     out->x_chunk = u4 ? out->chunk_bytes / 4 : out->chunk_bytes;
+    if (u4 && in->u4.n_groups > 1)
+        out->group = (uint32_t)in->u4.group, out->n_pad = (uint32_t)in->u4.n_pad;
     out->n_tiles = (out->n + QB__DECODE_TILE - 1) / QB__DECODE_TILE;
     out->rotate = *rotate;
     *rotate = (*rotate + out->n_tiles) % limits->n_blocks;
@@ -86,7 +89,9 @@ typedef struct widest {
 static void widen(widest *w, const qb__decode_linear *l)
 {
     uint32_t *chunk = l->kind == QB_CUDA_LINEAR_U4 ? &w->u4_chunk : &w->row_chunk;
-    if (l->chunk_bytes > *chunk) *chunk = l->chunk_bytes;
+    uint32_t bytes = l->chunk_bytes;
+    if (l->group) bytes += (l->chunk_bytes / 8 / l->group + 2) * QB__DECODE_GROUP_BYTES;
+    if (bytes > *chunk) *chunk = bytes;
     if (l->x_bytes > w->x_bytes) w->x_bytes = l->x_bytes;
     if (l->x_chunk > w->x_chunk) w->x_chunk = l->x_chunk;
 }

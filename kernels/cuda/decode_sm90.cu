@@ -98,14 +98,16 @@ __device__ __forceinline__ void stage(context &c, const place &at, const qb__dec
 
 template <int NT>
 __device__ __forceinline__ void any_product(context &c, const qb__decode_linear &l,
-                                            const output &out)
+                                            const product_work &work, const output &out)
 {
     if (l.kind == QB_CUDA_LINEAR_S8)
-        product<QB_CUDA_LINEAR_S8, NT>(c, l, out);
+        product<QB_CUDA_LINEAR_S8, NT>(c, l, work, out);
+    else if (l.kind == QB_CUDA_LINEAR_U4 && l.group)
+        product<LINEAR_U4_GROUPS, NT>(c, l, work, out);
     else if (l.kind == QB_CUDA_LINEAR_U4)
-        product<QB_CUDA_LINEAR_U4, NT>(c, l, out);
+        product<QB_CUDA_LINEAR_U4, NT>(c, l, work, out);
     else
-        product<QB_CUDA_LINEAR_FLOAT, NT>(c, l, out);
+        product<QB_CUDA_LINEAR_FLOAT, NT>(c, l, work, out);
     flush_max(c, out);
 }
 
@@ -157,39 +159,62 @@ __device__ __forceinline__ void leave(context &c)
     if (c.tid < 3) p.counters[32 * c.tid] = 0;
 }
 
-/* Descriptions of layer i to shared memory, while the layer before is at work. */
-__device__ __forceinline__ void fetch_layer(context &c, uint32_t i)
+/* ---- the clerk: a warp that works ahead ---- */
+
+/* Asks for a layer's scales, biases and gains: the weights in between push them out of L2. Its own
+ * channels' for a block, the gains in turn with the other blocks. */
+__device__ __forceinline__ void prefetch(const void *at)
 {
-    if (i > c.p.n_layers) return;
-    const uint32_t *from = (const uint32_t *)(c.p.layers + i);
-    uint32_t *to = (uint32_t *)&c.h->layer[i & 1];
-    for (uint32_t w = c.tid; w < sizeof(qb__decode_layer) / 4; w += N_CONSUMERS) to[w] = from[w];
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
-/* Asks for the next layer's scales, biases and gains: the weights in between push them out of L2,
- * and a block would wait for each. A warp takes one array: of the block's own channels, or of all
- * in turn with the other blocks. */
-__device__ __forceinline__ void prefetch_constants(context &c, const qb__decode_layer &layer)
+__device__ __forceinline__ void prefetch_constants(const qb__decode_params &p,
+                                                   const qb__decode_layer &layer,
+                                                   const product_work *work, int lane)
 {
-    const float *at = NULL;
-    if (c.warp < 8) {
-        const qb__decode_linear &l = layer.linear[c.warp & 3];
-        const tile_range t = tiles_of(c.p, l);
-        const float *from = c.warp < 4 ? l.w_scale : l.bias;
-        if (from && c.lane < (int)t.count) at = from + tile_at(l, t, c.lane) * TILE;
-    } else if (c.warp < 12 && c.p.norm != QB_NORM_RMSNORM_SINGLE) {
-        const float *const all[] = {layer.norm1_gain, layer.norm1_bias, layer.norm2_gain,
-                                    layer.norm2_bias};
-        const uint32_t i = (blockIdx.x + c.lane * c.p.n_blocks) * 32; /* 32 floats are a line */
-        if (all[c.warp - 8] && i < c.p.d_model) at = all[c.warp - 8] + i;
+    for (int j = 0; j < 4; j++) {
+        const qb__decode_linear &l = layer.linear[j];
+        const tile_range t = {work[j].first, work[j].count};
+        if (lane >= (int)t.count) continue;
+        const uint32_t n = tile_at(l, t, lane) * TILE;
+        if (l.w_scale && !l.group) prefetch(l.w_scale + n);
+        if (l.zero_point && !l.group) prefetch(l.zero_point + n);
+        if (l.bias) prefetch(l.bias + n);
     }
-    if (at) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+    const uint32_t i = (blockIdx.x + lane * p.n_blocks) * 32; /* 32 floats are a line */
+    if (i >= (p.norm == QB_NORM_RMSNORM_SINGLE ? 1 : p.d_model)) return;
+    prefetch(layer.norm1_gain + i);
+    if (layer.norm1_bias) prefetch(layer.norm1_bias + i);
+    if (layer.norm2_gain) prefetch(layer.norm2_gain + i);
+    if (layer.norm2_bias) prefetch(layer.norm2_bias + i);
 }
+
+/* Puts the descriptions of the layers where the block reads them, one layer ahead. */
+__device__ __forceinline__ void run_clerk(const qb__decode_params &p, header *h, int lane)
+{
+    const int position = *p.position;
+    for (uint32_t i = 0; i <= p.n_layers; i++) {
+        const uint32_t slot = i & 1;
+        if (i >= 2) mbarrier_wait(&h->layer_empty[slot], (i / 2 - 1) & 1);
+        const uint32_t *from = (const uint32_t *)(p.layers + i);
+        uint32_t *to = (uint32_t *)&h->layer[slot];
+        for (uint32_t w = lane; w < sizeof(qb__decode_layer) / 4; w += 32) to[w] = from[w];
+        __syncwarp();
+        const qb__decode_layer &layer = h->layer[slot];
+        if (lane < 4) h->work[slot][lane] = work_of(p, layer.linear[lane]);
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(&h->layer_full[slot], 1);
+        if (i == p.n_layers) break;
+        prefetch_constants(p, layer, h->work[slot], lane);
+        prefetch_cache(p, layer, position, lane);
+    }
+}
+
+/* ---- the phases ---- */
 
 template <int NT> __device__ void compute(context &c)
 {
     const qb__decode_params &p = c.p;
-    fetch_layer(c, 0);
     if (p.batch == 1 || blockIdx.x < p.batch) embed_row(c, p.batch == 1 ? 0 : (int)blockIdx.x);
     consumers_sync();
     const uint32_t n_products = 4 * p.n_layers + 1;
@@ -199,13 +224,13 @@ template <int NT> __device__ void compute(context &c)
         const qb__decode_linear &l = layer.linear[at.which];
         const qb__decode_linear &before =
             at.which == 2 ? layer.linear[1] : c.h->layer[(at.layer + 1) & 1].linear[3];
+        if (at.which == 0) mbarrier_wait(&c.h->layer_full[at.layer & 1], (at.layer / 2) & 1);
         forget(c);
         stage(c, at, l, layer, before);
         forget(c);
-        if (at.which == 1) fetch_layer(c, at.layer + 1);
-        if (at.which == 3) prefetch_constants(c, c.h->layer[(at.layer + 1) & 1]);
-        if (at.which == 0 && !at.head) prefetch_cache(c, layer);
-        any_product<NT>(c, l, output_of(p, at, layer));
+        if (at.which == 1 && at.layer > 0 && c.tid == 0) /* the layer before is done with */
+            mbarrier_arrive(&c.h->layer_empty[(at.layer + 1) & 1], 1);
+        any_product<NT>(c, l, c.h->work[at.layer & 1][at.which], output_of(p, at, layer));
         if (at.head) {
             finish_logits(c, l);
             break;
@@ -235,12 +260,20 @@ __global__ void __launch_bounds__(QB__DECODE_THREADS, 1)
             mbarrier_init(&h->full[i], 1);
             mbarrier_init(&h->empty[i], N_WARPS);
         }
+        for (int i = 0; i < 2; i++) {
+            mbarrier_init(&h->layer_full[i], 1);
+            mbarrier_init(&h->layer_empty[i], 1);
+        }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         for (int i = 0; i < 4; i++) h->seg_max[i] = 0;
     }
     __syncthreads();
+    if (threadIdx.x >= N_CONSUMERS + 32) {
+        run_clerk(p, h, threadIdx.x & 31);
+        return;
+    }
     if (threadIdx.x >= N_CONSUMERS) {
-        stream_weights(p, h, smem, threadIdx.x - N_CONSUMERS);
+        stream_weights(p, h, smem, threadIdx.x & 31);
         return;
     }
     context c = {p,

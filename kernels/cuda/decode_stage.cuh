@@ -104,13 +104,13 @@ __device__ __forceinline__ from_residual add_pending(context &c, const float *y,
         if (y) *(float4 *)(x + i) = make_float4(v[0], v[1], v[2], v[3]);
     }
     const float2 all = block_sums(c, sum, squares);
-    float variance = all.y / (float)d;
+    float variance = all.y * p.inverse_d;
     if (p.norm == QB_NORM_LAYERNORM) {
-        const float shift = all.x / (float)d;
+        const float shift = all.x * p.inverse_d;
         c.mean += shift;
         variance = fmaxf(variance - shift * shift, 0.0f);
     }
-    r.mean = c.mean, r.inverse = 1.0f / sqrtf(variance + p.eps);
+    r.mean = c.mean, r.inverse = rsqrtf(variance + p.eps);
     return r;
 }
 
@@ -279,8 +279,8 @@ __device__ __forceinline__ float store_row(context &c, const qb__decode_linear &
     } else if (s8 && l.input != QB_STAGE_CHANNEL) {
         const uint32_t *word = c.p.max_bits + l.slot + QB_CUDA_SEGMENTS;
         have = !max_known && k <= QB__DECODE_STEP;
-        scale = __fdiv_rn(max_known ? __uint_as_float(__ldcg(word)) : find_max(c, l, source, kept),
-                          127.0f);
+        const float most = max_known ? __uint_as_float(__ldcg(word)) : find_max(c, l, source, kept);
+        scale = scale_of_bits(__float_as_uint(most));
     }
     const divisor by(scale);
     sums = make_float2(0.0f, 0.0f);
