@@ -44,6 +44,12 @@ __device__ inline void attention_row_start(qb_softmax_kind kind, float *max, flo
     *sum = kind == QB_SOFTMAX1 ? 1 : 0;
 }
 
+/* The same for a thread's two rows of a fragment, lane / 4 and lane / 4 + 8. The four threads of a
+ * row sum their own keys. */
+struct attention_running {
+    float max[2], sum[2];
+};
+
 /* What a finished row is divided by: its sum, or for ReLU the number of its keys. 0 = no key. */
 __device__ inline float attention_row_divisor(qb_softmax_kind kind, float sum, int n_keys)
 {

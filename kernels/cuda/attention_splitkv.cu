@@ -1,37 +1,47 @@
 /* kernels/cuda/attention_splitkv.cu - attention of one new token a sequence: reads the cache once.
  *
  * One token leaves a block for each key head, too few to fill the GPU, so the keys are cut into
- * parts (FlashDecoding), each with its own maximum, sum and output; a second kernel joins them. All
- * query heads of a key head are done together. Inside a part a key is read by the 4 to 32 lanes
- * that hold its vector, 8 elements each, and every such group of lanes keeps a running softmax of
- * its own; they are joined in a fixed order, so equal calls give equal bits. */
-#include "kernels/cuda/attention_device.cuh"
+ * parts (FlashDecoding), each with its own maximum, sum and output; a second kernel joins them, in
+ * a fixed order, so that equal calls give equal bits. All query heads of a key head are done
+ * together.
+ *
+ * bf16: the heads are the rows of an mma tile; each warp walks over 16 keys at a time on its own,
+ * the next ones on their way. f32: a key is read by the 1 to 32 lanes that hold its vector, 8
+ * elements each, and every such group of lanes keeps a running softmax of its own. */
+#include "kernels/cuda/attention_mma.cuh"
+
+using namespace attention_mma;
 
 namespace
 {
 
-constexpr int WARPS = 4, KEYS = 4; /* keys in flight a group of lanes */
-constexpr int MIN_PART_KEYS = 32;
+constexpr int WARPS = 4, KEYS = 4;  /* f32: keys in flight a group of lanes */
+constexpr int PART_ALIGN = 64;      /* keys */
+constexpr int ROWS = 16, STEP = 16; /* bf16: heads a block, keys a warp at a time */
 
 struct split_params {
     attention_params a;
     float *partial; /* (batch, n_heads, n_parts, head_dim + 2): sums of p v, maximum, sum of p */
     int n_parts, lanes; /* lanes a key */
+
+    /* The keys of part i. */
+    __device__ void range(int i, int n_keys, int *begin, int *end) const
+    {
+        int part = (n_keys + n_parts - 1) / n_parts;
+        part = (part + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
+        *begin = min(i * part, n_keys);
+        *end = min(*begin + part, n_keys);
+    }
+    __device__ float *partial_of(size_t row, int part) const
+    {
+        return partial + (row * n_parts + part) * (a.head_dim + 2);
+    }
 };
 
 __device__ void load8(const float *from, float (&x)[8])
 {
     *(float4 *)x = *(const float4 *)from;
     *(float4 *)(x + 4) = *(const float4 *)(from + 4);
-}
-__device__ void load8(const __nv_bfloat16 *from, float (&x)[8])
-{
-    uint4 w = *(const uint4 *)from;
-    const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = __uint_as_float(words[i] << 16);
-        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
 }
 __device__ void store1(float x, float *to)
 {
@@ -93,8 +103,7 @@ __device__ void finish(const attention_params &a, T *out, int d, float max, floa
 }
 
 /* One part of the keys of one key head; HEADS query heads at a time. */
-template <typename T, int HEADS>
-__global__ void __launch_bounds__(32 * WARPS) attend(const split_params s)
+template <int HEADS> __global__ void __launch_bounds__(32 * WARPS) attend_f32(const split_params s)
 {
     const attention_params &a = s.a;
     __shared__ float join_out[32 * WARPS][8 + 1], join_max[32 * WARPS], join_sum[32 * WARPS];
@@ -102,10 +111,10 @@ __global__ void __launch_bounds__(32 * WARPS) attend(const split_params s)
     const int n_groups = 32 * WARPS / s.lanes;
     const int part = blockIdx.x, g = blockIdx.y, b = blockIdx.z;
     const int n_keys = a.past() + 1;
-    const int part_keys = max((n_keys + s.n_parts - 1) / s.n_parts, MIN_PART_KEYS);
-    const int begin = min(part * part_keys, n_keys), end = min(begin + part_keys, n_keys);
+    int begin, end;
+    s.range(part, n_keys, &begin, &end);
     const size_t kv = b * a.kv_batch_stride + (size_t)g * a.head_dim + 8 * lane;
-    const T *k = (const T *)a.k + kv, *v = (const T *)a.v + kv;
+    const float *k = (const float *)a.k + kv, *v = (const float *)a.v + kv;
     const bool live = 8 * lane < a.head_dim, relu = a.kind == QB_SOFTMAX_RELU;
 
     for (int h0 = g * a.group; h0 < (g + 1) * a.group; h0 += HEADS) {
@@ -115,7 +124,8 @@ __global__ void __launch_bounds__(32 * WARPS) attend(const split_params s)
         for (int h = 0; h < HEADS; h++) {
             x[h] = {-CUDART_INF_F, 0, {}};
             if (live && h < n_heads)
-                load8((const T *)a.q + b * a.q_stride + (size_t)(h0 + h) * a.head_dim + 8 * lane,
+                load8((const float *)a.q + b * a.q_stride + (size_t)(h0 + h) * a.head_dim +
+                          8 * lane,
                       q[h]);
         }
         for (int j = begin; j < end; j += KEYS * n_groups) {
@@ -151,11 +161,11 @@ __global__ void __launch_bounds__(32 * WARPS) attend(const split_params s)
                 }
                 size_t row = (size_t)b * a.n_heads + h0 + h;
                 if (s.n_parts == 1) {
-                    finish(a, (T *)a.out + b * a.out_stride + (size_t)(h0 + h) * a.head_dim, d, max,
-                           sum, value, n_keys);
+                    finish(a, (float *)a.out + b * a.out_stride + (size_t)(h0 + h) * a.head_dim, d,
+                           max, sum, value, n_keys);
                     continue;
                 }
-                float *to = s.partial + (row * s.n_parts + part) * (a.head_dim + 2);
+                float *to = s.partial_of(row, part);
                 to[d] = value;
                 if (d == 0) to[a.head_dim] = max, to[a.head_dim + 1] = sum;
             }
@@ -164,40 +174,167 @@ __global__ void __launch_bounds__(32 * WARPS) attend(const split_params s)
     }
 }
 
+/* What one warp of attend_bf16 found, for the block to join. */
+template <int DIM, int N> struct found {
+    float out[N][ROWS][DIM], max[N][ROWS], sum[N][ROWS];
+};
+template <int DIM> constexpr int N_WARPS = DIM > 128 ? 2 : 4;
+template <int DIM> constexpr int STEP_BYTES = STEP *(DIM + 8) * 2; /* of keys or values */
+template <int DIM> constexpr int SMEM_BYTES = (ROWS / STEP + 4 * N_WARPS<DIM>)*STEP_BYTES<DIM>;
+
+template <int DIM>
+__device__ void put(found<DIM, N_WARPS<DIM>> *to, int warp, const float (&out)[DIM / 8][4],
+                    const attention_running &run, float scale)
+{
+    int lane = threadIdx.x % 32;
+    for (int r = 0; r < 2; r++) {
+        int row = lane / 4 + 8 * r;
+        float sum = run.sum[r];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (lane % 4 == 0) to->max[warp][row] = run.max[r] * scale, to->sum[warp][row] = sum;
+        for (int n = 0; n < DIM / 8; n++)
+            for (int e = 0; e < 2; e++)
+                to->out[warp][row][8 * n + lane % 4 * 2 + e] = out[n][2 * r + e];
+    }
+}
+
+/* One part of the keys of up to 16 heads that share a key head. */
+template <int DIM>
+__global__ void __launch_bounds__(32 * N_WARPS<DIM>) attend_bf16(const split_params s)
+{
+    constexpr int N = N_WARPS<DIM>, BYTES = STEP_BYTES<DIM>;
+    const attention_params &a = s.a;
+    extern __shared__ __align__(16) char smem[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = blockIdx.x, b = blockIdx.z;
+    const int n_row_tiles = (a.group + ROWS - 1) / ROWS, g = blockIdx.y / n_row_tiles;
+    const int first = blockIdx.y % n_row_tiles * ROWS, n_rows = min(ROWS, a.group - first);
+    const int n_keys = a.past() + 1, h0 = g * a.group + first;
+    const bool relu = a.kind == QB_SOFTMAX_RELU;
+    const size_t kv = b * a.kv_batch_stride + (size_t)g * a.head_dim;
+    const __nv_bfloat16 *k = (const __nv_bfloat16 *)a.k + kv, *v = (const __nv_bfloat16 *)a.v + kv;
+    const uint32_t q_tile = smem_address(smem), mine = q_tile + BYTES + warp * 4 * BYTES;
+    int begin, end;
+    s.range(part, n_keys, &begin, &end);
+
+    load_tile<DIM, ROWS, 32 * N>(
+        q_tile, (const __nv_bfloat16 *)a.q + b * a.q_stride + (size_t)h0 * a.head_dim, a.head_dim,
+        n_rows, a.head_dim, threadIdx.x);
+    commit();
+    auto load = [&](int i) { /* the warp's i-th keys, and as another group their values */
+                             int j = begin + (i * N + warp) * STEP;
+                             uint32_t to = mine + i % 2 * 2 * BYTES;
+                             if (j < end)
+                                 load_tile<DIM, STEP, 32>(to, k + j * a.kv_stride, a.kv_stride,
+                                                          end - j, a.head_dim, lane);
+                             commit();
+                             if (j < end)
+                                 load_tile<DIM, STEP, 32>(to + BYTES, v + j * a.kv_stride,
+                                                          a.kv_stride, end - j, a.head_dim, lane);
+                             commit();
+    };
+    load(0);
+    load(1);
+    wait<4>();
+    __syncthreads();
+
+    float out[DIM / 8][4] = {}, rescale[2];
+    attention_running run = {{-CUDART_INF_F, -CUDART_INF_F}, {0, 0}};
+    for (int i = 0; begin + (i * N + warp) * STEP < end; i++) {
+        const int j = begin + (i * N + warp) * STEP;
+        const uint32_t at = mine + i % 2 * 2 * BYTES;
+        float p[STEP / 8][4] = {};
+        wait<3>();
+        __syncwarp();
+        scores<DIM, STEP>(p, q_tile, at);
+        softmax<STEP>(p, run, rescale, end - 1 - j, 0, a.scale * CUDART_L2E_F, relu);
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n++)
+            for (int e = 0; e < 4; e++) out[n][e] *= rescale[e / 2];
+        wait<2>();
+        __syncwarp();
+        add_values<DIM, STEP>(out, p, at + BYTES);
+        __syncwarp();
+        load(i + 2);
+    }
+    wait<0>();
+    __syncthreads();
+    auto *all = (found<DIM, N> *)smem;
+    static_assert(sizeof *all <= SMEM_BYTES<DIM>, "the results take the place of the tiles");
+    put<DIM>(all, warp, out, run, a.scale);
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_rows * a.head_dim; i += 32 * N) {
+        int row = i / a.head_dim, d = i % a.head_dim;
+        float max = -CUDART_INF_F, sum = 0, value = 0, x_factor, y_factor;
+        for (int w = 0; w < N; w++) {
+            join(&max, &sum, all->max[w][row], all->sum[w][row], &x_factor, &y_factor, relu);
+            value = value * x_factor + all->out[w][row][d] * y_factor;
+        }
+        if (relu) value *= a.scale;
+        if (s.n_parts == 1) {
+            finish(a, (__nv_bfloat16 *)a.out + b * a.out_stride + (size_t)(h0 + row) * a.head_dim,
+                   d, max, sum, value, n_keys);
+            continue;
+        }
+        float *to = s.partial_of((size_t)b * a.n_heads + h0 + row, part);
+        to[d] = value;
+        if (d == 0) to[a.head_dim] = max, to[a.head_dim + 1] = sum;
+    }
+}
+
 /* A block a query head of a sequence. */
 template <typename T> __global__ void combine(const split_params s)
 {
     const attention_params &a = s.a;
-    const size_t row = (size_t)blockIdx.y * a.n_heads + blockIdx.x;
-    const float *from = s.partial + row * s.n_parts * (a.head_dim + 2);
-    const int d = threadIdx.x;
+    const float *from = s.partial_of((size_t)blockIdx.y * a.n_heads + blockIdx.x, 0);
+    const int d = threadIdx.x, stride = a.head_dim + 2;
+    const bool relu = a.kind == QB_SOFTMAX_RELU;
     if (d >= a.head_dim) return;
-    float max = -CUDART_INF_F, sum = 0, value = 0, x_factor, y_factor;
-    for (int i = 0; i < s.n_parts; i++, from += a.head_dim + 2) {
-        join(&max, &sum, from[a.head_dim], from[a.head_dim + 1], &x_factor, &y_factor,
-             a.kind == QB_SOFTMAX_RELU);
-        value = value * x_factor + from[d] * y_factor;
+    float max = -CUDART_INF_F, sum = 0, value = 0;
+    for (int i = 0; i < s.n_parts; i++) max = fmaxf(max, from[i * stride + a.head_dim]);
+    float shift = max == -CUDART_INF_F ? 0 : max;
+#pragma unroll 8
+    for (int i = 0; i < s.n_parts; i++) {
+        float factor = relu ? 1 : expf(from[i * stride + a.head_dim] - shift);
+        sum = fmaf(from[i * stride + a.head_dim + 1], factor, sum);
+        value = fmaf(from[i * stride + d], factor, value);
     }
     finish(a, (T *)a.out + blockIdx.y * a.out_stride + (size_t)blockIdx.x * a.head_dim, d, max, sum,
            value, a.past() + 1);
 }
 
-template <typename T> qb_status run(const qb_cuda_attention_args *args, qb_cuda_stream stream)
+template <typename T>
+qb_status launch_combine(const split_params &s, size_t batch, qb_cuda_stream stream)
 {
-    split_params s = {attention_params_of(args), (float *)args->workspace, 1, 4};
-    if (args->workspace) s.n_parts = (int)qb__cuda_attention_splits(args);
-    while (8 * s.lanes < s.a.head_dim) s.lanes *= 2;
-    dim3 grid((unsigned)s.n_parts, (unsigned)args->n_kv_heads, (unsigned)args->batch);
-    if (s.a.group == 1)
-        attend<T, 1><<<grid, 32 * WARPS, 0, stream>>>(s);
-    else
-        attend<T, 4><<<grid, 32 * WARPS, 0, stream>>>(s);
-    QB_CUDA_TRY(cudaGetLastError());
     if (s.n_parts == 1) return QB_OK;
-    dim3 heads((unsigned)args->n_heads, (unsigned)args->batch);
-    combine<T><<<heads, (unsigned)((args->head_dim + 31) / 32 * 32), 0, stream>>>(s);
+    dim3 heads((unsigned)s.a.n_heads, (unsigned)batch);
+    combine<T><<<heads, (unsigned)((s.a.head_dim + 31) / 32 * 32), 0, stream>>>(s);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
+}
+
+qb_status run_f32(split_params s, const qb_cuda_attention_args *args, qb_cuda_stream stream)
+{
+    for (s.lanes = 1; 8 * s.lanes < s.a.head_dim;) s.lanes *= 2;
+    dim3 grid((unsigned)s.n_parts, (unsigned)args->n_kv_heads, (unsigned)args->batch);
+    if (s.a.group == 1)
+        attend_f32<1><<<grid, 32 * WARPS, 0, stream>>>(s);
+    else
+        attend_f32<4><<<grid, 32 * WARPS, 0, stream>>>(s);
+    QB_CUDA_TRY(cudaGetLastError());
+    return launch_combine<float>(s, args->batch, stream);
+}
+
+template <int DIM>
+qb_status run_bf16(const split_params &s, const qb_cuda_attention_args *args, qb_cuda_stream stream)
+{
+    QB_CUDA_TRY(cudaFuncSetAttribute(attend_bf16<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     SMEM_BYTES<DIM>));
+    size_t row_tiles = (size_t)(s.a.group + ROWS - 1) / ROWS;
+    dim3 grid((unsigned)s.n_parts, (unsigned)(args->n_kv_heads * row_tiles), (unsigned)args->batch);
+    attend_bf16<DIM><<<grid, 32 * N_WARPS<DIM>, SMEM_BYTES<DIM>, stream>>>(s);
+    QB_CUDA_TRY(cudaGetLastError());
+    return launch_combine<__nv_bfloat16>(s, args->batch, stream);
 }
 
 } // namespace
@@ -209,8 +346,8 @@ size_t qb__cuda_attention_splits(const qb_cuda_attention_args *args)
         cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return 1;
     size_t blocks = args->batch * args->n_kv_heads;
-    size_t most = (args->n_past + 1 + 2 * MIN_PART_KEYS - 1) / (2 * MIN_PART_KEYS);
-    size_t wanted = (4 * (size_t)n_sms + blocks - 1) / blocks;
+    size_t most = (args->n_past + PART_ALIGN) / PART_ALIGN;
+    size_t wanted = (6 * (size_t)n_sms + blocks - 1) / blocks;
     return wanted < most ? wanted : most;
 }
 
@@ -220,10 +357,16 @@ const char *qb__cuda_attention_refuse_splitkv(const qb_cuda_attention_args *args
     if (args->type != QB_CUDA_BF16 && args->type != QB_CUDA_F32) return "type is not f32 or bf16";
     if (args->head_dim % 8) return "head_dim is no multiple of 8";
     if (args->head_dim > 256) return "head_dim is over 256";
+    if (!(args->scale > 0)) return "the scale is not positive";
     return qb__cuda_attention_misaligned(args);
 }
 
 qb_status qb__cuda_attention_run_splitkv(const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
-    return args->type == QB_CUDA_F32 ? run<float>(args, stream) : run<__nv_bfloat16>(args, stream);
+    split_params s = {attention_params_of(args), (float *)args->workspace, 1, 1};
+    if (args->workspace) s.n_parts = (int)qb__cuda_attention_splits(args);
+    if (args->type == QB_CUDA_F32) return run_f32(s, args, stream);
+    if (args->head_dim <= 64) return run_bf16<64>(s, args, stream);
+    if (args->head_dim <= 128) return run_bf16<128>(s, args, stream);
+    return run_bf16<256>(s, args, stream);
 }
