@@ -10,26 +10,27 @@
  *
  * Causal tiles differ in length: a block takes the i-th and the i-th last of a head together where
  * there are enough heads, else tiles from the longest to the shortest. */
-#include "kernels/cuda/attention_device.cuh"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/wgmma_bf16.cuh"
+#include "kernels/cuda/attention_wgmma.cuh"
 
 #include <cuda.h>
 
+using namespace attention_wgmma;
+
 namespace
 {
-
-constexpr int ROWS = 64; /* queries of a warpgroup */
 
 template <int DIM_, int KEYS_, int WGS_, int STAGES_> struct config {
     static constexpr int DIM = DIM_, KEYS = KEYS_, WGS = WGS_, STAGES = STAGES_;
     static constexpr int BLOCKS = (DIM + 63) / 64; /* of 64 dimensions = 128 bytes of a row */
     static constexpr int Q_BYTES = BLOCKS * ROWS * 128, KV_BYTES = BLOCKS * KEYS * 128;
-    static constexpr bool OUT_APART = 2 * WGS * Q_BYTES + 2 * STAGES * KV_BYTES <= 220 * 1024;
-    static constexpr int K_AT = WGS * Q_BYTES, V_AT = K_AT + STAGES * KV_BYTES,
-                         OUT_AT = OUT_APART ? V_AT + STAGES * KV_BYTES : 0,
-                         BARS_AT = V_AT + STAGES * KV_BYTES + (OUT_APART ? WGS * Q_BYTES : 0);
-    static constexpr int N_BARS = 2 + 4 * STAGES, SMEM_BYTES = BARS_AT + 8 * N_BARS + 1024;
+    /* Room for the next tile's queries and for results: the products of two tiles can overlap. Else
+     * results leave by way of the queries' place. */
+    static constexpr bool OVERLAP = 3 * WGS * Q_BYTES + 2 * STAGES * KV_BYTES + 2048 <= 227 * 1024;
+    static constexpr int Q_STAGES = OVERLAP ? 2 : 1;
+    static constexpr int K_AT = Q_STAGES * WGS * Q_BYTES, V_AT = K_AT + STAGES * KV_BYTES,
+                         OUT_AT = OVERLAP ? V_AT + STAGES * KV_BYTES : 0,
+                         BARS_AT = V_AT + STAGES * KV_BYTES + (OVERLAP ? WGS * Q_BYTES : 0);
+    static constexpr int SMEM_BYTES = BARS_AT + 8 * (2 * Q_STAGES + 4 * STAGES) + 1024;
     static constexpr int THREADS = 128 * (WGS + 1);
     static constexpr int PRODUCER_REGS = WGS == 2 ? 24 : 32, CONSUMER_REGS = WGS == 2 ? 240 : 160;
 };
@@ -70,11 +71,29 @@ __device__ bool next_work(const sm90_params &p, int round, work *w)
     return true;
 }
 
-template <class C> __device__ int n_key_tiles(const sm90_params &p, int tile)
-{
-    int n_keys = p.n_past + min((tile + 1) * C::WGS * ROWS, p.n_q);
-    return (n_keys + C::KEYS - 1) / C::KEYS;
-}
+/* The tiles of queries of this block, one after the other. */
+template <class C> struct tile_at {
+    work w;
+    int round, tile, n; /* n tiles of keys */
+    bool done;
+
+    __device__ explicit tile_at(const sm90_params &p) : round(0)
+    {
+        done = !next_work(p, 0, &w);
+        begin(p, w.tile);
+    }
+    __device__ void next(const sm90_params &p)
+    {
+        if (tile == w.tile && w.other >= 0) return begin(p, w.other);
+        done = !next_work(p, ++round, &w);
+        begin(p, w.tile);
+    }
+    __device__ void begin(const sm90_params &p, int new_tile)
+    {
+        tile = new_tile;
+        n = (p.n_past + min((tile + 1) * C::WGS * ROWS, p.n_q) + C::KEYS - 1) / C::KEYS;
+    }
+};
 
 /* ---- 4-dimensional boxes ---- */
 
@@ -106,29 +125,29 @@ template <int STAGES> struct ring {
 
 template <class C> struct barriers {
     uint32_t base;
-    __device__ uint32_t q_full() const
+    __device__ uint32_t q_full(int i) const
     {
-        return base;
+        return base + 8 * i;
     }
-    __device__ uint32_t q_empty() const
+    __device__ uint32_t q_empty(int i) const
     {
-        return base + 8;
+        return base + 8 * (C::Q_STAGES + i);
     }
     __device__ uint32_t k_full(int i) const
     {
-        return base + 16 + 8 * i;
+        return base + 8 * (2 * C::Q_STAGES + i);
     }
     __device__ uint32_t k_empty(int i) const
     {
-        return base + 16 + 8 * (C::STAGES + i);
+        return k_full(C::STAGES + i);
     }
     __device__ uint32_t v_full(int i) const
     {
-        return base + 16 + 8 * (2 * C::STAGES + i);
+        return k_full(2 * C::STAGES + i);
     }
     __device__ uint32_t v_empty(int i) const
     {
-        return base + 16 + 8 * (3 * C::STAGES + i);
+        return k_full(3 * C::STAGES + i);
     }
 };
 
@@ -137,133 +156,53 @@ template <class C> struct barriers {
 template <class C> __device__ void produce(const sm90_params &p, uint32_t smem, barriers<C> bars)
 {
     ring<C::STAGES> at;
-    uint32_t q_parity = 0;
-    work w;
-    for (int round = 0; next_work(p, round, &w); round++)
-        for (int tile = w.tile; tile >= 0; tile = tile == w.tile ? w.other : -1) {
-            int n = n_key_tiles<C>(p, tile), g = w.h / p.group;
-            for (int j = 0; j < n; j++, at.step()) {
-                qb_mbar_wait(bars.k_empty(at.slot), at.parity ^ 1);
-                qb_mbar_expect(bars.k_full(at.slot), C::KV_BYTES);
-                for (int i = 0; i < C::BLOCKS; i++)
-                    load_box(smem + C::K_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.k,
-                             bars.k_full(at.slot), 64 * i, g, j * C::KEYS, w.b);
-                if (j == 0) {
-                    qb_mbar_wait(bars.q_empty(), q_parity ^ 1);
-                    qb_mbar_expect(bars.q_full(), C::WGS * C::Q_BYTES);
-                    for (int i = 0; i < C::WGS * C::BLOCKS; i++)
-                        load_box(smem + i * ROWS * 128, &p.q, bars.q_full(), i % C::BLOCKS * 64,
-                                 w.h, (tile * C::WGS + i / C::BLOCKS) * ROWS, w.b);
-                    q_parity ^= 1;
-                }
-                qb_mbar_wait(bars.v_empty(at.slot), at.parity ^ 1);
-                qb_mbar_expect(bars.v_full(at.slot), C::KV_BYTES);
-                for (int i = 0; i < C::BLOCKS; i++)
-                    load_box(smem + C::V_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.v,
-                             bars.v_full(at.slot), 64 * i, g, j * C::KEYS, w.b);
+    ring<C::Q_STAGES> q_at;
+    for (tile_at<C> now(p); !now.done; now.next(p))
+        for (int j = 0; j < now.n; j++, at.step()) {
+            int h = now.w.h, g = h / p.group, b = now.w.b;
+            qb_mbar_wait_block(bars.k_empty(at.slot), at.parity ^ 1);
+            qb_mbar_expect(bars.k_full(at.slot), C::KV_BYTES);
+            for (int i = 0; i < C::BLOCKS; i++)
+                load_box(smem + C::K_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.k,
+                         bars.k_full(at.slot), 64 * i, g, j * C::KEYS, b);
+            if (j == 0) {
+                qb_mbar_wait_block(bars.q_empty(q_at.slot), q_at.parity ^ 1);
+                qb_mbar_expect(bars.q_full(q_at.slot), C::WGS * C::Q_BYTES);
+                for (int i = 0; i < C::WGS * C::BLOCKS; i++)
+                    load_box(smem + q_at.slot * C::WGS * C::Q_BYTES + i * ROWS * 128, &p.q,
+                             bars.q_full(q_at.slot), i % C::BLOCKS * 64, h,
+                             (now.tile * C::WGS + i / C::BLOCKS) * ROWS, b);
+                q_at.step();
             }
+            qb_mbar_wait_block(bars.v_empty(at.slot), at.parity ^ 1);
+            qb_mbar_expect(bars.v_full(at.slot), C::KV_BYTES);
+            for (int i = 0; i < C::BLOCKS; i++)
+                load_box(smem + C::V_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.v,
+                         bars.v_full(at.slot), 64 * i, g, j * C::KEYS, b);
         }
 }
 
 /* ---- the warpgroups that multiply ---- */
 
-/* What wgmma writes behind the compiler's back must not be read before the wait above this. */
-template <int N> __device__ __forceinline__ void pin(float (&x)[N])
-{
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-
-template <class C>
-__device__ __forceinline__ void start_scores(float (&s)[C::KEYS / 2], uint32_t q, uint32_t k)
-{
-    uint64_t a = qb_wgmma_desc(q), b = qb_wgmma_desc(k);
-#pragma unroll
-    for (int d = 0; d < C::DIM; d += 16)
-        qb_wgmma_bf16(s, a + (d / 64 * ROWS * 128 + d % 64 * 2) / 16,
-                      b + (d / 64 * C::KEYS * 128 + d % 64 * 2) / 16, d > 0);
-}
-
-/* Values lie with their dimensions contiguous: blocks of 64 dimensions KEYS * 128 bytes apart,
- * groups of 8 keys 1024. */
-template <class C>
-__device__ __forceinline__ void start_values(float (&out)[C::DIM / 2],
-                                             const uint32_t (&p)[C::KEYS / 4], uint32_t v)
-{
-    uint64_t b = (uint64_t)((v & 0x3ffff) >> 4) | (uint64_t)(C::KEYS * 128 / 16) << 16 |
-                 (uint64_t)64 << 32 | (uint64_t)1 << 62;
-#pragma unroll
-    for (int i = 0; i < C::KEYS / 16; i++)
-        qb_wgmma_bf16_ra(out, p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3],
-                         b + i * 16 * 128 / 16);
-}
-
-struct running {
-    float max[2], sum[2]; /* of rows lane / 4 and lane / 4 + 8; sums of this thread's keys only */
-};
-
-/* Scores become p, in place; rescale: what earlier sums are multiplied by. `last` is the last key
- * that the thread's first row sees, counted from the tile's first. */
-template <int KEYS>
-__device__ __forceinline__ void softmax(float (&s)[KEYS / 2], running &run, float (&rescale)[2],
-                                        int last, float scale_log2, bool relu)
-{
-    int t = threadIdx.x % 4 * 2;
-    if (last < KEYS - 1) {
-#pragma unroll
-        for (int i = 0; i < KEYS / 2; i++)
-            if (i / 4 * 8 + t + i % 2 > last + i / 2 % 2 * 8) s[i] = -CUDART_INF_F;
-    }
-    if (relu) {
-#pragma unroll
-        for (int i = 0; i < KEYS / 2; i++) s[i] = fmaxf(s[i], 0);
-        rescale[0] = rescale[1] = 1;
-        return;
-    }
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float max = run.max[r];
-#pragma unroll
-        for (int i = 0; i < KEYS / 8; i++)
-            max = fmaxf(max, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
-        max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
-        max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-        float shift = max == -CUDART_INF_F ? 0 : max * scale_log2, sum = 0;
-        rescale[r] = attention_exp2(fmaf(run.max[r], scale_log2, -shift));
-#pragma unroll
-        for (int i = 0; i < KEYS / 8; i++) {
-            s[4 * i + 2 * r] = attention_exp2(fmaf(s[4 * i + 2 * r], scale_log2, -shift));
-            s[4 * i + 2 * r + 1] = attention_exp2(fmaf(s[4 * i + 2 * r + 1], scale_log2, -shift));
-            sum += s[4 * i + 2 * r] + s[4 * i + 2 * r + 1];
-        }
-        run.sum[r] = fmaf(run.sum[r], rescale[r], sum);
-        run.max[r] = max;
-    }
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high)
-{
-    __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
-    return *(uint32_t *)&x;
-}
-
-/* p in bf16, as the A operand of the product with the values. */
-template <int KEYS>
-__device__ __forceinline__ void pack_p(const float (&s)[KEYS / 2], uint32_t (&p)[KEYS / 4])
-{
-#pragma unroll
-    for (int i = 0; i < KEYS / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
-}
-
-/* The warpgroup's 64 rows, through shared memory in the swizzle of the copy engine's boxes. */
+/* The warpgroup's 64 rows of a finished tile, through shared memory in the swizzle of the copy
+ * engine's boxes. sums: of this thread's keys. */
 template <class C>
 __device__ __forceinline__ void store_out(const sm90_params &p, const float (&out)[C::DIM / 2],
-                                          const float (&factor)[2], uint32_t to, int wg, int h,
-                                          int token, int b)
+                                          const float (&sums)[2], uint32_t to, int wg,
+                                          const tile_at<C> &of)
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    int row = 16 * warp + lane % 16;
-    if (C::OUT_APART) { /* the tile before may still be on its way out of there */
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const int row = 16 * warp + lane % 16, token = (of.tile * C::WGS + wg) * ROWS;
+    float factor[2];
+    for (int r = 0; r < 2; r++) {
+        float sum = sums[r];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        int n_keys = p.n_past + token + 16 * warp + lane / 4 + 8 * r + 1;
+        float divisor = attention_row_divisor(p.kind, sum, n_keys);
+        factor[r] = divisor > 0 ? (p.kind == QB_SOFTMAX_RELU ? p.scale : 1) / divisor : 0;
+    }
+    if (C::OVERLAP) { /* the tile before may still be on its way out of there */
         if (threadIdx.x % 128 == 0) qb_tma_wait_read<0>();
         qb_bar_sync(1 + wg, 128);
     }
@@ -281,100 +220,178 @@ __device__ __forceinline__ void store_out(const sm90_params &p, const float (&ou
     if (threadIdx.x % 128 == 0) {
         if (token < p.n_q)
             for (int i = 0; i < C::BLOCKS; i++)
-                store_box(&p.out, to + i * ROWS * 128, 64 * i, h, token, b);
+                store_box(&p.out, to + i * ROWS * 128, 64 * i, of.w.h, token, of.w.b);
         qb_tma_commit();
     }
 }
 
+/* What a warpgroup holds. */
+template <class C> struct consumer {
+    const sm90_params &p;
+    const uint32_t smem;
+    const barriers<C> bars;
+    const int wg, my_turn, next_turn;
+    const bool leader;
+    ring<C::STAGES> k_at, v_at;
+    ring<C::Q_STAGES> q_at;
+    attention_running run;
+    int last; /* the last key that the thread's first row sees, less the tile's first key */
+
+    __device__ __forceinline__ void begin_tile(const tile_at<C> &now)
+    {
+        last = p.n_past + (now.tile * C::WGS + wg) * ROWS + threadIdx.x % 128 / 32 * 16 +
+               threadIdx.x % 32 / 4;
+        for (int r = 0; r < 2; r++) {
+            attention_row_start(p.kind, &run.max[r], &run.sum[r]);
+            if (threadIdx.x % 4) run.sum[r] = 0; /* one of the quad counts softmax-1's e^0 */
+        }
+    }
+    __device__ __forceinline__ void start_qk(float (&s)[C::KEYS / 2])
+    {
+        qb_wgmma_fence();
+        start_scores<C::DIM, C::KEYS>(s, smem + (q_at.slot * C::WGS + wg) * C::Q_BYTES,
+                                      smem + C::K_AT + k_at.slot * C::KV_BYTES);
+        qb_wgmma_commit();
+    }
+    __device__ __forceinline__ void start_pv(float (&out)[C::DIM / 2],
+                                             const uint32_t (&weights)[C::KEYS / 4])
+    {
+        qb_mbar_wait_block(bars.v_full(v_at.slot), v_at.parity);
+        qb_wgmma_fence();
+        start_values<C::DIM, C::KEYS>(out, weights, smem + C::V_AT + v_at.slot * C::KV_BYTES);
+        qb_wgmma_commit();
+    }
+    __device__ __forceinline__ void qk_done()
+    {
+        if (leader) qb_mbar_arrive(bars.k_empty(k_at.slot));
+        k_at.step();
+    }
+    __device__ __forceinline__ void pv_done()
+    {
+        if (leader) qb_mbar_arrive(bars.v_empty(v_at.slot));
+        v_at.step();
+    }
+    __device__ __forceinline__ void queries_done()
+    {
+        if (leader) qb_mbar_arrive(bars.q_empty(q_at.slot));
+        q_at.step();
+    }
+    __device__ __forceinline__ void weigh(float (&s)[C::KEYS / 2], float (&rescale)[2])
+    {
+        softmax<C::KEYS>(s, run, rescale, last, p.scale * CUDART_L2E_F, p.kind == QB_SOFTMAX_RELU);
+        last -= C::KEYS;
+    }
+    /* The first scores of a tile, nothing beside them. */
+    __device__ __forceinline__ void begin(float (&s)[C::KEYS / 2], uint32_t (&weights)[C::KEYS / 4],
+                                          const tile_at<C> &now)
+    {
+        float rescale[2];
+        begin_tile(now);
+        qb_mbar_wait_block(bars.q_full(q_at.slot), q_at.parity);
+        qb_mbar_wait_block(bars.k_full(k_at.slot), k_at.parity);
+        start_qk(s);
+        qb_wgmma_wait<0>();
+        pin(s);
+        qk_done();
+        weigh(s, rescale);
+        pack_p<C::KEYS>(s, weights);
+    }
+    /* Scores of the next keys beside the products with the values before them. */
+    __device__ __forceinline__ void start_both(float (&s)[C::KEYS / 2], float (&out)[C::DIM / 2],
+                                               const uint32_t (&weights)[C::KEYS / 4])
+    {
+        qb_mbar_wait_block(bars.k_full(k_at.slot), k_at.parity);
+        qb_bar_sync(my_turn, 256);
+        start_qk(s);
+        start_pv(out, weights);
+        qb_bar_arrive(next_turn, 256);
+        qb_wgmma_wait<1>();
+        pin(s);
+        qk_done();
+    }
+    __device__ __forceinline__ void middle(float (&s)[C::KEYS / 2], float (&out)[C::DIM / 2],
+                                           uint32_t (&weights)[C::KEYS / 4])
+    {
+        float rescale[2];
+        start_both(s, out, weights);
+        weigh(s, rescale);
+        qb_wgmma_wait<0>();
+        pin(out);
+        pin(s);
+        pv_done();
+#pragma unroll
+        for (int i = 0; i < C::DIM / 2; i++) out[i] *= rescale[i / 2 % 2];
+        pack_p<C::KEYS>(s, weights);
+    }
+    /* The last values of a tile beside the first scores of the next. */
+    __device__ __forceinline__ void turn_over(float (&s)[C::KEYS / 2], float (&out)[C::DIM / 2],
+                                              uint32_t (&weights)[C::KEYS / 4],
+                                              const tile_at<C> &before, const tile_at<C> &now)
+    {
+        float rescale[2];
+        const float sums[2] = {run.sum[0], run.sum[1]};
+        qb_mbar_wait_block(bars.q_full(q_at.slot), q_at.parity);
+        start_both(s, out, weights);
+        begin_tile(now);
+        weigh(s, rescale);
+        qb_wgmma_wait<0>();
+        pin(out);
+        pin(s);
+        pv_done();
+        store_out<C>(p, out, sums, smem + C::OUT_AT + wg * C::Q_BYTES, wg, before);
+        clear(out);
+        pack_p<C::KEYS>(s, weights);
+    }
+    /* The last values of a tile, nothing beside them. */
+    __device__ __forceinline__ void
+    end(float (&out)[C::DIM / 2], const uint32_t (&weights)[C::KEYS / 4], const tile_at<C> &of)
+    {
+        start_pv(out, weights);
+        qb_wgmma_wait<0>();
+        pin(out);
+        pv_done();
+        store_out<C>(p, out, run.sum, smem + C::OUT_AT + wg * C::Q_BYTES, wg, of);
+    }
+};
+
 template <class C>
 __device__ void consume(const sm90_params &p, uint32_t smem, barriers<C> bars, int wg)
 {
-    const bool relu = p.kind == QB_SOFTMAX_RELU, leader = threadIdx.x % 128 == 0;
-    const uint32_t q_tile = smem + wg * C::Q_BYTES, out_tile = smem + C::OUT_AT + wg * C::Q_BYTES;
-    const int my_turn = 1 + C::WGS + wg, next_turn = 1 + C::WGS + (wg + 1) % C::WGS;
-    const int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-    const float scale_log2 = p.scale * CUDART_L2E_F;
-    ring<C::STAGES> k_at, v_at;
-    uint32_t q_parity = 0;
-    work w;
+    consumer<C> c = {p,
+                     smem,
+                     bars,
+                     wg,
+                     1 + C::WGS + wg,
+                     1 + C::WGS + (wg + 1) % C::WGS,
+                     threadIdx.x % 128 == 0,
+                     {},
+                     {},
+                     {},
+                     {},
+                     0};
+    float s[C::KEYS / 2], out[C::DIM / 2];
+    uint32_t weights[C::KEYS / 4];
+    tile_at<C> now(p);
     if (wg == C::WGS - 1) qb_bar_arrive(1 + C::WGS, 256); /* the first turn is warpgroup 0's */
-
-    for (int round = 0; next_work(p, round, &w); round++)
-        for (int tile = w.tile; tile >= 0; tile = tile == w.tile ? w.other : -1) {
-            const int n = n_key_tiles<C>(p, tile), token = (tile * C::WGS + wg) * ROWS;
-            int last = p.n_past + token + row; /* less the first key of the tile at hand */
-            float s[C::KEYS / 2], out[C::DIM / 2], rescale[2];
-            uint32_t weights[C::KEYS / 4];
-            running run;
-#pragma unroll
-            for (int i = 0; i < C::DIM / 2; i++) out[i] = 0;
-            for (int r = 0; r < 2; r++) {
-                attention_row_start(p.kind, &run.max[r], &run.sum[r]);
-                if (threadIdx.x % 4) run.sum[r] = 0; /* one of the quad counts softmax-1's e^0 */
-            }
-
-            qb_mbar_wait(bars.q_full(), q_parity);
-            q_parity ^= 1;
-            qb_mbar_wait(bars.k_full(k_at.slot), k_at.parity);
-            qb_wgmma_fence();
-            start_scores<C>(s, q_tile, smem + C::K_AT + k_at.slot * C::KV_BYTES);
-            qb_wgmma_commit();
-            qb_wgmma_wait<0>();
-            pin(s);
-            if (leader) qb_mbar_arrive(bars.k_empty(k_at.slot));
-            k_at.step();
-            softmax<C::KEYS>(s, run, rescale, last, scale_log2, relu);
-            pack_p<C::KEYS>(s, weights);
-
-            for (int j = 1; j < n; j++) {
-                last -= C::KEYS;
-                qb_mbar_wait(bars.k_full(k_at.slot), k_at.parity);
-                qb_bar_sync(my_turn, 256);
-                qb_wgmma_fence();
-                start_scores<C>(s, q_tile, smem + C::K_AT + k_at.slot * C::KV_BYTES);
-                qb_wgmma_commit();
-                qb_mbar_wait(bars.v_full(v_at.slot), v_at.parity);
-                start_values<C>(out, weights, smem + C::V_AT + v_at.slot * C::KV_BYTES);
-                qb_wgmma_commit();
-                qb_bar_arrive(next_turn, 256);
-                qb_wgmma_wait<1>();
-                pin(s);
-                if (leader) qb_mbar_arrive(bars.k_empty(k_at.slot));
-                k_at.step();
-                softmax<C::KEYS>(s, run, rescale, last, scale_log2, relu);
-                qb_wgmma_wait<0>();
-                pin(out);
-                pin(s);
-                if (leader) qb_mbar_arrive(bars.v_empty(v_at.slot));
-                v_at.step();
-#pragma unroll
-                for (int i = 0; i < C::DIM / 2; i++) out[i] *= rescale[i / 2 % 2];
-                pack_p<C::KEYS>(s, weights);
-            }
-            if (C::OUT_APART && leader) qb_mbar_arrive(bars.q_empty());
-            qb_mbar_wait(bars.v_full(v_at.slot), v_at.parity);
-            qb_wgmma_fence();
-            start_values<C>(out, weights, smem + C::V_AT + v_at.slot * C::KV_BYTES);
-            qb_wgmma_commit();
-            float factor[2];
-            for (int r = 0; r < 2; r++) {
-                float sum = run.sum[r];
-                sum += __shfl_xor_sync(~0u, sum, 1);
-                sum += __shfl_xor_sync(~0u, sum, 2);
-                float divisor =
-                    attention_row_divisor(p.kind, sum, p.n_past + token + row + 8 * r + 1);
-                factor[r] = divisor > 0 ? (relu ? p.scale : 1) / divisor : 0;
-            }
-            qb_wgmma_wait<0>();
-            pin(out);
-            if (leader) qb_mbar_arrive(bars.v_empty(v_at.slot));
-            v_at.step();
-            store_out<C>(p, out, factor, out_tile, wg, w.h, token, w.b);
-            if (!C::OUT_APART && leader) { /* the queries' place: free once it has been read */
-                qb_tma_wait_read<0>();
-                qb_mbar_arrive(bars.q_empty());
-            }
+    clear(out);
+    c.begin(s, weights, now);
+    for (;;) {
+        for (int j = 1; j < now.n; j++) c.middle(s, out, weights);
+        const tile_at<C> before = now;
+        now.next(p);
+        if (C::OVERLAP) {
+            c.queries_done();
+            if (now.done) return c.end(out, weights, before);
+            c.turn_over(s, out, weights, before, now);
+        } else {
+            c.end(out, weights, before);
+            if (c.leader) qb_tma_wait_read<0>(); /* out of the queries' place */
+            c.queries_done();
+            if (now.done) return;
+            clear(out);
+            c.begin(s, weights, now);
         }
+    }
 }
 
 template <class C>
@@ -384,8 +401,10 @@ __global__ void __launch_bounds__(C::THREADS, 1) attention(const __grid_constant
     const uint32_t smem = (qb_smem(raw) + 1023) & ~1023u;
     const barriers<C> bars = {smem + C::BARS_AT};
     if (threadIdx.x == 0) {
-        qb_mbar_init(bars.q_full(), 1);
-        qb_mbar_init(bars.q_empty(), C::WGS);
+        for (int i = 0; i < C::Q_STAGES; i++) {
+            qb_mbar_init(bars.q_full(i), 1);
+            qb_mbar_init(bars.q_empty(i), C::WGS);
+        }
         for (int i = 0; i < C::STAGES; i++) {
             qb_mbar_init(bars.k_full(i), 1);
             qb_mbar_init(bars.k_empty(i), C::WGS);

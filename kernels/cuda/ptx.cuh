@@ -76,6 +76,27 @@ static __device__ __forceinline__ void qb_mbar_wait(uint32_t bar, uint32_t parit
 #endif
 }
 
+/* The same for barriers and data of this block alone, all in one asm: kernels at the limit of their
+ * registers keep the compiler's hands free. Development's limit is a number of tries here. */
+static __device__ __forceinline__ void qb_mbar_wait_block(uint32_t bar, uint32_t parity)
+{
+#ifdef QB_SPIN_LIMIT_NS
+    asm volatile("{\n\t.reg .pred p, q;\n\t.reg .u32 n;\n\tmov.u32 n, 0;\n\t"
+                 "AGAIN_%=:\n\t"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n\t@p bra DONE_%=;\n\t"
+                 "add.u32 n, n, 1;\n\tsetp.gt.u32 q, n, 4000000;\n\t@q trap;\n\t"
+                 "bra AGAIN_%=;\n\tDONE_%=:\n\t}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+#else
+    asm volatile("{\n\t.reg .pred p;\n\tAGAIN_%=:\n\t"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n\t@p bra DONE_%=;\n\t"
+                 "bra AGAIN_%=;\n\tDONE_%=:\n\t}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+#endif
+}
+
 /* ---- the bulk copy engine ---- */
 
 static __device__ __forceinline__ void qb_tma_prefetch_map(const CUtensorMap *map)
