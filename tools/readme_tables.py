@@ -104,9 +104,9 @@ def gpu_gemm(results=ROOT / "results"):
     rows = gpu_table.gemm_table(run["benchmarks"])
     if len(rows) < 2:
         return []
-    context = run["context"]
-    lines = ["", "Int8 product on the GPU, TOP/s, M x N x K: "
-             f"{context.get('gpu', 'one GPU')}, {context['date'][:10]}.", ""]
+    lines = ["", "Int8 product on such a GPU, bf16 out, scales a row and a column, TOP/s,",
+             f"{run['context']['date'][:10]} (`bench/cuda/bench_gemm_s8_cuda.c`; CUTLASS: recorded apart):",
+             ""]
     return lines + markdown(rows)
 
 

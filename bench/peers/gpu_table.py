@@ -130,54 +130,46 @@ UNIT_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def gemm_samples(benchmarks):
-    """{(M, N, K): {(kernel row, other words of the name): [TOP/s, ...]}} of Google Benchmark's
-    repetitions."""
-    shapes = {}
+    """{((M, N, K), kernel row, cold?): ([TOP/s, ...], [share of the roofline, ...])} of the cases
+    of bench/cuda/bench_gemm_s8_cuda.c: gemm_s8/sm90/cuda/M:1/N:2/K:3/warm."""
+    found = {}
     for b in benchmarks:
         words = b.get("run_name", b["name"]).split("/")
         fields = dict(w.split(":", 1) for w in words if ":" in w)
-        if b.get("run_type", "iteration") != "iteration" or b.get("error_occurred") or \
-                not all(fields.get(key, "").isdigit() for key in "MNK"):
+        if words[0] != "gemm_s8" or "cuda" not in words or b.get("error_occurred") or \
+                b.get("run_type", "iteration") != "iteration":
             continue
-        m, n, k = (int(fields[key]) for key in "MNK")
-        rest = tuple(w for w in words[2:] if w[:2] not in ("M:", "N:", "K:"))
-        tops = 2e-12 * m * n * k / (b["real_time"] * UNIT_S[b["time_unit"]])
-        shapes.setdefault((m, n, k), {}).setdefault((words[1], rest), []).append(tops)
-    return shapes
-
-
-def best_row(rows, wanted):
-    """(TOP/s, name) of the fastest of the rows that `wanted` takes, by the median; None if none."""
-    found = [(statistics.median(samples), name) for (name, rest), samples in rows.items()
-             if wanted(name, rest)]
-    return max(found, default=None)
-
-
-def is_warm_bf16(rest):
-    return not any("cold" in w for w in rest) and \
-        all(w.split(":", 1)[1] == "bf16" for w in rest if w.startswith("out:"))
+        m, n, k = shape = tuple(int(fields[key]) for key in "MNK")
+        tops, shares = found.setdefault((shape, words[1], "cold" in words), ([], []))
+        tops.append(2e-12 * m * n * k / (b["real_time"] * UNIT_S[b["time_unit"]]))
+        shares.append(b.get("roofline_share", math.nan))
+    return found
 
 
 def gemm_table(benchmarks):
-    """Heading and rows of cells for the shapes of GEMM_ROWS that were measured."""
-    shapes = gemm_samples(benchmarks)
-    out = [["M x N x K", "qbench", "row", "cuBLASLt", "CUTLASS", "qbench / better", "goal"]]
+    """Heading and rows of cells for the shapes of GEMM_ROWS that were measured: our fastest row,
+    warm and cold, beside the peers'."""
+    found = gemm_samples(benchmarks)
+    out = [["M x N x K", "qbench", "row", "of the roofline", "cold L2", "cuBLASLt", "CUTLASS",
+            "qbench / better", "goal"]]
     ratios = []
-    for m, n, k, cutlass, goal in GEMM_ROWS:
-        rows = shapes.get((m, n, k), {})
-        ours = best_row(rows, lambda name, rest: name not in (PEER_ROW, "ref")
-                        and is_warm_bf16(rest))
-        # cuBLASLt stores sums or bf16: the faster of the two.
-        theirs = best_row(rows, lambda name, rest: name == PEER_ROW
-                          and not any("cold" in w for w in rest))
-        if not ours:
+    for *shape, cutlass, goal in GEMM_ROWS:
+        warm = {name: (statistics.median(tops), statistics.median(shares))
+                for (s, name, cold), (tops, shares) in found.items()
+                if s == tuple(shape) and not cold}
+        theirs = warm.pop(PEER_ROW, (0, 0))[0]
+        if not warm:
             continue
-        ratios.append(ours[0] / max(cutlass, theirs[0] if theirs else 0))
-        out.append(["%d x %d x %d" % (m, n, k), number(ours[0]), ours[1],
-                    number(theirs and theirs[0]), number(cutlass), "%.2f" % ratios[-1],
-                    "≥ %s: %s" % (number(goal), "met" if ours[0] >= goal else "missed")])
+        best = max(warm, key=lambda name: warm[name][0])
+        ours, share = warm[best]
+        cold = found.get((tuple(shape), best, True))
+        ratios.append(ours / max(cutlass, theirs))
+        out.append(["%d x %d x %d" % tuple(shape), number(ours), best, "%.0f %%" % (100 * share),
+                    number(cold and statistics.median(cold[0])), number(theirs or None),
+                    number(cutlass), "%.2f" % ratios[-1],
+                    "≥ %s: %s" % (number(goal), "met" if ours >= goal else "missed")])
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        out.append(["geometric mean", "", "", "", "", "%.2f" % mean,
+        out.append(["geometric mean", *[""] * 6, "%.2f" % mean,
                     "≥ %g: %s" % (GEMM_GOAL, "met" if mean >= GEMM_GOAL else "missed")])
     return out

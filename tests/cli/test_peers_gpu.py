@@ -151,17 +151,17 @@ class GpuTest(unittest.TestCase):
         self.assertEqual(lines[-2].count("|"), lines[-1].count("|"))
 
     def test_gemm_table_takes_the_best_warm_row(self):
-        def bench(row, us, rest="/out:bf16", **more):
-            return {"name": "gemm_s8_cuda/%s/M:8192/N:8192/K:8192%s" % (row, rest),
-                    "real_time": us, "time_unit": "us", **more}
-        run = {"context": {"date": "2026-01-02T03:04:05", "gpu": "G"}, "benchmarks": [
+        def bench(row, us, rest="warm", **more):
+            return {"name": "gemm_s8/%s/cuda/M:8192/N:8192/K:8192/%s" % (row, rest),
+                    "real_time": us, "time_unit": "us", "roofline_share": 0.5, **more}
+        run = {"context": {"date": "2026-01-02T03:04:05"}, "benchmarks": [
             bench("a", 700.0), bench("a", 680.0), bench("a", 720.0), bench("b", 800.0),
-            bench("b", 100.0, "/out:s8"), bench("b", 90.0, "/out:bf16/cold"), bench("ref", 1.0),
-            bench("cublaslt", 733.0, "/out:s32"), bench("a", 1.0, run_type="aggregate")]}
+            bench("a", 733.0, "cold"), bench("b", 90.0, "cold"), bench("cublaslt", 733.0),
+            bench("a", 1.0, run_type="aggregate"), bench("b", 1.0, error_occurred=True)]}
         (self.dir / "gemm_s8_cuda.json").write_text(json.dumps(run))
         rows = gpu_table.gemm_table(run["benchmarks"])
-        self.assertEqual(rows[1], ["8192 x 8192 x 8192", "1,571", "a", "1,500", "1,292", "1.05",
-                                   "≥ 1,550: met"])
+        self.assertEqual(rows[1], ["8192 x 8192 x 8192", "1,571", "a", "50 %", "1,500", "1,500",
+                                   "1,292", "1.05", "≥ 1,550: met"])
         self.assertEqual(rows[2][-2:], ["1.05", "≥ 1.15: missed"])
         self.assertIn("| 8192 x 8192 x 8192 | 1,571 |", "\n".join(readme_tables.gpu_gemm(self.dir)))
 
