@@ -12,12 +12,21 @@ const char *qb__cuda_attention_misaligned(const qb_cuda_attention_args *a)
     return NULL;
 }
 
+/* Parts that the keys of one query are cut into. */
+size_t qb__cuda_attention_splits(const qb_cuda_attention_args *args)
+{
+    size_t most = args->n_past / QB__CUDA_ATTENTION_PART + 1;
+    size_t wanted = qb__cuda_attention_blocks() / (args->batch * args->n_kv_heads);
+    return wanted < 1 ? 1 : wanted < most ? wanted : most;
+}
+
 size_t qb_cuda_attention_workspace(const qb_cuda_attention_args *args)
 {
-    if (args->n_q != 1) return 0;
-    size_t splits = qb__cuda_attention_splits(args);
-    if (splits == 1) return 0;
-    return args->batch * args->n_heads * splits * (args->head_dim + 2) * sizeof(float);
+    size_t most = args->n_past / QB__CUDA_ATTENTION_PART + 1, blocks = qb__cuda_attention_blocks();
+    if (args->n_q != 1 || most == 1) return 0;
+    if (blocks > args->batch * args->n_kv_heads * most)
+        blocks = args->batch * args->n_kv_heads * most;
+    return blocks * (args->n_heads / args->n_kv_heads) * (args->head_dim + 2) * sizeof(float);
 }
 
 const qb_cuda_attention_row qb_cuda_attention_kernels[] = {

@@ -28,6 +28,7 @@ typedef struct qb_cuda_attention_args { /* device pointers; elements of `type` *
     size_t out_stride;
     void *workspace; /* qb_cuda_attention_workspace bytes, for split-KV; may be NULL if 0 */
 } qb_cuda_attention_args;
+/* Enough for these arguments and for any with a smaller batch or n_past. */
 size_t qb_cuda_attention_workspace(const qb_cuda_attention_args *args);
 
 typedef struct qb_cuda_attention_row {

@@ -18,8 +18,11 @@ QB__CUDA_ATTENTION_ROW(sm80)
 QB__CUDA_ATTENTION_ROW(f32)
 #undef QB__CUDA_ATTENTION_ROW
 
-/* Parts that the keys of one query are cut into; 1 = no workspace is needed. */
+/* attention/splitkv: fewest keys of a part, parts that a query's keys are cut into, blocks that the
+ * current GPU should have. */
+#define QB__CUDA_ATTENTION_PART 64
 size_t qb__cuda_attention_splits(const qb_cuda_attention_args *args);
+size_t qb__cuda_attention_blocks(void);
 
 /* Why 16-byte accesses to q, k, v and out cannot be used, or NULL. */
 const char *qb__cuda_attention_misaligned(const qb_cuda_attention_args *args);

@@ -16,7 +16,6 @@ namespace
 {
 
 constexpr int WARPS = 4, KEYS = 4;  /* f32: keys in flight a group of lanes */
-constexpr int PART_ALIGN = 64;      /* keys */
 constexpr int ROWS = 16, STEP = 16; /* bf16: heads a block, keys a warp at a time */
 
 struct split_params {
@@ -28,7 +27,8 @@ struct split_params {
     __device__ void range(int i, int n_keys, int *begin, int *end) const
     {
         int part = (n_keys + n_parts - 1) / n_parts;
-        part = (part + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
+        part = (part + QB__CUDA_ATTENTION_PART - 1) / QB__CUDA_ATTENTION_PART *
+               QB__CUDA_ATTENTION_PART;
         *begin = min(i * part, n_keys);
         *end = min(*begin + part, n_keys);
     }
@@ -339,16 +339,13 @@ qb_status run_bf16(const split_params &s, const qb_cuda_attention_args *args, qb
 
 } // namespace
 
-size_t qb__cuda_attention_splits(const qb_cuda_attention_args *args)
+size_t qb__cuda_attention_blocks(void)
 {
     int device = 0, n_sms = 0;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return 1;
-    size_t blocks = args->batch * args->n_kv_heads;
-    size_t most = (args->n_past + PART_ALIGN) / PART_ALIGN;
-    size_t wanted = (6 * (size_t)n_sms + blocks - 1) / blocks;
-    return wanted < most ? wanted : most;
+    return 6 * (size_t)n_sms; /* two waves of three a multiprocessor */
 }
 
 const char *qb__cuda_attention_refuse_splitkv(const qb_cuda_attention_args *args)

@@ -271,35 +271,58 @@ static void check(attention_case *c, const qb_cuda_attention_row *row, tally *t)
     free(again);
 }
 
-/* Rows x head sizes x lengths; the rest of a shape is drawn. */
+static void check_shape(shape s, uint64_t seed, tally *tallies)
+{
+    attention_case c = case_create(s, seed);
+    const qb_cuda_attention_row *row = qb_cuda_attention_kernels;
+    for (size_t r = 0; row[r].info.name; r++) check(&c, &row[r], &tallies[r]);
+    case_destroy(&c);
+}
+
+/* A shape of that length and head size; the rest is drawn. */
+static shape draw_shape(uint32_t draw, size_t n_q, size_t head_dim, qb_cuda_dtype type)
+{
+    static const size_t pasts[] = {0, 1, 63, 300};
+    static const size_t heads[][2] = {{1, 1}, {2, 1}, {3, 3}, {4, 2}, {10, 1}, {40, 2}};
+    uint32_t x = qb_rng_u32(11, QB_STREAM_TEST, draw);
+    const size_t *h = heads[x % (n_q > 200 ? 2 : n_q > 64 ? 4 : QB_COUNT(heads))];
+    shape s = {.batch = n_q > 64 || x >> 8 & 1 ? 1 : 3,
+               .n_q = n_q,
+               .n_past = pasts[x >> 10 & 3],
+               .n_heads = h[0],
+               .n_kv_heads = h[1],
+               .head_dim = head_dim,
+               .softmax = (qb_softmax_kind)(draw % QB_SOFTMAX_COUNT),
+               .type = type,
+               .past_on_gpu = x >> 12 & 1};
+    if (n_q == 1 && x >> 14 & 1 && !qb_test_is_small()) s.n_past = 1000 + (x >> 20) % 1000;
+    s.fused = s.n_past == 0 && !s.past_on_gpu && x >> 13 & 1;
+    return s;
+}
+
+/* Rows x head sizes x lengths. */
 static void sweep(qb_cuda_dtype type)
 {
-    static const size_t dims[] = {1, 5, 16, 32, 48, 64, 80, 96, 128, 192, 256};
-    static const size_t n_qs[] = {1, 2, 17, 64, 100, 257, 1024}, pasts[] = {0, 1, 63, 300};
-    static const size_t heads[][2] = {{1, 1}, {3, 3}, {3, 1}, {4, 2}, {10, 1}};
+    static const size_t dims[] = {16, 64, 80, 128, 5, 256, 1, 32, 48, 96, 192};
+    static const size_t n_qs[] = {1, 17, 100, 2, 64, 257, 1024};
+    bool small = qb_test_is_small();
     tally tallies[16] = {0};
     uint32_t draw = 0;
-    for (size_t d = 0; d < QB_COUNT(dims); d++)
-        for (size_t q = 0; q < QB_COUNT(n_qs) - 2 * qb_test_is_small(); q++)
-            for (int repeat = 0; repeat < (n_qs[q] > 200 ? 2 : 4); repeat++) {
-                uint32_t x = qb_rng_u32(11, QB_STREAM_TEST, draw++);
-                const size_t *h = heads[x % (n_qs[q] > 200 ? 3 : 5)];
-                shape s = {.batch = n_qs[q] > 200 || x >> 8 & 1 ? 1 : 3,
-                           .n_q = n_qs[q],
-                           .n_past = pasts[x >> 10 & 3],
-                           .n_heads = h[0],
-                           .n_kv_heads = h[1],
-                           .head_dim = dims[d],
-                           .softmax = (qb_softmax_kind)(draw % QB_SOFTMAX_COUNT),
-                           .type = type,
-                           .past_on_gpu = x >> 12 & 1};
-                if (n_qs[q] == 1 && x >> 14 & 1) s.n_past = 1000 + (x >> 20) % 1000;
-                s.fused = s.n_past == 0 && !s.past_on_gpu && x >> 13 & 1;
-                attention_case c = case_create(s, draw);
-                const qb_cuda_attention_row *row = qb_cuda_attention_kernels;
-                for (size_t r = 0; row[r].info.name; r++) check(&c, &row[r], &tallies[r]);
-                case_destroy(&c);
-            }
+    for (size_t d = 0; d < (small ? 6 : QB_COUNT(dims)); d++)
+        for (size_t q = 0; q < (small ? 3 : QB_COUNT(n_qs)); q++)
+            for (size_t repeat = 0; repeat < (small || n_qs[q] > 200 ? 1 : 4); repeat++, draw++)
+                check_shape(draw_shape(draw, n_qs[q], dims[d], type), draw, tallies);
+    if (!small) /* enough heads for blocks to take several tiles */
+        for (size_t i = 0; i < 2 + (type == QB_CUDA_BF16); i++)
+            check_shape((shape){.batch = 2,
+                                .n_q = i ? 257 : 130,
+                                .n_past = i ? 0 : 100,
+                                .n_heads = 144,
+                                .n_kv_heads = i ? 144 : 12,
+                                .head_dim = 128 >> i,
+                                .softmax = (qb_softmax_kind)i,
+                                .type = type},
+                        i, tallies);
     size_t n_wrong = 0;
     for (size_t r = 0; qb_cuda_attention_kernels[r].info.name; r++) {
         const tally *t = &tallies[r];
