@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def attempt(command, ok=(0,), env=None):
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return None, "%s: exit status %d: %s" % (os.path.basename(str(command[0])), done.returncode,
                                              last[:300])
+
+
+def leave_out(record, why, **what):
+    say("%s: left out: %s" % (", ".join(map(str, what.values())), why))
+    record["refused"].append({**what, "why": why})
 
 
 # ---- the machine -------------------------------------------------------------------------------
@@ -143,9 +149,7 @@ def run_qbench(args, record):
             began = time.monotonic()
             out, why = attempt(command, ok=(0, INCONCLUSIVE))
             if why:
-                say("qbench, %s, batch %d: left out: %s" % (model, batch, why))
-                record["refused"].append({"who": "qbench", "model": model, "batch": batch,
-                                          "why": why})
+                leave_out(record, why, who="qbench", model=model, batch=batch)
                 continue
             results = json.loads(out)["results"]
             note_qbench(record, results[0])
@@ -165,8 +169,7 @@ def run_all_schemes(args, record):
     out, why = attempt(command, ok=(0, INCONCLUSIVE))
     wall_s = time.monotonic() - began
     if why:
-        say("qbench --scheme all: left out: %s" % why)
-        record["refused"].append({"who": "qbench --scheme all", "why": why})
+        leave_out(record, why, who="qbench --scheme all")
         return
     results = json.loads(out)["results"]
     note_qbench(record, results[0])
@@ -179,24 +182,33 @@ def run_all_schemes(args, record):
 
 # ---- torch -------------------------------------------------------------------------------------
 
-def torch_figures(text, versions):
-    for line in text.splitlines():
-        f = json.loads(line)
-        if "versions" in f:
-            versions.update(f["versions"])
-        else:
-            yield {"who": "torch", "what": f.pop("scheme"), **f}
+def note_torch(record, line):
+    f = json.loads(line)
+    if "versions" in f:
+        record["versions"].update(f["versions"])
+    else:
+        record["figures"].append({"who": "torch", "what": f.pop("scheme"), **f})
 
 
 def run_torch(args, record):
+    """Figures are taken as they come: a run that is ended keeps what it has."""
     here = os.path.dirname(os.path.abspath(__file__))
-    out, why = attempt([args.python, os.path.join(here, "torch_gpu.py"), "--models",
-                        ",".join(args.model), *args.torch_option])
-    if why:
-        say("torch: left out: %s" % why)
-        record["refused"].append({"who": "torch", "why": why})
+    command = [args.python, os.path.join(here, "torch_gpu.py"), "--models", ",".join(args.model),
+               *args.torch_option]
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   text=True)
+    except OSError as error:
+        leave_out(record, str(error), who="torch")
         return
-    record["figures"] += torch_figures(out, record["versions"])
+    try:
+        for line in process.stdout:
+            note_torch(record, line)
+        if process.wait():
+            leave_out(record, "exit status %d" % process.returncode, who="torch")
+    finally:
+        process.kill()
+        process.wait()
 
 
 # ---- llama.cpp ---------------------------------------------------------------------------------
@@ -245,9 +257,8 @@ def llama_commands(args, gguf):
 
 def run_llama(args, record):
     if not args.llama or not os.path.exists(os.path.join(args.llama, "llama-bench")):
-        say("llama.cpp: left out: no llama-bench in '%s' (llama_cpp.sh --cuda builds it)"
-            % (args.llama or ""))
-        record["refused"].append({"who": "llama.cpp", "why": "no llama-bench"})
+        leave_out(record, "no llama-bench in '%s' (llama_cpp.sh --cuda builds it)"
+                  % (args.llama or ""), who="llama.cpp")
         return
     out, _ = attempt([os.path.join(args.llama, "llama-bench"), "--version"])
     record["versions"]["llama.cpp"] = args.llama_version or (out or "").strip() or None
@@ -255,9 +266,7 @@ def run_llama(args, record):
         for command, figures in llama_commands(args, gguf):
             out, why = attempt(command)
             if why:
-                say("llama.cpp, %s %s: left out: %s" % (model, kind, why))
-                record["refused"].append({"who": "llama.cpp", "what": kind, "model": model,
-                                          "why": why})
+                leave_out(record, why, who="llama.cpp", what=kind, model=model)
                 continue
             # A prefill that comes before a batch's decoding is measured by a call of its own.
             record["figures"] += [f for f in figures(out, model, kind)
@@ -269,6 +278,14 @@ def run_llama(args, record):
 # ---- the run -----------------------------------------------------------------------------------
 
 SIDES = {"qbench": run_qbench, "all": run_all_schemes, "torch": run_torch, "llama.cpp": run_llama}
+
+
+class Stopped(Exception):
+    """The run is to end now; what was measured is recorded."""
+
+
+def stop(number, frame):
+    raise Stopped
 
 
 def print_record(record):
@@ -324,8 +341,12 @@ def main():
     record = {"versions": {}, "figures": [], "all_schemes": None, "refused": []}
     here = machine()
     clocks = Clocks()
-    for side in args.only.split(","):
-        SIDES[side](args, record)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        for side in args.only.split(","):
+            SIDES[side](args, record)
+    except Stopped:
+        leave_out(record, "the run was ended", who=side)
     here["clocks_under_load"] = clocks.stop()
     print_record(record)
     if not record["figures"] and not record["all_schemes"]:

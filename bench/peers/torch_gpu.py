@@ -334,7 +334,8 @@ def main():
                 continue
             for line in measure_model(name, scheme):
                 print(json.dumps(line), flush=True)
-                say("%5.0f s  %s" % (time.perf_counter() - START, json.dumps(line)))
+                say("%3.0f s: %s %s %s %d x %d"
+                    % (time.perf_counter() - START, *list(line.values())[:5]))
             gc.collect()
             torch._dynamo.reset()
             if ARGS.device == "cuda":

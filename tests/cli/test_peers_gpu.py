@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -50,7 +51,7 @@ for i, batch in enumerate(after("-npl").split(",")):
 """
 # In place of a Python with torch: called as `python torch_gpu.py --models ...`.
 TORCH = """#!{python}
-import json
+import json, sys
 print(json.dumps({{"versions": {{"torch": "2.x", "torchao": None}}}}))
 for logits, x in ("last", 210000.0), ("all", 190000.0):
     print(json.dumps({{"model": "gpt2-1.4b", "scheme": "bf16", "work": "prefill", "batch": 64,
@@ -129,6 +130,26 @@ class GpuTest(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("exit status 4", done.stderr)
         self.assertIsNone(record)
+
+    def test_an_ended_run_keeps_what_it_has(self):
+        mark = self.dir / "printed"
+        slow = self.program("python", TORCH + "import pathlib, time\nsys.stdout.flush()\n"
+                            "pathlib.Path('%s').touch()\ntime.sleep(60)" % mark)
+        out = self.dir / "out.jsonl"
+        process = subprocess.Popen(
+            [sys.executable, str(PEERS / "gpu.py"), "--only", "torch,llama.cpp", "--model",
+             "gpt2-1.4b=x.bin", "--python", slow, "--out", str(out), "--command", "script"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(300):
+            if mark.exists():
+                break
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.terminate()
+        self.assertEqual(process.wait(20), 0)
+        record = json.loads(out.read_text())
+        self.assertEqual(len(record["figures"]), 3)
+        self.assertEqual(record["refused"], [{"who": "torch", "why": "the run was ended"}])
 
     def test_clocks_are_those_under_load(self):
         lines = ["300, 1593, 70.0, 30\n", "1900, 2619, 600.0, 50\n", "1800, 2619, 650.0, 60\n",
