@@ -223,7 +223,9 @@ template <int NT> __device__ void compute(context &c)
         const qb__decode_layer &layer = c.h->layer[at.layer & 1];
         const qb__decode_linear &l = layer.linear[at.which];
         const qb__decode_linear &before =
-            at.which == 2 ? layer.linear[1] : c.h->layer[(at.layer + 1) & 1].linear[3];
+            at.which == 2 || at.layer == 0 /* nothing is pending: any description that is there */
+                ? layer.linear[1]
+                : c.h->layer[(at.layer + 1) & 1].linear[3];
         if (at.which == 0) mbarrier_wait(&c.h->layer_full[at.layer & 1], (at.layer / 2) & 1);
         forget(c);
         stage(c, at, l, layer, before);
