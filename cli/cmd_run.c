@@ -201,11 +201,20 @@ static void destroy_sets(engine_set *sets, size_t n)
     qb_free(sets);
 }
 
+/* No more sets than there are batches to share out. */
+static size_t count_sets(const model_run *m)
+{
+    size_t n = m->r->device.n_shared, n_windows = m->text.windows.n;
+    size_t n_batches = (n_windows + m->text.batch - 1) / m->text.batch;
+    if (n > n_batches) n = n_batches;
+    return n ? n : 1;
+}
+
 static qb_status measure_quality(model_run *m)
 {
     engine_set *sets = NULL;
     qb_quality_replica *replicas = NULL;
-    size_t n = m->r->device.n_shared > 1 ? m->r->device.n_shared : 1;
+    size_t n = count_sets(m);
     qb_status status;
     QB_TRY_GOTO(status, QB_NEW_ZERO(&sets, n, "engines"), done);
     QB_TRY_GOTO(status, QB_NEW_ZERO(&replicas, n, "replicas"), done);

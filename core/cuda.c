@@ -6,6 +6,7 @@
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 
 static _Thread_local int in_use = -1;
 
@@ -129,6 +130,18 @@ qb_status qb_cuda_info_get(int index, qb_cuda_info *out)
     return QB_OK;
 }
 
+size_t qb_cuda_count_alike(void)
+{
+    size_t count = qb_cuda_count(), n = 0;
+    qb_cuda_info first, info;
+    while (n < count && qb_cuda_info_get((int)n, &info) == QB_OK) {
+        if (!n) first = info;
+        if (strcmp(first.name, info.name)) break;
+        n++;
+    }
+    return n;
+}
+
 qb_status qb_cuda_use(int index)
 {
     const char *why = qb_cuda_refusal(index);
@@ -245,6 +258,11 @@ void qb_cuda_stream_destroy(qb_cuda_stream stream)
 #else
 
 size_t qb_cuda_count(void)
+{
+    return 0;
+}
+
+size_t qb_cuda_count_alike(void)
 {
     return 0;
 }

@@ -32,6 +32,9 @@ typedef struct qb_cuda_info {
 
 /* GPUs that the driver shows; 0 without CUDA or without a driver. */
 size_t qb_cuda_count(void);
+/* How many of them, from device 0 on, can be used and are of the same kind: those over which work
+ * can be shared out without a change of its results. */
+size_t qb_cuda_count_alike(void);
 /* NULL = device `index` can be used; else why not, in one line: "this build has no CUDA engine",
  * "no CUDA driver", "driver 12.2 is older than CUDA 13.0", "no GPU", "GPU 3: found 2 GPUs,
  * counted from 0", "GPU 0: compute capability 7.5, needs 8.0", "disabled by QB_DISABLE". Borrowed;

@@ -507,7 +507,7 @@ static void get_memory(const qb_engine *engine, qb_engine_memory *out)
 
 const qb_backend qb__cuda_backend = {.name = "cuda",
                                      .refusal = qb_cuda_refusal,
-                                     .count = qb_cuda_count,
+                                     .count = qb_cuda_count_alike,
                                      .logit_bytes = 256 << 20,
                                      .backbone_create = create_backbone,
                                      .backbone_destroy = destroy_backbone,

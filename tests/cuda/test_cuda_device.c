@@ -22,6 +22,7 @@ static void a_gpu_describes_itself(void **state)
     assert_true(qb_cuda_features(0) & QB_CUDA_SM80);
     assert_int_equal(!!(qb_cuda_features(0) & QB_CUDA_SM90A), info.major == 9);
     assert_int_equal(qb_cuda_current(), 0);
+    assert_true(qb_cuda_count_alike() >= 1 && qb_cuda_count_alike() <= qb_cuda_count());
 }
 
 static void a_gpu_that_is_not_there_is_refused(void **state)
