@@ -2,9 +2,10 @@
  *
  * One warpgroup finishes 64 rows by N columns. Values stay in the accumulators' registers (as bits
  * of f32), then go in slices of 64 rows by 128 bytes through shared memory to the copy engine,
- * which clips them to the matrix and adds where there is a residual: one addition an element, so
- * the sum does not depend on any order. What differs between calls is uniform over the grid and so
- * a branch, not a template. */
+ * which clips them to the matrix. A residual is either added by the copy engine as well, or, where
+ * another tile is multiplied meanwhile, loaded, added to and stored, which memory does faster: in
+ * either case one addition an element, so the sum does not depend on any order. What differs
+ * between calls is uniform over the grid and so a branch, not a template. */
 #ifndef QB_KERNELS_CUDA_GEMM_S8_EPILOGUE_CUH
 #define QB_KERNELS_CUDA_GEMM_S8_EPILOGUE_CUH
 
@@ -25,6 +26,8 @@ struct place {
     uint32_t staging;   /* its slices */
     int slot;           /* next slice to write */
     const float *scale; /* of the tile's columns, then the biases */
+    uint32_t loaded;    /* a slot's barrier each, for slices of the residual */
+    uint32_t parities;  /* of their next phases, a bit each */
 };
 
 static __device__ __forceinline__ int lane_of(void)
@@ -135,30 +138,58 @@ static __device__ __forceinline__ void raise_maxima(const int (&acc)[N / 2],
     }
 }
 
-/* ---- slices ---- */
+/* ---- slices: written to slots of shared memory, a step of one or two at a time ---- */
 
-template <int SLOTS> static __device__ __forceinline__ uint32_t slice_begin(const place &at)
+template <int SLOTS> constexpr int kStepSlices = SLOTS >= 4 ? 2 : 1;
+
+/* Until the slots of the next step are free. */
+template <int SLOTS> static __device__ __forceinline__ void step_begin(const place &at)
 {
-    if (warp_of() == 0 && lane_of() == 0) qb_tma_wait_read<SLOTS - 1>();
+    if (warp_of() == 0 && lane_of() == 0) qb_tma_wait_read<SLOTS / kStepSlices<SLOTS> - 1>();
     qb_bar_sync(at.bar, 128);
-    return at.staging + at.slot * kSliceBytes;
 }
 
+template <int SLOTS> static __device__ __forceinline__ uint32_t slot_at(const place &at, int ahead)
+{
+    const int slot = at.slot + ahead < SLOTS ? at.slot + ahead : at.slot + ahead - SLOTS;
+    return at.staging + slot * kSliceBytes;
+}
+
+/* Hands the step's slices, `width` columns each from `col` on, to the copy engine. */
 template <int SLOTS>
-static __device__ __forceinline__ void slice_end(place &at, const CUtensorMap *map, int col,
-                                                 int row, bool add)
+static __device__ __forceinline__ void step_end(place &at, const qb__gemm_s8_params &p,
+                                                const CUtensorMap *map, int col, int width,
+                                                int n_slices, int row, bool add)
 {
     qb_fence_async();
     qb_bar_sync(at.bar, 128);
     if (warp_of() == 0 && lane_of() == 0) {
-        const uint32_t src = at.staging + at.slot * kSliceBytes;
-        if (add)
-            qb_tma_add(map, src, col, row);
-        else
-            qb_tma_store(map, src, col, row);
+        for (int i = 0; i < n_slices && col + i * width < p.n; i++)
+            if (add)
+                qb_tma_add(map, slot_at<SLOTS>(at, i), col + i * width, row);
+            else
+                qb_tma_store(map, slot_at<SLOTS>(at, i), col + i * width, row);
         qb_tma_commit();
     }
-    at.slot = at.slot + 1 == SLOTS ? 0 : at.slot + 1;
+    at.slot = at.slot + n_slices < SLOTS ? at.slot + n_slices : at.slot + n_slices - SLOTS;
+}
+
+/* Stores N columns in slices of WIDTH: write(number of a slice, its shared memory). */
+template <int N, int WIDTH, int SLOTS, class Write>
+static __device__ __forceinline__ void store_slices(const qb__gemm_s8_params &p, place &at,
+                                                    const CUtensorMap *map, int row0, int col0,
+                                                    bool add, const Write &write)
+{
+    constexpr int kSlices = N / WIDTH, kStep = kStepSlices<SLOTS>;
+#pragma unroll
+    for (int first = 0; first < kSlices; first += kStep) {
+        const int count = kSlices - first < kStep ? kSlices - first : kStep;
+        if (col0 + first * WIDTH >= p.n) return;
+        step_begin<SLOTS>(at);
+#pragma unroll
+        for (int i = 0; i < count; i++) write(first + i, slot_at<SLOTS>(at, i));
+        step_end<SLOTS>(at, p, map, col0 + first * WIDTH, WIDTH, count, row0, add);
+    }
 }
 
 /* 32-bit values as they are. */
@@ -168,22 +199,96 @@ store_words(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, con
             int row0, int col0, bool add)
 {
     const int row = warp_of() * 16 + lane_of() / 4; /* of the slice; row + 8 has the same swizzle */
-#pragma unroll
-    for (int c = 0; c < N; c += 32) {
-        if (col0 + c >= p.n) return;
-        const uint32_t base = slice_begin<SLOTS>(at) + row * 128 + lane_of() % 2 * 8;
+    store_slices<N, 32, SLOTS>(p, at, map, row0, col0, add, [&](int slice, uint32_t slot) {
+        const uint32_t base = slot + row * 128 + lane_of() % 2 * 8;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const uint32_t to = base + (((2 * j + lane_of() % 4 / 2) ^ (row & 7)) << 4);
-            const int *v = acc + c / 2 + 4 * j;
+            const int *v = acc + slice * 16 + 4 * j;
             asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(v[0]), "r"(v[1])
                          : "memory");
             asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to + 1024), "r"(v[2]), "r"(v[3])
                          : "memory");
         }
-        slice_end<SLOTS>(at, map, col0 + c, row0, add);
+    });
+}
+
+/* ---- the residual, loaded ahead ---- */
+
+/* The slices of one tile of a warpgroup, in the order in which they are finished. */
+struct slices {
+    int row0, col0, n_across, n;
+    __device__ slices(const qb__gemm_s8_params &p, int row, int col, int rows, int cols)
+    {
+        row0 = row;
+        col0 = col;
+        n_across = (min(cols, p.n - col) + 31) / 32;
+        n = col < p.n && row < p.m ? n_across * ((min(rows, p.m - row) + 63) / 64) : 0;
+    }
+};
+
+/* One thread. */
+static __device__ __forceinline__ void load_slice(const qb__gemm_s8_params &p, const place &at,
+                                                  const slices &s, int i, int slot)
+{
+    const int down = i / s.n_across, across = i - down * s.n_across;
+    qb_mbar_expect(at.loaded + 8 * slot, kSliceBytes);
+    qb_tma_load(at.staging + slot * kSliceBytes, &p.residual, at.loaded + 8 * slot,
+                s.col0 + across * 32, s.row0 + down * 64);
+}
+
+/* Before the tile is multiplied: fills the slots. */
+template <int SLOTS>
+static __device__ __forceinline__ void load_first(const qb__gemm_s8_params &p, place &at,
+                                                  const slices &s)
+{
+    at.slot = 0;
+    if (warp_of() || lane_of()) return;
+    qb_tma_wait_read<0>();
+    for (int i = 0; i < SLOTS && i < s.n; i++) load_slice(p, at, s, i, i);
+}
+
+/* Slices from number `i` on, of 64 rows by N columns. */
+template <int N, int SLOTS>
+static __device__ __forceinline__ void
+add_loaded(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, const slices &s, int i)
+{
+    const int row = warp_of() * 16 + lane_of() / 4;
+    const int row0 = s.row0 + i / s.n_across * 64;
+#pragma unroll
+    for (int c = 0; c < N; c += 32, i++) {
+        if (s.col0 + c >= p.n) return;
+        const uint32_t src = at.staging + at.slot * kSliceBytes;
+        const uint32_t base = src + row * 128 + lane_of() % 2 * 8;
+        qb_mbar_wait(at.loaded + 8 * at.slot, at.parities >> at.slot & 1);
+        at.parities ^= 1u << at.slot;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const uint32_t to =
+                base + (((j / 2 * 2 + lane_of() % 4 / 2) ^ (row & 7)) << 4) + j % 2 * 1024;
+            const int *v = acc + c / 2 + 2 * j;
+            float x, y;
+            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(to));
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to),
+                         "f"(__fadd_rn(x, __int_as_float(v[0]))),
+                         "f"(__fadd_rn(y, __int_as_float(v[1])))
+                         : "memory");
+        }
+        qb_fence_async();
+        qb_bar_sync(at.bar, 128);
+        if (warp_of() == 0 && lane_of() == 0) {
+            qb_tma_store(&p.residual, src, s.col0 + c, row0);
+            qb_tma_commit();
+            if (i > 0 && i - 1 + SLOTS < s.n) { /* the slot of the slice before is free soon */
+                qb_tma_wait_read<1>();
+                load_slice(p, at, s, i - 1 + SLOTS, at.slot ? at.slot - 1 : SLOTS - 1);
+            }
+        }
+        at.slot = at.slot + 1 == SLOTS ? 0 : at.slot + 1;
     }
 }
+
+/* ---- narrow outputs ---- */
 
 static __device__ __forceinline__ uint32_t pack_bf16(int lo, int hi)
 {
@@ -195,20 +300,16 @@ template <int N, int SLOTS>
 static __device__ __forceinline__ void
 store_bf16(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, int row0, int col0)
 {
-    const int row =
-        warp_of() * 16 + lane_of() % 16; /* of stmatrix: matrices 1 and 3 are rows 8-15 */
-#pragma unroll
-    for (int c = 0; c < N; c += 64) {
-        if (col0 + c >= p.n) return;
-        const uint32_t base = slice_begin<SLOTS>(at) + row * 128;
+    const int row = warp_of() * 16 + lane_of() % 16; /* of stmatrix: 8-15 in matrices 1 and 3 */
+    store_slices<N, 64, SLOTS>(p, at, &p.y, row0, col0, false, [&](int slice, uint32_t slot) {
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
-            const int *v = acc + c / 2 + 4 * j;
-            qb_stmatrix_x4(base + (((j + lane_of() / 16) ^ (row & 7)) << 4), pack_bf16(v[0], v[1]),
-                           pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+            const int *v = acc + slice * 32 + 4 * j;
+            qb_stmatrix_x4(slot + row * 128 + (((j + lane_of() / 16) ^ (row & 7)) << 4),
+                           pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                           pack_bf16(v[6], v[7]));
         }
-        slice_end<SLOTS>(at, &p.y, col0 + c, row0, false);
-    }
+    });
 }
 
 static __device__ __forceinline__ int quantize_bits(int bits, const divisor &d)
@@ -222,6 +323,29 @@ static __device__ __forceinline__ uint32_t pack_s8(int lo, int hi)
     uint32_t both;
     asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, 0;" : "=r"(both) : "r"(hi), "r"(lo));
     return both;
+}
+
+/* A slice of codes of one segment; false where one of the thread's is to be divided exactly. */
+template <int WIDTH>
+static __device__ __forceinline__ bool write_codes_fast(const int *acc, uint32_t base, int swizzle,
+                                                        const divisor &d)
+{
+    const float limit = 127.0f * d.s;
+    float worst = 0.0f;
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j++) {
+        const uint32_t to = base + ((j / 2 ^ swizzle) << 4) + j % 2 * 8;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int *v = acc + 4 * j + 2 * h;
+            const uint32_t both =
+                __byte_perm(quantize_fast(__int_as_float(v[0]), d, limit, &worst),
+                            quantize_fast(__int_as_float(v[1]), d, limit, &worst), 0x40);
+            asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + h * 8 * WIDTH), "h"((uint16_t)both)
+                         : "memory");
+        }
+    }
+    return worst <= kSafelyRounded && d.shift == 1.0f && d.inverse > 0.0f;
 }
 
 /* A slice of codes of one segment. */
@@ -264,37 +388,36 @@ write_codes_within(const int *acc, uint32_t base, int swizzle, const divisor &d,
 template <int N> constexpr int kCodeWidth = N % 128 ? 64 : 128;
 
 template <int N, int SLOTS>
-static __device__ __forceinline__ void store_s8(int (&acc)[N / 2], const qb__gemm_s8_params &p,
-                                                place &at, int row0, int col0)
+static __device__ __forceinline__ void
+store_s8(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, int row0, int col0)
 {
     constexpr int kWidth = kCodeWidth<N>;
     const int row = warp_of() * 16 + lane_of() / 4;
     const int swizzle = kWidth == 128 ? row & 7 : row >> 1 & 3;
     const int first = segment_of(p, col0), last = segment_of(p, min(col0 + N, p.n) - 1);
-    divisor d = make_divisor(p.out_scale[first]);
-#pragma unroll
-    for (int c = 0; c < N; c += kWidth) {
-        if (col0 + c >= p.n) return;
-        const uint32_t base = slice_begin<SLOTS>(at) + row * kWidth + lane_of() % 4 * 2;
+    const divisor d = make_divisor(p.out_scale[first]);
+    store_slices<N, kWidth, SLOTS>(p, at, &p.y, row0, col0, false, [&](int slice, uint32_t slot) {
+        const int *v = acc + slice * (kWidth / 2);
+        const uint32_t base = slot + row * kWidth + lane_of() % 4 * 2;
         if (first == last) {
-            write_codes<kWidth>(acc + c / 2, base, swizzle, d);
-        } else {
-#pragma unroll 1
-            for (int s = first; s <= last; s++) {
-                d = make_divisor(p.out_scale[s]);
-                write_codes_within<kWidth>(acc + c / 2, base, swizzle, d, span(p, s, col0 + c));
-            }
+            if (!write_codes_fast<kWidth>(v, base, swizzle, d))
+                write_codes<kWidth>(v, base, swizzle, d);
+            return;
         }
-        slice_end<SLOTS>(at, &p.y, col0 + c, row0, false);
-    }
+#pragma unroll 1
+        for (int s = first; s <= last; s++)
+            write_codes_within<kWidth>(v, base, swizzle, make_divisor(p.out_scale[s]),
+                                       span(p, s, col0 + slice * kWidth));
+    });
 }
 
-/* Finishes rows [row0, row0 + 64) by columns [col0, col0 + N). */
-template <int N, int SLOTS>
+/* Finishes the rows from row0 and the columns from s.col0 on, 64 by N. LOADED: the residual is. */
+template <int N, int SLOTS, bool LOADED>
 static __device__ __forceinline__ void finish(int (&acc)[N / 2], const qb__gemm_s8_params &p,
-                                              place &at, int row0, int col0,
+                                              place &at, const slices &s, int mi,
                                               const float (&x_scale)[2])
 {
+    const int row0 = s.row0 + 64 * mi, col0 = s.col0;
     if (row0 >= p.m || col0 >= p.n) return;
     if (p.out == QB_CUDA_S32 && p.has_y) {
         store_words<N, SLOTS>(acc, p, at, &p.y, row0, col0, false);
@@ -302,6 +425,10 @@ static __device__ __forceinline__ void finish(int (&acc)[N / 2], const qb__gemm_
     }
     scale_tile<N>(acc, p, at, x_scale);
     if (p.max_bits || p.row_max_bits) raise_maxima<N>(acc, p, at, row0, col0);
+    if (LOADED && p.has_residual && !p.has_y) {
+        add_loaded<N, SLOTS>(acc, p, at, s, mi * s.n_across);
+        return;
+    }
     if (p.has_residual) store_words<N, SLOTS>(acc, p, at, &p.residual, row0, col0, true);
     if (!p.has_y) return;
     if (p.out == QB_CUDA_BF16) store_bf16<N, SLOTS>(acc, p, at, row0, col0);

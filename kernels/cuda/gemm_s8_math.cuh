@@ -47,6 +47,35 @@ static __device__ __forceinline__ int quantize(float z, const divisor &d)
     return max(__float2int_rn(t), -127);     /* NaN is 0 */
 }
 
+static __device__ __forceinline__ float max_or_nan(float a, float b)
+{
+    float max;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(max) : "f"(a), "f"(b));
+    return max;
+}
+
+static __device__ __forceinline__ float min_or_nan(float a, float b)
+{
+    float min;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(min) : "f"(a), "f"(b));
+    return min;
+}
+
+/* The same at half the cost where the quotient is not near a tie: multiplied by the reciprocal it
+ * is wrong by less than 2e-5 within the codes' range. Raises *worst to the distance from the code.
+ * The code is in the lowest byte: adding 1.5 * 2^23 rounds to an integer, halves to even. */
+constexpr float kSafelyRounded = 0.49997f;
+static __device__ __forceinline__ uint32_t quantize_fast(float z, const divisor &d, float limit,
+                                                         float *worst)
+{
+    const float magic = 12582912.0f;
+    z = min_or_nan(max_or_nan(z, -limit), limit);
+    const float shifted = __fmaf_rn(z, d.inverse, magic);
+    const float code = __fadd_rn(shifted, -magic);
+    *worst = max_or_nan(*worst, fabsf(__fmaf_rn(z, d.inverse, -code)));
+    return __float_as_uint(shifted);
+}
+
 } // namespace gemm_s8
 
 #endif

@@ -2,6 +2,8 @@
 #include "kernels/cuda/gemm_s8_launch.cuh"
 
 #include <cudaTypedefs.h>
+#include <pthread.h>
+#include <string.h>
 
 namespace gemm_s8
 {
@@ -21,21 +23,61 @@ static PFN_cuTensorMapEncodeTiled_v12000 encoder(void)
     return found;
 }
 
-qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, size_t cols,
-                     size_t rows, size_t stride_elems, int box_cols, int box_rows)
+/* What a map is made from. Compared as bytes: cleared before it is filled. */
+struct map_key {
+    const void *base;
+    size_t cols, rows, stride;
+    int type, box_cols, box_rows, zero;
+};
+
+static CUresult encode(CUtensorMap *out, const map_key &k)
 {
     static const CUtensorMapDataType types[] = {
         CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_INT32};
-    const size_t elem = qb_cuda_dtype_bytes(type);
-    const cuuint64_t dims[] = {cols, rows}, strides[] = {stride_elems * elem};
-    const cuuint32_t box[] = {(cuuint32_t)box_cols, (cuuint32_t)box_rows}, steps[] = {1, 1};
+    const size_t elem = qb_cuda_dtype_bytes((qb_cuda_dtype)k.type);
+    const cuuint64_t dims[] = {k.cols, k.rows}, strides[] = {k.stride * elem};
+    const cuuint32_t box[] = {(cuuint32_t)k.box_cols, (cuuint32_t)k.box_rows}, steps[] = {1, 1};
     const CUtensorMapSwizzle swizzle =
-        box_cols * elem == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+        k.box_cols * elem == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+    return encoder()(out, types[k.type], 2, (void *)k.base, dims, strides, box, steps,
+                     CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+/* Maps are kept: a model's products come again with the same matrices, and making a map costs more
+ * than a launch. A map says nothing of a device beyond the address. */
+enum { kKeptMaps = 1024 };
+static struct {
+    pthread_mutex_t mutex;
+    struct {
+        map_key key;
+        CUtensorMap map;
+    } kept[kKeptMaps];
+} cache = {PTHREAD_MUTEX_INITIALIZER, {}};
+
+static size_t slot_of(const map_key &k)
+{
+    const size_t parts[] = {(size_t)k.base, k.cols, k.rows, k.stride, (size_t)k.box_rows};
+    size_t h = (size_t)k.type * 64 + (size_t)k.box_cols;
+    for (size_t part : parts) h = (h ^ part) * 0x9e3779b97f4a7c15u;
+    return (h >> 40) % kKeptMaps;
+}
+
+qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, size_t cols,
+                     size_t rows, size_t stride_elems, int box_cols, int box_rows)
+{
+    const map_key k = {base, cols, rows, stride_elems, type, box_cols, box_rows, 0};
     if (!encoder()) return QB_FAIL(QB_ERR_DEVICE, "cuda: no cuTensorMapEncodeTiled in the driver");
-    CUresult code = encoder()(
-        out, types[type], 2, (void *)base, dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult code = CUDA_SUCCESS;
+    pthread_mutex_lock(&cache.mutex);
+    auto &kept = cache.kept[slot_of(k)];
+    if (memcmp(&kept.key, &k, sizeof k)) {
+        code = encode(&kept.map, k);
+        kept.key = code == CUDA_SUCCESS ? k : map_key{};
+    }
+    *out = kept.map;
+    pthread_mutex_unlock(&cache.mutex);
     if (code != CUDA_SUCCESS)
         return QB_FAIL(QB_ERR_DEVICE, "cuda: tensor map of (%zu, %zu), stride %zu: error %d", rows,
                        cols, stride_elems, (int)code);
@@ -118,14 +160,13 @@ qb_status launch_clusters(const void *kernel, const qb__gemm_s8_params &params, 
 /* ---- the row ---- */
 
 extern "C" {
-extern const qb__gemm_s8_variant qb__gemm_s8_wide[], qb__gemm_s8_tall[], qb__gemm_s8_ping_pong[],
-    qb__gemm_s8_small[];
+extern const qb__gemm_s8_variant qb__gemm_s8_wide[], qb__gemm_s8_ping_pong[], qb__gemm_s8_small[];
 }
 
 const qb__gemm_s8_variant *qb__gemm_s8_variant_at(size_t i)
 {
-    const qb__gemm_s8_variant *const groups[] = {qb__gemm_s8_wide, qb__gemm_s8_tall,
-                                                 qb__gemm_s8_ping_pong, qb__gemm_s8_small};
+    const qb__gemm_s8_variant *const groups[] = {qb__gemm_s8_wide, qb__gemm_s8_ping_pong,
+                                                 qb__gemm_s8_small};
     for (const qb__gemm_s8_variant *v : groups)
         for (; v->name; v++)
             if (i-- == 0) return v;

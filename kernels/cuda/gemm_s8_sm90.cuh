@@ -2,13 +2,13 @@
  *
  * A block is one warpgroup that loads and one to three that multiply, over a ring of stages of 128
  * codes of k. It is persistent: cluster c takes units c, c + C, ... of the raster order. Two
- * schedules: cooperative, where the multiplying warpgroups share a tile, and ping-pong, where two
- * of them take turns, so that one finishes its tile (the epilogue) while the other multiplies.
+ * schedules: cooperative, where the multiplying warpgroups share a tile, and ping-pong, where they
+ * take turns, so that some finish their tiles (the epilogue) while another multiplies.
  *
  * Blocks of a cluster: cm of them stack in m and share columns of w, cn stand side by side and
  * share rows of x: each loads its part and multicasts it. `split` more share a tile's k; their sums
  * are exchanged through distributed shared memory, each block then finishing its part of the
- * columns. */
+ * columns, or the first of them all where the parts would be narrow. */
 #ifndef QB_KERNELS_CUDA_GEMM_S8_SM90_CUH
 #define QB_KERNELS_CUDA_GEMM_S8_SM90_CUH
 
@@ -29,7 +29,8 @@ struct config {
     static constexpr bool PP = PP_;
     static constexpr int BM = 64 * MI * (PP ? 1 : WGS);
     static constexpr int CLUSTER = CM * CN * SPLIT;
-    static constexpr int NOUT = BN / SPLIT; /* columns that a block finishes */
+    static constexpr bool GATHER = SPLIT > 1 && BN / SPLIT < 64; /* the first block finishes all */
+    static constexpr int NOUT = GATHER ? BN : BN / SPLIT;        /* columns that a block finishes */
     static constexpr int THREADS = 128 * (WGS + 1);
     static constexpr int STAGE_BYTES = (BM + BN) * kBlockK;
     static constexpr int STAGING_BYTES = WGS * SLOTS * kSliceBytes;
@@ -39,7 +40,9 @@ struct config {
     static constexpr int STAGES = FIT < kMaxStages ? FIT : kMaxStages;
     static constexpr int SMEM_BYTES = STAGES * STAGE_BYTES + FIXED_BYTES;
     static constexpr int CONSUMERS = PP ? 1 : WGS; /* warpgroups that use a stage */
-    static_assert(STAGES >= 3 && (!PP || WGS == 2) && (SPLIT == 1 || !PP), "shape");
+    static_assert((SPLIT - 1) * MI * NOUT / 2 * 128 * WGS * 4 <= STAGES * STAGE_BYTES, "exchange");
+    static_assert((2 * kMaxStages + WGS * SLOTS) * 8 <= kBarrierBytes, "barriers");
+    static_assert(STAGES >= 3 && (!PP || WGS > 1) && (SPLIT == 1 || !PP), "shape");
 };
 
 /* A block's place in its cluster. */
@@ -80,6 +83,10 @@ template <class C> struct ring {
     __device__ uint32_t empty_at(int s) const
     {
         return full_at(kMaxStages + s);
+    }
+    __device__ uint32_t loaded_at(int wg) const /* of the slots of a warpgroup */
+    {
+        return full_at(2 * kMaxStages + wg * C::SLOTS);
     }
 };
 
@@ -199,7 +206,7 @@ static __device__ __forceinline__ void multiply(int (&acc)[C::MI][C::BN / 2], co
         for (int i = 0; i < C::BN / 2; i++) asm volatile("" : "+r"(acc[mi][i])::"memory");
 }
 
-/* Adds up the sums of the blocks that share k: block s ends with the columns of its part in the
+/* Adds up the sums of the blocks that share k: a block ends with the columns of its part in the
  * first NOUT / 2 accumulators. The stages are free by then: all of them were multiplied. */
 template <class C>
 static __device__ __forceinline__ void exchange(int (&acc)[C::MI][C::BN / 2], const ring<C> &r,
@@ -209,20 +216,22 @@ static __device__ __forceinline__ void exchange(int (&acc)[C::MI][C::BN / 2], co
     qb_cluster_arrive();
     qb_cluster_wait();
 #pragma unroll
-    for (int to = 0; to < C::SPLIT; to++) {
+    for (int to = 0; to < (C::GATHER ? 1 : C::SPLIT); to++) {
         if (to == in.split) continue;
         const int slot = in.split < to ? in.split : in.split - 1;
         const uint32_t base =
-            qb_cluster_map(r.base + ((slot * C::MI * kPart) * kThreads + thread) * 4,
+            qb_cluster_map(r.base + slot * C::MI * kPart * kThreads * 4 + thread * 16,
                            (to * C::CN + in.cn) * C::CM + in.cm);
 #pragma unroll
         for (int mi = 0; mi < C::MI; mi++)
 #pragma unroll
-            for (int i = 0; i < kPart; i++)
-                qb_cluster_store(base + (mi * kPart + i) * kThreads * 4, acc[mi][to * kPart + i]);
+            for (int i = 0; i < kPart; i += 4) {
+                const int *v = acc[mi] + to * kPart + i;
+                qb_cluster_store(base + (mi * kPart + i) * kThreads * 4, v[0], v[1], v[2], v[3]);
+            }
     }
 #pragma unroll
-    for (int s = 1; s < C::SPLIT; s++)
+    for (int s = 1; s < (C::GATHER ? 1 : C::SPLIT); s++)
         if (s == in.split)
 #pragma unroll
             for (int mi = 0; mi < C::MI; mi++)
@@ -230,18 +239,21 @@ static __device__ __forceinline__ void exchange(int (&acc)[C::MI][C::BN / 2], co
                 for (int i = 0; i < kPart; i++) acc[mi][i] = acc[mi][s * kPart + i];
     qb_cluster_arrive();
     qb_cluster_wait();
+    if (C::GATHER && in.split) return;
 #pragma unroll
     for (int slot = 0; slot < C::SPLIT - 1; slot++)
 #pragma unroll
         for (int mi = 0; mi < C::MI; mi++)
 #pragma unroll
-            for (int i = 0; i < kPart; i++) {
-                int v;
-                asm volatile(
-                    "ld.shared.s32 %0, [%1];"
-                    : "=r"(v)
-                    : "r"(r.base + (((slot * C::MI + mi) * kPart + i) * kThreads + thread) * 4));
-                acc[mi][i] += v;
+            for (int i = 0; i < kPart; i += 4) {
+                const uint32_t from =
+                    r.base + ((slot * C::MI + mi) * kPart + i) * kThreads * 4 + thread * 16;
+                int v[4];
+                asm volatile("ld.shared.v4.s32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                             : "r"(from));
+#pragma unroll
+                for (int j = 0; j < 4; j++) acc[mi][i + j] += v[j];
             }
 }
 
@@ -280,19 +292,19 @@ template <class C> struct scales {
 };
 
 /* One warpgroup that multiplies, number wg. Barriers: 1 to 3 are a warpgroup's own, 4 is for all
- * that share a list, 8 and 9 are the turns of ping-pong. */
+ * that share a list, 8 to 10 are the turns of ping-pong. */
 template <class C>
 static __device__ __forceinline__ void consume(const qb__gemm_s8_params &p, const ring<C> &r,
                                                const cluster_place<C> &in, float *lists, int wg,
                                                int first_unit, int unit_step)
 {
-    constexpr int kTurn = 8, kListThreads = scales<C>::kThreads, kStep = C::PP ? 2 : 1;
+    constexpr int kTurn = 8, kListThreads = scales<C>::kThreads, kStep = C::PP ? C::WGS : 1;
     const int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
     const int list_bar = C::PP ? 1 + wg : 4, list_thread = C::PP ? thread : wg * 128 + thread;
     const int row_in_tile = C::PP ? 0 : wg * 64 * C::MI;
     const int n_units = p.n_units_m * p.n_units_n;
     float *list = lists + (C::PP ? wg * 2 * C::NOUT : 0);
-    place at = {1 + wg, r.staging(wg), 0, list};
+    place at = {1 + wg, r.staging(wg), 0, list, r.loaded_at(wg), 0};
     int k0, k1;
     k_range(p, in, &k0, &k1);
     int step = C::PP ? wg * (k1 - k0) : 0;
@@ -301,21 +313,24 @@ static __device__ __forceinline__ void consume(const qb__gemm_s8_params &p, cons
     for (int unit = first_unit + (C::PP ? wg : 0) * unit_step; unit < n_units;
          unit += kStep * unit_step, step += kStep * (k1 - k0)) {
         const tile t = tile_of(p, in, unit);
-        const int row0 = t.row + row_in_tile, col0 = t.col + in.split * C::NOUT;
+        const int row0 = t.row + row_in_tile, col0 = t.col + (C::GATHER ? 0 : in.split * C::NOUT);
         scales<C> s;
         s.load(p, row0 + thread / 32 * 16 + lane / 4, col0, list_thread);
+        const slices all(p, row0, col0, 64 * C::MI, C::NOUT);
+        if (C::PP && p.has_residual && !p.has_y) load_first<C::SLOTS>(p, at, all);
         int acc[C::MI][C::BN / 2];
         if (C::PP && unit != first_unit) qb_bar_sync(kTurn + wg, 256);
         multiply<C>(acc, r, in, row_in_tile, step, k1 - k0, lane,
-                    unit + unit_step < n_units ? kTurn + 1 - wg : 0);
+                    unit + unit_step < n_units ? kTurn + (wg + 1) % C::WGS : 0);
         if (C::SPLIT > 1) exchange<C>(acc, r, in, wg * 128 + thread);
         qb_bar_sync(list_bar, kListThreads); /* the list of the tile before is done with */
         s.share(list, list_thread);
         qb_bar_sync(list_bar, kListThreads);
+        if (C::GATHER && in.split) continue;
 #pragma unroll
         for (int mi = 0; mi < C::MI; mi++)
-            finish<C::NOUT, C::SLOTS>(*(int(*)[C::NOUT / 2]) & acc[mi], p, at, row0 + 64 * mi, col0,
-                                      s.x[mi]);
+            finish<C::NOUT, C::SLOTS, C::PP>(*(int(*)[C::NOUT / 2]) & acc[mi], p, at, all, mi,
+                                             s.x[mi]);
     }
     if (thread == 0) qb_tma_wait_read<0>();
 }
@@ -339,6 +354,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
             qb_mbar_init(r.full_at(s), 1);
             qb_mbar_init(r.empty_at(s), 4 * C::CONSUMERS * (C::CM + C::CN - 1));
         }
+        for (int s = 0; s < C::WGS * C::SLOTS; s++) qb_mbar_init(r.loaded_at(0) + 8 * s, 1);
         qb_mbar_init_fence();
     }
     __syncthreads();

@@ -5,28 +5,22 @@
 #ifndef QB_KERNELS_CUDA_GEMM_S8_VARIANTS_H
 #define QB_KERNELS_CUDA_GEMM_S8_VARIANTS_H
 
-#define QB__GEMM_S8_WIDE(X) \
-    X("128x256", 1, 256, 2, 1, 1, 1, false, 2) \
-    X("128x256/c2x1", 1, 256, 2, 2, 1, 1, false, 2) \
-    X("128x256/c1x2", 1, 256, 2, 1, 2, 1, false, 2) \
-    X("64x256/pp/c2x1", 1, 256, 2, 2, 1, 1, true, 3) \
-    X("64x256/pp/c2x2", 1, 256, 2, 2, 2, 1, true, 3)
-#define QB__GEMM_S8_TALL(X) \
-    X("256x128/c2x1", 2, 128, 2, 2, 1, 1, false, 2) \
-    X("256x128/c1x2", 2, 128, 2, 1, 2, 1, false, 2) \
-    X("256x192", 2, 192, 2, 1, 1, 1, false, 3) \
-    X("256x192/c2x1", 2, 192, 2, 2, 1, 1, false, 3)
-#define QB__GEMM_S8_PING_PONG(X) \
-    X("128x128/pp", 2, 128, 2, 1, 1, 1, true, 4) \
-    X("128x128/pp/c2x1", 2, 128, 2, 2, 1, 1, true, 4) \
-    X("128x128/pp/c1x2", 2, 128, 2, 1, 2, 1, true, 4) \
-    X("128x128/pp/c2x2", 2, 128, 2, 2, 2, 1, true, 4) \
-    X("128x192/pp", 2, 192, 2, 1, 1, 1, true, 3) \
-    X("128x192/pp/c2x1", 2, 192, 2, 2, 1, 1, true, 3) \
-    X("128x192/pp/c1x2", 2, 192, 2, 1, 2, 1, true, 3)
-#define QB__GEMM_S8_SMALL(X) \
-    X("64x64", 1, 64, 1, 1, 1, 1, false, 2) \
-    X("64x128/k2", 1, 128, 1, 1, 1, 2, false, 2) \
-    X("128x256/k2", 1, 256, 2, 1, 1, 2, false, 2)
+#define QB__GEMM_S8_WIDE(X)                                                                        \
+    X("128x256", 1, 256, 2, 1, 1, 1, false, 2)                                                     \
+    X("128x256/c2x1", 1, 256, 2, 2, 1, 1, false, 2)                                                \
+    X("128x256/c1x2", 1, 256, 2, 1, 2, 1, false, 2)                                                \
+    X("256x128/c1x2", 2, 128, 2, 1, 2, 1, false, 2)                                                \
+    X("64x256/pp/c2x1", 1, 256, 2, 2, 1, 1, true, 3)
+#define QB__GEMM_S8_PING_PONG(X)                                                                   \
+    X("128x128/pp", 2, 128, 2, 1, 1, 1, true, 4)                                                   \
+    X("128x128/pp/c2x1", 2, 128, 2, 2, 1, 1, true, 4)                                              \
+    X("128x128/pp/c1x2", 2, 128, 2, 1, 2, 1, true, 4)                                              \
+    X("128x192/pp", 2, 192, 2, 1, 1, 1, true, 3)                                                   \
+    X("128x192/pp/c2x1", 2, 192, 2, 2, 1, 1, true, 3)
+#define QB__GEMM_S8_SMALL(X)                                                                       \
+    X("64x64", 1, 64, 1, 1, 1, 1, false, 2)                                                        \
+    X("64x64/k4", 1, 64, 1, 1, 1, 4, false, 2)                                                     \
+    X("64x128", 1, 128, 1, 1, 1, 1, false, 2)                                                      \
+    X("128x256/k4", 1, 256, 2, 1, 1, 4, false, 2)
 
 #endif

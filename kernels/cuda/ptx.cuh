@@ -202,9 +202,11 @@ static __device__ __forceinline__ uint32_t qb_cluster_map(uint32_t addr, uint32_
     return remote;
 }
 
-static __device__ __forceinline__ void qb_cluster_store(uint32_t addr, int value)
+static __device__ __forceinline__ void qb_cluster_store(uint32_t addr, int a, int b, int c, int d)
 {
-    asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(addr), "r"(value) : "memory");
+    asm volatile("st.shared::cluster.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b),
+                 "r"(c), "r"(d)
+                 : "memory");
 }
 
 /* ---- wgmma ---- */
