@@ -16,7 +16,7 @@ const qb_bench_product qb_bench_products[] = {
 /* The same pseudo-random chunk again and again, at shifting places. */
 static qb_status random_codes(int8_t **out, size_t bytes, uint64_t seed)
 {
-    enum { CHUNK = (4 << 20) + 977 };
+    enum { CHUNK = (1 << 20) + 977 };
     int8_t *codes = NULL;
     QB_TRY(qb_cuda_alloc((void **)out, bytes, 1, "codes"));
     QB_TRY(QB_NEW(&codes, CHUNK, "codes"));

@@ -1,6 +1,6 @@
 /* bench/cuda/tune_gemm_s8.c - makes kernels/cuda/gemm_s8_tuned.inc: times every variant of
- * gemm_s8/sm90 on the shapes of ANCHOR products and of the layers of GPT2 models, and prints the
- * best of each shape and kind of output as a row of that table.
+ * gemm_s8/sm90 on the shapes that goals are set for and on the layers of GPT2 models, and prints
+ * the best of each shape and kind of output as a row of that table.
  *
  *     build/bench/qbench_tune_gemm_s8 > kernels/cuda/gemm_s8_tuned.inc
  *
@@ -12,11 +12,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_SETS = 6, N_OUTPUTS = 4, REPEATS = 3, RASTERS = 3 };
-#define SET_BYTES 120e6   /* together more than the L2 cache */
-#define SAMPLE_US 1500.0f /* of calls between two events */
+enum { MAX_SETS = 4, N_OUTPUTS = 4, REPEATS = 3, RASTERS = 2 };
+#define SET_BYTES 80e6   /* together more than the L2 cache */
+#define SAMPLE_US 600.0f /* of calls between two events */
 
-static const int rasters[RASTERS] = {4, 8, 16};
+static const int rasters[RASTERS] = {16, 8}; /* row tiles in a band */
 
 typedef struct sets {
     size_t n;
@@ -81,8 +81,9 @@ static qb_status time_plan(const sets *s, const qb_bench_product *d, qb_bench_ou
 /* Blocks that would mostly compute padding, or more splits than k has blocks, are not tried. */
 static bool is_hopeless(const qb__gemm_s8_variant *v, const qb_bench_product *d)
 {
-    return (size_t)v->split * 128 > d->k || (v->split > 1 && d->m > 2048) ||
-           ((size_t)(v->bm * v->cm) >= 2 * d->m && v->bm * v->cm > 64);
+    const size_t rows = (size_t)(v->bm * v->cm), area = (size_t)(v->bm * v->bn);
+    return (size_t)v->split * 128 > d->k || (d->m > 2048 && (v->split > 1 || area < 128 * 128)) ||
+           (rows >= 2 * d->m && rows > 64);
 }
 
 static qb_status tune(const sets *s, const qb_bench_product *d, qb_bench_output output)
@@ -93,7 +94,7 @@ static qb_status tune(const sets *s, const qb_bench_product *d, qb_bench_output 
         for (int r = 0; r < RASTERS; r++) {
             const qb__gemm_s8_plan plan = {v, rasters[r] / v->cm > 1 ? rasters[r] / v->cm : 1};
             float us;
-            if (is_hopeless(v, d) || (r > 0 && d->m <= (size_t)(rasters[r - 1] * v->bm))) continue;
+            if (is_hopeless(v, d) || (r > 0 && d->m <= (size_t)(rasters[r] * v->bm))) continue;
             QB_TRY(time_plan(s, d, output, plan, &us));
             if (us < b.us) b = (best){plan, us};
         }
@@ -120,11 +121,15 @@ static qb_status tune_shape(const qb_bench_product *d)
 
 static qb_status tune_all(void)
 {
-    static const size_t rows[] = {64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+    static const size_t rows[] = {16, 64, 512, 1024, 4096, 16384};
     static const size_t layers[][2] = {{1536, 512},  {512, 512},   {2048, 512},  {512, 2048},
                                        {2304, 768},  {768, 768},   {3072, 768},  {768, 3072},
                                        {6144, 2048}, {2048, 2048}, {8192, 2048}, {2048, 8192}};
+    qb_cuda_info gpu;
     QB_TRY(qb_cuda_use(0));
+    QB_TRY(qb_cuda_info_get(0, &gpu));
+    printf("/* Made by bench/cuda/tune_gemm_s8.c on %s: m, n, k, output, variant, raster. */\n",
+           gpu.name);
     QB_CUDA_TRY(cudaEventCreate(&before));
     QB_CUDA_TRY(cudaEventCreate(&after));
     QB_TRY(tune_shape(&qb_bench_products[0])); /* the others are layers */
