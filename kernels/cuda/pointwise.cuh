@@ -33,10 +33,6 @@ static __device__ __forceinline__ uint32_t qb_bf16_pair(float low, float high)
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
-static __device__ __forceinline__ float qb_bf16_rounded(float x)
-{
-    return __bfloat162float(__float2bfloat16_rn(x));
-}
 
 static __device__ __forceinline__ float qb_load_one(const void *p, qb_cuda_dtype type, size_t at)
 {
@@ -353,6 +349,15 @@ static __device__ __forceinline__ void qb_stage_channels(const qb_cuda_stage &s,
     }
 }
 
+template <int N>
+static __device__ __forceinline__ void qb_store_codes(int8_t *q, const float (&rounded)[N])
+{
+    if constexpr (N == 8)
+        *(uint2 *)q = make_uint2(qb_pack_codes(rounded), qb_pack_codes(rounded + 4));
+    else
+        *(uint32_t *)q = qb_pack_codes(rounded);
+}
+
 /* Writes one unit: columns from width on hold 0 in v. */
 template <int N>
 static __device__ __forceinline__ void qb_stage_unit(const qb_cuda_stage &s, size_t row, int column,
@@ -373,16 +378,43 @@ static __device__ __forceinline__ void qb_stage_unit(const qb_cuda_stage &s, siz
         for (int i = 0; i < N; i++)
             product[i] = __fmul_rn(__fsub_rn(rounded[i], QB_ROUNDER), q.scale);
     }
-    if (s.fake) {
+    if (s.fake)
         qb_store(s.y, s.type, at, product);
-    } else if constexpr (N == 8) {
-        *(uint2 *)(s.q + at) = make_uint2(qb_pack_codes(rounded), qb_pack_codes(rounded + 4));
-    } else {
-        *(uint32_t *)(s.q + at) = qb_pack_codes(rounded);
+    else
+        qb_store_codes(s.q + at, rounded);
+}
+
+/* Writes this thread's units of a row. WHOLE: all of them lie inside the width. */
+template <bool WHOLE, int V, int N>
+static __device__ __forceinline__ void qb_stage_row(const qb_cuda_stage &s, size_t row, int width,
+                                                    int n_columns, const float (&v)[V][N],
+                                                    const qb_quantiser &q)
+{
+    const int first = threadIdx.x * N, step = blockDim.x * N;
+    if (WHOLE && s.kind != QB_STAGE_FLOAT && s.kind != QB_STAGE_CHANNEL && !s.fake) {
+        int8_t *to = s.q + row * s.stride + first;
+#pragma unroll
+        for (int u = 0; u < V; u++) {
+            float rounded[N];
+            qb_codes(v[u], q, rounded);
+            qb_store_codes(to + u * step, rounded);
+        }
+        return;
     }
+#pragma unroll
+    for (int u = 0; u < V; u++)
+        if (WHOLE || first + u * step < n_columns)
+            qb_stage_unit(s, row, first + u * step, width, v[u], q);
 }
 
 /* ---- launch ---- */
+
+/* Columns of this unit that lie inside the width; may be negative, or more than the unit has. With
+ * WHOLE, which the launch has checked, the compiler knows and drops what edges need. */
+template <bool WHOLE, int N> static __device__ __forceinline__ int qb_inside(int width, int column)
+{
+    return WHOLE ? N : width - column;
+}
 
 /* Columns that a stage writes: the padding too, as far as the rows have room. */
 static inline int qb_stage_columns(const qb_cuda_stage *s, size_t width)

@@ -52,6 +52,7 @@ __device__ __forceinline__ int column_of(int u)
 
 struct act_call {
     qb_cuda_act_args args;
+    const uint32_t *largest; /* PASS_MAXIMUM: key of the largest input, or NULL */
     act_pass pass;
     int n_columns; /* that the stage writes */
     bool requantise;
@@ -59,10 +60,11 @@ struct act_call {
 };
 
 /* The unit at `column`, in halves of 16 bytes where it is of f32. */
+template <bool WHOLE>
 __device__ __forceinline__ void copy_unit(const qb_cuda_pending &in, char *slot, size_t row,
                                           int column, int n_inside)
 {
-    if (in.type == QB_CUDA_BF16) {
+    if (WHOLE || in.type == QB_CUDA_BF16) {
         const __nv_bfloat16 *from = (const __nv_bfloat16 *)in.y + row * in.stride + column;
         qb_copy_ahead<16>(slot, from, min(UNIT, n_inside) * 2);
         return;
@@ -72,47 +74,49 @@ __device__ __forceinline__ void copy_unit(const qb_cuda_pending &in, char *slot,
     qb_copy_ahead<16>(slot + 16, n_inside > 4 ? from + 4 : from, max(0, min(4, n_inside - 4)) * 4);
 }
 
-template <int V, act_op OP>
+template <int V, act_op OP, bool WHOLE>
 __device__ __forceinline__ void copy_row(const act_call &c, char *slots, int slot_step, size_t row,
                                          int stage)
 {
     const qb_cuda_act_args &a = c.args;
-    const int halves = OP == OP_SWIGLU && c.ahead ? 2 : 1;
+    const int halves = OP == OP_SWIGLU && (WHOLE || c.ahead) ? 2 : 1;
     if (row < a.m) {
 #pragma unroll
         for (int u = 0; u < V; u++) {
-            const int column = column_of(u), n_inside = (int)a.width - column;
+            const int column = column_of(u),
+                      n_inside = qb_inside<WHOLE, UNIT>((int)a.width, column);
             char *slot = slots + (stage * V + u) * halves * slot_step;
             if (n_inside <= 0) break;
-            copy_unit(a.in, slot, row, column, n_inside);
-            if (OP == OP_SWIGLU && c.ahead)
-                copy_unit(a.in, slot + slot_step, row, column + (int)a.width, n_inside);
+            copy_unit<WHOLE>(a.in, slot, row, column, n_inside);
+            if (OP == OP_SWIGLU && (WHOLE || c.ahead))
+                copy_unit<WHOLE>(a.in, slot + slot_step, row, column + (int)a.width, n_inside);
         }
     }
     qb_copies_commit();
 }
 
-template <int V, act_op OP>
+template <int V, act_op OP, bool WHOLE>
 __device__ __forceinline__ void take_row(const act_call &c, const char *slots, int slot_step,
                                          size_t row, int stage, const qb_requantiser &requantiser,
                                          float (&v)[V][UNIT])
 {
     const qb_cuda_act_args &a = c.args;
-    const int halves = OP == OP_SWIGLU && c.ahead ? 2 : 1;
+    const qb_cuda_dtype type = WHOLE ? QB_CUDA_BF16 : a.in.type;
+    const int halves = OP == OP_SWIGLU && (WHOLE || c.ahead) ? 2 : 1;
 #pragma unroll
     for (int u = 0; u < V; u++) {
-        const int column = column_of(u), n_inside = (int)a.width - column;
+        const int column = column_of(u), n_inside = qb_inside<WHOLE, UNIT>((int)a.width, column);
         const char *slot = slots + (stage * V + u) * halves * slot_step;
         float gate[UNIT];
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[u][i] = 0.0f;
         if (row >= a.m || n_inside <= 0) continue;
-        qb_load(slot, a.in.type, 0, v[u]);
+        qb_load(slot, type, 0, v[u]);
         if (c.requantise) qb_requantise(requantiser, column, v[u]);
         if (OP == OP_SWIGLU) {
             const int at = column + (int)a.width;
-            if (c.ahead)
-                qb_load(slot + slot_step, a.in.type, 0, gate);
+            if (WHOLE || c.ahead)
+                qb_load(slot + slot_step, type, 0, gate);
             else
                 qb_load_edge(a.in.y, a.in.type, row * a.in.stride + at, n_inside, gate);
             if (c.requantise) qb_requantise(requantiser, at, gate);
@@ -121,6 +125,65 @@ __device__ __forceinline__ void take_row(const act_call &c, const char *slots, i
         /* a column past the width may have been made NaN: 0 / (infinite scale) * scale */
         qb_clear_edge(n_inside, v[u]);
     }
+}
+
+/* ---- the maximum of an activation, from the largest input ---- */
+
+/* ReLU and, from 0 on, GELU grow with their input, and below 0 |GELU| stays under GELU_BELOW. So
+ * where the largest input gives more, it gives the maximum: one pass that only compares replaces
+ * one that computes. Inputs must lie further apart than the rounding of GELU: bf16, or requantised.
+ */
+#define GELU_BELOW 0.1701f
+enum { WORTH_ASKING = 1 << 18 }; /* below, the launches take longer than what they save */
+
+/* A key that orders all floats but NaN; 0 is below all of them. */
+__device__ __forceinline__ uint32_t key_of(float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float value_of(uint32_t key)
+{
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+__global__ void __launch_bounds__(256)
+    largest_of_rows(const __grid_constant__ qb_cuda_act_args a, uint32_t *largest)
+{
+    const int width = (int)a.width;
+    uint32_t mine = 0;
+    for (size_t row = blockIdx.x; row < a.m; row += gridDim.x) {
+        float largest_here = -CUDART_INF_F;
+        bool any = false;
+#pragma unroll 4
+        for (int column = threadIdx.x * UNIT; column < width; column += blockDim.x * UNIT) {
+            float v[UNIT];
+            if (column + UNIT <= width)
+                qb_load(a.in.y, a.in.type, row * a.in.stride + column, v);
+            else
+                qb_load_edge(a.in.y, a.in.type, row * a.in.stride + column, width - column, v);
+#pragma unroll
+            for (int i = 0; i < UNIT; i++)
+                largest_here = column + i < width ? fmaxf(largest_here, v[i]) : largest_here;
+            any = true;
+        }
+        if (any) mine = max(mine, key_of(largest_here));
+    }
+    mine = __reduce_max_sync(0xffffffffu, mine);
+    if (threadIdx.x % 32 == 0 && mine > *(volatile uint32_t *)largest) atomicMax(largest, mine);
+}
+
+/* True and the maximum, if the largest input tells it. */
+template <act_op OP>
+__device__ __forceinline__ bool is_told(const act_call &c, const qb_requantiser &requantiser,
+                                        float *max_abs)
+{
+    if ((OP != OP_GELU && OP != OP_RELU) || !c.largest || *c.largest == 0) return false;
+    float v[UNIT] = {value_of(*c.largest)};
+    if (c.requantise) v[0] = qb_requantise_one(requantiser, 0, v[0]);
+    activate(OP, v, v);
+    *max_abs = v[0];
+    return v[0] > (OP == OP_RELU ? 0.0f : GELU_BELOW);
 }
 
 /* ---- a row ---- */
@@ -151,7 +214,8 @@ __device__ __forceinline__ float scale_of_row(const act_call &c, size_t row,
     return scale;
 }
 
-template <int V, act_op OP, int STAGES>
+/* WHOLE: every thread's units lie inside the width, the input is bf16, and it is copied ahead. */
+template <int V, act_op OP, int STAGES, bool WHOLE>
 __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 2 ? 2 : 1)
     act_rows(const __grid_constant__ act_call c)
 {
@@ -160,15 +224,20 @@ __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 2 ? 2 : 1)
     extern __shared__ __align__(16) char shared[];
     const qb_cuda_act_args &a = c.args;
     const qb_cuda_stage &stage = a.stage;
-    const int unit_bytes = a.in.type == QB_CUDA_BF16 ? 16 : 32,
+    const int unit_bytes = WHOLE || a.in.type == QB_CUDA_BF16 ? 16 : 32,
               slot_step = (int)(blockDim.x * blockDim.y) * unit_bytes;
     char *slots = shared + (threadIdx.y * blockDim.x + threadIdx.x) * unit_bytes;
     const size_t step = (size_t)gridDim.x * blockDim.y;
     const bool by_row = stage.kind == QB_STAGE_TOKEN || c.pass == PASS_MAXIMUM;
     size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
     qb_requantiser_init(requantiser, a.in);
+    float told;
+    if (c.pass == PASS_MAXIMUM && is_told<OP>(c, requantiser, &told)) {
+        if (row == 0 && threadIdx.x == 0) *stage.max_bits = __float_as_uint(told);
+        return;
+    }
     for (int ahead = 0; ahead < STAGES - 1; ahead++)
-        copy_row<V, OP>(c, slots, slot_step, row + ahead * step, ahead);
+        copy_row<V, OP, WHOLE>(c, slots, slot_step, row + ahead * step, ahead);
 
     float scale = by_row ? 0.0f : qb_stage_scale(stage);
     qb_quantiser quantiser = qb_quantiser_make(scale);
@@ -176,48 +245,64 @@ __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 2 ? 2 : 1)
 
     for (int i = 0; row - threadIdx.y < a.m; i++, row += step) {
         float v[V][UNIT];
-        copy_row<V, OP>(c, slots, slot_step, row + (STAGES - 1) * step, (i + STAGES - 1) % STAGES);
+        copy_row<V, OP, WHOLE>(c, slots, slot_step, row + (STAGES - 1) * step,
+                               (i + STAGES - 1) % STAGES);
         qb_copies_wait<STAGES - 1>();
-        take_row<V, OP>(c, slots, slot_step, row, i % STAGES, requantiser, v);
+        take_row<V, OP, WHOLE>(c, slots, slot_step, row, i % STAGES, requantiser, v);
         if (by_row) quantiser = qb_quantiser_make(scale_of_row(c, row, v, scratch, i % 2));
         if (c.pass == PASS_MAXIMUM || row >= a.m) continue;
-#pragma unroll
-        for (int u = 0; u < V; u++)
-            if (column_of(u) < c.n_columns)
-                qb_stage_unit(stage, row, column_of(u), (int)a.width, v[u], quantiser);
+        qb_stage_row<WHOLE>(stage, row, (int)a.width, c.n_columns, v, quantiser);
     }
 }
 
 /* ---- launch ---- */
 
-template <int V, act_op OP, int STAGES> qb_status launch_units(act_call c, qb_cuda_stream stream)
+template <int V, act_op OP, int STAGES, bool WHOLE>
+qb_status launch_case(const act_call &c, dim3 block, qb_cuda_stream stream)
 {
-    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, V);
-    const size_t unit_bytes = UNIT * qb_cuda_dtype_bytes(c.args.in.type);
-    c.ahead = c.args.width % UNIT == 0 && V * unit_bytes <= 128; /* else unaligned, or too much */
-    const size_t halves = OP == OP_SWIGLU && c.ahead ? 2 : 1,
+    const size_t unit_bytes = UNIT * qb_cuda_dtype_bytes(c.args.in.type),
+                 halves = OP == OP_SWIGLU && c.ahead ? 2 : 1,
                  bytes = unit_bytes * halves * STAGES * V * block.x * block.y;
     unsigned grid;
-    QB_TRY((qb_row_grid<act_rows<V, OP, STAGES>>)(block, bytes, c.args.m, &grid));
-    act_rows<V, OP, STAGES><<<grid, block, bytes, stream>>>(c);
+    QB_TRY((qb_row_grid<act_rows<V, OP, STAGES, WHOLE>>)(block, bytes, c.args.m, &grid));
+    act_rows<V, OP, STAGES, WHOLE><<<grid, block, bytes, stream>>>(c);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
 
-template <act_op OP> qb_status launch_op(const act_call &c, qb_cuda_stream stream)
+template <act_op OP> qb_status launch_op(act_call c, qb_cuda_stream stream)
 {
-    if (c.n_columns <= 2 * 32 * QB_ROW_WARPS * UNIT) return launch_units<2, OP, 2>(c, stream);
-    return launch_units<8, OP, 1>(c, stream);
+    const qb_cuda_act_args &a = c.args;
+    const bool wide = c.n_columns > 2 * 32 * QB_ROW_WARPS * UNIT;
+    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, wide ? 8 : 2);
+    /* a gate that is not aligned, or too much for shared memory, is loaded when it is needed */
+    c.ahead = a.width % UNIT == 0 && !(wide && a.in.type == QB_CUDA_F32);
+    if (wide) return launch_case<8, OP, 1, false>(c, block, stream);
+    if (a.width == (size_t)2 * UNIT * block.x && c.n_columns == (int)a.width &&
+        a.in.type == QB_CUDA_BF16)
+        return launch_case<2, OP, 2, true>(c, block, stream);
+    return launch_case<2, OP, 2, false>(c, block, stream);
 }
 
-qb_status launch(const qb_cuda_act_args *a, act_pass pass, qb_cuda_stream stream)
+qb_status find_largest(const qb_cuda_act_args *a, uint32_t *largest, qb_cuda_stream stream)
+{
+    const size_t most = 1024; /* blocks: several on each multiprocessor */
+    QB_TRY(qb_cuda_zero(largest, sizeof *largest, stream));
+    largest_of_rows<<<(unsigned)(a->m < most ? a->m : most), 256, 0, stream>>>(*a, largest);
+    QB_CUDA_TRY(cudaGetLastError());
+    return QB_OK;
+}
+
+qb_status launch(const qb_cuda_act_args *a, act_pass pass, const uint32_t *largest,
+                 qb_cuda_stream stream)
 {
     act_call c;
     c.args = *a;
+    c.largest = largest;
     c.pass = pass;
     c.n_columns = qb_stage_columns(&a->stage, a->width);
     c.requantise = a->in.max_bits || a->in.scale;
-    c.ahead = true;
+    c.ahead = false; /* set where the split over threads is known */
     if (!a->apply) return launch_op<OP_NONE>(c, stream);
     if (a->act == QB_ACT_GELU_TANH) return launch_op<OP_GELU>(c, stream);
     if (a->act == QB_ACT_RELU) return launch_op<OP_RELU>(c, stream);
@@ -236,8 +321,13 @@ qb_status qb_cuda_act(const qb_cuda_act_args *args, qb_cuda_stream stream)
                        a.in.stride, a.stage.stride);
     /* the maxima are those of the product's output, which is not what is staged then */
     if (a.apply || a.in.max_bits || a.in.scale) a.row_max_bits = NULL;
-    if (a.stage.kind != QB_STAGE_TENSOR) return launch(&a, PASS_WHOLE, stream);
+    if (a.stage.kind != QB_STAGE_TENSOR) return launch(&a, PASS_WHOLE, NULL, stream);
     QB_TRY(qb_cuda_zero(a.stage.max_bits, sizeof *a.stage.max_bits, stream));
-    QB_TRY(launch(&a, PASS_MAXIMUM, stream));
-    return launch(&a, PASS_CODES, stream);
+    uint32_t *largest = NULL;
+    if (a.m * a.width >= WORTH_ASKING && a.apply && a.act != QB_ACT_SWIGLU &&
+        a.in.segments.n <= 1 && (a.in.type == QB_CUDA_BF16 || a.in.max_bits || a.in.scale))
+        largest = (uint32_t *)a.stage.row_stats;
+    if (largest) QB_TRY(find_largest(&a, largest, stream));
+    QB_TRY(launch(&a, PASS_MAXIMUM, largest, stream));
+    return launch(&a, PASS_CODES, NULL, stream);
 }

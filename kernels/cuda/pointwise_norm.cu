@@ -16,6 +16,24 @@ struct norm_call {
     bool vectors;         /* gain and bias are aligned to 16 bytes */
 };
 
+/* What is known when the kernel is compiled: ANY nothing; PLAIN that every thread's units lie
+ * inside the width, gain and bias are vectors, and nothing is pending; ADDS the same with bf16
+ * pending. */
+enum norm_case { ANY, PLAIN, ADDS };
+
+template <norm_case CASE> __device__ __forceinline__ bool adds(const norm_call &c)
+{
+    return CASE == ANY ? c.add : CASE == ADDS;
+}
+template <norm_case CASE> __device__ __forceinline__ bool is_bf16(const norm_call &c)
+{
+    return CASE == ADDS || c.args.pending.type == QB_CUDA_BF16;
+}
+template <norm_case CASE> __device__ __forceinline__ int inside(const norm_call &c, int column)
+{
+    return CASE == ANY ? (int)c.args.width - column : UNIT;
+}
+
 struct row_stats {
     float mean, inverse;
 };
@@ -32,17 +50,17 @@ struct slots {
     int x_step, pending_step;
 };
 
-template <int V>
+template <int V, norm_case CASE>
 __device__ __forceinline__ slots slots_make(const norm_call &c, char *shared, int n_stages)
 {
     const int n_threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x,
-              bytes = c.args.pending.type == QB_CUDA_BF16 ? 8 : 16;
+              bytes = is_bf16<CASE>(c) ? 8 : 16;
     return {shared + thread * 16, shared + n_stages * V * n_threads * 16 + thread * bytes,
             n_threads * 16, n_threads * bytes};
 }
 
 /* Columns from the width on become 0. */
-template <int V>
+template <int V, norm_case CASE>
 __device__ __forceinline__ void copy_row(const norm_call &c, const slots &s, size_t row, int stage)
 {
     const qb_cuda_norm_args &a = c.args;
@@ -51,60 +69,63 @@ __device__ __forceinline__ void copy_row(const norm_call &c, const slots &s, siz
         const size_t pending = row * a.pending.stride;
 #pragma unroll
         for (int u = 0; u < V; u++) {
-            const int column = column_of(u), n_inside = min(UNIT, (int)a.width - column),
+            const int column = column_of(u), n = min(UNIT, inside<CASE>(c, column)),
                       slot = stage * V + u;
-            if (n_inside <= 0) break;
-            qb_copy_ahead<16>(s.x + slot * s.x_step, x + column, n_inside * 4);
-            if (c.add && a.pending.type == QB_CUDA_BF16)
-                qb_copy_ahead<8>(s.pending + slot * s.pending_step,
-                                 (const __nv_bfloat16 *)a.pending.y + pending + column,
-                                 n_inside * 2);
-            else if (c.add)
-                qb_copy_ahead<16>(s.pending + slot * s.pending_step,
-                                  (const float *)a.pending.y + pending + column, n_inside * 4);
+            if (n <= 0) break;
+            qb_copy_ahead<16>(s.x + slot * s.x_step, x + column, n * 4);
+            if (!adds<CASE>(c)) continue;
+            char *to = s.pending + slot * s.pending_step;
+            if (is_bf16<CASE>(c))
+                qb_copy_ahead<8>(to, (const __nv_bfloat16 *)a.pending.y + pending + column, n * 2);
+            else
+                qb_copy_ahead<16>(to, (const float *)a.pending.y + pending + column, n * 4);
         }
     }
     qb_copies_commit();
 }
 
 /* v = x + pending, which is written back to x. */
-template <int V>
+template <int V, norm_case CASE>
 __device__ __forceinline__ void take_row(const norm_call &c, const slots &s, size_t row, int stage,
                                          const qb_requantiser &requantiser, float (&v)[V][UNIT])
 {
     const qb_cuda_norm_args &a = c.args;
 #pragma unroll
-    for (int u = 0; u < V; u++) {
-        const int column = column_of(u), slot = stage * V + u;
+    for (int u = 0; u < V; u++)
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[u][i] = 0.0f;
-        if (row >= a.m || column >= (int)a.width) continue;
+    if (row >= a.m) return;
+    float *x = a.x + row * a.x_stride;
+#pragma unroll
+    for (int u = 0; u < V; u++) {
+        const int column = column_of(u), n = inside<CASE>(c, column), slot = stage * V + u;
+        if (n <= 0) continue;
         qb_load(s.x + slot * s.x_step, QB_CUDA_F32, 0, v[u]);
-        if (!c.add) continue;
+        if (!adds<CASE>(c)) continue;
         float pending[UNIT];
-        qb_load(s.pending + slot * s.pending_step, a.pending.type, 0, pending);
+        qb_load(s.pending + slot * s.pending_step, is_bf16<CASE>(c) ? QB_CUDA_BF16 : QB_CUDA_F32, 0,
+                pending);
         if (c.requantise) qb_requantise(requantiser, column, pending);
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[u][i] = __fadd_rn(v[u][i], pending[i]);
-        qb_clear_edge((int)a.width - column, v[u]);
-        qb_store(a.x, QB_CUDA_F32, row * a.x_stride + column, v[u]);
+        qb_clear_edge(n, v[u]);
+        qb_store(x, QB_CUDA_F32, column, v[u]);
     }
 }
 
 /* ---- norm ---- */
 
 /* v -= mean; columns from the width on stay 0. */
-template <int V>
+template <int V, norm_case CASE>
 __device__ __forceinline__ void centre_row(const norm_call &c, float mean, float (&v)[V][UNIT])
 {
-    if (c.args.norm != QB_NORM_LAYERNORM) return;
 #pragma unroll
     for (int u = 0; u < V; u++) {
-        const int n_inside = (int)c.args.width - column_of(u);
-        if (n_inside <= 0) continue;
+        const int n = inside<CASE>(c, column_of(u));
+        if (n <= 0) continue;
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[u][i] = __fsub_rn(v[u][i], mean);
-        qb_clear_edge(n_inside, v[u]);
+        qb_clear_edge(n, v[u]);
     }
 }
 
@@ -116,8 +137,8 @@ __device__ __forceinline__ float inverse_root(float x)
     return x > 0x1p-100f && x < 0x1p100f ? better : y; /* else the products may overflow */
 }
 
-/* Centres the row. */
-template <int V>
+/* Centres the row, if the norm is one that does. */
+template <int V, norm_case CASE>
 __device__ __forceinline__ row_stats reduce_row(const norm_call &c, float (&v)[V][UNIT],
                                                 qb_row_scratch &scratch, int odd)
 {
@@ -127,8 +148,8 @@ __device__ __forceinline__ row_stats reduce_row(const norm_call &c, float (&v)[V
 #pragma unroll
         for (int u = 0; u < V; u++) sum = __fadd_rn(sum, qb_unit_sum(v[u]));
         stats.mean = __fmul_rn(qb_row_sum(sum, scratch, odd, 0), c.inverse_width);
+        centre_row<V, CASE>(c, stats.mean, v);
     }
-    centre_row(c, stats.mean, v);
     sum = 0.0f;
 #pragma unroll
     for (int u = 0; u < V; u++) sum = __fadd_rn(sum, qb_unit_squares(v[u]));
@@ -138,39 +159,44 @@ __device__ __forceinline__ row_stats reduce_row(const norm_call &c, float (&v)[V
 }
 
 /* The same in the second pass. */
-template <int V>
+template <int V, norm_case CASE>
 __device__ __forceinline__ row_stats recall_row(const norm_call &c, size_t row, float (&v)[V][UNIT])
 {
     const float *from = c.args.stage.row_stats + 2 * row;
-    centre_row(c, from[0], v);
+    if (c.args.norm == QB_NORM_LAYERNORM) centre_row<V, CASE>(c, from[0], v);
     return {from[0], from[1]};
 }
 
-__device__ __forceinline__ void load_channels(const float *from, bool vectors, int column,
-                                              int n_inside, float (&v)[UNIT])
+template <norm_case CASE>
+__device__ __forceinline__ void load_channels(const norm_call &c, const float *from, int column,
+                                              int n, float (&v)[UNIT])
 {
-    if (vectors && n_inside >= UNIT)
+    if (CASE != ANY || (c.vectors && n >= UNIT))
         qb_load(from, QB_CUDA_F32, column, v);
     else
-        qb_load_edge(from, QB_CUDA_F32, column, n_inside, v);
+        qb_load_edge(from, QB_CUDA_F32, column, n, v);
 }
 
-/* v * inverse * gain + bias of a centred unit; rounded step by step, so that both passes agree. */
-__device__ __forceinline__ void normalise(const norm_call &c, float inverse, int column,
-                                          float (&v)[UNIT])
+/* v * inverse * gain + bias of centred units; rounded step by step, so that both passes agree. */
+template <int V, norm_case CASE, bool BIAS>
+__device__ __forceinline__ void normalise(const norm_call &c, float inverse, float (&v)[V][UNIT])
 {
     const qb_cuda_norm_args &a = c.args;
-    const int n_inside = (int)a.width - column;
-    float gain[UNIT], bias[UNIT] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (n_inside <= 0) return;
-    if (a.norm == QB_NORM_RMSNORM_SINGLE)
-        gain[0] = gain[1] = gain[2] = gain[3] = a.gain[0];
-    else
-        load_channels(a.gain, c.vectors, column, n_inside, gain);
-    if (a.bias) load_channels(a.bias, c.vectors, column, n_inside, bias);
 #pragma unroll
-    for (int i = 0; i < UNIT; i++) v[i] = __fmaf_rn(__fmul_rn(v[i], inverse), gain[i], bias[i]);
-    qb_clear_edge(n_inside, v); /* 0 * an infinite inverse */
+    for (int u = 0; u < V; u++) {
+        const int column = column_of(u), n = inside<CASE>(c, column);
+        float gain[UNIT], bias[UNIT] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (n <= 0) continue;
+        if (CASE == ANY && a.norm == QB_NORM_RMSNORM_SINGLE)
+            gain[0] = gain[1] = gain[2] = gain[3] = a.gain[0];
+        else
+            load_channels<CASE>(c, a.gain, column, n, gain);
+        if (BIAS) load_channels<CASE>(c, a.bias, column, n, bias);
+#pragma unroll
+        for (int i = 0; i < UNIT; i++)
+            v[u][i] = __fmaf_rn(__fmul_rn(v[u][i], inverse), gain[i], bias[i]);
+        qb_clear_edge(n, v[u]); /* 0 * an infinite inverse */
+    }
 }
 
 /* ---- a row ---- */
@@ -198,7 +224,7 @@ __device__ __forceinline__ float scale_of_row(const norm_call &c, size_t row, ro
     return scale;
 }
 
-template <int V, int STAGES>
+template <int V, int STAGES, norm_case CASE>
 __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 4 ? 2 : 1)
     add_norm_rows(const __grid_constant__ norm_call c)
 {
@@ -207,52 +233,65 @@ __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 4 ? 2 : 1)
     extern __shared__ __align__(16) char shared[];
     const qb_cuda_norm_args &a = c.args;
     const qb_cuda_stage &stage = a.stage;
-    const slots s = slots_make<V>(c, shared, STAGES);
+    const slots s = slots_make<V, CASE>(c, shared, STAGES);
     const size_t step = (size_t)gridDim.x * blockDim.y;
     const bool by_row = stage.kind == QB_STAGE_TOKEN || c.pass == PASS_MAXIMUM;
     size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
-    for (int ahead = 0; ahead < STAGES - 1; ahead++) copy_row<V>(c, s, row + ahead * step, ahead);
+    for (int ahead = 0; ahead < STAGES - 1; ahead++)
+        copy_row<V, CASE>(c, s, row + ahead * step, ahead);
 
-    if (c.add) qb_requantiser_init(requantiser, a.pending);
+    if (adds<CASE>(c)) qb_requantiser_init(requantiser, a.pending);
     float scale = by_row ? 0.0f : qb_stage_scale(stage);
     qb_quantiser quantiser = qb_quantiser_make(scale);
     if (c.pass == PASS_CODES && row == 0 && threadIdx.x == 0) stage.scale[0] = scale;
 
     for (int i = 0; row - threadIdx.y < a.m; i++, row += step) {
         float v[V][UNIT];
-        copy_row<V>(c, s, row + (STAGES - 1) * step, (i + STAGES - 1) % STAGES);
+        copy_row<V, CASE>(c, s, row + (STAGES - 1) * step, (i + STAGES - 1) % STAGES);
         qb_copies_wait<STAGES - 1>();
-        take_row(c, s, row, i % STAGES, requantiser, v);
+        take_row<V, CASE>(c, s, row, i % STAGES, requantiser, v);
         row_stats stats = {0.0f, 0.0f};
         if (c.pass != PASS_CODES)
-            stats = reduce_row(c, v, scratch, i % 2);
+            stats = reduce_row<V, CASE>(c, v, scratch, i % 2);
         else if (row < a.m)
-            stats = recall_row(c, row, v);
-#pragma unroll
-        for (int u = 0; u < V; u++) normalise(c, stats.inverse, column_of(u), v[u]);
+            stats = recall_row<V, CASE>(c, row, v);
+        if (a.bias)
+            normalise<V, CASE, true>(c, stats.inverse, v);
+        else
+            normalise<V, CASE, false>(c, stats.inverse, v);
         if (by_row) quantiser = qb_quantiser_make(scale_of_row(c, row, stats, v, scratch, i % 2));
         if (c.pass == PASS_MAXIMUM || row >= a.m) continue;
-#pragma unroll
-        for (int u = 0; u < V; u++)
-            if (column_of(u) < c.n_columns)
-                qb_stage_unit(stage, row, column_of(u), (int)a.width, v[u], quantiser);
+        qb_stage_row<CASE != ANY>(stage, row, (int)a.width, c.n_columns, v, quantiser);
     }
 }
 
 /* ---- launch ---- */
 
-template <int V, int STAGES> qb_status launch_units(const norm_call &c, qb_cuda_stream stream)
+template <int V, int STAGES, norm_case CASE>
+qb_status launch_case(const norm_call &c, dim3 block, qb_cuda_stream stream)
 {
-    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, V);
     const size_t unit_bytes = 16 + (!c.add                                ? 0
                                     : c.args.pending.type == QB_CUDA_BF16 ? 8
                                                                           : 16),
                  bytes = unit_bytes * STAGES * V * block.x * block.y;
     unsigned grid;
-    QB_TRY((qb_row_grid<add_norm_rows<V, STAGES>>)(block, bytes, c.args.m, &grid));
-    add_norm_rows<V, STAGES><<<grid, block, bytes, stream>>>(c);
+    QB_TRY((qb_row_grid<add_norm_rows<V, STAGES, CASE>>)(block, bytes, c.args.m, &grid));
+    add_norm_rows<V, STAGES, CASE><<<grid, block, bytes, stream>>>(c);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
+}
+
+/* The sums of a row are the same in all cases: they depend on V alone. */
+template <int V, int STAGES> qb_status launch_units(const norm_call &c, qb_cuda_stream stream)
+{
+    const qb_cuda_norm_args &a = c.args;
+    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, V);
+    const bool whole = a.width == (size_t)V * UNIT * block.x && c.n_columns == (int)a.width &&
+                       c.vectors && a.norm != QB_NORM_RMSNORM_SINGLE;
+    if (whole && !c.add) return launch_case<V, STAGES, PLAIN>(c, block, stream);
+    if (whole && a.pending.type == QB_CUDA_BF16)
+        return launch_case<V, STAGES, ADDS>(c, block, stream);
+    return launch_case<V, STAGES, ANY>(c, block, stream);
 }
 
 qb_status launch(const qb_cuda_norm_args *a, norm_pass pass, qb_cuda_stream stream)
@@ -265,9 +304,9 @@ qb_status launch(const qb_cuda_norm_args *a, norm_pass pass, qb_cuda_stream stre
     c.add = a->pending.y && pass != PASS_CODES;
     c.requantise = a->pending.max_bits || a->pending.scale;
     c.vectors = ((uintptr_t)a->gain | (uintptr_t)a->bias) % 16 == 0;
-    if (c.n_columns <= 2 * 32 * QB_ROW_WARPS * UNIT) return launch_units<2, 2>(c, stream);
+    if (c.n_columns < 2048) return launch_units<2, 2>(c, stream);
     if (c.n_columns <= 4 * 32 * QB_ROW_WARPS * UNIT) return launch_units<4, 2>(c, stream);
-    return launch_units<8, 1>(c, stream);
+    return launch_case<8, 1, ANY>(c, qb_row_block((size_t)c.n_columns / UNIT, 8), stream);
 }
 } /* namespace */
 
