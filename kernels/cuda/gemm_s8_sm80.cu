@@ -35,9 +35,9 @@ static __device__ __forceinline__ void load_operand(const int8_t *from, size_t s
     for (int i = threadIdx.x; i < TILE * 4; i += THREADS) {
         const int row = i / 4, chunk = i % 4;
         const bool take = row0 + row < n_rows;
-        qb__cp_async_16_if(to + chunk_at(row, chunk),
-                           from + (size_t)(take ? row0 + row : 0) * stride + tile * 64 + chunk * 16,
-                           take);
+        qb__cp_async_16(to + chunk_at(row, chunk),
+                        from + (size_t)(take ? row0 + row : 0) * stride + tile * 64 + chunk * 16,
+                        take ? 16 : 0);
     }
 }
 

@@ -18,7 +18,7 @@ size_t qb_cuda_gemm_u4_workspace(size_t max_m, size_t n, size_t k)
 
 static const char *shape_refusal(const qb_cuda_gemm_u4_args *a)
 {
-    if (a->m == 0 || a->m > 1u << 30) return "no tokens, or too many";
+    if (a->m > 1u << 30) return "too many tokens";
     if (a->x_stride < a->w->k_pad || a->x_stride % 8) return "activations are not padded";
     if (a->y && a->out != QB_CUDA_F32 && a->out != QB_CUDA_BF16) return "output is f32 or bf16";
     return a->y || a->residual ? NULL : "no output";
@@ -26,6 +26,7 @@ static const char *shape_refusal(const qb_cuda_gemm_u4_args *a)
 
 qb_status qb_cuda_gemm_u4(const qb_cuda_gemm_u4_args *args, qb_cuda_stream stream)
 {
+    if (args->m == 0) return QB_OK;
     const char *why = shape_refusal(args);
     if (why) return QB_FAIL(QB_ERR_SHAPE, "gemm_u4: %zu x %zu: %s", args->m, args->w->n, why);
     for (const qb_cuda_gemm_u4_row *row = qb_cuda_gemm_u4_kernels; row->info.name; row++)

@@ -67,7 +67,8 @@ __device__ __forceinline__ void load_x(const qb__u4_product &p, uint32_t x_share
     for (int i = threadIdx.x; i < p.k_tiles * p.m * 8; i += blockDim.x) {
         const int chunk = i % 8, tile = i / 8 % p.k_tiles, row = i / 8 / p.k_tiles;
         qb__cp_async_16(x_shared + (tile * p.m + row) * 128 + ((chunk ^ row) & 7) * 16,
-                        p.x + (size_t)row * p.x_stride + tile * 64 + chunk * 8);
+                        p.x + (size_t)row * p.x_stride + tile * 64 + chunk * 8,
+                        qb__u4_chunk_bytes(p, tile * 64 + chunk * 8));
     }
     qb__cp_async_commit();
 }
@@ -234,13 +235,25 @@ int warps_for(int k_tiles)
     return best;
 }
 
+/* Most shared memory of a block; 0 = no GPU. */
+int max_shared()
+{
+    int device, bytes;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+            cudaSuccess)
+        return 0;
+    return bytes;
+}
+
 template <int TOK8, int MODE, int DEPTH>
 qb_status launch_with(const qb__u4_product &p, int most_blocks, qb_cuda_stream stream)
 {
     const int n_warps = warps_for(p.k_tiles), n_blocks = std::min((p.n + 15) / 16, most_blocks);
     const layout l = layout_of(p, MODE, n_blocks, n_warps);
+    /* the same for all launches, some of which a graph keeps */
     QB_CUDA_TRY(cudaFuncSetAttribute(gemv<TOK8, MODE, DEPTH>,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, l.bytes));
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared()));
     return qb__launch_overlapped(gemv<TOK8, MODE, DEPTH>, dim3((unsigned)n_blocks),
                                  dim3((unsigned)n_warps * 32), (size_t)l.bytes, stream, p, l);
 }
@@ -265,14 +278,9 @@ template <int TOK8> qb_status launch(const qb__u4_product &p, qb_cuda_stream str
 const char *qb__gemm_u4_refuse_gemv(const qb_cuda_gemm_u4_args *a)
 {
     if (a->m > QB__U4_GEMV_MAX_M) return "more than 16 tokens";
-    int device, shared;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
-            cudaSuccess)
-        return "no GPU";
     const qb__u4_product p = qb__u4_product_of(a);
     const layout l = layout_of(p, p.x_zero_point ? BY_INPUT : ONE_GROUP, 1, MAX_WARPS);
-    return l.bytes > shared ? "activations larger than shared memory" : NULL;
+    return l.bytes > max_shared() ? "activations larger than shared memory" : NULL;
 }
 
 qb_status qb__gemm_u4_gemv(const qb_cuda_gemm_u4_args *a, qb_cuda_stream stream)

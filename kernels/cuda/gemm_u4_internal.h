@@ -28,9 +28,9 @@ size_t qb__gemm_u4_workspace_sm90(size_t max_m, size_t n, size_t k);
 
 /* Arguments by value, as kernels take them. */
 struct qb__u4_product {
-    int m, n, n_pad, k_tiles; /* k_tiles of 64 */
-    const uint4 *codes;       /* [n_pad / 16][k_tiles][32 lanes] */
-    const float *scale;       /* (n_groups, n_pad) */
+    int m, n, k, n_pad, k_tiles; /* k_tiles of 64 */
+    const uint4 *codes;          /* [n_pad / 16][k_tiles][32 lanes] */
+    const float *scale;          /* (n_groups, n_pad) */
     const int16_t *zero_point;
     const int16_t *x_zero_point; /* or NULL */
     int group_tiles;             /* k tiles a group */
@@ -49,7 +49,8 @@ static inline qb__u4_product qb__u4_product_of(const qb_cuda_gemm_u4_args *a)
 {
     const qb_cuda_u4 *w = a->w;
     qb__u4_product p = {};
-    p.m = (int)a->m, p.n = (int)w->n, p.n_pad = (int)w->n_pad, p.k_tiles = (int)(w->k_pad / 64);
+    p.m = (int)a->m, p.n = (int)w->n, p.k = (int)w->k;
+    p.n_pad = (int)w->n_pad, p.k_tiles = (int)(w->k_pad / 64);
     p.codes = (const uint4 *)w->codes;
     p.scale = w->scale, p.zero_point = w->zero_point, p.x_zero_point = w->x_zero_point;
     p.group_tiles = (int)(w->group / 64);
@@ -60,6 +61,13 @@ static inline qb__u4_product qb__u4_product_of(const qb_cuda_gemm_u4_args *a)
     p.y_stride = a->y_stride;
     p.residual = a->residual, p.residual_stride = a->residual_stride;
     return p;
+}
+
+/* Of 16 bytes of activations from channel k on, those within the width: what lies past it is taken
+ * as 0, since the padding of the weights is minus a zero point. */
+__device__ __forceinline__ int qb__u4_chunk_bytes(const qb__u4_product &p, int k)
+{
+    return max(0, min(8, p.k - k)) * 2;
 }
 
 /* 128 + zero point as a bf16 pair: exact for |zero point| <= 120. */
@@ -110,15 +118,24 @@ __device__ __forceinline__ void qb__u4_zeros_by_input(const int16_t *x_zero_poin
     zero[2] = zero[3] = qb__u4_zero_pair(b.x, b.y);
 }
 
-/* Stores output (m, n) of the scaled sum. */
-__device__ __forceinline__ void qb__u4_store(const qb__u4_product &p, int m, int n, float sum)
+__device__ __forceinline__ float qb__u4_act(float z, int act)
 {
-    float z = p.bias ? sum + __ldg(p.bias + n) : sum;
-    if (p.act == QB_EPI_GELU) z = gemm_s8::gelu(z);
-    if (p.act == QB_EPI_RELU && z < 0.0f) z = 0.0f;
+    if (act == QB_EPI_GELU) return gemm_s8::gelu(z);
+    return act == QB_EPI_RELU && z < 0.0f ? 0.0f : z;
+}
+
+/* Stores output (m, n). */
+__device__ __forceinline__ void qb__u4_put(const qb__u4_product &p, int m, int n, float z)
+{
     if (p.residual) p.residual[(size_t)m * p.residual_stride + n] += z;
     if (p.y_f32) p.y_f32[(size_t)m * p.y_stride + n] = z;
     if (p.y_bf16) p.y_bf16[(size_t)m * p.y_stride + n] = __float2bfloat16_rn(z);
+}
+
+/* The same of the scaled sum. */
+__device__ __forceinline__ void qb__u4_store(const qb__u4_product &p, int m, int n, float sum)
+{
+    qb__u4_put(p, m, n, qb__u4_act(p.bias ? sum + __ldg(p.bias + n) : sum, p.act));
 }
 #endif
 #endif

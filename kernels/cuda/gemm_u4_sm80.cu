@@ -32,8 +32,8 @@ __device__ __forceinline__ void load_stage(const qb__u4_product &p, int tile, in
         const int row = i / 8, chunk = i % 8;
         const bool take = m0 + row < p.m;
         const __nv_bfloat16 *x = p.x + (size_t)(take ? m0 + row : 0) * p.x_stride;
-        qb__cp_async_16_if(stage + row * 128 + ((chunk ^ row) & 7) * 16, x + tile * 64 + chunk * 8,
-                           take);
+        qb__cp_async_16(stage + row * 128 + ((chunk ^ row) & 7) * 16, x + tile * 64 + chunk * 8,
+                        take ? qb__u4_chunk_bytes(p, tile * 64 + chunk * 8) : 0);
     }
     qb__cp_async_commit();
 }

@@ -6,7 +6,10 @@
 
 using namespace gemm_u4;
 
-enum { MAX_ZEROS = 8192 }; /* zero points by input channel that fit beside the stages */
+enum {
+    MAX_ZEROS = 8192,      /* zero points by input channel that fit beside the stages */
+    MAX_SMEM = 227 * 1024, /* a block's: set once for all launches, some of which a graph keeps */
+};
 
 static qb_status make_maps(const qb_cuda_gemm_u4_args *a, int channels, int tokens,
                            qb__u4_sm90 *out)
@@ -16,8 +19,7 @@ static qb_status make_maps(const qb_cuda_gemm_u4_args *a, int channels, int toke
     const CUtensorMapDataType types[] = {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                                          CU_TENSOR_MAP_DATA_TYPE_FLOAT32};
     const CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
-    const qb__tensor_map_args x = {types[0],    2,  a->x,   w->k_pad, a->m,
-                                   a->x_stride, 64, tokens, swizzle};
+    const qb__tensor_map_args x = {types[0], 2, a->x, w->k, a->m, a->x_stride, 64, tokens, swizzle};
     const qb__tensor_map_args codes = {CU_TENSOR_MAP_DATA_TYPE_UINT32,
                                        4,
                                        w->codes,
@@ -50,8 +52,8 @@ static qb_status launch(const qb_cuda_gemm_u4_args *args, int split, int n_sms,
     QB_TRY(make_maps(args, C::CHANNELS, C::BN, &a));
 
     const int bytes = C::SMEM_BYTES + (a.product.x_zero_point ? a.product.k_tiles * 128 : 0);
-    QB_CUDA_TRY(
-        cudaFuncSetAttribute(gemm_u4_sm90<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    QB_CUDA_TRY(cudaFuncSetAttribute(gemm_u4_sm90<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     MAX_SMEM));
     cudaLaunchAttribute attributes[2] = {};
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -68,10 +70,10 @@ static qb_status launch(const qb_cuda_gemm_u4_args *args, int split, int n_sms,
     return QB_OK;
 }
 
-using large = config<2, 128, 7, 1, false>;
-using middle = config<1, 128, 8, 4, false>;
-using small = config<1, 64, 8, 4, false>;
-using grouped = config<1, 128, 8, 4, true>;
+using large = config<2, 128, 7, 1, 1, false>;
+using middle = config<1, 128, 6, 1, 2, false>;
+using small = config<1, 64, 10, 4, 2, false>;
+using grouped = config<1, 128, 8, 4, 1, true>;
 
 const char *qb__gemm_u4_refuse_sm90(const qb_cuda_gemm_u4_args *a)
 {
@@ -92,8 +94,10 @@ struct tile_cost {
     int channels, tokens;
     float per_k_tile, fixed, shared;
 };
-static const tile_cost costs[] = {
-    {256, 128, 0.63f, 7.0f, 15.0f}, {128, 128, 0.39f, 3.0f, 11.0f}, {128, 64, 0.30f, 4.0f, 8.0f}};
+static const tile_cost costs[] = {{large::CHANNELS, large::BN, 0.62f, 4.6f, 13.5f},
+                                  {middle::CHANNELS, middle::BN, 0.35f, 3.7f, 9.8f},
+                                  {small::CHANNELS, small::BN, 0.26f, 3.1f, 6.3f}};
+static const float next_wave = 1.5f; /* from one tile of a block to its next */
 
 /* Clusters of 1, 2, 4 and 8 blocks that run at a time: the larger do not fill every part of the
  * chip. */
@@ -109,7 +113,8 @@ static float expected_time(const qb_cuda_gemm_u4_args *a, const tile_cost &c, in
     const size_t at_a_time = clusters_at_a_time(split, n_sms);
     const float waves = (float)((tiles + at_a_time - 1) / at_a_time);
     const float product = (float)(a->w->k_pad / 64) / (float)split * c.per_k_tile;
-    return split == 1 ? c.fixed + waves * (product + 1.0f) : waves * (product + c.shared);
+    return split == 1 ? c.fixed + waves * product + (waves - 1.0f) * next_wave
+                      : waves * (product + c.shared);
 }
 
 struct choice {
@@ -121,8 +126,10 @@ static choice choose(const qb_cuda_gemm_u4_args *a, int n_sms)
     choice best = {0, 1};
     float best_time = 0.0f;
     for (int tile = 0; tile < 3; tile++)
-        for (int split = 1; split <= 8 && (size_t)split * 64 <= a->w->k_pad; split *= 2) {
+        for (int split = 1; split <= 8; split *= 2) {
             if (a->w->n_groups > 1 && tile != 1) continue;
+            const bool pairs = tile > 0 && a->w->n_groups == 1; /* each wants a k tile */
+            if (a->w->k_pad / 64 < (size_t)(pairs ? 2 * split : split)) continue;
             const float time = expected_time(a, costs[tile], split, n_sms);
             if (best_time != 0.0f && time >= best_time) continue;
             best = {tile, split};

@@ -3,7 +3,8 @@
  * The product is made transposed: weights are the A operand, which wgmma takes from registers, so
  * codes become bf16 there and never pass through memory as such; activations are the B operand in
  * shared memory. A block is a producer warp and two warpgroups of MT * 64 output channels each,
- * times BN tokens; while the tensor cores work on some input channels, the codes of the next become
+ * times BN tokens, or two such pairs that take turns with the input channels and add their sums;
+ * while the tensor cores work on some input channels, the codes of the next become
  * integers. Blocks are persistent and outputs leave through shared memory; or, where there are few
  * tiles, the blocks of a cluster share the input channels of one tile, and each sends its sums to
  * the block that finishes those tokens. */
@@ -25,14 +26,20 @@ struct qb__u4_sm90 {
 namespace gemm_u4
 {
 
-template <int MT_, int BN_, int STAGES_, int STEPS_, bool GROUPED_> struct config {
-    static constexpr int MT = MT_, BN = BN_, STAGES = STAGES_;
-    static constexpr int STEPS = STEPS_; /* of 16 input channels, converted at a time: 1 or 4 */
-    static constexpr bool GROUPED = GROUPED_; /* several scales a channel */
-    static constexpr int CHANNELS = 128 * MT, THREADS = 384;
+template <int MT_, int BN_, int STAGES_, int STEPS_, int PAIRS_, bool GROUPED_> struct config {
+    static constexpr int MT = MT_, BN = BN_;
+    static constexpr int STAGES = STAGES_; /* a multiple of PAIRS */
+    static constexpr int STEPS = STEPS_;   /* of 16 input channels, converted at a time: 1 or 4 */
+    static constexpr int PAIRS = PAIRS_;   /* of warpgroups, 1 or 2; each has a tile at least */
+    static constexpr bool GROUPED = GROUPED_; /* several scales a channel; one pair then */
+    static constexpr int CHANNELS = 128 * MT, THREADS = 128 + 256 * PAIRS;
+    static constexpr int REGISTERS = PAIRS == 1 ? 240 : 112;
     static constexpr int X_BYTES = BN * 128, CODE_BYTES = CHANNELS / 16 * 512;
-    static constexpr int STAGING_BYTES = 16384; /* a warpgroup */
-    static constexpr int X_AT = 2 * STAGING_BYTES, CODES_AT = X_AT + STAGES * X_BYTES,
+    static constexpr int STAGING_BYTES = 16384;        /* a warpgroup */
+    static constexpr int SUM_BYTES = MT * 64 * BN * 4; /* of a warpgroup */
+    static constexpr int SUMS_AT = 2 * STAGING_BYTES,
+                         X_AT = SUMS_AT + (PAIRS == 2 ? 2 * SUM_BYTES : 0),
+                         CODES_AT = X_AT + STAGES * X_BYTES,
                          BARS_AT = CODES_AT + STAGES * CODE_BYTES,
                          ZEROS_AT = BARS_AT + STAGES * 16, /* (k) bf16, where they are by input */
         SMEM_BYTES = ZEROS_AT + 1024;                      /* 1024: alignment */
@@ -41,9 +48,10 @@ template <int MT_, int BN_, int STAGES_, int STEPS_, bool GROUPED_> struct confi
 /* Position in the ring of stages. */
 struct ring {
     int stage, phase;
-    template <int STAGES> __device__ __forceinline__ void next()
+    template <int STAGES> __device__ __forceinline__ void next(int step)
     {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
+        stage += step;
+        if (stage >= STAGES) stage -= STAGES, phase ^= 1;
     }
 };
 
@@ -58,25 +66,52 @@ struct span { /* tiles of 64 input channels that a block multiplies */
 /* ---- producer ---- */
 
 template <class C>
+static __device__ __forceinline__ void load_codes(const qb__u4_sm90 &a, const shared_at &s,
+                                                  int stage, int tile, int channel0)
+{
+    const uint32_t full = s.full + stage * 8;
+    qb_mbar_expect(full, C::X_BYTES + C::CODE_BYTES);
+    qb_tma_load(s.base + C::CODES_AT + stage * C::CODE_BYTES, &a.codes, full, tile * 128,
+                channel0 / 16);
+}
+
+/* `asked`: codes of the first tiles, into the first stages, are on their way. */
+template <class C>
 static __device__ __forceinline__ void produce_tile(const qb__u4_sm90 &a, const shared_at &s,
-                                                    ring &r, const span &k, int token0,
+                                                    ring &r, const span &k, int asked, int token0,
                                                     int channel0)
 {
     for (int tile = k.begin; tile < k.end; tile++) {
-        const uint32_t full = s.full + r.stage * 8;
-        qb_mbar_wait(s.empty + r.stage * 8, r.phase ^ 1);
-        qb_mbar_expect(full, C::X_BYTES + C::CODE_BYTES);
-        qb_tma_load(s.base + C::X_AT + r.stage * C::X_BYTES, &a.x, full, tile * 64, token0);
-        qb_tma_load(s.base + C::CODES_AT + r.stage * C::CODE_BYTES, &a.codes, full, tile * 128,
-                    channel0 / 16);
-        r.template next<C::STAGES>();
+        if (tile - k.begin >= asked) {
+            qb_mbar_wait(s.empty + r.stage * 8, r.phase ^ 1);
+            load_codes<C>(a, s, r.stage, tile, channel0);
+        }
+        qb_tma_load(s.base + C::X_AT + r.stage * C::X_BYTES, &a.x, s.full + r.stage * 8, tile * 64,
+                    token0);
+        r.template next<C::STAGES>(1);
     }
+}
+
+/* Codes do not depend on the kernel before, so the first are asked for before waiting for it. */
+template <class C>
+static __device__ __forceinline__ void produce(const qb__u4_sm90 &a, const shared_at &s,
+                                               const span &k, int first, int n_units, int step)
+{
+    ring r = {0, 0};
+    int asked = 0;
+    for (int i = 0; i < asked; i++)
+        load_codes<C>(a, s, i, k.begin + i, first % a.channel_tiles * C::CHANNELS);
+    qb__wait_previous_grid();
+    for (int unit = first; unit < n_units; unit += step, asked = 0)
+        produce_tile<C>(a, s, r, k, asked, unit / a.channel_tiles * C::BN,
+                        unit % a.channel_tiles * C::CHANNELS);
 }
 
 /* ---- weights ---- */
 
-struct worker {            /* a thread's place */
-    int group, warp, lane; /* warpgroup of the block, warp of the warpgroup */
+struct worker {      /* a thread's place */
+    int pair, group; /* its pair of warpgroups, its warpgroup of the pair */
+    int warp, lane;  /* of the warpgroup */
 };
 
 /* Scales and zero points of a thread's channels g and g + 8 of each tile of 64. */
@@ -225,7 +260,7 @@ multiply_by_steps(const qb__u4_product &p, const shared_at &s, ring &r, const sp
         qb_wgmma_wait<1>();
     };
     convert<C>(p, s, me, t, k.begin, 0, even);
-    for (int tile = k.begin; tile < k.end; tile++) {
+    for (int tile = k.begin; tile < k.end; tile += C::PAIRS) {
         const int stage = r.stage;
         step(stage, 0, even, t.accumulate);
         t.accumulate = 1;
@@ -237,10 +272,10 @@ multiply_by_steps(const qb__u4_product &p, const shared_at &s, ring &r, const sp
         step(stage, 2, even, 1);
         convert<C>(p, s, me, t, tile, 3, odd);
         step(stage, 3, odd, 1);
-        r.template next<C::STAGES>();
-        if (tile + 1 == k.end) break;
+        r.template next<C::STAGES>(C::PAIRS);
+        if (tile + C::PAIRS >= k.end) break;
         fetch_words<C>(s, r, me, t);
-        convert<C>(p, s, me, t, tile + 1, 0, even);
+        convert<C>(p, s, me, t, tile + C::PAIRS, 0, even);
     }
 }
 
@@ -264,14 +299,14 @@ multiply_by_tiles(const qb__u4_product &p, const shared_at &s, ring &r, const sp
         for (int j = 0; j < 4; j++) multiply<C>(s, stage, j, acc, a[j], j ? 1 : t.accumulate);
         qb_wgmma_commit();
         t.accumulate = 1;
-        r.template next<C::STAGES>();
+        r.template next<C::STAGES>(C::PAIRS);
         qb_wgmma_wait<1>();
         release<C>(s, me, t.before);
         t.before = stage;
-        if (tile + 1 < k.end) {
+        if (tile + C::PAIRS < k.end) {
             if (group_ends && !p.x_zero_point) zeros_by_output(t.next, t.zero);
             fetch_words<C>(s, r, me, t);
-            convert_tile(tile + 1, following);
+            convert_tile(tile + C::PAIRS, following);
         }
         if (group_ends) {
             qb_wgmma_wait<0>();
@@ -279,13 +314,13 @@ multiply_by_tiles(const qb__u4_product &p, const shared_at &s, ring &r, const sp
         }
     };
     convert_tile(k.begin, even);
-    for (int tile = k.begin; tile < k.end; tile += 2) {
+    for (int tile = k.begin; tile < k.end; tile += 2 * C::PAIRS) {
         turn(tile, even, odd);
-        if (tile + 1 < k.end) turn(tile + 1, odd, even);
+        if (tile + C::PAIRS < k.end) turn(tile + C::PAIRS, odd, even);
     }
 }
 
-/* acc = the block's sums of a tile; scaled by group where there are groups. */
+/* acc = the pair's sums of a tile; scaled by group where there are groups. */
 template <class C>
 static __device__ __forceinline__ void multiply_tile(const qb__u4_product &p, const shared_at &s,
                                                      ring &r, const span &k, const worker &me,
@@ -313,6 +348,46 @@ static __device__ __forceinline__ void multiply_tile(const qb__u4_product &p, co
     }
     qb_wgmma_wait<0>();
     release<C>(s, me, t.before);
+}
+
+/* ---- the sums of two pairs ---- */
+
+enum { SUMS_THERE = 3, SUMS_TAKEN = 5 }; /* barriers, two each, of the pairs' warpgroups */
+
+/* The second pair leaves its sums in shared memory and goes on, the first adds them to its own. */
+template <class C>
+static __device__ __forceinline__ void add_pairs(const shared_at &s, const worker &me,
+                                                 bool is_first, bool is_last,
+                                                 float (&acc)[C::MT][C::BN / 2])
+{
+    constexpr int FOURS = C::BN / 8;
+    const uint32_t at =
+        s.base + C::SUMS_AT + me.group * C::SUM_BYTES + (me.warp * 32 + me.lane) * 16;
+    if (me.pair == 1) {
+        if (!is_first) qb_bar_sync(SUMS_TAKEN + me.group, 256);
+    } else {
+        qb_bar_sync(SUMS_THERE + me.group, 256);
+    }
+#pragma unroll
+    for (int q = 0; q < C::MT * FOURS; q++) {
+        float *v = acc[q / FOURS] + q % FOURS * 4, w[4];
+        if (me.pair == 1) {
+            asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at + q * 2048), "f"(v[0]),
+                         "f"(v[1]), "f"(v[2]), "f"(v[3])
+                         : "memory");
+        } else {
+            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                         : "=f"(w[0]), "=f"(w[1]), "=f"(w[2]), "=f"(w[3])
+                         : "r"(at + q * 2048)
+                         : "memory");
+#pragma unroll
+            for (int c = 0; c < 4; c++) v[c] += w[c];
+        }
+    }
+    if (me.pair == 1)
+        qb_bar_arrive(SUMS_THERE + me.group, 256);
+    else if (!is_last)
+        qb_bar_arrive(SUMS_TAKEN + me.group, 256);
 }
 
 /* ---- outputs ---- */
@@ -463,25 +538,37 @@ static __device__ __forceinline__ void share_out(const qb__u4_sm90 &a, const sha
                                                  const float (&acc)[C::MT][C::BN / 2])
 {
     constexpr int FOURS = C::BN / 8, ALL = C::MT * FOURS, FOUR_BYTES = 256 * 16;
-    static_assert(ALL * FOUR_BYTES <= C::STAGES * C::X_BYTES + C::STAGES * C::CODE_BYTES, "");
+    static_assert(ALL * FOUR_BYTES <= C::STAGES * (C::X_BYTES + C::CODE_BYTES), "");
     const qb__u4_product &p = a.product;
     const int rank = (int)qb_cluster_rank(), per_block = ALL / a.split;
     const uint32_t mine = s.base + C::X_AT + (me.group * 128 + me.warp * 32 + me.lane) * 16;
+    const int channel = channel0 + me.warp * 16 + me.lane / 4;
+    const affine low = load_affine<C>(p, channel);
+    affine high = low;
+    if (C::MT == 2) high = load_affine<C>(p, channel + 64);
     cluster_sync();
 #pragma unroll
     for (int q = 0; q < ALL; q++) {
         const float *v = acc[q / FOURS] + q % FOURS * 4;
-        const int at = rank * per_block + (q & (per_block - 1)); /* both are powers of two */
-        asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
-                         qb_cluster_map(mine + at * FOUR_BYTES, (uint32_t)(q * a.split / ALL))),
-                     "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
-                     : "memory");
+        const int owner = q * a.split / ALL; /* all are powers of two */
+        const uint32_t to = mine + (rank * per_block + (q & (per_block - 1))) * FOUR_BYTES;
+        if (owner == rank) /* not over the network */
+            asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v[0]), "f"(v[1]),
+                         "f"(v[2]), "f"(v[3])
+                         : "memory");
+        else
+            asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(
+                             qb_cluster_map(to, (uint32_t)owner)),
+                         "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                         : "memory");
     }
     cluster_sync();
-#pragma unroll 1
+#pragma unroll 2
     for (int i = 0; i < per_block; i++) {
         const int q = rank * per_block + i;
+        const bool is_high = C::MT == 2 && q >= FOURS;
         float sum[4] = {};
+#pragma unroll 2
         for (int from = 0; from < a.split; from++) {
             float v[4];
             asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -493,9 +580,11 @@ static __device__ __forceinline__ void share_out(const qb__u4_sm90 &a, const sha
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             const int m = token0 + q % FOURS * 8 + me.lane % 4 * 2 + c % 2;
-            const int n = channel0 + q / FOURS * 64 + me.warp * 16 + me.lane / 4 + c / 2 * 8;
-            if (m >= p.m || n >= p.n) continue;
-            qb__u4_store(p, m, n, C::GROUPED ? sum[c] : sum[c] * __ldg(p.scale + n));
+            const int n = channel + is_high * 64 + c / 2 * 8;
+            const float scale = is_high ? high.scale[c / 2] : low.scale[c / 2];
+            const float bias = is_high ? high.bias[c / 2] : low.bias[c / 2];
+            if (m < p.m && n < p.n)
+                qb__u4_put(p, m, n, qb__u4_act(fmaf(sum[c], scale, bias), p.act));
         }
     }
 }
@@ -516,43 +605,50 @@ __global__ void __launch_bounds__(C::THREADS, 1) gemm_u4_sm90(const __grid_const
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             qb_mbar_init(s.full + i * 8, 1);
-            qb_mbar_init(s.empty + i * 8, 8);
+            qb_mbar_init(s.empty + i * 8, 8); /* the warps of a pair */
         }
         qb_mbar_init_fence();
     }
     if (p.x_zero_point) fill_input_zeros(p, s.base + C::ZEROS_AT);
     __syncthreads();
     qb__start_next_grid();
-    qb__wait_previous_grid();
 
-    ring r = {0, 0};
     const int warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         qb_regs_give<24>();
-        for (int unit = first; unit < n_units; unit += step) {
-            if (threadIdx.x == 0)
-                produce_tile<C>(a, s, r, k, unit / a.channel_tiles * C::BN,
-                                unit % a.channel_tiles * C::CHANNELS);
-            if (a.split > 1) {
-                __syncwarp();
-                cluster_sync();
-                cluster_sync();
-            }
+        if (threadIdx.x == 0) produce<C>(a, s, k, first, n_units, step);
+        if (a.split > 1) { /* one unit a cluster */
+            __syncwarp();
+            cluster_sync();
+            cluster_sync();
         }
     } else {
-        qb_regs_take<240>();
-        const worker me = {warpgroup - 1, (int)threadIdx.x / 32 % 4, (int)threadIdx.x % 32};
+        qb_regs_take<C::REGISTERS>();
+        qb__wait_previous_grid();
+        const worker me = {(warpgroup - 1) / 2, (warpgroup - 1) % 2, (int)threadIdx.x / 32 % 4,
+                           (int)threadIdx.x % 32};
         outlet o = {s.base + me.group * C::STAGING_BYTES, 0, 1 + me.group,
-                    me.warp == 0 && me.lane == 0, false};
+                    me.pair == 0 && me.warp == 0 && me.lane == 0, false};
+        ring r = {me.pair, 0};
+        int turn = me.pair; /* the pair's first tile of input channels, 0 or 1 */
         for (int unit = first; unit < n_units; unit += step) {
             const int token0 = unit / a.channel_tiles * C::BN;
             const int channel0 = unit % a.channel_tiles * C::CHANNELS + me.group * C::MT * 64;
+            const span mine = {k.begin + turn, k.end};
             float acc[C::MT][C::BN / 2];
-            multiply_tile<C>(p, s, r, k, me, channel0 + me.warp * 16 + me.lane / 4, acc);
-            if (a.split > 1)
+            multiply_tile<C>(p, s, r, mine, me, channel0 + me.warp * 16 + me.lane / 4, acc);
+            if constexpr (C::PAIRS == 2) {
+                add_pairs<C>(s, me, unit == first, unit + step >= n_units, acc);
+                turn = (turn + k.end - k.begin) % 2;
+            }
+            if (a.split > 1 && me.pair == 0) {
                 share_out<C>(a, s, me, token0, channel0, acc);
-            else
+            } else if (a.split > 1) {
+                cluster_sync();
+                cluster_sync();
+            } else if (me.pair == 0) {
                 store_tile<C>(a, me, o, token0, channel0, acc);
+            }
         }
         if (o.leader) qb_tma_wait_read<0>();
     }

@@ -22,16 +22,11 @@ __device__ __forceinline__ uint4 qb__load_once(const uint4 *from)
     return v;
 }
 
-__device__ __forceinline__ void qb__cp_async_16(uint32_t to_shared, const void *from)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to_shared), "l"(from)
-                 : "memory");
-}
-/* Zeros, and no read, where not `take`. */
-__device__ __forceinline__ void qb__cp_async_16_if(uint32_t to_shared, const void *from, bool take)
+/* 16 bytes to shared memory, zeros but for the first `bytes`, which are read. */
+__device__ __forceinline__ void qb__cp_async_16(uint32_t to_shared, const void *from, int bytes)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to_shared), "l"(from),
-                 "r"(take ? 16 : 0)
+                 "r"(bytes)
                  : "memory");
 }
 __device__ __forceinline__ void qb__cp_async_commit()

@@ -84,7 +84,7 @@ static void make_weights(product_case *t)
                 t->codes[n * row_bytes + k / 2] &= k % 2 ? 0x0f : 0xf0;
 }
 
-/* Rows past m and the columns past the width of y are poison; x is 0 past its width. */
+/* Rows past m and columns past the widths of x and y are poison. */
 static void make_activations(product_case *t)
 {
     t->x_stride = qb_cuda_stride(t->k);
@@ -102,7 +102,7 @@ static void make_activations(product_case *t)
     memset(t->x_bf16, 0xff, rows * t->x_stride * 2);
     for (size_t m = 0; m < t->m; m++)
         for (size_t k = 0; k < t->x_stride; k++) {
-            uint16_t h = k < t->k ? to_bf16(t->x[m * t->k + k]) : 0;
+            uint16_t h = k < t->k ? to_bf16(t->x[m * t->k + k]) : 0xffff;
             t->x_bf16[m * t->x_stride + k] = h;
             if (k < t->k) t->x[m * t->k + k] = from_bf16(h);
         }
