@@ -63,6 +63,8 @@ static qb_status make_rope(cuda_backbone *b, size_t n_positions)
     double inv_freq[QB_ATTENTION_MAX_HEAD_DIM / 2];
     float *host;
     qb_rope_inv_freq(&c->rope, c->head_dim, inv_freq);
+    QB_TRY(qb_cuda_sync(b->stream));
+    b->layout++;
     qb_cuda_free(b->cosine);
     qb_cuda_free(b->sine);
     b->cosine = b->sine = NULL;
@@ -144,9 +146,11 @@ static qb_status make_slots(cuda_backbone *b)
     return QB_CUDA_NEW_ZERO(&b->stats, rows, "statistics of logits");
 }
 
-static qb_status grow(void **block, size_t *have, size_t need, const char *what)
+static qb_status grow(cuda_backbone *b, void **block, size_t *have, size_t need, const char *what)
 {
     if (need <= *have) return QB_OK;
+    QB_TRY(qb_cuda_sync(b->stream));
+    b->layout++;
     qb_cuda_free(*block);
     *block = NULL;
     *have = 0;
@@ -167,7 +171,7 @@ static qb_status need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t bat
                                    .n_kv_heads = c->n_kv_heads,
                                    .head_dim = c->head_dim,
                                    .softmax = c->softmax};
-    return grow(&b->attention_workspace, &b->attention_workspace_bytes,
+    return grow(b, &b->attention_workspace, &b->attention_workspace_bytes,
                 qb_cuda_attention_workspace(&args), "attention workspace");
 }
 
@@ -311,7 +315,7 @@ static qb_status need_u4(cuda_engine *e)
         workspace = max_size(workspace, qb_cuda_gemm_u4_workspace(b->base.max_tokens, l->n, l->k));
         scaled_x |= e->base.scheme.weights.axis == QB_AXIS_IN;
     }
-    QB_TRY(grow(&b->u4_workspace, &b->u4_workspace_bytes, workspace, "4-bit workspace"));
+    QB_TRY(grow(b, &b->u4_workspace, &b->u4_workspace_bytes, workspace, "4-bit workspace"));
     if (!scaled_x || b->u4_x) return QB_OK;
     size_t widest = max_size(max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
     return new_rows(b, max_size(b->base.max_tokens, b->base.logit_rows), widest, 2, &b->u4_x);
@@ -456,7 +460,8 @@ static void destroy_engine(qb_engine *engine)
     qb_free(e->blocks);
     qb__cuda_linear_destroy(&e->own_head);
     if (e->decode) e->decode_row->destroy(e->decode);
-    if (e->graph) cudaGraphExecDestroy(e->graph);
+    if (e->prefill.exec) cudaGraphExecDestroy(e->prefill.exec);
+    if (e->single_step.exec) cudaGraphExecDestroy(e->single_step.exec);
     qb_free(e->decode_layers);
     qb_cuda_free(e->k_cache);
     qb_cuda_free(e->v_cache);

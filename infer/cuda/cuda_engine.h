@@ -53,6 +53,7 @@ typedef struct cuda_backbone {
     size_t u4_workspace_bytes, attention_workspace_bytes;
     int32_t *tokens; /* (rows) */
     size_t scratch_bytes;
+    size_t layout; /* counts the moves of scratch: graphs captured before hold old addresses */
 
     float *slots[QB_LOGIT_SLOTS]; /* (logit_rows, slot_stride) */
     size_t slot_stride;
@@ -63,6 +64,13 @@ typedef struct cuda_backbone {
     void *head_x;          /* (logit_rows, C) */
     int8_t *head_q;
 } cuda_backbone;
+
+/* The kernels of a forward call of one shape, captured when the shape comes the second time. */
+typedef struct cuda_graph {
+    void *exec; /* cudaGraphExec_t; NULL = none yet */
+    size_t batch, n_tokens;
+    size_t layout; /* of the backbone when it was captured */
+} cuda_graph;
 
 /* The products of a block. */
 typedef struct cuda_block {
@@ -87,8 +95,7 @@ typedef struct cuda_engine {
     const qb_cuda_decode_row *decode_row; /* NULL = single kernels under a graph */
     qb_cuda_decode *decode;
     qb_cuda_decode_layer *decode_layers;
-    void *graph;        /* cudaGraphExec_t of a step of graph_batch sequences */
-    size_t graph_batch; /* 0 = none yet */
+    cuda_graph prefill, single_step; /* single_step: where no row takes the model */
 } cuda_engine;
 
 static inline cuda_backbone *qb__cuda_backbone(qb_backbone *backbone)

@@ -299,31 +299,39 @@ static forward make_forward(cuda_engine *e, size_t batch, size_t n_tokens, size_
     return f;
 }
 
-/* ---- one token a sequence ---- */
+/* ---- graphs ---- */
 
-/* The single kernels of a step as one graph: position and tokens are read from e->step. */
-static qb_status capture_step(cuda_engine *e, size_t batch)
+static qb_status capture(forward *f, cuda_graph *g)
 {
-    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
-    forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
-    f.tokens = e->step + 1;
-    f.past_dev = e->step;
     cudaGraph_t graph = NULL;
-    if (e->graph) cudaGraphExecDestroy(e->graph);
-    e->graph = NULL;
-    QB_CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
-    qb_status status = run_layers(&f);
-    qb_status end =
-        qb_cuda_check((int)cudaStreamEndCapture(b->stream, &graph), "capture of a step");
-    if (status == QB_OK) status = end;
     cudaGraphExec_t exec = NULL;
+    QB_CUDA_TRY(cudaStreamBeginCapture(f->b->stream, cudaStreamCaptureModeThreadLocal));
+    qb_status status = run_layers(f);
+    qb_status end = qb_cuda_check((int)cudaStreamEndCapture(f->b->stream, &graph), "capture");
+    if (status == QB_OK) status = end;
     if (status == QB_OK)
-        status = qb_cuda_check((int)cudaGraphInstantiate(&exec, graph, 0), "graph of a step");
+        status = qb_cuda_check((int)cudaGraphInstantiate(&exec, graph, 0), "graph");
     if (graph) cudaGraphDestroy(graph);
-    e->graph = exec;
-    e->graph_batch = status == QB_OK ? batch : 0;
+    g->exec = exec;
     return status;
 }
+
+/* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
+ * call of a shape runs as it is and the second is captured. */
+static qb_status run_captured(forward *f, cuda_graph *g)
+{
+    bool same = g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout;
+    if (!same) {
+        if (g->exec) cudaGraphExecDestroy(g->exec);
+        *g = (cuda_graph){.batch = f->batch, .n_tokens = f->n_tokens, .layout = f->b->layout};
+        return run_layers(f);
+    }
+    if (!g->exec) QB_TRY(capture(f, g));
+    QB_CUDA_TRY(cudaGraphLaunch(g->exec, f->b->stream));
+    return QB_OK;
+}
+
+/* ---- one token a sequence ---- */
 
 /* Queues the copy of position and tokens; the piece of host memory is not written again before it
  * was read. */
@@ -338,27 +346,16 @@ static qb_status send_step(cuda_engine *e, const int32_t *tokens, size_t batch, 
     return qb_cuda_upload(e->step, host, (1 + batch) * sizeof *host, b->stream);
 }
 
-/* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
- * step of a batch size runs as it is and the second is captured. */
-static qb_status step_by_kernels(cuda_engine *e, size_t batch)
-{
-    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
-    if (e->graph_batch != batch) {
-        forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
-        f.tokens = e->step + 1;
-        f.past_dev = e->step;
-        QB_TRY(run_layers(&f));
-        return capture_step(e, batch);
-    }
-    QB_CUDA_TRY(cudaGraphLaunch(e->graph, b->stream));
-    return QB_OK;
-}
-
 static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, size_t past)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     QB_TRY(send_step(e, tokens, batch, past));
-    if (!e->decode) return step_by_kernels(e, batch);
+    if (!e->decode) {
+        forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
+        f.tokens = e->step + 1;
+        f.past_dev = e->step;
+        return run_captured(&f, &e->single_step);
+    }
     QB_TRY(e->decode_row->step(e->decode, batch, e->step + 1, e->step, e->hidden, b->slots[0],
                                b->slot_stride, b->stream));
     b->slot_owner = &e->base;
@@ -377,5 +374,5 @@ qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batc
     forward f = make_forward(e, batch, n_tokens, past);
     f.tokens = b->tokens;
     QB_TRY(qb_cuda_upload(b->tokens, tokens, f.m * sizeof *tokens, b->stream));
-    return run_layers(&f);
+    return run_captured(&f, &e->prefill);
 }
