@@ -67,7 +67,7 @@ static qb_status pack_f32(pack_job *job, qb_pool *pool)
     return status;
 }
 
-static qb_u4_weights u4_view(const qb_tensor *t)
+qb_u4_weights qb_u4_view(const qb_tensor *t)
 {
     const qb_tensor_quant *q = &t->quant;
     qb_u4_weights w = {.n = t->rows,
@@ -91,7 +91,7 @@ static qb_u4_weights u4_view(const qb_tensor *t)
 static qb_status pack_u4(pack_job *job, qb_pool *pool)
 {
     qb_linear *l = job->linear;
-    job->u4 = u4_view(job->weight);
+    job->u4 = qb_u4_view(job->weight);
     for (l->u4 = QB_KERNEL_PICK(qb_gemm_u4_kernels); l->u4->info.name; l->u4++) {
         if (qb_kernel_refusal(&l->u4->info)) continue;
         job->reason = NULL;

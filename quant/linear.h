@@ -92,6 +92,9 @@ void qb_linear_stage_rows(const qb_linear *linear, const qb_linear_input *input,
 /* After all rows: makes a dynamic per-tensor scale and the codes. */
 void qb_linear_stage_finish(const qb_linear *linear, const qb_linear_input *input, qb_pool *pool);
 
+/* A tensor's 4-bit codes as the kernels read them; borrows from the tensor. */
+qb_u4_weights qb_u4_view(const qb_tensor *tensor);
+
 typedef struct qb_linear_output {
     float *y; /* (m, n) with row stride stride */
     size_t stride;

@@ -5,6 +5,7 @@
 #include "kernels/cuda/absmax.h"
 #include "kernels/cuda/gemm_float.h"
 #include "kernels/gemm_s8.h"
+#include "quant/linear.h"
 
 #include <string.h>
 
@@ -137,31 +138,11 @@ static qb_status set_weight_scales(const qb_tensor *const *weights, size_t n_seg
     return status;
 }
 
-static qb_u4_weights u4_view(const qb_tensor *t)
-{
-    const qb_tensor_quant *q = &t->quant;
-    qb_u4_weights w = {.n = t->rows,
-                       .k = t->cols,
-                       .codes = t->data,
-                       .k_group = t->cols,
-                       .scale = q->scale,
-                       .zero_point = q->zero_point,
-                       .fill = q->fill};
-    if (q->axis == QB_AXIS_OUT) w.n_step = 1;
-    if (q->axis == QB_AXIS_IN) w.k_group = 1, w.k_step = 1;
-    if (q->axis == QB_AXIS_GROUP) {
-        w.n_step = (t->cols + q->group_elems - 1) / q->group_elems;
-        w.k_group = q->group_elems;
-        w.k_step = 1;
-    }
-    return w;
-}
-
 static qb_status set_u4(const qb_tensor *const *weights, size_t n_segments, qb_cuda_linear *l,
                         const char **why)
 {
     qb_u4_weights views[QB_CUDA_SEGMENTS];
-    for (size_t i = 0; i < n_segments; i++) views[i] = u4_view(weights[i]);
+    for (size_t i = 0; i < n_segments; i++) views[i] = qb_u4_view(weights[i]);
     *why = NULL;
     QB_TRY(qb_cuda_u4_pack_many(views, n_segments, &l->u4, why));
     if (!*why) l->kind = QB_CUDA_LINEAR_U4;
