@@ -248,7 +248,7 @@ def llama_commands(args, gguf):
     batched = os.path.join(args.llama, "llama-batched-bench")
     if not os.path.exists(batched):
         return
-    for batch, context, n_decoded in (16, 256, 64), (64, 256, 0), (16, 1024, 0):
+    for batch, context, n_decoded in args.llama_batches:
         yield [batched, "-m", gguf, "-ngl", 99, "-fa", "on", "-c", batch * (context + n_decoded),
                "-b", 2048, "-ub", 2048, "-npp", context, "-ntg", n_decoded,
                "-npl", ",".join([str(batch)] * 4), "--output-format", "jsonl"], \
@@ -327,6 +327,9 @@ def parse_args():
     parser.add_argument("--llama", help="folder of llama-bench and llama-batched-bench")
     parser.add_argument("--llama-version")
     parser.add_argument("--llama-repetitions", default="20")
+    parser.add_argument("--llama-batches", default="16x256x64,64x256x0,16x1024x0",
+                        type=lambda s: [tuple(map(int, w.split("x"))) for w in s.split(",") if w],
+                        metavar="BATCHxPREFILLxDECODE,...")
     args = parser.parse_args()
     unknown = [side for side in args.only.split(",") if side not in SIDES]
     if unknown:

@@ -17,6 +17,9 @@ appends one JSON line. A peer that is not there is left out with a message.
   --schemes LIST   of qbench (default: full,fine,moderate,coarse,zeropoint4)
   --tokens N       of the text for all schemes (default: 100000)
   --torch OPTIONS  passed to torch_gpu.py, as one word
+  --llama-models LIST    presets for llama.cpp (default: those of --models)
+  --llama-batches LIST   several sequences for llama.cpp, as batch x prefilled x decoded tokens
+                         (default: 16x256x64,64x256x0,16x1024x0)
   --out FILE       JSON lines to append to (default: results/peers_gpu.jsonl)
   -h, --help       this text
 
@@ -41,6 +44,7 @@ command_line="bench/peers/gpu.sh${*:+ $*}"
 dir=${XDG_CACHE_HOME:-$HOME/.cache}/qbench/peers
 models=gpt2-1.4b,gpt2-130m types=F16,Q8_0,Q4_0 only=qbench,all,torch,llama.cpp
 schemes=full,fine,moderate,coarse,zeropoint4 tokens=100000 torch_options=''
+llama_models='' llama_batches=16x256x64,64x256x0,16x1024x0
 out=$root/results/peers_gpu.jsonl
 qbench=${QBENCH:-$root/build/qbench}
 python=${PYTHON:-python3}
@@ -48,7 +52,8 @@ python=${PYTHON:-python3}
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit 0 ;;
-    --dir | --models | --types | --only | --schemes | --tokens | --torch | --out)
+    --dir | --models | --types | --only | --schemes | --tokens | --torch | --out | \
+        --llama-models | --llama-batches)
         [ $# -ge 2 ] || bad_usage "$1 needs a value" ;;
     *) bad_usage "unknown argument: $1" ;;
     esac
@@ -61,6 +66,8 @@ while [ $# -gt 0 ]; do
     --tokens) tokens=$2 ;;
     --torch) torch_options=$2 ;;
     --out) out=$2 ;;
+    --llama-models) llama_models=$2 ;;
+    --llama-batches) llama_batches=$2 ;;
     esac
     shift 2
 done
@@ -77,26 +84,29 @@ list() { printf '%s\n' "$1" | tr ',' ' '; }
 
 # ---- models and text ---------------------------------------------------------------------------
 
-# Without qbench nothing runs on its models; torch draws its own.
+# Without qbench nothing runs on its models; torch draws its own. They are made side by side.
 set -- --qbench "$qbench"
 for model in $(list "$models"); do
     made=$dir/models/$model.bin
     if { wanted qbench || wanted all; } && [ ! -e "$made" ] && [ -x "$qbench" ]; then
         say "making $model"
-        "$qbench" convert --random "$model" "$made" >/dev/null || die "cannot make $model"
+        "$qbench" convert --random "$model" "$made" >/dev/null &
     fi
     set -- "$@" --model "$model=$made"
-    for type in $(list "$types"); do
-        made=$dir/models/$model-$type.gguf
-        if wanted llama.cpp && [ -x "$llama/llama-bench" ]; then
+done
+if wanted llama.cpp && [ -x "$llama/llama-bench" ]; then
+    for model in $(list "${llama_models:-$models}"); do
+        for type in $(list "$types"); do
+            made=$dir/models/$model-$type.gguf
             if [ ! -e "$made" ]; then
                 say "making $model as $type"
-                "$python" "$here/make_gguf.py" "$model" "$type" "$made" || die "cannot make $made"
+                "$python" "$here/make_gguf.py" "$model" "$type" "$made" &
             fi
             set -- "$@" --gguf "$model:$type=$made"
-        fi
+        done
     done
-done
+fi
+wait # what could not be made is left out where it is used
 
 # The random models' tokens are single bytes: the built-in text, as often as makes enough of them.
 if wanted all; then
@@ -114,5 +124,5 @@ fi
 # ---- compare -----------------------------------------------------------------------------------
 
 exec "$python" "$here/gpu.py" "$@" --only "$only" --schemes "$schemes" --python "$python" \
-    --torch-option "$torch_options" --llama "$llama" --llama-version "${LLAMA_VERSION:-}" \
-    --out "$out" --command "$command_line"
+    --torch-option="$torch_options" --llama "$llama" --llama-batches "$llama_batches" \
+    --llama-version "${LLAMA_VERSION:-}" --out "$out" --command "$command_line"

@@ -19,13 +19,14 @@ import statistics
 import sys
 import time
 
+import gpu_table
+
 MODELS = {  # model/random_model.c
     "gpt2-60m": {"layers": 8, "d": 512, "heads": 8, "ff": 2048, "vocab": 50304, "context": 1024},
     "gpt2-130m": {"layers": 12, "d": 768, "heads": 12, "ff": 3072, "vocab": 50304, "context": 1024},
     "gpt2-1.4b": {"layers": 24, "d": 2048, "heads": 16, "ff": 8192, "vocab": 50304,
                   "context": 1024},
 }
-DECODE_FROM = 256   # tokens in the cache before decoding, as in infer/speed.h
 DECODE_STEPS = 16   # of one graph
 EPS = 1e-5
 INT4_GROUP = 128
@@ -35,9 +36,9 @@ INT4_MOST_ROWS = 2048  # its kernel is made for few; a prefill of 16,384 tokens 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", default="gpt2-1.4b,gpt2-130m")
+    parser.add_argument("--rows", metavar="MODEL/WORK/BATCHxCONTEXT,...",
+                        help="what to measure (default: the rows of gpu_table.py)")
     parser.add_argument("--schemes", default="bf16,int8,int4")
-    parser.add_argument("--prefill", default="64x256,16x1024,1x512", metavar="BxT,...")
-    parser.add_argument("--decode", default="1,16", metavar="B,...")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS",
                         help="figures not begun by then are left out")
@@ -234,32 +235,40 @@ def measure_prefill(runner, batch, context, all_logits):
     return measure(lambda: runner.prefill(ids, all_logits), batch * context)
 
 
-def measure_decode(runner, batch):
+def measure_decode(runner, batch, n_before):
+    """Steps after n_before tokens, which stand in the cache before the clock starts."""
     m = runner.model.m
-    shape = batch, m["heads"], DECODE_FROM + DECODE_STEPS, m["d"] // m["heads"]
+    shape = batch, m["heads"], n_before + DECODE_STEPS, m["d"] // m["heads"]
     caches = [(torch.randn(shape, device=ARGS.device), torch.randn(shape, device=ARGS.device))
               for _ in range(m["layers"])]
     ids = random_ids(runner.model, batch, 1)
 
     def steps():
         for i in range(DECODE_STEPS):
-            runner.decode(ids, caches, DECODE_FROM + i)
+            runner.decode(ids, caches, n_before + i)
 
     return measure(steps, batch * DECODE_STEPS)
 
 
 # ---- the run -----------------------------------------------------------------------------------
 
-def figures(scheme):
-    """(work, batch, context, logits) of every figure of a scheme."""
-    for batch in map(int, ARGS.decode.split(",") if ARGS.decode else []):
-        yield "decode", batch, DECODE_FROM, "last"
-    for word in ARGS.prefill.split(",") if ARGS.prefill else []:
-        batch, context = map(int, word.split("x"))
-        if scheme == "int4" and batch * context > INT4_MOST_ROWS:
+def rows():
+    """(model, work, batch, context)"""
+    if not ARGS.rows:
+        return [row[:4] for row in gpu_table.ROWS]
+    words = [word.split("/") for word in ARGS.rows.split(",")]
+    return [(model, work, *map(int, shape.split("x"))) for model, work, shape in words]
+
+
+def figures(name, scheme):
+    """(work, batch, context, logits) of every figure of a model and scheme."""
+    for model, work, batch, context in rows():
+        if model != name or (scheme == "int4" and work == "prefill"
+                             and batch * context > INT4_MOST_ROWS):
             continue
-        for logits in "last", "all":
-            yield "prefill", batch, context, logits
+        yield work, batch, context, "last"
+        if work == "prefill":
+            yield work, batch, context, "all"
 
 
 def refusal(error):
@@ -282,7 +291,7 @@ def figure(runner, work, batch, context, logits):
         with torch.no_grad():
             if work == "decode":
                 try_rows(runner.model, batch)
-                return measure_decode(runner, batch)
+                return measure_decode(runner, batch, context)
             return measure_prefill(runner, batch, context, logits == "all")
     except Exception as error:  # whatever torch raises: that a figure cannot be had is a result
         return refusal(error)
@@ -297,7 +306,7 @@ def measure_model(name, scheme):
         runner = Runner(model)
     except Exception as error:  # as in figure()
         refused = refusal(error)
-    for words in figures(scheme):
+    for words in figures(name, scheme):
         if time.perf_counter() - START > ARGS.deadline:
             say("%s %s: left out: the deadline has passed" % (name, scheme))
             return
