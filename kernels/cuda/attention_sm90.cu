@@ -379,18 +379,18 @@ __device__ void consume(const sm90_params &p, uint32_t smem, barriers<C> bars, i
         for (int j = 1; j < now.n; j++) c.middle(s, out, weights);
         const tile_at<C> before = now;
         now.next(p);
-        if (C::OVERLAP) {
+        if (C::OVERLAP && !now.done) {
             c.queries_done();
-            if (now.done) return c.end(out, weights, before);
             c.turn_over(s, out, weights, before, now);
-        } else {
-            c.end(out, weights, before);
-            if (c.leader) qb_tma_wait_read<0>(); /* out of the queries' place */
-            c.queries_done();
-            if (now.done) return;
-            clear(out);
-            c.begin(s, weights, now);
+            continue;
         }
+        c.end(out, weights, before);
+        if (c.leader)
+            qb_tma_wait_read<0>(); /* out of the queries' place, or of the block's memory */
+        if (now.done) return;
+        c.queries_done();
+        clear(out);
+        c.begin(s, weights, now);
     }
 }
 
