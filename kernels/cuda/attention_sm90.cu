@@ -502,7 +502,7 @@ const char *qb__cuda_attention_refuse_sm90(const qb_cuda_attention_args *args)
 
 qb_status qb__cuda_attention_run_sm90(const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
-    if (args->head_dim <= 64) return launch<config<64, 128, 2, 2>>(args, stream);
+    if (args->head_dim <= 64) return launch<config<64, 128, 2, 3>>(args, stream);
     if (args->head_dim <= 128) return launch<config<128, 128, 2, 2>>(args, stream);
     return launch<config<256, 64, 2, 2>>(args, stream);
 }
