@@ -365,13 +365,21 @@ static void describe_layers(cuda_engine *e)
     }
 }
 
+/* The persistent kernel is used for what the suite has shown it to compute: 4-bit weights with one
+ * scale an output channel or one in all, inputs without scales of their own channels. */
+static bool is_for_one_kernel(const qb_cuda_linear *l)
+{
+    return l->input != QB_STAGE_CHANNEL &&
+           (l->kind != QB_CUDA_LINEAR_U4 || (!l->u4.x_scale && l->u4.n_groups == 1));
+}
+
 /* One persistent kernel for a step, where a row takes this model. */
 static qb_status make_decode(cuda_engine *e)
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     const qb_config *c = b->base.config;
     if (!e->base.cache_batch || e->type != QB_CUDA_BF16 ||
-        e->base.cache_batch > QB_CUDA_DECODE_MAX_BATCH)
+        e->base.cache_batch > QB_CUDA_DECODE_MAX_BATCH || !is_for_one_kernel(&e->blocks[0].qkv))
         return QB_OK;
     QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
     describe_layers(e);
