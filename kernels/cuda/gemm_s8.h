@@ -6,7 +6,8 @@
  *
  * What is stored (out): F32 and BF16: z. S32: acc. S8: clamp(round_half_even(z / *out_scale)), the
  * static requantising epilogue. With residual, residual[m, n] += z in f32 and y may be NULL.
- * (2) is bit-identical to the CPU rows; (3) uses the same formulas in f32. */
+ * (2) is bit-identical to the CPU rows; (3) uses the same formulas in f32. Beside the last column of
+ * y up to the next multiple of 16 bytes may be written, with zeros. */
 #ifndef QB_KERNELS_CUDA_GEMM_S8_H
 #define QB_KERNELS_CUDA_GEMM_S8_H
 

@@ -64,23 +64,42 @@ struct span {
     }
 };
 
-/* (2) and (3) of gemm_s8.h, in place. No bias is a bias of -0, which changes no bit. */
-template <int N>
-static __device__ __forceinline__ void scale_tile(int (&acc)[N / 2], const qb__gemm_s8_params &p,
-                                                  const place &at, const float (&x_scale)[2])
+/* (2) of gemm_s8.h, in place. ROWS: scales a row and a column; else the list has their product.
+ * While one warpgroup does this another multiplies, and every instruction takes registers'
+ * bandwidth from it: so what a call does not need is not done. */
+template <int N, bool ROWS, bool BIAS>
+static __device__ __forceinline__ void scale_columns(int (&acc)[N / 2], const place &at,
+                                                     const float (&x_scale)[2])
 {
     const float2 *scale = (const float2 *)at.scale + lane_of() % 4;
     const float2 *bias = (const float2 *)(at.scale + N) + lane_of() % 4;
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
-        const float2 s = scale[4 * j], b = bias[4 * j];
+        const float2 s = scale[4 * j], b = BIAS ? bias[4 * j] : s;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
+            const float column = i % 2 ? s.y : s.x;
             float z = __fmul_rn(__int2float_rn(acc[4 * j + i]),
-                                __fmul_rn(x_scale[i / 2], i % 2 ? s.y : s.x));
-            acc[4 * j + i] = __float_as_int(__fadd_rn(z, i % 2 ? b.y : b.x));
+                                ROWS ? __fmul_rn(x_scale[i / 2], column) : column);
+            if (BIAS) z = __fadd_rn(z, i % 2 ? b.y : b.x);
+            acc[4 * j + i] = __float_as_int(z);
         }
     }
+}
+
+/* (2) and (3). */
+template <int N>
+static __device__ __forceinline__ void scale_tile(int (&acc)[N / 2], const qb__gemm_s8_params &p,
+                                                  const place &at, const float (&x_scale)[2])
+{
+    if (p.x_scale_step && p.bias)
+        scale_columns<N, true, true>(acc, at, x_scale);
+    else if (p.x_scale_step)
+        scale_columns<N, true, false>(acc, at, x_scale);
+    else if (p.bias)
+        scale_columns<N, false, true>(acc, at, x_scale);
+    else
+        scale_columns<N, false, false>(acc, at, x_scale);
     if (p.act == QB_EPI_GELU) {
 #pragma unroll
         for (int i = 0; i < N / 2; i++) acc[i] = __float_as_int(gelu(__int_as_float(acc[i])));

@@ -266,26 +266,30 @@ template <class C> struct scales {
 
     __device__ void load(const qb__gemm_s8_params &p, int row, int col0, int thread)
     {
+        const float one = p.x_scale && !p.x_scale_step ? p.x_scale[0] : 0.0f;
 #pragma unroll
         for (int j = 0; j < 2 * C::MI; j++) {
             const int at = row + j / 2 * 64 + j % 2 * 8;
-            x[j / 2][j % 2] = p.x_scale && at < p.m ? p.x_scale[(size_t)at * p.x_scale_step] : 0.0f;
+            x[j / 2][j % 2] = one;
+            if (p.x_scale_step && p.x_scale && at < p.m)
+                x[j / 2][j % 2] = p.x_scale[(size_t)at * p.x_scale_step];
         }
 #pragma unroll
         for (int i = 0; i < kEach; i++) {
             const int c = i * kThreads + thread;
             const bool inside = c < C::NOUT && col0 + c < p.n;
             w[i] = inside && p.w_scale ? p.w_scale[col0 + c] : 0.0f;
-            bias[i] = inside && p.bias ? p.bias[col0 + c] : -0.0f;
+            bias[i] = inside && p.bias ? p.bias[col0 + c] : 0.0f;
         }
     }
-    __device__ void share(float *list, int thread) const
+    /* With one scale for all rows, the products of scales. */
+    __device__ void share(float *list, int thread, bool rows) const
     {
 #pragma unroll
         for (int i = 0; i < kEach; i++) {
             const int c = i * kThreads + thread;
             if (c >= C::NOUT) continue;
-            list[c] = w[i];
+            list[c] = rows ? w[i] : __fmul_rn(x[0][0], w[i]);
             list[C::NOUT + c] = bias[i];
         }
     }
@@ -324,7 +328,7 @@ static __device__ __forceinline__ void consume(const qb__gemm_s8_params &p, cons
                     unit + unit_step < n_units ? kTurn + (wg + 1) % C::WGS : 0);
         if (C::SPLIT > 1) exchange<C>(acc, r, in, wg * 128 + thread);
         qb_bar_sync(list_bar, kListThreads); /* the list of the tile before is done with */
-        s.share(list, list_thread);
+        s.share(list, list_thread, p.x_scale_step);
         qb_bar_sync(list_bar, kListThreads);
         if (C::GATHER && in.split) continue;
 #pragma unroll
