@@ -11,6 +11,7 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 enum { MAX_SETS = 4, N_OUTPUTS = 4, REPEATS = 3, RASTERS = 2 };
 #define SET_BYTES 80e6   /* together more than the L2 cache */
@@ -60,12 +61,20 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* A chip that is busy for long lowers its clock, and the last of the variants would look slow. */
+static void let_cool(float us)
+{
+    const struct timespec pause = {.tv_nsec = us > 20.0f ? 2000000 : 0};
+    nanosleep(&pause, NULL);
+}
+
 /* The median of REPEATS. */
 static qb_status time_plan(const sets *s, const qb_bench_product *d, qb_bench_output output,
                            qb__gemm_s8_plan plan, float *out)
 {
     float first, us[REPEATS];
     QB_TRY(time_calls(s, d, output, plan, 2, &first));
+    let_cool(first);
     const float calls = SAMPLE_US / first;
     for (int i = 0; i < REPEATS; i++)
         QB_TRY(time_calls(s, d, output, plan,
@@ -121,7 +130,7 @@ static qb_status tune_shape(const qb_bench_product *d)
 
 static qb_status tune_all(void)
 {
-    static const size_t rows[] = {16, 64, 512, 1024, 4096, 16384};
+    static const size_t rows[] = {64, 512, 1024, 4096, 16384};
     static const size_t layers[][2] = {{1536, 512},  {512, 512},   {2048, 512},  {512, 2048},
                                        {2304, 768},  {768, 768},   {3072, 768},  {768, 3072},
                                        {6144, 2048}, {2048, 2048}, {8192, 2048}, {2048, 8192}};
