@@ -1,19 +1,23 @@
-#!/bin/sh
+#!/bin/bash
 # Runs the GPU suite; needs only the built programs, so that their folder can be carried.
 set -u
 
 usage() {
     cat <<EOT
-usage: tools/test_cuda.sh [--sanitize] [--only PATTERN] [FOLDER]
+usage: tools/test_cuda.sh [--sanitize] [--only PATTERN] [--jobs N] [--budget S] [FOLDER]
 
 Runs the programs test_cuda_* of FOLDER (default: build/tests/cuda of this
 checkout; build them with \`make test-cuda\`). Without a GPU each test is skipped
 with the reason. The last line is \`N passed, N failed, N skipped\`.
 
---sanitize      then runs them again under compute-sanitizer's memcheck,
-                racecheck, initcheck and synccheck, at reduced sizes
-                (QB_TEST_SMALL=1); a program and tool count as one test each
+--sanitize      runs them again under compute-sanitizer's memcheck, racecheck,
+                initcheck and synccheck, at reduced sizes (QB_TEST_SMALL=1) and
+                without cuBLASLt, whose kernels are not ours to check; a program
+                under a tool counts as one test
 --only PATTERN  only programs whose name matches the shell pattern
+--jobs N        programs at a time (default 4)
+--budget S      seconds after which nothing more is started; what was running
+                is ended (default: none)
 
 A program may take QB_TEST_SECONDS (default 300), under a tool four times that.
 
@@ -21,13 +25,20 @@ exit status: 0 nothing failed, 1 something did, 2 usage or nothing to run
 EOT
 }
 
-sanitize=
-only='*'
-folder=$(dirname -- "$0")/../build/tests/cuda
+die() {
+    echo "test_cuda: $1" >&2
+    exit 2
+}
+
+sanitize='' only='*' jobs=4 budget=100000 folder=$(dirname -- "$0")/../build/tests/cuda
 while [ $# -gt 0 ]; do
     case $1 in
     --sanitize) sanitize=1 ;;
-    --only) [ $# -gt 1 ] || { usage >&2; exit 2; }; only=$2; shift ;;
+    --only | --jobs | --budget)
+        [ $# -gt 1 ] || { usage >&2; exit 2; }
+        declare "${1#--}=$2"
+        shift
+        ;;
     -h | --help) usage; exit 0 ;;
     -*) usage >&2; exit 2 ;;
     *) folder=$1 ;;
@@ -35,70 +46,9 @@ while [ $# -gt 0 ]; do
     shift
 done
 seconds=${QB_TEST_SECONDS:-300}
-tools="memcheck racecheck initcheck synccheck"
-passed=0 failed=0 skipped=0
-log=$(mktemp)
-trap 'rm -f "$log" "$log".*' EXIT
-
-number() { # number WORD: the count of cmocka's summary line, 0 without one
-    sed -n "s/^\[  $1 *\] \([0-9]*\) test.*/\1/p" "$log" | tail -n 1 | grep . || echo 0
-}
-
-report() { # report STATE NAME NOTE
-    printf '%-7s %-44s %s\n' "$1" "$2" "$3"
-}
-
-show_log() {
-    tail -n 40 "$log" | sed 's/^/    | /'
-}
-
-run_program() {
-    name=$(basename "$1")
-    timeout "$seconds" "$1" >"$log" 2>&1 </dev/null
-    code=$?
-    p=$(number PASSED) f=$(number FAILED) s=$(number SKIPPED)
-    # a program that died before its summary, or that has none and is no cmocka test
-    if [ "$code" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
-    if [ "$code" -eq 0 ] && [ $((p + f + s)) -eq 0 ]; then p=1; fi
-    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-    state=ok
-    [ "$f" -eq 0 ] || state=FAILED
-    report $state "$name" "$p passed, $f failed, $s skipped"
-    [ "$f" -eq 0 ] || show_log
-    sed -n 's/^skipped: /        skipped: /p' "$log" | sort -u | head -n 8
-}
-
-# Errors of calls are the tests' own matter: some provoke them. The kernels of cuBLASLt are not ours to
-# check, and racecheck finds fault with them.
-run_tool() { # run_tool TOOL PROGRAM
-    QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
-        timeout $((4 * seconds)) "$sanitizer" --tool "$1" --error-exitcode 86 \
-        --report-api-errors no --print-limit 20 "$2" >"$log.$1" 2>&1 </dev/null
-    echo $? >"$log.$1.code"
-}
-
-report_tool() { # report_tool TOOL PROGRAM
-    code=$(cat "$log.$1.code")
-    name="$(basename "$2") ($1)"
-    summary=$(grep -E '(ERROR|RACECHECK) SUMMARY' "$log.$1" | sed 's/^=* *//' | tr '\n' ';')
-    if [ "$code" -eq 0 ]; then
-        passed=$((passed + 1))
-        report ok "$name" "$summary"
-    else
-        failed=$((failed + 1))
-        report FAILED "$name" "exit $code; $summary"
-        grep -E -A 12 '^=+ (Error|Invalid|Uninit|Warning|Race|Leaked|Program|Barrier)' "$log.$1" |
-            head -n 40 | sed 's/^/    | /'
-        grep -E '\[ +FAILED +\]|error:|\[   LINE' "$log.$1" | head -n 10 | sed 's/^/    | /'
-    fi
-    rm -f "$log.$1" "$log.$1.code"
-}
-
-sanitize_program() { # the tools beside each other: they are bound by the processor
-    for tool in $tools; do run_tool "$tool" "$1" & done
-    wait
-    for tool in $tools; do report_tool "$tool" "$1"; done
-}
+passed=0 failed=0 skipped=0 n_hidden=0
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 
 find_sanitizer() {
     for sanitizer in compute-sanitizer /usr/local/cuda/bin/compute-sanitizer \
@@ -108,28 +58,122 @@ find_sanitizer() {
     return 1
 }
 
-programs=
-cd "$folder" || exit 2
-for program in ./test_cuda_*; do
-    # shellcheck disable=SC2254
-    case ${program##*/} in $only) [ ! -x "$program" ] || programs="$programs $program" ;; esac
-done
-if [ -z "$programs" ]; then
-    echo "test_cuda: programs test_cuda_* in $folder: found none, expected those of make test-cuda" >&2
-    exit 2
-fi
-for program in $programs; do run_program "$program"; done
-if [ -n "$sanitize" ]; then
-    if [ "$passed" -eq 0 ] && [ "$failed" -eq 0 ]; then
-        echo "        skipped: compute-sanitizer, since no test ran"
-        skipped=$((skipped + 1))
-    elif find_sanitizer; then
-        for program in $programs; do sanitize_program "$program"; done
+run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-sanitizer's
+    if [ "$1" = plain ]; then
+        timeout "$3" "./$2"
+    else # errors of calls are the tests' own matter: some provoke them
+        QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
+            timeout "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --report-api-errors no \
+            --print-limit 20 "./$2"
+    fi
+}
+
+run_job() { # run_job TOOL PROGRAM: leaves a log, then the exit code
+    local start=$SECONDS most=$seconds left=$((budget - SECONDS)) code
+    [ "$1" = plain ] || most=$((4 * seconds))
+    [ "$most" -lt $left ] || most=$left
+    code=none
+    if [ $left -ge 2 ]; then
+        run_under "$1" "$2" "$most" >"$logs/$2.$1" 2>&1 </dev/null
+        code=$?
+        # ended by the budget, which says nothing about the program
+        if [ $code -eq 124 ] && [ "$most" -eq $left ]; then code=none; fi
+    fi
+    echo "$code $((SECONDS - start))" >"$logs/$2.$1.tmp"
+    mv "$logs/$2.$1.tmp" "$logs/$2.$1.code"
+}
+
+run_all() { # reads lines TOOL PROGRAM
+    local running=0
+    while read -r tool program; do
+        [ $running -lt "$jobs" ] || wait -n
+        [ $running -ge "$jobs" ] || running=$((running + 1))
+        run_job "$tool" "$program" &
+    done
+    wait
+}
+
+count() { # count WORD LOG: the number of cmocka's summary line, 0 without one
+    sed -n "s/^\[  $1 *\] \([0-9]*\) test.*/\1/p" "$2" | tail -n 1 | grep . || echo 0
+}
+
+say() { # say STATE NAME NOTE
+    printf '%-7s %-38s %s\n' "$1" "$2" "$3"
+}
+
+report_plain() { # report_plain PROGRAM LOG CODE SECONDS
+    local p f s state=ok
+    p=$(count PASSED "$2") f=$(count FAILED "$2") s=$(count SKIPPED "$2")
+    # a program that died before its summary, or that has none and is no cmocka test
+    if [ "$3" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
+    if [ "$3" -eq 0 ] && [ $((p + f + s)) -eq 0 ]; then p=1; fi
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    [ "$f" -eq 0 ] || state=FAILED
+    [ "$3" -ne 124 ] || state=late
+    say $state "$1" "$p passed, $f failed, $s skipped; $4 s"
+    [ "$f" -eq 0 ] || tail -n 40 "$2" | sed 's/^/    | /'
+    sed -n 's/^skipped: /        skipped: /p' "$2" | sort -u | head -n 8
+}
+
+report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
+    local state=ok summary
+    summary=$(grep -aE '(ERROR|RACECHECK) SUMMARY' "$3" | sed 's/^=* *//' | tr '\n' ';')
+    if [ "$4" -eq 0 ]; then
+        passed=$((passed + 1))
     else
-        echo "        skipped: compute-sanitizer is not installed"
+        failed=$((failed + 1)) state=FAILED
+        [ "$4" -ne 124 ] || state=late
+    fi
+    say $state "$1 $2" "$summary $5 s"
+    [ "$4" -ne 0 ] || return
+    grep -aE -A 12 '^=+ (Error|Invalid|Uninit|Warning|Race|Leaked|Program|Barrier)' "$3" |
+        head -n 40 | sed 's/^/    | /'
+    grep -aE '\[ +FAILED +\]|error:|\[   LINE' "$3" | head -n 10 | sed 's/^/    | /'
+}
+
+report() { # report TOOL PROGRAM: waits until the job has ended
+    local code spent
+    until [ -e "$logs/$2.$1.code" ]; do sleep 0.1; done
+    read -r code spent <"$logs/$2.$1.code"
+    if [ "$code" = none ]; then
         skipped=$((skipped + 1))
+        say skipped "$2 ${1#plain}" "no time left"
+    elif [ "$1" = plain ]; then
+        report_plain "$2" "$logs/$2.$1" "$code" "$spent"
+    else
+        report_tool "$2" "$1" "$logs/$2.$1" "$code" "$spent"
+    fi
+}
+
+run_tools() { # run_tools TOOL...: every program under each
+    local list=$logs/list tool program
+    for tool in "$@"; do for program in "${programs[@]}"; do echo "$tool $program"; done; done >"$list"
+    run_all <"$list" &
+    while read -r tool program <&3; do report "$tool" "$program"; done 3<"$list"
+    wait
+}
+
+cd "$folder" 2>/dev/null || die "folder $folder: found none, expected that of make test-cuda"
+programs=()
+for program in test_cuda_*; do
+    # shellcheck disable=SC2254
+    case $program in $only) [ ! -x "$program" ] || programs+=("$program") ;; esac
+done
+[ ${#programs[@]} -gt 0 ] ||
+    die "programs test_cuda_* in $folder: found none, expected those of make test-cuda"
+run_tools plain
+if [ -n "$sanitize" ]; then
+    if [ $((passed + failed)) -eq 0 ]; then
+        n_hidden=1
+        echo "        skipped: compute-sanitizer, since no test ran"
+    elif find_sanitizer; then
+        run_tools memcheck racecheck initcheck synccheck
+    else
+        n_hidden=1
+        echo "        skipped: compute-sanitizer is not installed"
     fi
 fi
-[ "$passed" -ne 0 ] || [ "$failed" -ne 0 ] || echo "nothing ran: every test needs a GPU"
+skipped=$((skipped + n_hidden))
+[ $((passed + failed)) -ne 0 ] || echo "nothing ran: every test needs a GPU"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
