@@ -29,21 +29,6 @@ static const char *refuse_linear(const qb_cuda_linear *l)
     return NULL;
 }
 
-const char *qb__decode_refuse(const qb_cuda_decode_model *m)
-{
-    if (m->max_batch > QB_CUDA_DECODE_MAX_BATCH) return "more than 16 sequences";
-    if (m->head_dim % 8 || m->head_dim > 256) return "head_dim is not a multiple of 8 up to 256";
-    if (m->d_model > 8192) return "d_model is larger than 8192";
-    if (m->n_kv_heads == 0 || m->n_heads % m->n_kv_heads) return "n_heads % n_kv_heads != 0";
-    const char *why = refuse_linear(&m->head);
-    for (size_t i = 0; i < m->n_layers && !why; i++) {
-        const qb_cuda_decode_layer *l = &m->layers[i];
-        const qb_cuda_linear *all[] = {&l->qkv, &l->o, &l->up, &l->down};
-        for (size_t j = 0; j < QB_COUNT(all) && !why; j++) why = refuse_linear(all[j]);
-    }
-    return why;
-}
-
 void qb__decode_flatten(const qb_cuda_linear *in, const qb__decode_limits *limits,
                         uint32_t *n_slots, uint32_t *rotate, qb__decode_linear *out)
 {
@@ -118,13 +103,11 @@ static void set_divisors(qb__decode_params *p)
     p->by_lines = divisor_of((p->head_dim * 2 + 127) / 128 * 2);
 }
 
-qb_status qb__decode_plan(qb__decode_params *p, const qb__decode_layer *layers,
-                          const qb__decode_limits *limits, uint32_t batch)
+/* The parts of params that depend on the batch; false if shared memory is too small. */
+static bool cut_memory(qb__decode_params *p, const widest *widths, const qb__decode_limits *limits,
+                       uint32_t batch)
 {
-    widest w = {0};
-    for (uint32_t i = 0; i < p->n_layers; i++)
-        for (int j = 0; j < 4; j++) widen(&w, &layers[i].linear[j]);
-    widen(&w, &layers[p->n_layers].linear[0]);
+    const widest w = *widths;
     p->batch = batch;
     p->n_blocks = limits->n_blocks;
     uint32_t splits = limits->splits;
@@ -143,12 +126,60 @@ qb_status qb__decode_plan(qb__decode_params *p, const qb__decode_layer *layers,
     p->x_space = used < free ? (free - used) / 128 * 128 : 0;
     if (p->x_space > all) p->x_space = round_up(all, 128);
     p->ring_off = p->x_off + p->x_space;
-    if (p->x_space < batch * padded(w.x_chunk) || (batch == 1 && p->x_space < all))
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "decode: %u bytes of shared memory are too few",
-                       limits->smem_bytes);
+    if (p->x_space < batch * padded(w.x_chunk) || (batch == 1 && p->x_space < all)) return false;
     p->n_stages = (limits->smem_bytes - p->ring_off) / p->stage_bytes;
     if (p->n_stages > QB__DECODE_MAX_STAGES) p->n_stages = QB__DECODE_MAX_STAGES;
     p->smem_bytes = p->ring_off + p->n_stages * p->stage_bytes;
     set_divisors(p);
+    return true;
+}
+
+qb_status qb__decode_plan(qb__decode_params *p, const qb__decode_layer *layers,
+                          const qb__decode_limits *limits, uint32_t batch)
+{
+    widest w = {0};
+    for (uint32_t i = 0; i < p->n_layers; i++)
+        for (int j = 0; j < 4; j++) widen(&w, &layers[i].linear[j]);
+    widen(&w, &layers[p->n_layers].linear[0]);
+    if (!cut_memory(p, &w, limits, batch))
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "decode: %u bytes of shared memory are too few",
+                       limits->smem_bytes);
     return QB_OK;
+}
+
+/* Whether the largest batch fits into the shared memory of compute capability 9.0. */
+static bool fits(const qb_cuda_decode_model *m)
+{
+    const qb__decode_limits limits = {.n_blocks = 1, .smem_bytes = 227 << 10};
+    qb__decode_params p = {.d_model = (uint32_t)m->d_model};
+    p.n_heads = (uint32_t)m->n_heads, p.n_kv_heads = (uint32_t)m->n_kv_heads;
+    p.head_dim = (uint32_t)m->head_dim;
+    widest w = {0};
+    for (size_t i = 0; i <= m->n_layers; i++) {
+        const qb_cuda_decode_layer *l = &m->layers[i < m->n_layers ? i : 0];
+        const qb_cuda_linear *all[] = {&l->qkv, &l->o, &l->up, &l->down};
+        for (size_t j = 0; j < QB_COUNT(all); j++) {
+            qb__decode_linear flat;
+            uint32_t slots = 0, rotate = 0;
+            qb__decode_flatten(i < m->n_layers ? all[j] : &m->head, &limits, &slots, &rotate,
+                               &flat);
+            widen(&w, &flat);
+        }
+    }
+    return cut_memory(&p, &w, &limits, (uint32_t)m->max_batch);
+}
+
+const char *qb__decode_refuse(const qb_cuda_decode_model *m)
+{
+    if (m->max_batch > QB_CUDA_DECODE_MAX_BATCH) return "more than 16 sequences";
+    if (m->head_dim % 8 || m->head_dim > 256) return "head_dim is not a multiple of 8 up to 256";
+    if (m->d_model > 8192) return "d_model is larger than 8192";
+    if (m->n_kv_heads == 0 || m->n_heads % m->n_kv_heads) return "n_heads % n_kv_heads != 0";
+    const char *why = refuse_linear(&m->head);
+    for (size_t i = 0; i < m->n_layers && !why; i++) {
+        const qb_cuda_decode_layer *l = &m->layers[i];
+        const qb_cuda_linear *all[] = {&l->qkv, &l->o, &l->up, &l->down};
+        for (size_t j = 0; j < QB_COUNT(all) && !why; j++) why = refuse_linear(all[j]);
+    }
+    return why ? why : fits(m) ? NULL : "staged rows of the largest batch exceed shared memory";
 }
