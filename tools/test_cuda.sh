@@ -117,6 +117,11 @@ report_plain() { # report_plain PROGRAM LOG CODE SECONDS
 
 report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     local state=ok summary
+    if grep -aq 'terminated before first instrumented API call' "$3"; then
+        skipped=$((skipped + 1))
+        say skipped "$1 $2" "it makes no CUDA call"
+        return
+    fi
     summary=$(grep -aE '(ERROR|RACECHECK) SUMMARY' "$3" | sed 's/^=* *//' | tr '\n' ';')
     if [ "$4" -eq 0 ]; then
         passed=$((passed + 1))
