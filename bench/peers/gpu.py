@@ -26,7 +26,10 @@ QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
 def say(message):
-    peers.say("gpu: " + message)
+    try:
+        peers.say("gpu: " + message)
+    except BrokenPipeError:
+        pass  # whoever read the messages was ended first; the record is still to be written
 
 
 def attempt(command, ok=(0,), env=None):
@@ -351,10 +354,10 @@ def main():
     except Stopped:
         leave_out(record, "the run was ended", who=side)
     here["clocks_under_load"] = clocks.stop()
-    print_record(record)
     if not record["figures"] and not record["all_schemes"]:
         peers.die("nothing was measured, nothing recorded")
     peers.write_record(args.out, "gpu", args, {"machine": here, **record})
+    print_record(record)
 
 
 if __name__ == "__main__":
