@@ -344,15 +344,16 @@ static __device__ __forceinline__ uint32_t pack_s8(int lo, int hi)
     return both;
 }
 
-/* A slice of codes of one segment; false where one of the thread's is to be divided exactly. */
+/* 32 columns of codes of one segment from column 8 * first on; false where one of the thread's is
+ * to be divided exactly. */
 template <int WIDTH>
 static __device__ __forceinline__ bool write_codes_fast(const int *acc, uint32_t base, int swizzle,
-                                                        const divisor &d)
+                                                        int first, const divisor &d)
 {
     const float limit = 127.0f * d.s;
     float worst = 0.0f;
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; j++) {
+    for (int j = first; j < first + 4; j++) {
         const uint32_t to = base + ((j / 2 ^ swizzle) << 4) + j % 2 * 8;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -364,26 +365,37 @@ static __device__ __forceinline__ bool write_codes_fast(const int *acc, uint32_t
                          : "memory");
         }
     }
-    return worst <= kSafelyRounded && d.shift == 1.0f && d.inverse > 0.0f;
+    return worst <= kSafelyRounded;
 }
 
-/* A slice of codes of one segment. */
 template <int WIDTH>
-static __device__ __forceinline__ void write_codes(const int *acc, uint32_t base, int swizzle,
-                                                   const divisor &d)
+static __device__ __forceinline__ void write_codes_exact(const int *acc, uint32_t base, int swizzle,
+                                                         int first, const divisor &d)
 {
 #pragma unroll
-    for (int j = 0; j < WIDTH / 8; j++) {
-        const int *v = acc + 4 * j;
+    for (int j = first; j < first + 4; j++) {
         const uint32_t to = base + ((j / 2 ^ swizzle) << 4) + j % 2 * 8;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const uint32_t both =
-                pack_s8(quantize_bits(v[2 * h], d), quantize_bits(v[2 * h + 1], d));
+            const int *v = acc + 4 * j + 2 * h;
+            const uint32_t both = pack_s8(quantize_bits(v[0], d), quantize_bits(v[1], d));
             asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + h * 8 * WIDTH), "h"((uint16_t)both)
                          : "memory");
         }
     }
+}
+
+/* A slice of codes of one segment. Few of them are near a tie, but one in a slice of a warp often
+ * is: so in small parts. */
+template <int WIDTH>
+static __device__ __forceinline__ void write_codes(const int *acc, uint32_t base, int swizzle,
+                                                   const divisor &d)
+{
+    const bool ordinary = d.shift == 1.0f && d.inverse > 0.0f;
+#pragma unroll
+    for (int first = 0; first < WIDTH / 8; first += 4)
+        if (!ordinary || !write_codes_fast<WIDTH>(acc, base, swizzle, first, d))
+            write_codes_exact<WIDTH>(acc, base, swizzle, first, d);
 }
 
 /* Only the columns of one segment. */
@@ -419,8 +431,7 @@ store_s8(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, int ro
         const int *v = acc + slice * (kWidth / 2);
         const uint32_t base = slot + row * kWidth + lane_of() % 4 * 2;
         if (first == last) {
-            if (!write_codes_fast<kWidth>(v, base, swizzle, d))
-                write_codes<kWidth>(v, base, swizzle, d);
+            write_codes<kWidth>(v, base, swizzle, d);
             return;
         }
 #pragma unroll 1

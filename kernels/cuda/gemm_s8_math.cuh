@@ -62,9 +62,9 @@ static __device__ __forceinline__ float min_or_nan(float a, float b)
 }
 
 /* The same at half the cost where the quotient is not near a tie: multiplied by the reciprocal it
- * is wrong by less than 2e-5 within the codes' range. Raises *worst to the distance from the code.
- * The code is in the lowest byte: adding 1.5 * 2^23 rounds to an integer, halves to even. */
-constexpr float kSafelyRounded = 0.49997f;
+ * is wrong by less than 1.2e-5 within the codes' range. Raises *worst to the distance from the
+ * code. The code is in the lowest byte: adding 1.5 * 2^23 rounds to an integer, halves to even. */
+constexpr float kSafelyRounded = 0.499985f;
 static __device__ __forceinline__ uint32_t quantize_fast(float z, const divisor &d, float limit,
                                                          float *worst)
 {
