@@ -81,7 +81,8 @@ qb_cuda_gemm_s8_args qb_bench_operands_args(const qb_bench_operands *o, size_t m
                                   .residual = adds ? o->residual : NULL,
                                   .residual_stride = qb_cuda_stride(n),
                                   .out_scale = o->out_scale,
-                                  .segments = {.n = 1, .end = {(int)n}}};
+                                  .segments = {.n = 1, .end = {(int)n}},
+                                  .w_is_constant = true};
 }
 
 double qb_bench_gemm_s8_bytes(size_t m, size_t n, size_t k, qb_bench_output output)

@@ -6,8 +6,8 @@
  *
  * What is stored (out): F32 and BF16: z. S32: acc. S8: clamp(round_half_even(z / *out_scale)), the
  * static requantising epilogue. With residual, residual[m, n] += z in f32 and y may be NULL.
- * (2) is bit-identical to the CPU rows; (3) uses the same formulas in f32. Beside the last column of
- * y up to the next multiple of 16 bytes may be written, with zeros. */
+ * (2) is bit-identical to the CPU rows; (3) uses the same formulas in f32. Beside the last column
+ * of y up to the next multiple of 16 bytes may be written, with zeros. */
 #ifndef QB_KERNELS_CUDA_GEMM_S8_H
 #define QB_KERNELS_CUDA_GEMM_S8_H
 
@@ -39,6 +39,9 @@ typedef struct qb_cuda_gemm_s8_args { /* device pointers */
     uint32_t *max_bits;     /* NULL, or one a segment: raised to the bits of max |z| (2)(3) */
     uint32_t *row_max_bits; /* NULL, or (m): raised to the bits of max over n of |z as stored| */
     qb_cuda_segments segments;
+    /* w was complete when the kernel before this one was queued, as a model's weights are: it may
+     * then be read while that one still runs. */
+    bool w_is_constant;
 } qb_cuda_gemm_s8_args;
 
 typedef struct qb_cuda_gemm_s8_row {

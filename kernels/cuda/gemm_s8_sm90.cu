@@ -100,6 +100,7 @@ qb_status fill_params(const qb_cuda_gemm_s8_args *a, qb__gemm_s8_params *p)
     p->out_scale = a->out_scale;
     p->max_bits = a->max_bits;
     p->row_max_bits = a->row_max_bits;
+    p->w_is_constant = a->w_is_constant;
     p->n_segments = a->segments.n;
     for (int i = 0; i < QB_CUDA_SEGMENTS; i++) p->segment_end[i] = a->segments.end[i];
     return QB_OK;

@@ -114,38 +114,67 @@ static __device__ __forceinline__ void k_range(const qb__gemm_s8_params &p,
     *end = p.n_blocks_k * (in.split + 1) / C::SPLIT;
 }
 
-/* One thread. */
+/* Loads a block's part of a stage of x and of w, for itself and for those that share it. */
+template <class C>
+static __device__ __forceinline__ void load_x(const qb__gemm_s8_params &p, const ring<C> &r,
+                                              const cluster_place<C> &in, const tile &t, int stage,
+                                              int k)
+{
+    constexpr int kRows = C::BM / C::CN;
+    const uint32_t to = r.a(stage) + in.cn * kRows * kBlockK;
+    uint16_t mask = 0;
+#pragma unroll
+    for (int i = 0; i < C::CN; i++) mask |= 1 << in.rank_of(in.cm, i);
+    if (C::CN > 1)
+        qb_tma_load_multicast(to, &p.x, r.full_at(stage), k * kBlockK, t.row + in.cn * kRows, mask);
+    else
+        qb_tma_load(to, &p.x, r.full_at(stage), k * kBlockK, t.row);
+}
+
+template <class C>
+static __device__ __forceinline__ void load_w(const qb__gemm_s8_params &p, const ring<C> &r,
+                                              const cluster_place<C> &in, const tile &t, int stage,
+                                              int k)
+{
+    constexpr int kRows = C::BN / C::CM;
+    const uint32_t to = r.b(stage) + in.cm * kRows * kBlockK;
+    uint16_t mask = 0;
+#pragma unroll
+    for (int i = 0; i < C::CM; i++) mask |= 1 << in.rank_of(i, in.cn);
+    if (C::CM > 1)
+        qb_tma_load_multicast(to, &p.w, r.full_at(stage), k * kBlockK, t.col + in.cm * kRows, mask);
+    else
+        qb_tma_load(to, &p.w, r.full_at(stage), k * kBlockK, t.col);
+}
+
+/* One thread. The first stages of constant weights are read while the kernel before still runs. */
 template <class C>
 static __device__ __forceinline__ void produce(const qb__gemm_s8_params &p, const ring<C> &r,
                                                const cluster_place<C> &in, int first_unit,
                                                int unit_step)
 {
-    constexpr int kRowsA = C::BM / C::CN, kRowsB = C::BN / C::CM;
-    uint16_t mask_a = 0, mask_b = 0;
-#pragma unroll
-    for (int i = 0; i < C::CN; i++) mask_a |= 1 << in.rank_of(in.cm, i);
-#pragma unroll
-    for (int i = 0; i < C::CM; i++) mask_b |= 1 << in.rank_of(i, in.cn);
-    int stage = 0, k0, k1;
+    int stage = 0, k0, k1, early = 0;
     uint32_t parity = 1; /* the first round finds every stage empty */
     k_range(p, in, &k0, &k1);
+    if (p.w_is_constant) {
+        const tile t = tile_of(p, in, first_unit);
+        for (; early < C::STAGES && k0 + early < k1; early++) {
+            qb_mbar_expect(r.full_at(early), C::STAGE_BYTES);
+            load_w(p, r, in, t, early, k0 + early);
+        }
+    }
+    qb_grid_wait();
     for (int unit = first_unit; unit < p.n_units_m * p.n_units_n; unit += unit_step) {
         const tile t = tile_of(p, in, unit);
         for (int k = k0; k < k1; k++) {
-            qb_mbar_wait(r.empty_at(stage), parity);
-            qb_mbar_expect(r.full_at(stage), C::STAGE_BYTES);
-            const uint32_t a = r.a(stage) + in.cn * kRowsA * kBlockK,
-                           b = r.b(stage) + in.cm * kRowsB * kBlockK;
-            if (C::CN > 1)
-                qb_tma_load_multicast(a, &p.x, r.full_at(stage), k * kBlockK,
-                                      t.row + in.cn * kRowsA, mask_a);
-            else
-                qb_tma_load(a, &p.x, r.full_at(stage), k * kBlockK, t.row);
-            if (C::CM > 1)
-                qb_tma_load_multicast(b, &p.w, r.full_at(stage), k * kBlockK,
-                                      t.col + in.cm * kRowsB, mask_b);
-            else
-                qb_tma_load(b, &p.w, r.full_at(stage), k * kBlockK, t.col);
+            if (early > 0) {
+                early--;
+            } else {
+                qb_mbar_wait(r.empty_at(stage), parity);
+                qb_mbar_expect(r.full_at(stage), C::STAGE_BYTES);
+                load_w(p, r, in, t, stage, k);
+            }
+            load_x(p, r, in, t, stage, k);
             if (++stage == C::STAGES) {
                 stage = 0;
                 parity ^= 1;
@@ -367,7 +396,6 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         qb_cluster_wait();
     }
     qb_grid_launch_next(); /* it waits for this one's end where it needs it */
-    qb_grid_wait();
 
     if (wg == 0) {
         if (C::WGS == 2) qb_regs_give<24>();
@@ -383,6 +411,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     } else {
         if (C::WGS == 2) qb_regs_take<240>();
         if (C::WGS == 3) qb_regs_take<160>();
+        qb_grid_wait();
         consume<C>(p, r, in, lists, wg - 1, first_unit, unit_step);
     }
     if (C::CLUSTER > 1) { /* no block leaves while others may arrive at its barriers */

@@ -18,6 +18,7 @@ typedef struct qb__gemm_s8_params {
     int x_scale_step;
     const float *x_scale, *w_scale, *bias, *out_scale;
     uint32_t *max_bits, *row_max_bits;
+    int w_is_constant;
     int n_segments, segment_end[QB_CUDA_SEGMENTS];
 } qb__gemm_s8_params;
 

@@ -326,7 +326,8 @@ static bool run(const product *p, const kind *c, const way *w)
                                        .out_scale = p->out_scale_dev,
                                        .max_bits = o.max,
                                        .row_max_bits = o.row_max,
-                                       .segments = segments_of(p, c)};
+                                       .segments = segments_of(p, c),
+                                       .w_is_constant = p->n % 2 == 0};
     const bool takes = !w->row->refuse(&args);
     if (takes) {
         QB_CHECK_OK(w->row->run(&args, NULL));
