@@ -70,7 +70,7 @@ static qb_status launch(const qb_cuda_gemm_u4_args *args, int split, int n_sms,
     return QB_OK;
 }
 
-using large = config<2, 128, 7, 1, 1, false>;
+using large = config<1, 256, 5, 1, 1, false>;
 using middle = config<1, 128, 6, 1, 2, false>;
 using small = config<1, 64, 10, 4, 2, false>;
 using grouped = config<1, 128, 8, 4, 1, true>;

@@ -58,29 +58,44 @@ struct span { /* tiles of 64 input channels that a block multiplies */
 /* ---- producer ---- */
 
 template <class C>
+static __device__ __forceinline__ void load_codes(const qb__u4_sm90 &a, const shared_at &s,
+                                                  int stage, int tile, int channel0)
+{
+    const uint32_t full = s.full + stage * 8;
+    qb_mbar_expect(full, C::X_BYTES + C::CODE_BYTES);
+    qb_tma_load(s.base + C::CODES_AT + stage * C::CODE_BYTES, &a.codes, full, tile * 128,
+                channel0 / 16);
+}
+
+/* `asked`: codes of the first tiles, into the first stages, are on their way. */
+template <class C>
 static __device__ __forceinline__ void produce_tile(const qb__u4_sm90 &a, const shared_at &s,
-                                                    ring &r, const span &k, int token0,
+                                                    ring &r, const span &k, int asked, int token0,
                                                     int channel0)
 {
     for (int tile = k.begin; tile < k.end; tile++) {
-        const uint32_t full = s.full + r.stage * 8;
-        qb_mbar_wait(s.empty + r.stage * 8, r.phase ^ 1);
-        qb_mbar_expect(full, C::X_BYTES + C::CODE_BYTES);
-        qb_tma_load(s.base + C::CODES_AT + r.stage * C::CODE_BYTES, &a.codes, full, tile * 128,
-                    channel0 / 16);
-        qb_tma_load(s.base + C::X_AT + r.stage * C::X_BYTES, &a.x, full, tile * 64, token0);
+        if (tile - k.begin >= asked) {
+            qb_mbar_wait(s.empty + r.stage * 8, r.phase ^ 1);
+            load_codes<C>(a, s, r.stage, tile, channel0);
+        }
+        qb_tma_load(s.base + C::X_AT + r.stage * C::X_BYTES, &a.x, s.full + r.stage * 8, tile * 64,
+                    token0);
         r.template next<C::STAGES>(1);
     }
 }
 
+/* Codes do not depend on the kernel before, so the first are asked for before waiting for it. */
 template <class C>
 static __device__ __forceinline__ void produce(const qb__u4_sm90 &a, const shared_at &s,
                                                const span &k, int first, int n_units, int step)
 {
     ring r = {0, 0};
+    int asked = first < n_units ? min(C::STAGES, k.end - k.begin) : 0;
+    for (int i = 0; i < asked; i++)
+        load_codes<C>(a, s, i, k.begin + i, first % a.channel_tiles * C::CHANNELS);
     qb__wait_previous_grid();
-    for (int unit = first; unit < n_units; unit += step)
-        produce_tile<C>(a, s, r, k, unit / a.channel_tiles * C::BN,
+    for (int unit = first; unit < n_units; unit += step, asked = 0)
+        produce_tile<C>(a, s, r, k, asked, unit / a.channel_tiles * C::BN,
                         unit % a.channel_tiles * C::CHANNELS);
 }
 
