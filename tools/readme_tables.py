@@ -104,7 +104,7 @@ def gpu_gemm(results=ROOT / "results"):
     rows = gpu_table.gemm_table(run["benchmarks"])
     if len(rows) < 2:
         return []
-    lines = ["", "Int8 product on an H100, bf16 out, scales a row and a column, TOP/s,",
+    lines = ["", "Int8 product on an H100, bf16 out, scales a row and a column, L2 emptied before each call, TOP/s,",
              f"{run['context']['date'][:10]} (`bench/cuda/bench_gemm_s8_cuda.c`; the last two peers: recorded apart):",
              ""]
     return lines + markdown(rows)

@@ -171,13 +171,13 @@ class GpuTest(unittest.TestCase):
         self.assertIn("| any ≥ 5,000: met |", lines[-1])
         self.assertEqual(lines[-2].count("|"), lines[-1].count("|"))
 
-    def test_gemm_table_takes_the_best_warm_row(self):
-        def bench(row, us, rest="warm", **more):
+    def test_gemm_table_takes_the_best_cold_row(self):
+        def bench(row, us, rest="cold", **more):
             return {"name": "gemm_s8/%s/cuda/M:8192/N:8192/K:8192/%s" % (row, rest),
                     "real_time": us, "time_unit": "us", "roofline_share": 0.5, **more}
         run = {"context": {"date": "2026-01-02T03:04:05"}, "benchmarks": [
             bench("a", 700.0), bench("a", 680.0), bench("a", 720.0), bench("b", 800.0),
-            bench("a", 733.0, "cold"), bench("b", 90.0, "cold"), bench("cublaslt", 733.0),
+            bench("a", 733.0, "warm"), bench("b", 90.0, "warm"), bench("cublaslt", 733.0),
             bench("a", 1.0, run_type="aggregate"), bench("b", 1.0, error_occurred=True)]}
         (self.dir / "gemm_s8_cuda.json").write_text(json.dumps(run))
         rows = gpu_table.gemm_table(run["benchmarks"])
