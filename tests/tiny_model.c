@@ -218,3 +218,52 @@ void qb_test_forward(const qb_model *model, const int32_t *tokens, size_t batch,
         forward_sequence(model, tokens + b * n_tokens, n_tokens,
                          logits + b * n_tokens * model->config.vocab);
 }
+
+void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char *what))
+{
+    qb_config base = qb_test_tiny_config("gpt2"), llama = qb_test_tiny_config("llama");
+    check(&base, "gpt2");
+    check(&llama, "llama");
+    for (int i = 0; i < QB_SOFTMAX_COUNT; i++) {
+        qb_config c = base;
+        c.softmax = (qb_softmax_kind)i;
+        check(&c, qb_softmax_names[i]);
+    }
+    for (int i = 0; i < QB_NORM_COUNT; i++) {
+        qb_config c = base;
+        c.norm = (qb_norm_kind)i;
+        c.norm_bias = c.norm == QB_NORM_LAYERNORM;
+        check(&c, qb_norm_names[i]);
+    }
+    for (int i = 0; i < QB_POS_COUNT; i++) {
+        qb_config c = base;
+        c.pos = (qb_pos_kind)i;
+        c.rope = llama.rope;
+        check(&c, qb_pos_names[i]);
+    }
+    for (int i = 0; i < QB_ACT_COUNT; i++) {
+        qb_config c = base;
+        c.act = (qb_act_kind)i;
+        check(&c, qb_act_names[i]);
+    }
+    qb_config c = base;
+    c.attn_bias = c.mlp_bias = c.norm_bias = false;
+    c.tied_head = false;
+    check(&c, "no biases, untied");
+    c = llama;
+    c.attn_bias = true;
+    c.tied_head = true;
+    check(&c, "llama with biases, tied");
+}
+
+qb_calibration *qb_test_constant_calibration(const qb_config *config)
+{
+    qb_calibration *c;
+    QB_CHECK_OK(qb_calibration_create(config, &c));
+    for (size_t i = 0; i < (config->n_layers + 1) * QB_ROLE_COUNT; i++) {
+        c->linears[i].in_max = 8;
+        c->linears[i].out_max = 20;
+        for (size_t k = 0; k < c->linears[i].cols; k++) c->linears[i].in_channel_max[k] = 8;
+    }
+    return c;
+}

@@ -4,9 +4,13 @@
 #define QB_TESTS_TINY_MODEL_H
 
 #include "model/model.h"
+#include "quant/calibration.h"
 
 /* Sizes that are odd on purpose: nothing is a multiple of a vector. */
 qb_config qb_test_tiny_config(const char *arch);
+/* check(configuration, what it shows) for each family and each value of each flag of the
+ * architecture table. */
+void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char *what));
 /* Seeded normal weights (gains near 1), with a few large ones. */
 qb_model *qb_test_tiny_model(const qb_config *config, uint64_t seed);
 /* logits (batch, n_tokens, V) of equation (1) in model/arch.h, all in double. */
@@ -14,5 +18,7 @@ void qb_test_forward(const qb_model *model, const int32_t *tokens, size_t batch,
                      double *logits);
 /* Deterministic ids below the vocabulary's size. */
 void qb_test_tokens(const qb_config *config, int32_t *tokens, size_t n, uint64_t seed);
+/* Maxima that are large enough for these models and clip nothing: calibration without a text. */
+qb_calibration *qb_test_constant_calibration(const qb_config *config);
 
 #endif

@@ -24,20 +24,6 @@ typedef struct rig {
     size_t n_logits;
 } rig;
 
-/* Calibration without text: maxima of the model's own forward on other tokens would do; constants
- * that are large enough for these models are simpler and clip nothing. */
-static qb_calibration *constant_calibration(const qb_config *config)
-{
-    qb_calibration *c;
-    QB_CHECK_OK(qb_calibration_create(config, &c));
-    for (size_t i = 0; i < (config->n_layers + 1) * QB_ROLE_COUNT; i++) {
-        c->linears[i].in_max = 8;
-        c->linears[i].out_max = 20;
-        for (size_t k = 0; k < c->linears[i].cols; k++) c->linears[i].in_channel_max[k] = 8;
-    }
-    return c;
-}
-
 static rig rig_create(const qb_config *config, size_t n_threads)
 {
     rig r = {.n_logits = ROWS * config->vocab};
@@ -45,7 +31,7 @@ static rig rig_create(const qb_config *config, size_t n_threads)
     r.model = qb_test_tiny_model(config, 5);
     QB_CHECK_OK(qb_backbone_create(
         r.model, &(qb_backbone_options){.max_tokens = ROWS, .pool = r.pool}, &r.backbone));
-    r.calibration = constant_calibration(config);
+    r.calibration = qb_test_constant_calibration(config);
     qb_test_tokens(config, r.tokens, ROWS, 3);
     return r;
 }
@@ -99,39 +85,7 @@ static void check_full(const qb_config *config, const char *what)
 static void full_precision_equals_plain_forward(void **state)
 {
     (void)state;
-    qb_config base = qb_test_tiny_config("gpt2"), llama = qb_test_tiny_config("llama");
-    check_full(&base, "gpt2");
-    check_full(&llama, "llama");
-    for (int i = 0; i < QB_SOFTMAX_COUNT; i++) {
-        qb_config c = base;
-        c.softmax = (qb_softmax_kind)i;
-        check_full(&c, qb_softmax_names[i]);
-    }
-    for (int i = 0; i < QB_NORM_COUNT; i++) {
-        qb_config c = base;
-        c.norm = (qb_norm_kind)i;
-        c.norm_bias = c.norm == QB_NORM_LAYERNORM;
-        check_full(&c, qb_norm_names[i]);
-    }
-    for (int i = 0; i < QB_POS_COUNT; i++) {
-        qb_config c = base;
-        c.pos = (qb_pos_kind)i;
-        c.rope = llama.rope;
-        check_full(&c, qb_pos_names[i]);
-    }
-    for (int i = 0; i < QB_ACT_COUNT; i++) {
-        qb_config c = base;
-        c.act = (qb_act_kind)i;
-        check_full(&c, qb_act_names[i]);
-    }
-    qb_config c = base;
-    c.attn_bias = c.mlp_bias = c.norm_bias = false;
-    c.tied_head = false;
-    check_full(&c, "no biases, untied");
-    c = llama;
-    c.attn_bias = true;
-    c.tied_head = true;
-    check_full(&c, "llama with biases, tied");
+    qb_test_each_tiny_config(check_full);
 }
 
 /* The fake twin differs from the integers by f32 rounding alone; a code that falls on the other

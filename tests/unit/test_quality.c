@@ -28,18 +28,6 @@ typedef struct rig {
     size_t n_cases;
 } rig;
 
-static qb_calibration *constant_calibration(const qb_config *config)
-{
-    qb_calibration *c;
-    QB_CHECK_OK(qb_calibration_create(config, &c));
-    for (size_t i = 0; i < (config->n_layers + 1) * QB_ROLE_COUNT; i++) {
-        c->linears[i].in_max = 8;
-        c->linears[i].out_max = 20;
-        for (size_t k = 0; k < c->linears[i].cols; k++) c->linears[i].in_channel_max[k] = 8;
-    }
-    return c;
-}
-
 /* Windows longer than a chunk of logits (256 rows), two to a batch, one left over. */
 static rig rig_create(const char *arch, const char *protocol, size_t n_threads)
 {
@@ -53,7 +41,7 @@ static rig rig_create(const char *arch, const char *protocol, size_t n_threads)
                                    .logit_slots = QB_LOGIT_SLOTS,
                                    .logit_rows = LOGIT_ROWS};
     QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.backbone));
-    r.calibration = constant_calibration(&config);
+    r.calibration = qb_test_constant_calibration(&config);
     QB_CHECK_OK(qb_alloc((void **)&r.stream.tokens.ids, N_TOKENS, sizeof(int32_t), "ids"));
     QB_CHECK_OK(qb_alloc((void **)&r.stream.doc_end, 1, sizeof(size_t), "ends"));
     r.stream.tokens.n = r.stream.doc_end[0] = N_TOKENS;
