@@ -2,12 +2,11 @@
  * cache, q, k and v in one matrix as the product before leaves them) and decode steps. Operations:
  * 4 * head_dim for each pair that the mask lets through. Bytes: q, k, v and the result, each once.
  * Cold: all inputs come from memory. */
+#include "bench/cuda/random_floats.h"
 #include "bench/shim.h"
 
 #include "core/cuda.h"
-#include "core/dtype.h"
 #include "core/memory.h"
-#include "core/rng.h"
 #include "kernels/cuda/attention.h"
 
 #include <math.h>
@@ -54,26 +53,6 @@ static qb_cuda_attention_args describe(const attention_params *p)
                                     .out_stride = q_width};
 }
 
-static qb_status upload_random(void *dev, size_t n, qb_cuda_dtype type)
-{
-    enum { CHUNK = 1 << 20 };
-    float *x = NULL;
-    uint16_t *half = NULL;
-    size_t bytes = qb_cuda_dtype_bytes(type);
-    qb_status status = QB_NEW(&x, CHUNK, "numbers");
-    if (status == QB_OK) status = QB_NEW(&half, CHUNK, "numbers");
-    if (status != QB_OK) goto done;
-    qb_rng_normal_f32(1, QB_STREAM_TEST, 0, CHUNK, 1.0f, x);
-    for (size_t i = 0; i < CHUNK; i++) half[i] = qb_bf16_from_f32(x[i]);
-    for (size_t at = 0; at < n && status == QB_OK; at += CHUNK - 77)
-        status = qb_cuda_upload((char *)dev + at * bytes, type == QB_CUDA_F32 ? (void *)x : half,
-                                (n - at < CHUNK ? n - at : CHUNK) * bytes, NULL);
-done:
-    qb_free(x);
-    qb_free(half);
-    return status;
-}
-
 static void attention_run(void *state)
 {
     attention_state *s = state;
@@ -99,7 +78,7 @@ static qb_status make_buffers(attention_state *s, const attention_params *p)
     size_t in_elems = p->n_past ? q_elems + 2 * kv_elems : q_elems;
     QB_TRY(qb_cuda_alloc(&s->in, in_elems, elem, "q, k and v"));
     QB_TRY(qb_cuda_alloc(&s->out, p->batch * p->n_q * a->out_stride, elem, "out"));
-    QB_TRY(upload_random(s->in, in_elems, p->type));
+    QB_TRY(qb_bench_upload_random(s->in, in_elems, p->type));
     char *base = s->in;
     a->q = base;
     a->k = base + elem * (p->n_past ? q_elems : q_width);

@@ -1,12 +1,11 @@
 /* bench/cuda/bench_pointwise_cuda.c - the passes between two products, and the statistics of
  * logits, on the GPU. Bytes are those of the inputs and outputs, each once (twice for an input that
  * a per-tensor scale makes it read again). Cold: all inputs come from memory. */
+#include "bench/cuda/random_floats.h"
 #include "bench/shim.h"
 
 #include "core/cuda.h"
-#include "core/dtype.h"
 #include "core/memory.h"
-#include "core/rng.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/pointwise.h"
 
@@ -40,26 +39,6 @@ static void pass_teardown(void *state)
     qb_free(s);
 }
 
-static qb_status upload_random(void *dev, size_t n, qb_cuda_dtype type)
-{
-    enum { CHUNK = 1 << 20 };
-    float *x = NULL;
-    uint16_t *half = NULL;
-    size_t bytes = qb_cuda_dtype_bytes(type);
-    qb_status status = QB_NEW(&x, CHUNK, "numbers");
-    if (status == QB_OK) status = QB_NEW(&half, CHUNK, "numbers");
-    if (status != QB_OK) goto done;
-    qb_rng_normal_f32(1, QB_STREAM_TEST, 0, CHUNK, 1.0f, x);
-    for (size_t i = 0; i < CHUNK; i++) half[i] = qb_bf16_from_f32(x[i]);
-    for (size_t at = 0; at < n && status == QB_OK; at += CHUNK - 77)
-        status = qb_cuda_upload((char *)dev + at * bytes, type == QB_CUDA_F32 ? (void *)x : half,
-                                (n - at < CHUNK ? n - at : CHUNK) * bytes, NULL);
-done:
-    qb_free(x);
-    qb_free(half);
-    return status;
-}
-
 static qb_status make_buffers(pass_state *s)
 {
     const pass_params *p = &s->params;
@@ -72,9 +51,9 @@ static qb_status make_buffers(pass_state *s)
     QB_TRY(qb_cuda_alloc(&d[4], p->width, sizeof(float), "gain"));
     QB_TRY(qb_cuda_alloc_zero(&d[5], p->m + 64, sizeof(float), "scales"));
     QB_TRY(qb_cuda_alloc_zero(&d[6], p->m + 64, sizeof(int32_t), "targets"));
-    QB_TRY(upload_random(d[0], n, QB_CUDA_F32));
-    QB_TRY(upload_random(d[1], n * halves, p->op == LOGITS ? QB_CUDA_F32 : QB_CUDA_BF16));
-    return upload_random(d[4], p->width, QB_CUDA_F32);
+    QB_TRY(qb_bench_upload_random(d[0], n, QB_CUDA_F32));
+    QB_TRY(qb_bench_upload_random(d[1], n * halves, p->op == LOGITS ? QB_CUDA_F32 : QB_CUDA_BF16));
+    return qb_bench_upload_random(d[4], p->width, QB_CUDA_F32);
 }
 
 static qb_status pass_setup(const void *params, qb_pool *pool, void **state)
