@@ -5,10 +5,6 @@
 #include "core/memory.h"
 #include "quant/quantize_model.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <string.h>
-
 /* ---- backbone ---- */
 
 static qb_status load_vector(const qb_tensor *t, float **out)
@@ -38,24 +34,17 @@ static qb_status load_float_weights(cpu_backbone *b)
     return load_vector(qb_model_tensor(b->base.model, QB_ROLE_POS_EMBD, 0), &b->pos_embd);
 }
 
-/* Angles in double, so that long contexts keep their precision. */
 static qb_status make_rope(cpu_backbone *b, size_t n_positions)
 {
     if (b->base.config->pos != QB_POS_ROPE || n_positions <= b->n_rope) return QB_OK;
     size_t half = b->base.config->head_dim / 2;
-    double inv_freq[QB_ATTENTION_MAX_HEAD_DIM / 2];
-    qb_rope_inv_freq(&b->base.config->rope, b->base.config->head_dim, inv_freq);
     qb_free(b->cosine);
     qb_free(b->sine);
     b->cosine = b->sine = NULL;
     b->n_rope = 0;
     QB_TRY(QB_NEW(&b->cosine, n_positions * half, "rotary table"));
     QB_TRY(QB_NEW(&b->sine, n_positions * half, "rotary table"));
-    for (size_t t = 0; t < n_positions; t++)
-        for (size_t i = 0; i < half; i++) {
-            b->cosine[t * half + i] = (float)cos((double)t * inv_freq[i]);
-            b->sine[t * half + i] = (float)sin((double)t * inv_freq[i]);
-        }
+    qb_rope_table(&b->base.config->rope, b->base.config->head_dim, n_positions, b->cosine, b->sine);
     b->n_rope = n_positions;
     return QB_OK;
 }

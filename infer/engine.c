@@ -2,6 +2,7 @@
  * known about an engine is told from here. The work is done by the rows of qb_backends. */
 #include "infer/backend.h"
 
+#include "core/cuda.h"
 #include "core/memory.h"
 
 #include <stdio.h>
@@ -34,8 +35,6 @@ static qb_status parse_index(const char *name, const char *digits, int *out)
     return QB_OK;
 }
 
-static const char no_cuda[] = "this build has no CUDA engine";
-
 /* A GPU where one can be used. A build without CUDA has nothing to say: nobody expects one. */
 static void find_auto(qb_device *out, const char **note)
 {
@@ -61,7 +60,7 @@ qb_status qb_device_find(const char *name, qb_device *out, const char **note)
     if (!backend && !is_cuda)
         return QB_FAIL(QB_ERR_USAGE, "--device: found %.40s, expected auto, cpu, cuda or cuda:N",
                        name);
-    const char *why = backend ? backend->refusal(index) : no_cuda;
+    const char *why = backend ? backend->refusal(index) : qb_cuda_refusal(index);
     if (why) return QB_FAIL(QB_ERR_DEVICE, "--device %s: %s, expected auto or cpu", name, why);
     *out = (qb_device){.backend = backend, .index = index};
     if (!name[n_chars]) out->n_shared = backend->count();

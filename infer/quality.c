@@ -1,11 +1,9 @@
 /* infer/quality.c - see quality.h. */
 #include "infer/quality.h"
 
-#include "core/cuda.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
-#include "infer/backend.h"
 #include "model/safetensors.h"
 
 #include <errno.h>
@@ -250,17 +248,10 @@ static bool take_batch(measure *m, size_t *first, size_t *batch)
     return taken;
 }
 
-/* A GPU is current a thread at a time. */
-static qb_status enter_device(const qb_backbone *b)
-{
-    return b->backend == &qb__cpu_backend ? QB_OK : qb_cuda_use(b->device_idx);
-}
-
 static void *run_batches(void *context)
 {
     measure *m = context;
     size_t first, batch;
-    m->status = enter_device(qb_engine_backbone(m->full));
     while (m->status == QB_OK && take_batch(m, &first, &batch))
         m->status = run_batch(m, first, batch);
     if (m->status == QB_OK) return NULL;

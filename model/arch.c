@@ -393,3 +393,16 @@ void qb_rope_inv_freq(const qb_rope *rope, size_t head_dim, double *inv_freq)
         inv_freq[i] = f;
     }
 }
+
+void qb_rope_table(const qb_rope *rope, size_t head_dim, size_t n_positions, float *cosine,
+                   float *sine)
+{
+    double inv_freq[QB_ROPE_MAX_HEAD_DIM / 2];
+    size_t half = head_dim / 2;
+    qb_rope_inv_freq(rope, head_dim, inv_freq);
+    for (size_t t = 0; t < n_positions; t++)
+        for (size_t i = 0; i < half; i++) {
+            cosine[t * half + i] = (float)cos((double)t * inv_freq[i]);
+            sine[t * half + i] = (float)sin((double)t * inv_freq[i]);
+        }
+}

@@ -117,6 +117,11 @@ qb_status qb_config_from_json(const json_t *object, qb_config *out);
 /* inv_freq[i], i < head_dim / 2: angle = position * inv_freq[i] for the pair (i, i + head_dim/2).
  */
 void qb_rope_inv_freq(const qb_rope *rope, size_t head_dim, double *inv_freq);
+/* cosine, sine (n_positions, head_dim / 2) of every angle, made in double so that long contexts
+ * keep their precision; head_dim at most QB_ROPE_MAX_HEAD_DIM. */
+#define QB_ROPE_MAX_HEAD_DIM 256
+void qb_rope_table(const qb_rope *rope, size_t head_dim, size_t n_positions, float *cosine,
+                   float *sine);
 
 #ifdef __cplusplus
 }
