@@ -7,7 +7,6 @@
 #include "quant/quantize_model.h"
 
 #include <cuda_runtime_api.h>
-#include <math.h>
 #include <string.h>
 
 /* ---- backbone: weights that stay float ---- */
@@ -60,9 +59,7 @@ static qb_status make_rope(cuda_backbone *b, size_t n_positions)
     const qb_config *c = b->base.config;
     if (c->pos != QB_POS_ROPE || n_positions <= b->n_rope) return QB_OK;
     size_t half = c->head_dim / 2, n = n_positions * half;
-    double inv_freq[QB_ATTENTION_MAX_HEAD_DIM / 2];
     float *host;
-    qb_rope_inv_freq(&c->rope, c->head_dim, inv_freq);
     QB_TRY(qb_cuda_sync(b->stream));
     b->layout++;
     qb_cuda_free(b->cosine);
@@ -72,11 +69,7 @@ static qb_status make_rope(cuda_backbone *b, size_t n_positions)
     QB_TRY(QB_CUDA_NEW(&b->cosine, n, "rotary table"));
     QB_TRY(QB_CUDA_NEW(&b->sine, n, "rotary table"));
     QB_TRY(QB_NEW(&host, 2 * n, "rotary table"));
-    for (size_t t = 0; t < n_positions; t++)
-        for (size_t i = 0; i < half; i++) {
-            host[t * half + i] = (float)cos((double)t * inv_freq[i]);
-            host[n + t * half + i] = (float)sin((double)t * inv_freq[i]);
-        }
+    qb_rope_table(&c->rope, c->head_dim, n_positions, host, host + n);
     qb_status status = qb_cuda_upload(b->cosine, host, n * sizeof *host, b->stream);
     if (status == QB_OK) status = qb_cuda_upload(b->sine, host + n, n * sizeof *host, b->stream);
     if (status == QB_OK) status = qb_cuda_sync(b->stream);
@@ -146,19 +139,6 @@ static qb_status make_slots(cuda_backbone *b)
     return QB_CUDA_NEW_ZERO(&b->stats, rows, "statistics of logits");
 }
 
-static qb_status grow(cuda_backbone *b, void **block, size_t *have, size_t need, const char *what)
-{
-    if (need <= *have) return QB_OK;
-    QB_TRY(qb_cuda_sync(b->stream));
-    b->layout++;
-    qb_cuda_free(*block);
-    *block = NULL;
-    *have = 0;
-    QB_TRY(qb_cuda_alloc(block, need, 1, what));
-    *have = need;
-    return QB_OK;
-}
-
 static qb_status need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t batch, size_t n_q,
                                 size_t n_past)
 {
@@ -171,8 +151,16 @@ static qb_status need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t bat
                                    .n_kv_heads = c->n_kv_heads,
                                    .head_dim = c->head_dim,
                                    .softmax = c->softmax};
-    return grow(b, &b->attention_workspace, &b->attention_workspace_bytes,
-                qb_cuda_attention_workspace(&args), "attention workspace");
+    size_t bytes = qb_cuda_attention_workspace(&args);
+    if (bytes <= b->attention_workspace_bytes) return QB_OK;
+    QB_TRY(qb_cuda_sync(b->stream));
+    b->layout++;
+    qb_cuda_free(b->attention_workspace);
+    b->attention_workspace = NULL;
+    b->attention_workspace_bytes = 0;
+    QB_TRY(qb_cuda_alloc(&b->attention_workspace, bytes, 1, "attention workspace"));
+    b->attention_workspace_bytes = bytes;
+    return QB_OK;
 }
 
 static void destroy_backbone(qb_backbone *backbone)
@@ -188,13 +176,15 @@ static void destroy_backbone(qb_backbone *backbone)
         qb_cuda_free(b->tok_embd[i]);
         qb_cuda_free(b->pos_embd[i]);
     }
-    void *const blocks[] = {b->cosine,   b->sine,         b->one,          b->x,
-                            b->normed,   b->out,          b->qkv,          b->rotated,
-                            b->att,      b->ff,           b->act,          b->q,
-                            b->scale,    b->row_stats,    b->row_max_bits, b->max_bits,
-                            b->u4_x,     b->u4_workspace, b->tokens,       b->target,
-                            b->stats,    b->head_scale,   b->head_x,       b->head_q,
-                            b->slots[0], b->slots[1],     b->slots[2],     b->attention_workspace};
+    void *const blocks[] = {b->cosine,   b->sine,      b->one,
+                            b->x,        b->normed,    b->out,
+                            b->qkv,      b->rotated,   b->att,
+                            b->ff,       b->act,       b->q,
+                            b->scale,    b->row_stats, b->row_max_bits,
+                            b->max_bits, b->u4_x,      b->tokens,
+                            b->target,   b->stats,     b->head_scale,
+                            b->head_x,   b->head_q,    b->slots[0],
+                            b->slots[1], b->slots[2],  b->attention_workspace};
     for (size_t i = 0; i < QB_COUNT(blocks); i++) qb_cuda_free(blocks[i]);
     qb_cuda_stream_destroy(b->stream);
     qb_free(b);
@@ -300,23 +290,13 @@ static qb_status make_head(cuda_engine *e, const qb_model *codes, const qb_engin
     return QB_OK;
 }
 
-/* What 4-bit products need beside their weights. */
-static qb_status need_u4(cuda_engine *e)
+/* 4-bit weights with scales per input channel take inputs that were multiplied by them. */
+static qb_status need_scaled_inputs(cuda_engine *e)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     const qb_config *c = b->base.config;
-    const qb_cuda_linear *products[] = {&e->blocks[0].qkv, &e->blocks[0].o, &e->blocks[0].up,
-                                        &e->blocks[0].down, &e->own_head};
-    size_t workspace = 0;
-    bool scaled_x = false;
-    for (size_t i = 0; i < QB_COUNT(products); i++) {
-        const qb_cuda_linear *l = products[i];
-        if (e->base.scheme.weights.bits != 4 || !l->n || e->fake) continue;
-        workspace = max_size(workspace, qb_cuda_gemm_u4_workspace(b->base.max_tokens, l->n, l->k));
-        scaled_x |= e->base.scheme.weights.axis == QB_AXIS_IN;
-    }
-    QB_TRY(grow(b, &b->u4_workspace, &b->u4_workspace_bytes, workspace, "4-bit workspace"));
-    if (!scaled_x || b->u4_x) return QB_OK;
+    const qb_weight_quant *weights = &e->base.scheme.weights;
+    if (weights->bits != 4 || weights->axis != QB_AXIS_IN || e->fake || b->u4_x) return QB_OK;
     size_t widest = max_size(max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
     return new_rows(b, max_size(b->base.max_tokens, b->base.logit_rows), widest, 2, &b->u4_x);
 }
@@ -440,7 +420,7 @@ static qb_status build(cuda_engine *e, const qb_engine_options *o)
     e->base.weights_bytes = qb__float_weights_bytes(b->base.model);
     QB_TRY_GOTO(status, make_blocks(e, codes, o), done);
     QB_TRY_GOTO(status, make_head(e, codes, o), done);
-    QB_TRY_GOTO(status, need_u4(e), done);
+    QB_TRY_GOTO(status, need_scaled_inputs(e), done);
     QB_TRY_GOTO(status, need_attention(b, e->type, b->base.max_tokens, 1, 0), done);
     QB_TRY_GOTO(status, need_attention(b, e->type, 1, b->base.max_tokens, 0), done);
     size_t hidden = (b->base.max_tokens + QB_CUDA_ROW_PAD) * b->table_stride;
@@ -512,10 +492,10 @@ static void get_memory(const qb_engine *engine, qb_engine_memory *out)
     size_t kv = 2 * b->base.config->n_layers * engine->cache_batch * engine->cache_context *
                 e->kv_stride * qb_cuda_dtype_bytes(e->type);
     size_t step = e->decode ? e->decode_row->scratch_bytes(e->decode) : 0;
-    *out = (qb_engine_memory){.weights_bytes = engine->weights_bytes,
-                              .kv_bytes = kv,
-                              .scratch_bytes = b->scratch_bytes + b->u4_workspace_bytes +
-                                               b->attention_workspace_bytes + step};
+    *out =
+        (qb_engine_memory){.weights_bytes = engine->weights_bytes,
+                           .kv_bytes = kv,
+                           .scratch_bytes = b->scratch_bytes + b->attention_workspace_bytes + step};
 }
 
 const qb_backend qb__cuda_backend = {.name = "cuda",

@@ -49,8 +49,8 @@ typedef struct cuda_backbone {
     float *scale, *row_stats;
     uint32_t *row_max_bits, *max_bits; /* max_bits: QB_CUDA_SEGMENTS a layer and product */
     void *u4_x;                        /* (rows, widest input) bf16; NULL without such layers */
-    void *u4_workspace, *attention_workspace;
-    size_t u4_workspace_bytes, attention_workspace_bytes;
+    void *attention_workspace;
+    size_t attention_workspace_bytes;
     int32_t *tokens; /* (rows) */
     size_t scratch_bytes;
     size_t layout; /* counts the moves of scratch: graphs captured before hold old addresses */

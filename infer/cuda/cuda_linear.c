@@ -297,8 +297,7 @@ static qb_status run_u4(const qb_cuda_linear *l, const cuda_input *in, const cud
                                  .y = out->y,
                                  .y_stride = out->stride,
                                  .residual = out->residual,
-                                 .residual_stride = out->residual_stride,
-                                 .workspace = b->u4_workspace};
+                                 .residual_stride = out->residual_stride};
     if (l->u4.x_scale) {
         QB_TRY(qb_cuda_u4_x(in->x, in->x_stride, in->m, &l->u4, b->u4_x, qb_cuda_stride(l->k),
                             b->stream));
@@ -357,21 +356,11 @@ qb_cuda_pending qb__cuda_pending(const qb_cuda_linear *l, const cuda_output *out
                              .segments = l->segments};
 }
 
-static const void *first_usable(const void *rows, size_t row_bytes)
-{
-    const qb_kernel_info *row = rows;
-    while (row->name && qb_kernel_refusal(row))
-        row = (const qb_kernel_info *)((const char *)row + row_bytes);
-    return row;
-}
-
 const char *qb__cuda_linear_kernel(const qb_cuda_linear *l)
 {
     const qb_kernel_info *row =
-        l->kind == QB_CUDA_LINEAR_S8
-            ? first_usable(qb_cuda_gemm_s8_kernels, sizeof *qb_cuda_gemm_s8_kernels)
-        : l->kind == QB_CUDA_LINEAR_U4
-            ? first_usable(qb_cuda_gemm_u4_kernels, sizeof *qb_cuda_gemm_u4_kernels)
-            : first_usable(qb_cuda_gemm_float_kernels, sizeof *qb_cuda_gemm_float_kernels);
-    return row->name ? row->name : "none";
+        l->kind == QB_CUDA_LINEAR_S8   ? QB_KERNEL_PICK(qb_cuda_gemm_s8_kernels)
+        : l->kind == QB_CUDA_LINEAR_U4 ? QB_KERNEL_PICK(qb_cuda_gemm_u4_kernels)
+                                       : QB_KERNEL_PICK(qb_cuda_gemm_float_kernels);
+    return row->name;
 }

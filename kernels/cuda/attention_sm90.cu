@@ -11,8 +11,7 @@
  * Causal tiles differ in length: a block takes the i-th and the i-th last of a head together where
  * there are enough heads, else tiles from the longest to the shortest. */
 #include "kernels/cuda/attention_wgmma.cuh"
-
-#include <cuda.h>
+#include "kernels/cuda/tensor_map.h"
 
 using namespace attention_wgmma;
 
@@ -426,29 +425,13 @@ __global__ void __launch_bounds__(C::THREADS, 1) attention(const __grid_constant
 
 /* ---- host ---- */
 
-typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-                                    const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-                                    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-qb_status encoder(encode_function *out)
-{
-    static encode_function function;
-    cudaDriverEntryPointQueryResult found;
-    if (!function)
-        QB_CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&function,
-                                                     12000, cudaEnableDefault, &found));
-    *out = function;
-    return QB_OK;
-}
-
 /* Boxes of 64 dimensions of one head of `box_tokens` tokens; zeros outside. Strides in elements. */
 qb_status make_map(CUtensorMap *out, const void *base, size_t head_dim, size_t n_heads,
                    size_t n_tokens, size_t batch, size_t stride, size_t batch_stride,
                    int box_tokens)
 {
-    encode_function encode;
-    QB_TRY(encoder(&encode));
+    PFN_cuTensorMapEncodeTiled_v12000 encode;
+    QB_TRY(qb__tensor_map_encoder(&encode));
     const cuuint64_t dims[4] = {head_dim, n_heads, n_tokens, batch};
     const cuuint64_t strides[3] = {head_dim * 2, stride * 2, batch_stride * 2};
     const cuuint32_t box[4] = {64, 1, (cuuint32_t)box_tokens, 1}, steps[4] = {1, 1, 1, 1};

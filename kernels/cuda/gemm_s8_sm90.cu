@@ -1,27 +1,12 @@
 /* kernels/cuda/gemm_s8_sm90.cu - the row gemm_s8/sm90: tensor maps, launches, the choice. */
 #include "kernels/cuda/gemm_s8_launch.cuh"
+#include "kernels/cuda/tensor_map.h"
 
-#include <cudaTypedefs.h>
 #include <pthread.h>
 #include <string.h>
 
 namespace gemm_s8
 {
-
-/* The driver's encoder, found at run time: nothing links the driver. */
-static PFN_cuTensorMapEncodeTiled_v12000 encoder(void)
-{
-    static const PFN_cuTensorMapEncodeTiled_v12000 found = [] {
-        void *f = nullptr;
-        cudaDriverEntryPointQueryResult result;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault,
-                                             &result) != cudaSuccess ||
-            result != cudaDriverEntryPointSuccess)
-            f = nullptr;
-        return (PFN_cuTensorMapEncodeTiled_v12000)f;
-    }();
-    return found;
-}
 
 /* What a map is made from. Compared as bytes: cleared before it is filled. */
 struct map_key {
@@ -30,19 +15,17 @@ struct map_key {
     int type, box_cols, box_rows, zero;
 };
 
-static CUresult encode(CUtensorMap *out, const map_key &k)
+static qb_status encode(CUtensorMap *out, const map_key &k)
 {
     static const CUtensorMapDataType types[] = {
         CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_INT32};
     const size_t elem = qb_cuda_dtype_bytes((qb_cuda_dtype)k.type);
-    const cuuint64_t dims[] = {k.cols, k.rows}, strides[] = {k.stride * elem};
-    const cuuint32_t box[] = {(cuuint32_t)k.box_cols, (cuuint32_t)k.box_rows}, steps[] = {1, 1};
     const CUtensorMapSwizzle swizzle =
         k.box_cols * elem == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
-    return encoder()(out, types[k.type], 2, (void *)k.base, dims, strides, box, steps,
-                     CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const qb__tensor_map_args args = {types[k.type], elem,       k.base,     k.cols, k.rows,
+                                      k.stride,      k.box_cols, k.box_rows, swizzle};
+    return qb__tensor_map(out, &args);
 }
 
 /* Maps are kept: a model's products come again with the same matrices, and making a map costs more
@@ -68,20 +51,16 @@ qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, siz
                      size_t rows, size_t stride_elems, int box_cols, int box_rows)
 {
     const map_key k = {base, cols, rows, stride_elems, type, box_cols, box_rows, 0};
-    if (!encoder()) return QB_FAIL(QB_ERR_DEVICE, "cuda: no cuTensorMapEncodeTiled in the driver");
-    CUresult code = CUDA_SUCCESS;
+    qb_status status = QB_OK;
     pthread_mutex_lock(&cache.mutex);
     auto &kept = cache.kept[slot_of(k)];
     if (memcmp(&kept.key, &k, sizeof k)) {
-        code = encode(&kept.map, k);
-        kept.key = code == CUDA_SUCCESS ? k : map_key{};
+        status = encode(&kept.map, k);
+        kept.key = status == QB_OK ? k : map_key{};
     }
     *out = kept.map;
     pthread_mutex_unlock(&cache.mutex);
-    if (code != CUDA_SUCCESS)
-        return QB_FAIL(QB_ERR_DEVICE, "cuda: tensor map of (%zu, %zu), stride %zu: error %d", rows,
-                       cols, stride_elems, (int)code);
-    return QB_OK;
+    return status;
 }
 
 qb_status fill_params(const qb_cuda_gemm_s8_args *a, qb__gemm_s8_params *p)

@@ -10,12 +10,6 @@ const qb_cuda_gemm_u4_row qb_cuda_gemm_u4_kernels[] = {
     {{NULL, NULL, 0}, NULL, NULL},
 };
 
-size_t qb_cuda_gemm_u4_workspace(size_t max_m, size_t n, size_t k)
-{
-    (void)max_m, (void)n, (void)k;
-    return 0;
-}
-
 static const char *shape_refusal(const qb_cuda_gemm_u4_args *a)
 {
     if (a->m > 1u << 30) return "too many tokens";

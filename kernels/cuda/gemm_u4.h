@@ -59,9 +59,7 @@ typedef struct qb_cuda_gemm_u4_args {
     size_t y_stride;
     float *residual; /* += z in f32; y may then be NULL */
     size_t residual_stride;
-    void *workspace; /* qb_cuda_gemm_u4_workspace bytes; NULL where that is 0 */
 } qb_cuda_gemm_u4_args;
-size_t qb_cuda_gemm_u4_workspace(size_t max_m, size_t n, size_t k);
 
 typedef struct qb_cuda_gemm_u4_row {
     qb_kernel_info info;

@@ -16,7 +16,6 @@ QB__CUDA_U4_DECLARE(gemv)
 QB__CUDA_U4_DECLARE(sm80)
 QB__CUDA_U4_DECLARE(sm90)
 #undef QB__CUDA_U4_DECLARE
-size_t qb__gemm_u4_workspace_sm90(size_t max_m, size_t n, size_t k);
 #ifdef __cplusplus
 }
 #endif

@@ -2,32 +2,31 @@
 #include "kernels/cuda/tensor_map.h"
 
 #include <cuda_runtime_api.h>
-#include <cudaTypedefs.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
-static PFN_cuTensorMapEncodeTiled_v12000 encoder(void)
+qb_status qb__tensor_map_encoder(PFN_cuTensorMapEncodeTiled_v12000 *out)
 {
     static _Atomic(PFN_cuTensorMapEncodeTiled_v12000) found;
-    PFN_cuTensorMapEncodeTiled_v12000 f = atomic_load(&found);
-    if (f) return f;
+    *out = atomic_load(&found);
+    if (*out) return QB_OK;
     void *address = NULL;
     enum cudaDriverEntryPointQueryResult result;
     if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000,
                                          cudaEnableDefault, &result) != cudaSuccess ||
         result != cudaDriverEntryPointSuccess)
-        return NULL;
-    f = (PFN_cuTensorMapEncodeTiled_v12000)address;
-    atomic_store(&found, f);
-    return f;
+        return QB_FAIL(QB_ERR_DEVICE, "cuda: no cuTensorMapEncodeTiled in the driver");
+    *out = (PFN_cuTensorMapEncodeTiled_v12000)address;
+    atomic_store(&found, *out);
+    return QB_OK;
 }
 
 qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *a)
 {
     const cuuint64_t dims[] = {a->cols, a->rows}, strides[] = {a->stride_elems * a->elem_bytes};
     const cuuint32_t box[] = {(cuuint32_t)a->box_cols, (cuuint32_t)a->box_rows}, steps[] = {1, 1};
-    PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
-    if (!encode) return QB_FAIL(QB_ERR_DEVICE, "cuda: no cuTensorMapEncodeTiled in the driver");
+    PFN_cuTensorMapEncodeTiled_v12000 encode;
+    QB_TRY(qb__tensor_map_encoder(&encode));
     CUresult code = encode(out, a->type, 2, (void *)(uintptr_t)a->base, dims, strides, box, steps,
                            CU_TENSOR_MAP_INTERLEAVE_NONE, a->swizzle,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);

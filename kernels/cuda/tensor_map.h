@@ -5,6 +5,7 @@
 #include "core/status.h"
 
 #include <cuda.h>
+#include <cudaTypedefs.h>
 #include <stddef.h>
 
 #ifdef __cplusplus
@@ -20,7 +21,9 @@ typedef struct qb__tensor_map_args {
     int box_cols, box_rows;
     CUtensorMapSwizzle swizzle;
 } qb__tensor_map_args;
-/* The driver's encoder is looked up at run time: nothing links the driver. */
+/* The driver's encoder, looked up at run time, since nothing links the driver. QB_ERR_DEVICE: it
+ * has none. */
+qb_status qb__tensor_map_encoder(PFN_cuTensorMapEncodeTiled_v12000 *out);
 qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *args);
 
 #ifdef __cplusplus

@@ -31,7 +31,7 @@ typedef struct product_case {
     uint8_t *codes, *y;
     qb_u4_weights w;
     qb_cuda_u4 u4;
-    void *x_dev, *scaled_dev, *y_dev, *bias_dev, *residual_dev, *workspace_dev;
+    void *x_dev, *scaled_dev, *y_dev, *bias_dev, *residual_dev;
 } product_case;
 
 static uint16_t to_bf16(float f)
@@ -110,7 +110,6 @@ static void make_activations(product_case *t)
     t->y_dev = qb_gpu_poison(t->y_bytes);
     t->bias_dev = qb_gpu_upload(t->bias, t->n * 4);
     t->residual_dev = qb_gpu_upload(t->residual, t->m * t->y_stride * 4);
-    t->workspace_dev = qb_gpu_poison(qb_cuda_gemm_u4_workspace(t->m, t->n, t->k));
 }
 
 static void create(product_case *t)
@@ -136,8 +135,7 @@ static void destroy(product_case *t)
 {
     void *host[] = {t->x,          t->scale,  t->fill,  t->bias, t->residual,
                     t->zero_point, t->x_bf16, t->codes, t->y};
-    void *dev[] = {t->x_dev,    t->scaled_dev,   t->y_dev,
-                   t->bias_dev, t->residual_dev, t->workspace_dev};
+    void *dev[] = {t->x_dev, t->scaled_dev, t->y_dev, t->bias_dev, t->residual_dev};
     for (size_t i = 0; i < QB_COUNT(host); i++) qb_free(host[i]);
     for (size_t i = 0; i < QB_COUNT(dev); i++) qb_gpu_free(dev[i]);
     qb_cuda_u4_free(&t->u4);
@@ -155,8 +153,7 @@ static qb_cuda_gemm_u4_args args_of(const product_case *t)
                                   .y = t->has_y ? t->y_dev : NULL,
                                   .y_stride = t->y_stride,
                                   .residual = t->has_residual ? t->residual_dev : NULL,
-                                  .residual_stride = t->y_stride,
-                                  .workspace = t->workspace_dev};
+                                  .residual_stride = t->y_stride};
 }
 
 /* w of (n, k); scales per input channel are already in x. */
