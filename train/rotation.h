@@ -1,0 +1,41 @@
+/* train/rotation.h - the orthogonal bases of OrthoAdam (arXiv:2410.17174, section 4.2).
+ *
+ * A basis is a number-free recipe: (kind, seed, parameter, axis) give it again at any time, on any
+ * machine, so that it is never stored. Haar: Q of the QR decomposition of a Gaussian matrix with
+ * the signs of R's diagonal moved into Q (Mezzadri 2007), worked out in double. Block: Haar blocks
+ * along the diagonal. Hadamard: D1 H D2 / sqrt(n), D random signs, H Walsh-Hadamard of the largest
+ * power of two that divides n, with Haar on the odd factor (Kronecker); a fast transform exists. */
+#ifndef QB_TRAIN_ROTATION_H
+#define QB_TRAIN_ROTATION_H
+
+#include "train/params.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    QB_ROTATION_HAAR,
+    QB_ROTATION_BLOCK,
+    QB_ROTATION_HADAMARD,
+    QB_ROTATION_COUNT
+} qb_rotation_kind;
+extern const char *const qb_rotation_names[QB_ROTATION_COUNT]; /* haar block hadamard */
+
+#define QB_ROTATION_MAX_AXIS 8192 /* longer axes (the vocabulary) are left as they are */
+
+typedef struct qb_rotation {
+    qb_rotation_kind kind;
+    size_t block_elems; /* BLOCK: size of a block (the last may be smaller) */
+    bool both_axes;     /* rotate the other axis of a matrix too, up to QB_ROTATION_MAX_AXIS */
+    uint64_t seed;
+} qb_rotation;
+
+/* q (n, n) row-major = the basis of one axis (0 rows, 1 columns) of a parameter. */
+qb_status qb_rotation_fill(const qb_rotation *rotation, const qb_param *param, size_t axis,
+                           size_t n, float *q);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

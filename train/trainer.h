@@ -1,0 +1,76 @@
+/* train/trainer.h - parameters, gradients, moments and one training step on one device.
+ *
+ * The trainer knows nothing of files, schedules or data: the loop (train/loop.h) hands it tokens
+ * and a learning rate. The model's walk forward and backward is written once (train/transformer.c)
+ * over the operations of a device (train/ops.h): the table has a row for the CPU (f32) and one for
+ * CUDA (bf16 with f32 master weights, or f32). */
+#ifndef QB_TRAIN_TRAINER_H
+#define QB_TRAIN_TRAINER_H
+
+#include "core/threads.h"
+#include "train/optimizers.h"
+#include "train/params.h"
+#include "train/rotation.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb_trainer qb_trainer;
+
+typedef struct qb_trainer_options {
+    const char *device; /* "cpu", "cuda", "cuda:1" */
+    size_t micro_batch; /* windows of one pass forward and backward */
+    size_t context;     /* targets a window; at most the model's context */
+    const qb_optimizer *optimizer;
+    qb_optimizer_settings settings;
+    qb_rotation rotation; /* of a rotated optimiser */
+    double clip;          /* largest global norm of the gradient; 0 = none */
+    bool full_f32;        /* CUDA: everything in f32 */
+    bool recompute;       /* activations of a block are worked out again in the backward pass */
+    bool deterministic;   /* fixed order of every sum: same bits in every run */
+    size_t n_threads;     /* CPU; 0 = as many as this process may use */
+} qb_trainer_options;
+
+typedef struct qb_step_stats {
+    double loss;      /* mean nats a scored target */
+    double grad_norm; /* before clipping */
+    bool finite;      /* false: nothing was updated; `culprit` names the first bad tensor */
+    char culprit[64];
+} qb_step_stats;
+
+/* QB_ERR_UNSUPPORTED: the device cannot train this configuration (the message says why).
+ * QB_ERR_MEMORY: needed and free bytes. */
+qb_status qb_trainer_create(const qb_config *config, const qb_trainer_options *options,
+                            qb_trainer **out);
+void qb_trainer_destroy(qb_trainer *trainer); /* accepts NULL */
+const qb_params *qb_trainer_params(const qb_trainer *trainer);
+
+/* Buffers of params->n_elems floats, host memory. state_idx 0 <= i < optimizer->n_states. */
+qb_status qb_trainer_set_weights(qb_trainer *trainer, const float *weights);
+qb_status qb_trainer_get_weights(qb_trainer *trainer, float *weights);
+qb_status qb_trainer_set_state(qb_trainer *trainer, size_t state_idx, const float *state);
+qb_status qb_trainer_get_state(qb_trainer *trainer, size_t state_idx, float *state);
+/* Gradients of the last step, before clipping. For tests. */
+qb_status qb_trainer_get_gradients(qb_trainer *trainer, float *gradients);
+/* Replaces the basis of one parameter's axis (n, n); for recorded runs (golden data). */
+qb_status qb_trainer_set_rotation(qb_trainer *trainer, const qb_param *param, size_t axis,
+                                  const float *q);
+
+/* One optimiser step over n_windows (a multiple of micro_batch) windows of context + 1 tokens:
+ * gradients are the mean over all scored targets. step is 1-based. Waits for nothing but what
+ * `stats` needs; stats NULL: the step is queued. */
+qb_status qb_trainer_step(qb_trainer *trainer, const int32_t *tokens, size_t n_windows, double lr,
+                          uint64_t step, qb_step_stats *stats);
+/* Mean loss over windows (any number; the last pass may be partly filled), without gradients. */
+qb_status qb_trainer_evaluate(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
+                              double *loss);
+/* Floating-point operations of a step over that many windows, as MFU counts them: 6 per parameter
+ * of a product and token, and attention's causal half. */
+double qb_trainer_flops(const qb_trainer *trainer, size_t n_windows);
+size_t qb_trainer_memory_bytes(const qb_trainer *trainer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
