@@ -3,6 +3,7 @@
 #include "cli/options.h"
 
 #include "infer/protocols.h"
+#include "model/arch.h"
 #include "quant/schemes.h"
 
 #include <string.h>
@@ -102,8 +103,12 @@ WORDS(weight_axes, "out", "in", "tensor", "group:")
 WORDS(act_axes, "token", "tensor", "channel")
 WORDS(act_scales, "dynamic", "static")
 WORDS(dtypes, "keep", "f32", "f16", "bf16")
-WORDS(softmaxes, "softmax", "softmax1", "relu")
 WORDS(shells, "bash")
+
+static const char *softmaxes(size_t i)
+{
+    return i < QB_SOFTMAX_COUNT ? qb_softmax_names[i] : NULL;
+}
 
 static const char *protocols(size_t i)
 {

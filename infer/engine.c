@@ -94,6 +94,11 @@ size_t qb_device_logit_rows(const qb_device *device, size_t vocab)
 qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *options,
                              qb_backbone **out)
 {
+    const qb_config *c = &model->config;
+    if (c->softmax > QB_SOFTMAX_RELU || c->attn_gate || c->free_prefix)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: softmax %s%s%s: no engine runs it", model->path,
+                       qb_softmax_names[c->softmax], c->attn_gate ? ", gated attention" : "",
+                       c->free_prefix ? ", a free prefix" : "");
     qb_backbone base = {.backend = backend_of(&options->device),
                         .device_idx = options->device.index,
                         .model = model,

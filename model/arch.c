@@ -10,8 +10,13 @@
 const char *const qb_norm_names[QB_NORM_COUNT] = {"layernorm", "rmsnorm", "rmsnorm_single"};
 const char *const qb_act_names[QB_ACT_COUNT] = {"gelu_tanh", "relu", "swiglu"};
 const char *const qb_pos_names[QB_POS_COUNT] = {"learned", "rope", "none"};
-const char *const qb_softmax_names[QB_SOFTMAX_COUNT] = {"softmax", "softmax1", "relu"};
+const char *const qb_softmax_names[QB_SOFTMAX_COUNT] = {"softmax", "softmax1", "relu", "clipped",
+                                                        "sink"};
 const char *const qb_rope_names[QB_ROPE_COUNT] = {"default", "linear", "llama3"};
+
+/* Of a clipped softmax without others (arXiv:2306.12929, table 1). */
+#define CLIP_GAMMA (-0.025)
+#define CLIP_ZETA 1.0
 
 /* The rope fields that a kind does not use keep harmless values, so that every row is complete. */
 #define ROPE_DEFAULTS                                                                              \
@@ -26,6 +31,8 @@ const qb_arch qb_archs[] = {
                   .act = QB_ACT_GELU_TANH,
                   .pos = QB_POS_LEARNED,
                   .softmax = QB_SOFTMAX,
+                  .softmax_gamma = CLIP_GAMMA,
+                  .softmax_zeta = CLIP_ZETA,
                   .attn_bias = true,
                   .mlp_bias = true,
                   .norm_bias = true,
@@ -41,6 +48,8 @@ const qb_arch qb_archs[] = {
                   .act = QB_ACT_SWIGLU,
                   .pos = QB_POS_ROPE,
                   .softmax = QB_SOFTMAX,
+                  .softmax_gamma = CLIP_GAMMA,
+                  .softmax_zeta = CLIP_ZETA,
                   .norm_eps = 1e-6,
                   .rope = ROPE_DEFAULTS},
      .hf_type = "llama",
@@ -82,6 +91,9 @@ const qb_role_info qb_roles[QB_ROLE_COUNT] = {
     [QB_ROLE_NORM_F] = {"norm_f", false, false},
     [QB_ROLE_NORM_F_B] = {"norm_f.bias", false, false},
     [QB_ROLE_HEAD] = {"head", false, false},
+    [QB_ROLE_SINK] = {"h.%zu.attn.sink", true, false},
+    [QB_ROLE_ATTN_GATE] = {"h.%zu.attn.gate", true, false},
+    [QB_ROLE_ATTN_GATE_B] = {"h.%zu.attn.gate.bias", true, false},
 };
 
 void qb_role_name(qb_role role, size_t layer_idx, char *text, size_t capacity)
@@ -153,6 +165,12 @@ bool qb_config_shape(const qb_config *c, qb_role role, size_t *rows, size_t *col
         return shape(c->mlp_bias, 1, c->d_model, rows, cols);
     case QB_ROLE_HEAD:
         return shape(!c->tied_head, c->vocab, c->d_model, rows, cols);
+    case QB_ROLE_SINK:
+        return shape(c->softmax == QB_SOFTMAX_SINK, 1, c->n_heads, rows, cols);
+    case QB_ROLE_ATTN_GATE:
+        return shape(c->attn_gate, c->n_heads, c->d_model, rows, cols);
+    case QB_ROLE_ATTN_GATE_B:
+        return shape(c->attn_gate, 1, c->n_heads, rows, cols);
     case QB_ROLE_COUNT:
         break;
     }
@@ -189,6 +207,7 @@ enum {
     MAX_HEADS = 1 << 12,
     MAX_HEAD_DIM = 256, /* what the attention kernels take */
     MAX_ROWS = 1 << 24, /* vocab, context */
+    MAX_CLIP = 16,      /* |gamma|, zeta: far beyond any use */
 };
 
 static qb_status check_range(const char *field, size_t value, size_t max)
@@ -244,6 +263,11 @@ qb_status qb_config_check(const qb_config *c)
     if (c->norm_bias && c->norm != QB_NORM_LAYERNORM)
         return QB_FAIL(QB_ERR_FORMAT, "norm_bias: found true, expected false with %s",
                        qb_norm_names[c->norm]);
+    QB_TRY(check_real("softmax_gamma", c->softmax_gamma, -MAX_CLIP, 0.0));
+    QB_TRY(check_real("softmax_zeta", c->softmax_zeta, 1.0, MAX_CLIP));
+    if (c->free_prefix > c->context)
+        return QB_FAIL(QB_ERR_FORMAT, "free_prefix: found %zu, expected at most the context %zu",
+                       c->free_prefix, c->context);
     return c->pos == QB_POS_ROPE ? check_rope(c) : QB_OK;
 }
 
@@ -266,6 +290,19 @@ static json_t *rope_to_json(const qb_rope *r)
     return NULL;
 }
 
+/* What few models have is written where it says something, so that the others' files stay as they
+ * were. */
+static void add_attention_flags(const qb_config *c, json_t *o)
+{
+    if (c->softmax == QB_SOFTMAX_CLIPPED) {
+        json_object_set_new(o, "softmax_gamma", json_real(c->softmax_gamma));
+        json_object_set_new(o, "softmax_zeta", json_real(c->softmax_zeta));
+    }
+    if (c->attn_gate) json_object_set_new(o, "attn_gate", json_true());
+    if (c->free_prefix)
+        json_object_set_new(o, "free_prefix", json_integer((json_int_t)c->free_prefix));
+}
+
 qb_status qb_config_to_json(const qb_config *c, json_t **out)
 {
     size_t mark = qb_json_mark();
@@ -280,6 +317,7 @@ qb_status qb_config_to_json(const qb_config *c, json_t **out)
         qb_pos_names[c->pos], "softmax", qb_softmax_names[c->softmax], "attn_bias", c->attn_bias,
         "mlp_bias", c->mlp_bias, "norm_bias", c->norm_bias, "tied_head", c->tied_head, "fused_qkv",
         c->fused_qkv);
+    add_attention_flags(c, o);
     if (c->pos == QB_POS_ROPE) json_object_set_new(o, "rope", rope_to_json(&c->rope));
     qb_status status = qb_json_check_memory(mark, "configuration");
     if (status != QB_OK)
@@ -315,6 +353,9 @@ static qb_status get_kinds(const json_t *object, qb_config *c)
     c->act = (qb_act_kind)act;
     c->pos = (qb_pos_kind)pos;
     c->softmax = (qb_softmax_kind)softmax;
+    QB_TRY(qb_json_get_double(object, "softmax_gamma", -MAX_CLIP, 0.0, &c->softmax_gamma));
+    QB_TRY(qb_json_get_double(object, "softmax_zeta", 1.0, MAX_CLIP, &c->softmax_zeta));
+    QB_TRY(qb_json_get_bool(object, "attn_gate", &c->attn_gate));
     QB_TRY(qb_json_get_bool(object, "attn_bias", &c->attn_bias));
     QB_TRY(qb_json_get_bool(object, "mlp_bias", &c->mlp_bias));
     QB_TRY(qb_json_get_bool(object, "norm_bias", &c->norm_bias));
@@ -329,9 +370,15 @@ static qb_status get_sizes(const json_t *object, qb_config *c)
         const char *key;
         size_t *value;
     } sizes[] = {
-        {"n_layers", &c->n_layers},     {"d_model", &c->d_model},   {"n_heads", &c->n_heads},
-        {"n_kv_heads", &c->n_kv_heads}, {"head_dim", &c->head_dim}, {"d_ff", &c->d_ff},
-        {"vocab", &c->vocab},           {"context", &c->context},
+        {"n_layers", &c->n_layers},
+        {"d_model", &c->d_model},
+        {"n_heads", &c->n_heads},
+        {"n_kv_heads", &c->n_kv_heads},
+        {"head_dim", &c->head_dim},
+        {"d_ff", &c->d_ff},
+        {"vocab", &c->vocab},
+        {"context", &c->context},
+        {"free_prefix", &c->free_prefix},
     };
     for (size_t i = 0; i < QB_COUNT(sizes); i++)
         QB_TRY(qb_json_get_size(object, sizes[i].key, 0, MAX_ROWS, sizes[i].value));

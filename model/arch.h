@@ -6,6 +6,15 @@
  *                                              x += down(silu(gate(h)) * up(h)) [SwiGLU]
  *   logits = norm_f(x) . head^T                                                            (1)
  *
+ * With attn_gate, head h of attention's output is multiplied by
+ *
+ *   sigmoid(attn_gate[h] . norm1(x) + attn_gate.bias[h])                                   (2)
+ *
+ * before O (Bondarenko et al. 2023, arXiv:2306.12929, linear; Qiu et al. 2025, arXiv:2505.06708,
+ * head-wise). With free_prefix n, the first n tokens of a window see each other without a causal
+ * mask (arXiv:2410.17174, sec. 3); the first n targets of a window then score nothing, since they
+ * could have been seen.
+ *
  * GPT2: Radford et al. 2019. Llama: Touvron et al. 2023. Softmax-1, RMSNorm-Single:
  * arXiv:2410.17174. */
 #ifndef QB_MODEL_ARCH_H
@@ -26,7 +35,8 @@ extern "C" {
 extern const char *const qb_norm_names[QB_NORM_COUNT];       /* layernorm rmsnorm rmsnorm_single */
 extern const char *const qb_act_names[QB_ACT_COUNT];         /* gelu_tanh relu swiglu */
 extern const char *const qb_pos_names[QB_POS_COUNT];         /* learned rope none */
-extern const char *const qb_softmax_names[QB_SOFTMAX_COUNT]; /* softmax softmax1 relu */
+extern const char *const qb_softmax_names[QB_SOFTMAX_COUNT]; /* softmax softmax1 relu
+                                                                clipped sink */
 extern const char *const qb_rope_names[QB_ROPE_COUNT];       /* default linear llama3 */
 
 typedef struct qb_rope {
@@ -45,6 +55,9 @@ typedef struct qb_config {
     qb_act_kind act;
     qb_pos_kind pos;
     qb_softmax_kind softmax;
+    double softmax_gamma, softmax_zeta; /* where softmax is clipped: gamma <= 0, zeta >= 1 */
+    bool attn_gate;                     /* (2) */
+    size_t free_prefix;                 /* tokens that see each other; 0 = plain causal */
     bool attn_bias, mlp_bias; /* biases of the linear layers; a LayerNorm's own is norm_bias */
     bool norm_bias, tied_head, fused_qkv;
     size_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab, context;
@@ -79,6 +92,9 @@ typedef enum qb_role {
     QB_ROLE_NORM_F,
     QB_ROLE_NORM_F_B,
     QB_ROLE_HEAD, /* (V, C); absent where tied */
+    QB_ROLE_SINK, /* (H), softmax sink only */
+    QB_ROLE_ATTN_GATE,
+    QB_ROLE_ATTN_GATE_B, /* (H, C), (H), with attn_gate only; no linear layer of a scheme */
     QB_ROLE_COUNT
 } qb_role;
 

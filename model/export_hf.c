@@ -49,7 +49,7 @@ static qb_status add_tensor(const qb_model *model, const qb_tensor *t, hf_list *
     qb_st_entry *e = &list->entries[list->n++];
     bool vector = t->rows == 1 && !h->transposed && t->role != QB_ROLE_TOK_EMBD &&
                   t->role != QB_ROLE_POS_EMBD && t->role != QB_ROLE_HEAD &&
-                  !qb_roles[t->role].linear;
+                  t->role != QB_ROLE_ATTN_GATE && !qb_roles[t->role].linear;
     *e = (qb_st_entry){.name = h->name, .dtype = stored_dtype(t), .rank = vector ? 1 : 2};
     e->shape[0] = vector || h->transposed ? t->cols : t->rows;
     e->shape[1] = h->transposed ? t->rows : t->cols;

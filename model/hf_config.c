@@ -187,10 +187,15 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
 /* ---- writing ---- */
 
 /* The fields that transformers' own class cannot express must have the class's values. */
+static bool has_plain_attention(const qb_config *c)
+{
+    return c->softmax == QB_SOFTMAX && !c->attn_gate && !c->free_prefix;
+}
+
 static bool is_plain_gpt2(const qb_config *c)
 {
     return c->norm == QB_NORM_LAYERNORM && c->norm_bias && c->attn_bias && c->mlp_bias &&
-           c->fused_qkv && c->pos == QB_POS_LEARNED && c->softmax == QB_SOFTMAX &&
+           c->fused_qkv && c->pos == QB_POS_LEARNED && has_plain_attention(c) &&
            c->act != QB_ACT_SWIGLU && c->n_kv_heads == c->n_heads &&
            c->n_heads * c->head_dim == c->d_model;
 }
@@ -198,7 +203,7 @@ static bool is_plain_gpt2(const qb_config *c)
 static bool is_plain_llama(const qb_config *c)
 {
     return c->norm == QB_NORM_RMSNORM && !c->norm_bias && !c->fused_qkv && c->pos == QB_POS_ROPE &&
-           c->softmax == QB_SOFTMAX && c->act == QB_ACT_SWIGLU;
+           has_plain_attention(c) && c->act == QB_ACT_SWIGLU;
 }
 
 static json_t *gpt2_to_json(const qb_config *c)

@@ -224,7 +224,7 @@ void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char 
     qb_config base = qb_test_tiny_config("gpt2"), llama = qb_test_tiny_config("llama");
     check(&base, "gpt2");
     check(&llama, "llama");
-    for (int i = 0; i < QB_SOFTMAX_COUNT; i++) {
+    for (int i = 0; i <= QB_SOFTMAX_RELU; i++) {
         qb_config c = base;
         c.softmax = (qb_softmax_kind)i;
         check(&c, qb_softmax_names[i]);

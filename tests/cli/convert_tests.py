@@ -100,6 +100,8 @@ def test_convert_name_softmax_and_tokenizer(folder):
     assert inspect(out)["tokenizer"]["vocab"] == tiny_models.VOCAB
     assert expect(qbench("tokenize", out, "-", stdin=b"hello")).out
     expect(qbench("convert", "--softmax", "hardmax", made["gguf"], out), 2)
+    done = expect(qbench("convert", "--softmax", "sink", made["gguf"], out), 3)
+    assert b"sink logits are learned" in done.err, done
     expect(qbench("convert", "--tokenizer", folder / "none.json", made["gguf"], out), 3)
 
 

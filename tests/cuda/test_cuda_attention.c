@@ -292,7 +292,7 @@ static shape draw_shape(uint32_t draw, size_t n_q, size_t head_dim, qb_cuda_dtyp
                .n_heads = h[0],
                .n_kv_heads = h[1],
                .head_dim = head_dim,
-               .softmax = (qb_softmax_kind)(draw % QB_SOFTMAX_COUNT),
+               .softmax = (qb_softmax_kind)(draw % (QB_SOFTMAX_RELU + 1)),
                .type = type,
                .past_on_gpu = x >> 12 & 1};
     if (n_q == 1 && x >> 14 & 1 && !qb_test_is_small()) s.n_past = 1000 + (x >> 20) % 1000;

@@ -46,6 +46,26 @@ static void shapes_and_counts_follow_the_configuration(void **state)
     assert_int_equal(rows * cols, 1);
 }
 
+static void sinks_and_gates_add_their_tensors(void **state)
+{
+    (void)state;
+    qb_config c = small("llama");
+    size_t rows, cols, before = qb_config_n_params(&c), linear = qb_config_n_linear_params(&c);
+    for (int r = QB_ROLE_SINK; r <= QB_ROLE_ATTN_GATE_B; r++)
+        assert_false(qb_config_shape(&c, (qb_role)r, &rows, &cols));
+    c.softmax = QB_SOFTMAX_SINK;
+    assert_true(qb_config_shape(&c, QB_ROLE_SINK, &rows, &cols));
+    assert_int_equal(rows, 1);
+    assert_int_equal(cols, 4);
+    assert_int_equal(qb_config_n_params(&c), before + 2 * 4);
+    c.attn_gate = true;
+    assert_true(qb_config_shape(&c, QB_ROLE_ATTN_GATE, &rows, &cols));
+    assert_int_equal(rows, 4);
+    assert_int_equal(cols, 64);
+    assert_int_equal(qb_config_n_params(&c), before + 2 * (4 + 4 * 64 + 4));
+    assert_int_equal(qb_config_n_linear_params(&c), linear); /* no scheme quantises them */
+}
+
 static void role_names_are_distinct(void **state)
 {
     (void)state;
@@ -77,6 +97,7 @@ static void check_refuses_and_names_the_field(void **state)
         {offsetof(qb_config, d_ff), 1u << 21, "d_ff"},
         {offsetof(qb_config, vocab), (size_t)1 << 25, "vocab"},
         {offsetof(qb_config, context), 0, "context"},
+        {offsetof(qb_config, free_prefix), 33, "free_prefix"},
     };
     qb_config good = small("llama");
     QB_CHECK_OK(qb_config_check(&good));
@@ -95,6 +116,15 @@ static void check_refuses_and_names_the_field(void **state)
     c = good;
     c.norm_bias = true;
     assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+    const double bad_gamma[] = {NAN, 0.01, -17, -INFINITY}, bad_zeta[] = {NAN, 0.99, 17, INFINITY};
+    for (size_t i = 0; i < QB_COUNT(bad_gamma); i++) {
+        c = good;
+        c.softmax_gamma = bad_gamma[i];
+        assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+        c = good;
+        c.softmax_zeta = bad_zeta[i];
+        assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+    }
 }
 
 static void json_round_trip_keeps_every_field(void **state)
@@ -125,6 +155,47 @@ static void json_round_trip_keeps_every_field(void **state)
     json_decref(again);
 }
 
+/* Keys that say nothing are not written, and absent ones mean the defaults: files from before the
+ * flags read as they did. */
+static void attention_flags_travel_and_default(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"softmax_gamma", "softmax_zeta", "attn_gate", "free_prefix"};
+    qb_config c = small("gpt2"), back;
+    json_t *object, *plain;
+    QB_CHECK_OK(qb_config_to_json(&c, &plain));
+    for (size_t i = 0; i < QB_COUNT(keys); i++) assert_null(json_object_get(plain, keys[i]));
+    QB_CHECK_OK(qb_config_from_json(plain, &back));
+    assert_true(back.softmax_gamma == -0.025 && back.softmax_zeta == 1);
+    assert_false(back.attn_gate);
+    assert_int_equal(back.free_prefix, 0);
+
+    c.softmax = QB_SOFTMAX_CLIPPED;
+    c.softmax_gamma = -0.03;
+    c.softmax_zeta = 1.5;
+    c.attn_gate = true;
+    c.free_prefix = 10;
+    QB_CHECK_OK(qb_config_to_json(&c, &object));
+    QB_CHECK_OK(qb_config_from_json(object, &back));
+    assert_int_equal(back.softmax, QB_SOFTMAX_CLIPPED);
+    assert_true(back.softmax_gamma == -0.03 && back.softmax_zeta == 1.5);
+    assert_true(back.attn_gate);
+    assert_int_equal(back.free_prefix, 10);
+    static const char *const bad[] = {"{\"softmax_gamma\": 0.5}", "{\"softmax_gamma\": -1e300}",
+                                      "{\"softmax_zeta\": 0}",    "{\"softmax_zeta\": \"1\"}",
+                                      "{\"attn_gate\": 1}",       "{\"free_prefix\": -1}",
+                                      "{\"free_prefix\": 33}",    "{\"free_prefix\": 1.5}"};
+    for (size_t i = 0; i < QB_COUNT(bad); i++) {
+        json_t *hostile = json_deep_copy(plain), *change = json_loads(bad[i], 0, NULL);
+        assert_int_equal(json_object_update(hostile, change), 0);
+        if (qb_config_from_json(hostile, &back) != QB_ERR_FORMAT) fail_msg("taken: %s", bad[i]);
+        json_decref(change);
+        json_decref(hostile);
+    }
+    json_decref(object);
+    json_decref(plain);
+}
+
 /* Values of the llama3 rule worked out by hand: theta 10000, head_dim 8, so the plain frequencies
  * are 1, 0.1, 0.01, 0.001; original context 64 turns 10.19, 1.019, 0.1019 and 0.01019 times. */
 static void rope_kinds_give_their_frequencies(void **state)
@@ -149,9 +220,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes_and_counts_follow_the_configuration),
+        cmocka_unit_test(sinks_and_gates_add_their_tensors),
         cmocka_unit_test(role_names_are_distinct),
         cmocka_unit_test(check_refuses_and_names_the_field),
         cmocka_unit_test(json_round_trip_keeps_every_field),
+        cmocka_unit_test(attention_flags_travel_and_default),
         cmocka_unit_test(rope_kinds_give_their_frequencies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

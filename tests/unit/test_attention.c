@@ -157,7 +157,7 @@ static void rows_agree_with_double(void **state)
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
         for (size_t i = 0; i < QB_COUNT(shapes); i++)
-            for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++) {
+            for (int kind = 0; kind <= QB_SOFTMAX_RELU; kind++) {
                 shape s = shapes[i];
                 s.softmax = (qb_softmax_kind)kind;
                 attention_case c = case_create(s);
@@ -189,7 +189,7 @@ static void bits_depend_on_the_query_alone(void **state)
     static const size_t steps[] = {1, 2, 14, 15, 63, 64, 100};
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
-        for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++) {
+        for (int kind = 0; kind <= QB_SOFTMAX_RELU; kind++) {
             shape s = {2, 150, 9, 6, 2, 40, 0, (qb_softmax_kind)kind};
             attention_case c = case_create(s);
             size_t bytes = c.q_elems * sizeof(float);
@@ -222,7 +222,7 @@ static void softmax_of_extreme_scores(void **state)
     enum { D = 8, T = 70 };
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
-        for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++) {
+        for (int kind = 0; kind <= QB_SOFTMAX_RELU; kind++) {
             shape s = {1, T, 0, 1, 1, D, 0, (qb_softmax_kind)kind};
             attention_case c = case_create(s);
             float *last = c.out + (T - 1) * D;

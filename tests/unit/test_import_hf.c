@@ -165,7 +165,7 @@ static void golden_models_load_as_stored(void **state)
 static void written_folders_give_the_same_model(void **state)
 {
     (void)state;
-    for (int variant = 0; variant < 5; variant++) {
+    for (int variant = 0; variant < 8; variant++) {
         qb_config c = qb_test_tiny_config(variant < 3 ? "gpt2" : "llama");
         bool foreign = variant == 0 || variant == 3;
         if (variant == 1) c.softmax = QB_SOFTMAX1;
@@ -175,6 +175,12 @@ static void written_folders_give_the_same_model(void **state)
         }
         if (variant == 3) c.rope = (qb_rope){QB_ROPE_LLAMA3, 1e4, 8, 1, 4, 64};
         if (variant == 4) c.softmax = QB_SOFTMAX_RELU;
+        if (variant == 5) c.softmax = QB_SOFTMAX_CLIPPED;
+        if (variant == 6) {
+            c.softmax = QB_SOFTMAX_SINK;
+            c.attn_gate = true;
+        }
+        if (variant == 7) c.free_prefix = 3;
         qb_model *source = qb_test_tiny_model(&c, 9), *read;
         QB_CHECK_OK(qb_model_export_hf(source, in_folder("out")));
         QB_CHECK_OK(qb_model_open(in_folder("out"), &read));

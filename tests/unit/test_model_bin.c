@@ -113,21 +113,24 @@ typedef struct case_row {
     qb_dtype matrix; /* of the linear layers; QB_S8 and QB_U4 = codes over slices of axis */
     qb_axis axis;
     bool repetitive; /* weights that deflate well */
+    bool flags;      /* sink logits, gated attention, a free prefix */
 } case_row;
 
 static const case_row cases[] = {
-    {"gpt2", D_MODEL, QB_F32, QB_AXIS_NONE, false},
-    {"llama", D_MODEL, QB_F16, QB_AXIS_NONE, true},
-    {"llama", D_MODEL, QB_BF16, QB_AXIS_NONE, true},
-    {"llama", D_MODEL, QB_Q8_0, QB_AXIS_NONE, false},
-    {"llama", D_MODEL, QB_Q4_0, QB_AXIS_NONE, false},
-    {"gpt2", D_MODEL, QB_Q4_1, QB_AXIS_NONE, false},
-    {"gpt2", D_MODEL, QB_S8, QB_AXIS_OUT, false},
-    {"llama", D_MODEL, QB_S8, QB_AXIS_TENSOR, false},
-    {"gpt2", 30, QB_U4, QB_AXIS_OUT, false},
-    {"llama", 30, QB_U4, QB_AXIS_IN, false},
-    {"gpt2", 31, QB_U4, QB_AXIS_TENSOR, false},
-    {"llama", 51, QB_U4, QB_AXIS_GROUP, false},
+    {"gpt2", D_MODEL, QB_F32, QB_AXIS_NONE, false, false},
+    {"llama", D_MODEL, QB_F16, QB_AXIS_NONE, true, false},
+    {"llama", D_MODEL, QB_BF16, QB_AXIS_NONE, true, false},
+    {"llama", D_MODEL, QB_Q8_0, QB_AXIS_NONE, false, false},
+    {"llama", D_MODEL, QB_Q4_0, QB_AXIS_NONE, false, false},
+    {"gpt2", D_MODEL, QB_Q4_1, QB_AXIS_NONE, false, false},
+    {"gpt2", D_MODEL, QB_S8, QB_AXIS_OUT, false, false},
+    {"llama", D_MODEL, QB_S8, QB_AXIS_TENSOR, false, false},
+    {"gpt2", 30, QB_U4, QB_AXIS_OUT, false, false},
+    {"llama", 30, QB_U4, QB_AXIS_IN, false, false},
+    {"gpt2", 31, QB_U4, QB_AXIS_TENSOR, false, false},
+    {"llama", 51, QB_U4, QB_AXIS_GROUP, false, false},
+    {"llama", D_MODEL, QB_S8, QB_AXIS_OUT, false, true},
+    {"gpt2", D_MODEL, QB_F32, QB_AXIS_NONE, false, true},
 };
 
 static void set_floats(qb_model *m, qb_role role, size_t layer, size_t rows, size_t cols,
@@ -147,6 +150,11 @@ static qb_model *make_model(const case_row *c)
 {
     qb_config config = small_config(c->arch, c->d_model);
     qb_model *m;
+    if (c->flags) {
+        config.softmax = QB_SOFTMAX_SINK;
+        config.attn_gate = true;
+        config.free_prefix = 5;
+    }
     QB_CHECK_OK(qb_model_create(&config, "made.bin", "random", &m));
     for (int r = 0; r < QB_ROLE_COUNT; r++) {
         size_t rows, cols, n = qb_roles[r].per_layer ? N_LAYERS : 1;
@@ -534,7 +542,7 @@ static void hostile_json_is_refused(void **state)
         {"{", "[", "JSON"},
         {"\"pre\":\"gpt-2\"", "\"sha256\":\"0\"", "JSON"},
     };
-    const case_row group = {"gpt2", 30, QB_U4, QB_AXIS_GROUP, false};
+    const case_row group = {"gpt2", 30, QB_U4, QB_AXIS_GROUP, false, false};
     qb_model *m = make_model(&group);
     QB_CHECK_OK(qb_model_bin_write(m, in_folder("good.bin"), NULL));
     for (size_t i = 0; i < QB_COUNT(changes); i++) {
@@ -591,7 +599,7 @@ static void hostile_payloads_are_refused(void **state)
     static const float bad_scales[] = {-1.0f, INFINITY, NAN};
     const char *path = in_folder("payload.bin");
     for (size_t i = 0; i <= QB_COUNT(bad_scales); i++) {
-        const case_row odd = {"gpt2", 31, QB_U4, QB_AXIS_OUT, false};
+        const case_row odd = {"gpt2", 31, QB_U4, QB_AXIS_OUT, false, false};
         qb_model *m = make_model(&odd);
         const qb_tensor_quant *q = &qb_model_tensor(m, QB_ROLE_UP, 1)->quant;
         if (i < QB_COUNT(bad_scales))
@@ -609,7 +617,7 @@ static void hostile_payloads_are_refused(void **state)
 static void spare_nibbles_and_broken_streams_are_refused(void **state)
 {
     (void)state;
-    const case_row odd = {"gpt2", 31, QB_U4, QB_AXIS_OUT, false};
+    const case_row odd = {"gpt2", 31, QB_U4, QB_AXIS_OUT, false, false};
     qb_model *m = make_model(&odd);
     const qb_tensor *t = qb_model_tensor(m, QB_ROLE_UP, 0);
     ((uint8_t *)t->data)[2 * 16 - 1] |= 0x10; /* row 1, column 31 of 31 */
