@@ -1,10 +1,11 @@
-# cmake/embed.cmake - writes the built-in texts as byte arrays (run with cmake -P).
+# cmake/embed.cmake - writes the built-in texts and counts as byte arrays (run with cmake -P).
 function(emit name path)
   file(READ ${SOURCE}/${path} hex HEX)
   string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
   string(REGEX REPLACE "(................................................................................)" "\\1\n" bytes "${bytes}")
   file(APPEND ${OUT} "const unsigned char ${name}[] = {\n${bytes}\n};\nconst unsigned long ${name}_bytes = sizeof ${name};\n")
 endfunction()
-file(WRITE ${OUT} "/* generated from share/text/ by cmake/embed.cmake */\nextern const unsigned char qb__text_eval[], qb__text_calibration[];\nextern const unsigned long qb__text_eval_bytes, qb__text_calibration_bytes;\n")
+file(WRITE ${OUT} "/* generated from share/ by cmake/embed.cmake */\nextern const unsigned char qb__text_eval[], qb__text_calibration[], qb__bb_counts[];\nextern const unsigned long qb__text_eval_bytes, qb__text_calibration_bytes, qb__bb_counts_bytes;\n")
 emit(qb__text_eval ${EVAL})
 emit(qb__text_calibration ${CALIBRATION})
+emit(qb__bb_counts ${BB_COUNTS})

@@ -16,8 +16,9 @@ typedef enum qb_rng_stream {
     QB_STREAM_WEIGHTS = 1, /* + tensor index in the high half */
     QB_STREAM_BOOTSTRAP = 2,
     QB_STREAM_SAMPLER = 3,
-    QB_STREAM_DATA = 4,
+    QB_STREAM_DATA = 4, /* + epoch in the high half */
     QB_STREAM_TEST = 5,
+    QB_STREAM_BB = 6,
 } qb_rng_stream;
 
 /* The four words of block `index`. */
