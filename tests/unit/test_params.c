@@ -1,0 +1,135 @@
+/* tests/unit/test_params.c - the flat buffer of parameters: layout, fresh weights, models. */
+#include "support.h"
+#include "tiny_model.h"
+
+#include "core/memory.h"
+#include "train/params.h"
+
+#include <math.h>
+#include <string.h>
+
+static bool follows(const qb_param *a, const qb_param *b)
+{
+    return b->offset == a->offset + a->rows * a->cols;
+}
+
+static void check_layout(const qb_config *config, const char *what)
+{
+    qb_params p;
+    QB_CHECK_OK(qb_params_create(config, &p));
+    size_t n_elems = 0, end = 0;
+    for (size_t i = 0; i < p.n; i++) {
+        const qb_param *q = &p.list[i];
+        size_t rows, cols;
+        assert_true(qb_config_shape(config, q->role, &rows, &cols));
+        assert_true(rows == q->rows && cols == q->cols);
+        assert_ptr_equal(qb_params_find(&p, q->role, q->layer_idx), q);
+        assert_true(q->offset >= end); /* no overlap */
+        assert_true(q->offset == end || q->offset % QB_PARAM_ALIGN == 0);
+        if (q->residual == QB_RESIDUAL_COLS) assert_int_equal(cols, config->d_model);
+        if (q->residual == QB_RESIDUAL_ROWS) assert_int_equal(rows, config->d_model);
+        end = q->offset + rows * cols;
+        n_elems += rows * cols;
+    }
+    if (n_elems != qb_config_n_params(config)) fail_msg("%s: parameters are missing", what);
+    assert_true(end <= p.n_elems && p.n_elems % QB_PARAM_ALIGN == 0);
+    for (size_t l = 0; l < config->n_layers && !config->fused_qkv; l++) {
+        assert_true(follows(qb_params_find(&p, QB_ROLE_Q, l), qb_params_find(&p, QB_ROLE_K, l)));
+        assert_true(follows(qb_params_find(&p, QB_ROLE_K, l), qb_params_find(&p, QB_ROLE_V, l)));
+    }
+    if (config->act == QB_ACT_SWIGLU)
+        assert_true(
+            follows(qb_params_find(&p, QB_ROLE_GATE, 1), qb_params_find(&p, QB_ROLE_UP, 1)));
+    qb_params_destroy(&p);
+}
+
+static void every_parameter_has_its_place(void **state)
+{
+    (void)state;
+    qb_test_each_tiny_config(check_layout);
+}
+
+static double deviation(const float *w, size_t n)
+{
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)w[i];
+    for (size_t i = 0; i < n; i++) squares += pow((double)w[i] - sum / (double)n, 2);
+    return sqrt(squares / (double)n);
+}
+
+static void expect_deviation(const qb_params *p, const float *w, qb_role role, double want)
+{
+    const qb_param *q = qb_params_find(p, role, 0);
+    double got = deviation(w + q->offset, q->rows * q->cols);
+    if (fabs(got / want - 1) > 0.1) fail_msg("role %d: %g, not %g", role, got, want);
+}
+
+static void fresh_weights_have_their_spread(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("gpt2");
+    qb_params p;
+    QB_CHECK_OK(qb_params_create(&config, &p));
+    float *w, *again;
+    QB_CHECK_OK(QB_NEW(&w, p.n_elems, "weights"));
+    QB_CHECK_OK(QB_NEW(&again, p.n_elems, "weights"));
+    qb_params_init(&p, QB_INIT_GPT2, 5, w);
+    expect_deviation(&p, w, QB_ROLE_QKV, 0.02);
+    expect_deviation(&p, w, QB_ROLE_TOK_EMBD, 0.02);
+    expect_deviation(&p, w, QB_ROLE_DOWN, 0.02 / sqrt(4.0));
+    assert_true(w[qb_params_find(&p, QB_ROLE_NORM_F, 0)->offset] == 1);
+    assert_true(w[qb_params_find(&p, QB_ROLE_QKV_B, 1)->offset] == 0);
+    qb_params_init(&p, QB_INIT_GPT2, 5, again);
+    assert_memory_equal(w, again, p.n_elems * sizeof *w);
+    qb_params_init(&p, QB_INIT_GPT2, 6, again);
+    assert_memory_not_equal(w, again, p.n_elems * sizeof *w);
+    qb_params_init(&p, QB_INIT_PYTORCH, 5, w);
+    expect_deviation(&p, w, QB_ROLE_POS_EMBD, 1);
+    expect_deviation(&p, w, QB_ROLE_UP, 1 / sqrt(3.0 * 30));
+    expect_deviation(&p, w, QB_ROLE_DOWN, 1 / sqrt(3.0 * 75));
+    qb_free(w);
+    qb_free(again);
+    qb_params_destroy(&p);
+}
+
+static void models_go_there_and_back(void **state)
+{
+    (void)state;
+    static const char *const archs[] = {"gpt2", "llama"};
+    for (size_t i = 0; i < QB_COUNT(archs); i++) {
+        qb_config config = qb_test_tiny_config(archs[i]);
+        qb_model *model = qb_test_tiny_model(&config, 3), *copy;
+        qb_params p;
+        float *w, *back;
+        QB_CHECK_OK(qb_params_create(&config, &p));
+        QB_CHECK_OK(QB_NEW(&w, p.n_elems, "weights"));
+        QB_CHECK_OK(QB_NEW(&back, p.n_elems, "weights"));
+        QB_CHECK_OK(qb_params_from_model(&p, model, w));
+        QB_CHECK_OK(qb_params_to_model(&p, w, "copy", &copy));
+        QB_CHECK_OK(qb_params_from_model(&p, copy, back));
+        assert_memory_equal(w, back, p.n_elems * sizeof *w);
+        const qb_tensor *t = qb_model_tensor(model, QB_ROLE_DOWN, 1);
+        assert_memory_equal(t->data, w + qb_params_find(&p, QB_ROLE_DOWN, 1)->offset, t->bytes);
+        qb_config wider = config;
+        wider.d_ff++;
+        qb_params other;
+        QB_CHECK_OK(qb_params_create(&wider, &other));
+        assert_int_equal(qb_params_from_model(&other, model, w), QB_ERR_SHAPE);
+        qb_params_destroy(&other);
+        qb_model_close(model);
+        qb_model_close(copy);
+        qb_free(w);
+        qb_free(back);
+        qb_params_destroy(&p);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_parameter_has_its_place),
+        cmocka_unit_test(fresh_weights_have_their_spread),
+        cmocka_unit_test(models_go_there_and_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
