@@ -40,6 +40,7 @@ static qb_residual_axis residual_of(qb_role role)
     case QB_ROLE_GATE:
     case QB_ROLE_UP:
     case QB_ROLE_HEAD:
+    case QB_ROLE_ATTN_GATE:
         return QB_RESIDUAL_COLS;
     default:
         return QB_RESIDUAL_NONE;
