@@ -14,13 +14,29 @@ typedef struct slot {
 } slot;
 static const slot first_slots[] = {{QB_ROLE_TOK_EMBD, false}, {QB_ROLE_POS_EMBD, false}};
 static const slot layer_slots[] = {
-    {QB_ROLE_NORM1, false}, {QB_ROLE_NORM1_B, false}, {QB_ROLE_QKV, false},
-    {QB_ROLE_QKV_B, false}, {QB_ROLE_Q, false},       {QB_ROLE_K, true},
-    {QB_ROLE_V, true},      {QB_ROLE_Q_B, false},     {QB_ROLE_K_B, true},
-    {QB_ROLE_V_B, true},    {QB_ROLE_O, false},       {QB_ROLE_O_B, false},
-    {QB_ROLE_NORM2, false}, {QB_ROLE_NORM2_B, false}, {QB_ROLE_GATE, false},
-    {QB_ROLE_UP, true},     {QB_ROLE_GATE_B, false},  {QB_ROLE_UP_B, true},
-    {QB_ROLE_DOWN, false},  {QB_ROLE_DOWN_B, false},
+    {QB_ROLE_NORM1, false},
+    {QB_ROLE_NORM1_B, false},
+    {QB_ROLE_QKV, false},
+    {QB_ROLE_QKV_B, false},
+    {QB_ROLE_Q, false},
+    {QB_ROLE_K, true},
+    {QB_ROLE_V, true},
+    {QB_ROLE_Q_B, false},
+    {QB_ROLE_K_B, true},
+    {QB_ROLE_V_B, true},
+    {QB_ROLE_SINK, false},
+    {QB_ROLE_ATTN_GATE, false},
+    {QB_ROLE_ATTN_GATE_B, false},
+    {QB_ROLE_O, false},
+    {QB_ROLE_O_B, false},
+    {QB_ROLE_NORM2, false},
+    {QB_ROLE_NORM2_B, false},
+    {QB_ROLE_GATE, false},
+    {QB_ROLE_UP, true},
+    {QB_ROLE_GATE_B, false},
+    {QB_ROLE_UP_B, true},
+    {QB_ROLE_DOWN, false},
+    {QB_ROLE_DOWN_B, false},
 };
 static const slot last_slots[] = {
     {QB_ROLE_NORM_F, false}, {QB_ROLE_NORM_F_B, false}, {QB_ROLE_HEAD, false}};

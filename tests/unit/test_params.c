@@ -47,6 +47,10 @@ static void every_parameter_has_its_place(void **state)
 {
     (void)state;
     qb_test_each_tiny_config(check_layout);
+    qb_config c = qb_test_tiny_config("gpt2");
+    c.softmax = QB_SOFTMAX_SINK;
+    c.attn_gate = true;
+    check_layout(&c, "sink, gate");
 }
 
 static double deviation(const float *w, size_t n)
