@@ -3,6 +3,7 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "core/nearest.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -13,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { MAX_NAME = 40 }; /* characters of an unknown option that messages show */
 
 typedef struct list {
     char *text; /* n_items strings, one after the other; before split_lists, with commas */
@@ -28,57 +31,18 @@ struct qb_cli {
     char *command;
 };
 
-/* ---- suggestions ---- */
-
-enum { MAX_WORD = 40 };
-
-/* Edits (insert, delete, replace, swap neighbours) between two words; MAX_WORD where one is long.
- */
-static size_t edit_distance(const char *a, const char *b)
+static qb_nearest nearest_verb(const char *typed)
 {
-    size_t n = strlen(a), m = strlen(b), d[MAX_WORD + 1][MAX_WORD + 1];
-    if (n > MAX_WORD || m > MAX_WORD) return MAX_WORD;
-    for (size_t i = 0; i <= n; i++)
-        for (size_t j = 0; j <= m; j++) {
-            if (!i || !j) {
-                d[i][j] = i + j;
-                continue;
-            }
-            size_t best = d[i - 1][j - 1] + (a[i - 1] != b[j - 1]);
-            if (d[i - 1][j] + 1 < best) best = d[i - 1][j] + 1;
-            if (d[i][j - 1] + 1 < best) best = d[i][j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] &&
-                d[i - 2][j - 2] + 1 < best)
-                best = d[i - 2][j - 2] + 1;
-            d[i][j] = best;
-        }
-    return d[n][m];
-}
-
-typedef struct suggestion {
-    const char *word;
-    size_t distance;
-} suggestion;
-
-static void consider(suggestion *s, const char *typed, const char *word)
-{
-    size_t distance = edit_distance(typed, word);
-    if (distance <= 1 + strlen(word) / 4 && distance < s->distance)
-        *s = (suggestion){word, distance};
-}
-
-static suggestion nearest_verb(const char *typed)
-{
-    suggestion s = {NULL, MAX_WORD};
-    for (size_t i = 0; i < QB_VERB_COUNT; i++) consider(&s, typed, qb_verbs[i].name);
-    return s;
+    qb_nearest nearest = qb_nearest_begin(typed);
+    for (size_t i = 0; i < QB_VERB_COUNT; i++) qb_nearest_consider(&nearest, qb_verbs[i].name);
+    return nearest;
 }
 
 qb_status qb_cli_find_verb(const char *name, const qb_verb **out)
 {
     const qb_verb *verb = qb_verb_find(name);
     if (!verb) {
-        suggestion s = nearest_verb(name);
+        qb_nearest s = nearest_verb(name);
         if (s.word)
             return QB_FAIL(QB_ERR_USAGE, "no such command: found '%s', did you mean '%s'?", name,
                            s.word);
@@ -194,15 +158,15 @@ static const qb_option *find_letter(const qb_verb *verb, char letter)
 
 static qb_status fail_unknown(const qb_verb *verb, const char *word)
 {
-    char name[MAX_WORD + 1];
+    char name[MAX_NAME + 1];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
     for (size_t v = 0; v < QB_VERB_COUNT; v++)
         if (find_option(&qb_verbs[v], name, strlen(name)))
             return QB_FAIL(QB_ERR_USAGE, "no such option of %s: found '--%s', an option of %s",
                            verb->name, name, qb_verbs[v].name);
-    suggestion s = {NULL, MAX_WORD};
+    qb_nearest s = qb_nearest_begin(name);
     for (size_t i = 0; i < qb_n_options; i++)
-        if (qb_options[i].verbs & qb_verb_bit(verb)) consider(&s, name, qb_options[i].name);
+        if (qb_options[i].verbs & qb_verb_bit(verb)) qb_nearest_consider(&s, qb_options[i].name);
     if (s.word)
         return QB_FAIL(QB_ERR_USAGE, "no such option of %s: found '--%s', did you mean '--%s'?",
                        verb->name, name, s.word);
