@@ -231,17 +231,25 @@ void qb_text_deinit(qb_text *text)
     *text = (qb_text){0};
 }
 
+static qb_status encode_documents(const qb_text *text, int32_t eos, qb_encoder *encoder,
+                                  qb_tokens *out)
+{
+    size_t start = 0;
+    for (size_t i = 0; i < text->n_docs; start = text->doc_end[i++]) {
+        if (i && eos >= 0) QB_TRY(qb_tokens_push(out, eos));
+        QB_TRY(
+            qb_encoder_encode(encoder, text->bytes + start, text->doc_end[i] - start, false, out));
+    }
+    return QB_OK;
+}
+
 qb_status qb_text_tokenize(const qb_text *text, const qb_tokenizer *tokenizer, qb_tokens *out)
 {
-    size_t start = 0, first = out->n;
-    int32_t eos = qb_tokenizer_eos(tokenizer);
-    qb_status status = QB_OK;
-    for (size_t i = 0; i < text->n_docs && status == QB_OK; start = text->doc_end[i++]) {
-        if (i && eos >= 0) status = qb_tokens_push(out, eos);
-        if (status == QB_OK)
-            status = qb_tokenizer_encode(tokenizer, text->bytes + start, text->doc_end[i] - start,
-                                         false, out);
-    }
+    size_t first = out->n;
+    qb_encoder *encoder;
+    QB_TRY(qb_encoder_create(tokenizer, text->n_bytes, &encoder));
+    qb_status status = encode_documents(text, qb_tokenizer_eos(tokenizer), encoder, out);
+    qb_encoder_destroy(encoder);
     if (status != QB_OK) out->n = first;
     return status;
 }

@@ -78,6 +78,13 @@ qb_status qb_tokenizer_deserialize(const uint8_t *data, size_t bytes, qb_tokeniz
 #define QB_TOKENIZER_MAX_TEXT ((size_t)1 << 30)
 qb_status qb_tokenizer_encode(const qb_tokenizer *tokenizer, const char *text, size_t n_bytes,
                               bool parse_special, qb_tokens *out);
+/* The same for many texts: it remembers the words that it has met, so short texts are encoded
+ * several times faster. One thread at a time; the tokenizer is borrowed. */
+typedef struct qb_encoder qb_encoder;
+qb_status qb_encoder_create(const qb_tokenizer *tokenizer, size_t text_bytes, qb_encoder **out);
+void qb_encoder_destroy(qb_encoder *encoder); /* accepts NULL */
+qb_status qb_encoder_encode(qb_encoder *encoder, const char *text, size_t n_bytes,
+                            bool parse_special, qb_tokens *out);
 /* The bytes of one token (SentencePiece spaces resolved); borrowed. n_bytes may be NULL. An id out
  * of range gives "". */
 const char *qb_tokenizer_token_bytes(const qb_tokenizer *tokenizer, int32_t id, size_t *n_bytes);

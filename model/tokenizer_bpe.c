@@ -18,7 +18,7 @@ static uint32_t pair_rank(const qb_tokenizer *t, const char *word, const qb__sym
     return QB__NO_KEY;
 }
 
-static qb_status merge_word(qb__encoder *e, const char *word, size_t n_bytes)
+static qb_status merge_word(qb_encoder *e, const char *word, size_t n_bytes)
 {
     QB_TRY(qb__encoder_reserve_symbols(e, n_bytes));
     for (size_t i = 0; i < n_bytes; i++) {
@@ -32,22 +32,17 @@ static qb_status merge_word(qb__encoder *e, const char *word, size_t n_bytes)
 }
 
 /* The token that is the whole word, -1 = none. */
-static qb_status find_whole(qb__encoder *e, const char *word, size_t n_bytes, int32_t *id)
+static qb_status find_whole(qb_encoder *e, const char *word, size_t n_bytes, int32_t *id)
 {
     *id = -1;
     if (n_bytes > e->t->max_text_bytes) return QB_OK;
     QB_TRY(qb__reserve_chars(&e->spelled, &e->spelled_capacity, 2 * n_bytes));
-    size_t n = 0;
-    for (size_t i = 0; i < n_bytes; i++) {
-        uint32_t c = qb__byte_to_code_point((uint8_t)word[i]);
-        if (c >= 0x80) e->spelled[n++] = (char)(0xc0 | c >> 6);
-        e->spelled[n++] = (char)(c >= 0x80 ? 0x80 | (c & 0x3f) : c);
-    }
+    size_t n = qb_words_spell(word, n_bytes, e->spelled);
     *id = qb__tokenizer_find(e->t, e->spelled, n);
     return QB_OK;
 }
 
-static qb_status encode_word(qb__encoder *e, const char *word, size_t n_bytes)
+static qb_status encode_word(qb_encoder *e, const char *word, size_t n_bytes)
 {
     if (n_bytes == 1 && e->t->byte_id[(uint8_t)*word] >= 0)
         return qb_tokens_push(e->out, e->t->byte_id[(uint8_t)*word]);
@@ -65,22 +60,7 @@ static qb_status encode_word(qb__encoder *e, const char *word, size_t n_bytes)
     return QB_OK;
 }
 
-static qb_status encode_utf8(qb__encoder *e, const char *text, size_t n_bytes)
-{
-    for (size_t at = 0; at < n_bytes;) {
-        int n = pcre2_match(e->t->splitter, (PCRE2_SPTR)text, n_bytes, at, PCRE2_NO_UTF_CHECK,
-                            e->match, NULL);
-        const PCRE2_SIZE *bounds = pcre2_get_ovector_pointer(e->match);
-        if (n < 1 || bounds[1] <= at)
-            return QB_FAIL(QB_ERR_UNSUPPORTED, "pre-splitter %s: PCRE2 error %d", e->t->pre->name,
-                           n);
-        QB_TRY(encode_word(e, text + at, bounds[1] - at));
-        at = bounds[1];
-    }
-    return QB_OK;
-}
-
-qb_status qb__bpe_encode_segment(qb__encoder *e, const char *text, size_t n_bytes)
+qb_status qb__bpe_encode_segment(qb_encoder *e, const char *text, size_t n_bytes)
 {
     if (e->t->add_space_prefix && *text != ' ') {
         QB_TRY(qb__reserve_chars(&e->work, &e->work_capacity, n_bytes + 1));
@@ -89,14 +69,12 @@ qb_status qb__bpe_encode_segment(qb__encoder *e, const char *text, size_t n_byte
         text = e->work;
         n_bytes++;
     }
-    qb__encoder_set_segment(e, text);
-    for (size_t start = 0, i = 0; i < n_bytes; start = i) {
-        size_t length;
-        while (i < n_bytes && (length = qb__utf8_length(text + i, n_bytes - i))) i += length;
-        if (i > start) QB_TRY(encode_utf8(e, text + start, i - start));
-        for (; i < n_bytes && !qb__utf8_length(text + i, n_bytes - i); i++)
-            if (e->t->byte_id[(uint8_t)text[i]] >= 0)
-                QB_TRY(qb_tokens_push(e->out, e->t->byte_id[(uint8_t)text[i]]));
+    qb_words_start(&e->words, text, n_bytes);
+    for (;;) {
+        const char *word;
+        size_t word_bytes;
+        QB_TRY(qb_words_next(&e->words, &word, &word_bytes));
+        if (!word_bytes) return QB_OK;
+        QB_TRY(encode_word(e, word, word_bytes));
     }
-    return QB_OK;
 }

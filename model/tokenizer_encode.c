@@ -17,7 +17,7 @@ qb_status qb__reserve_chars(char **buffer, size_t *capacity, size_t bytes)
     return QB_OK;
 }
 
-qb_status qb__encoder_reserve_symbols(qb__encoder *e, size_t n)
+qb_status qb__encoder_reserve_symbols(qb_encoder *e, size_t n)
 {
     if (n <= e->symbols_capacity) return QB_OK;
     size_t capacity = n + n / 2;
@@ -49,14 +49,14 @@ static void sift_down(uint64_t *heap, size_t n, size_t i)
     heap[i] = item;
 }
 
-static void heap_push(qb__encoder *e, uint64_t item)
+static void heap_push(qb_encoder *e, uint64_t item)
 {
     size_t i = e->heap_n++;
     for (; i && e->heap[(i - 1) / 2] > item; i = (i - 1) / 2) e->heap[i] = e->heap[(i - 1) / 2];
     e->heap[i] = item;
 }
 
-static uint64_t heap_pop(qb__encoder *e)
+static uint64_t heap_pop(qb_encoder *e)
 {
     uint64_t top = e->heap[0];
     e->heap[0] = e->heap[--e->heap_n];
@@ -72,7 +72,7 @@ typedef struct merging {
 } merging;
 
 /* The key of symbol i and its neighbour, and the token that they make. */
-static uint32_t key_at(const qb__encoder *e, const merging *m, size_t i, int32_t *result)
+static uint32_t key_at(const qb_encoder *e, const merging *m, size_t i, int32_t *result)
 {
     const qb__symbol *left = &e->symbols[i];
     if (left->next >= m->n) return QB__NO_KEY;
@@ -81,14 +81,14 @@ static uint32_t key_at(const qb__encoder *e, const merging *m, size_t i, int32_t
     return m->pair_key(e->t, m->word, left, right, end, result);
 }
 
-static void renew_key(qb__encoder *e, const merging *m, size_t i)
+static void renew_key(qb_encoder *e, const merging *m, size_t i)
 {
     int32_t result;
     e->symbols[i].key = key_at(e, m, i, &result);
     if (e->symbols[i].key != QB__NO_KEY) heap_push(e, (uint64_t)e->symbols[i].key << 32 | i);
 }
 
-static void merge_at(qb__encoder *e, const merging *m, size_t i)
+static void merge_at(qb_encoder *e, const merging *m, size_t i)
 {
     qb__symbol *s = &e->symbols[i];
     int32_t result = -1;
@@ -102,7 +102,7 @@ static void merge_at(qb__encoder *e, const merging *m, size_t i)
     if (i > 0) renew_key(e, m, s->prev);
 }
 
-void qb__merge_symbols(qb__encoder *e, const char *word, size_t n_bytes, size_t n,
+void qb__merge_symbols(qb_encoder *e, const char *word, size_t n_bytes, size_t n,
                        qb__pair_key pair_key)
 {
     const merging m = {word, n_bytes, n, pair_key};
@@ -125,35 +125,27 @@ void qb__merge_symbols(qb__encoder *e, const char *word, size_t n_bytes, size_t 
     }
 }
 
-void qb__encoder_set_segment(qb__encoder *e, const char *segment)
-{
-    e->segment = segment;
-    if (++e->segment_idx == 0) { /* wrapped: old entries could look like new ones */
-        memset(e->cache, 0, (e->cache_mask + 1) * sizeof *e->cache);
-        e->segment_idx = 1;
-    }
-}
-
-qb_status qb__cache_get(qb__encoder *e, const char *word, size_t n_bytes, size_t *slot, bool *found)
+qb_status qb__cache_get(qb_encoder *e, const char *word, size_t n_bytes, size_t *slot, bool *found)
 {
     *slot = qb__hash_bytes(word, n_bytes) & e->cache_mask;
     const qb__cached_word *c = &e->cache[*slot];
-    *found = c->segment == e->segment_idx && c->n_bytes == n_bytes &&
-             !memcmp(e->segment + c->word_at, word, n_bytes);
-    if (!*found || !c->n_ids) return QB_OK;
-    QB_TRY(qb__tokens_reserve(e->out, c->n_ids));
-    const int32_t *ids = e->out->ids + e->out_start + c->out_at;
-    for (size_t i = 0; i < c->n_ids; i++) e->out->ids[e->out->n++] = ids[i];
+    *found = c->n_bytes == n_bytes && !memcmp(c->word, word, n_bytes);
+    if (!*found) return QB_OK;
+    QB_TRY(qb__tokens_reserve(e->out, QB__CACHED_IDS));
+    memcpy(e->out->ids + e->out->n, c->ids, sizeof c->ids); /* all: a fixed size is faster */
+    e->out->n += c->n_ids;
     return QB_OK;
 }
 
-void qb__cache_put(qb__encoder *e, const char *word, size_t n_bytes, size_t slot, size_t first_out)
+void qb__cache_put(qb_encoder *e, const char *word, size_t n_bytes, size_t slot, size_t first_out)
 {
     size_t n_ids = e->out->n - first_out;
-    if (n_bytes > UINT16_MAX || n_ids > UINT16_MAX) return;
-    e->cache[slot] =
-        (qb__cached_word){(uint32_t)(word - e->segment), (uint32_t)(first_out - e->out_start),
-                          (uint16_t)n_bytes, (uint16_t)n_ids, e->segment_idx};
+    if (n_bytes > QB__CACHED_BYTES || n_ids > QB__CACHED_IDS) return;
+    qb__cached_word *c = &e->cache[slot];
+    c->n_bytes = (uint8_t)n_bytes;
+    c->n_ids = (uint8_t)n_ids;
+    memcpy(c->word, word, n_bytes);
+    memcpy(c->ids, e->out->ids + first_out, n_ids * sizeof *c->ids);
 }
 
 /* The longest special token at the start of s, -1 = none. */
@@ -188,11 +180,11 @@ static int32_t special_at(const qb_tokenizer *t, const char *s, size_t n, bool p
     return best;
 }
 
-static qb_status encode_segments(qb__encoder *e, const char *text, size_t n_bytes,
+static qb_status encode_segments(qb_encoder *e, const char *text, size_t n_bytes,
                                  bool parse_special)
 {
     const qb_tokenizer *t = e->t;
-    qb_status (*encode)(qb__encoder *, const char *, size_t) =
+    qb_status (*encode)(qb_encoder *, const char *, size_t) =
         t->kind == QB_TOKENIZER_BPE ? qb__bpe_encode_segment : qb__spm_encode_segment;
     size_t start = 0, i = 0;
     while (i < n_bytes) {
@@ -211,20 +203,19 @@ static qb_status encode_segments(qb__encoder *e, const char *text, size_t n_byte
     return n_bytes > start ? encode(e, text + start, n_bytes - start) : QB_OK;
 }
 
-static qb_status encoder_init(qb__encoder *e, size_t n_bytes)
+/* text_bytes: of all that will be encoded, as far as it is known. */
+static qb_status encoder_init(qb_encoder *e, size_t text_bytes)
 {
     size_t slots = CACHE_MIN;
-    while (slots < CACHE_MAX && slots < n_bytes / 8) slots *= 2;
+    while (slots < CACHE_MAX && slots < text_bytes / 8) slots *= 2;
     QB_TRY(QB_NEW_ZERO(&e->cache, slots, "tokenizer cache"));
     e->cache_mask = slots - 1;
-    if (!e->t->splitter) return QB_OK;
-    e->match = pcre2_match_data_create_from_pattern(e->t->splitter, NULL);
-    return e->match ? QB_OK : QB_FAIL(QB_ERR_MEMORY, "pre-splitter: no memory to match");
+    return e->t->splitter ? qb__words_init(&e->words, e->t->pre, e->t->splitter) : QB_OK;
 }
 
-static void encoder_deinit(qb__encoder *e)
+static void encoder_deinit(qb_encoder *e)
 {
-    pcre2_match_data_free(e->match);
+    qb__words_deinit(&e->words);
     qb_free(e->cache);
     qb_free(e->symbols);
     qb_free(e->heap);
@@ -232,16 +223,45 @@ static void encoder_deinit(qb__encoder *e)
     qb_free(e->spelled);
 }
 
-qb_status qb_tokenizer_encode(const qb_tokenizer *t, const char *text, size_t n_bytes,
-                              bool parse_special, qb_tokens *out)
+qb_status qb_encoder_create(const qb_tokenizer *t, size_t text_bytes, qb_encoder **out)
+{
+    qb_encoder *e;
+    QB_TRY(QB_NEW_ZERO(&e, 1, "encoder"));
+    e->t = t;
+    qb_status status = encoder_init(e, text_bytes);
+    if (status != QB_OK)
+        qb_encoder_destroy(e);
+    else
+        *out = e;
+    return status;
+}
+
+void qb_encoder_destroy(qb_encoder *e)
+{
+    if (!e) return;
+    encoder_deinit(e);
+    qb_free(e);
+}
+
+qb_status qb_encoder_encode(qb_encoder *e, const char *text, size_t n_bytes, bool parse_special,
+                            qb_tokens *out)
 {
     if (n_bytes > QB_TOKENIZER_MAX_TEXT)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: text of %zu bytes, at most %zu", n_bytes,
                        QB_TOKENIZER_MAX_TEXT);
-    qb__encoder e = {.t = t, .out = out, .out_start = out->n};
+    size_t first = out->n;
+    e->out = out;
+    qb_status status = encode_segments(e, text, n_bytes, parse_special);
+    if (status != QB_OK) out->n = first;
+    return status;
+}
+
+qb_status qb_tokenizer_encode(const qb_tokenizer *t, const char *text, size_t n_bytes,
+                              bool parse_special, qb_tokens *out)
+{
+    qb_encoder e = {.t = t};
     qb_status status = encoder_init(&e, n_bytes);
-    if (status == QB_OK) status = encode_segments(&e, text, n_bytes, parse_special);
-    if (status != QB_OK) out->n = e.out_start;
+    if (status == QB_OK) status = qb_encoder_encode(&e, text, n_bytes, parse_special, out);
     encoder_deinit(&e);
     return status;
 }

@@ -3,11 +3,13 @@
  * tokenizer.c        create, lookup, decode               tokenizer_bin.c   the form in model.bin
  * tokenizer_index.c  hash tables, checks                  tokenizer_hf.c    tokenizer.json
  * tokenizer_encode.c special tokens, the merge heap       tokenizer_pre.c   pre-splitter table
- * tokenizer_bpe.c    words and pairs of byte-level BPE    tokenizer_spm.c   SentencePiece BPE */
+ * tokenizer_bpe.c    words and pairs of byte-level BPE    words.c           cutting into words
+ * tokenizer_spm.c    SentencePiece BPE */
 #ifndef QB_MODEL_TOKENIZER_INTERNAL_H
 #define QB_MODEL_TOKENIZER_INTERNAL_H
 
 #include "model/tokenizer.h"
+#include "model/words.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -28,6 +30,8 @@ typedef struct qb__pre {
     bool hf_byte_level;   /* tokenizer.json: plain ByteLevel with its own regex */
     bool gguf_ignore_merges;
     const char *pattern; /* PCRE2 with PCRE2_UTF */
+    /* The bytes of the piece at s where ASCII alone decides, 0 = ask the pattern; NULL = always. */
+    size_t (*scan)(const char *s, size_t n_bytes);
 } qb__pre;
 const qb__pre *qb__pre_find(const char *name); /* NULL = unknown */
 const qb__pre *qb__pre_find_hf_regex(const char *regex);
@@ -36,6 +40,21 @@ const qb__pre *qb__pre_find_hf_byte_level(void);
 /* "gpt-2, smollm, ..." for messages. */
 const char *qb__pre_names(void);
 qb_status qb__pre_compile(const qb__pre *pre, pcre2_code **out);
+size_t qb__scan_gpt2(const char *s, size_t n_bytes);
+size_t qb__scan_smollm(const char *s, size_t n_bytes);
+
+struct qb_words {
+    const qb__pre *pre;
+    const pcre2_code *code; /* borrowed */
+    pcre2_code *own_code;   /* NULL where code belongs to a tokenizer */
+    pcre2_match_data *match;
+    const char *text;
+    size_t n_bytes, at;
+    const char *subject; /* the well-formed stretch that `at` is in, up to valid_end */
+    size_t subject_at, valid_end;
+};
+qb_status qb__words_init(qb_words *words, const qb__pre *pre, const pcre2_code *code);
+void qb__words_deinit(qb_words *words);
 
 /* A merge of two tokens, by rank. */
 typedef struct qb__merge {
@@ -125,18 +144,18 @@ typedef struct qb__symbol {
     int32_t id;          /* -1 = no such token */
     uint32_t key;        /* priority of merging this with the next, smallest first */
 } qb__symbol;
+/* A word and its ids, in one cache line; longer ones are merged anew each time. */
+enum { QB__CACHED_BYTES = 30, QB__CACHED_IDS = 8 };
 typedef struct qb__cached_word {
-    uint32_t word_at, out_at; /* in the segment, in the ids of this call */
-    uint16_t n_bytes, n_ids;
-    uint32_t segment; /* 0 = free */
+    uint8_t n_bytes; /* 0 = free */
+    uint8_t n_ids;
+    char word[QB__CACHED_BYTES];
+    int32_t ids[QB__CACHED_IDS];
 } qb__cached_word;
 
-typedef struct qb__encoder {
+struct qb_encoder {
     const qb_tokenizer *t;
-    qb_tokens *out;
-    size_t out_start; /* out->n when the call began */
-    const char *segment;
-    uint32_t segment_idx; /* counts segments, so that words of an old one are not found */
+    qb_tokens *out; /* of this call */
     qb__symbol *symbols;
     size_t symbols_capacity;
     uint64_t *heap; /* key << 32 | symbol index */
@@ -147,30 +166,27 @@ typedef struct qb__encoder {
     size_t work_capacity;
     char *spelled; /* a word in the byte-level alphabet */
     size_t spelled_capacity;
-    pcre2_match_data *match;
-} qb__encoder;
+    qb_words words; /* BPE */
+};
 
 /* The priority of joining two neighbours whose text ends before end_at, QB__NO_KEY = cannot be
  * joined; *result = the token they become. */
 typedef uint32_t (*qb__pair_key)(const qb_tokenizer *t, const char *word, const qb__symbol *left,
                                  const qb__symbol *right, uint32_t end_at, int32_t *result);
 /* Merges symbols[0..n) greedily: smallest key first, ties from the left. n log n. */
-void qb__merge_symbols(qb__encoder *e, const char *word, size_t n_bytes, size_t n,
+void qb__merge_symbols(qb_encoder *e, const char *word, size_t n_bytes, size_t n,
                        qb__pair_key pair_key);
-qb_status qb__encoder_reserve_symbols(qb__encoder *e, size_t n);
-/* Tells that words now come from `segment`. */
-void qb__encoder_set_segment(qb__encoder *e, const char *segment);
-/* Appends the ids of a word seen before in this segment and sets *found, or gives the slot in which
- * qb__cache_put is to remember the word once its ids stand in out from first_out on. */
-qb_status qb__cache_get(qb__encoder *e, const char *word, size_t n_bytes, size_t *slot,
-                        bool *found);
-void qb__cache_put(qb__encoder *e, const char *word, size_t n_bytes, size_t slot, size_t first_out);
+qb_status qb__encoder_reserve_symbols(qb_encoder *e, size_t n);
+/* Appends the ids of a word seen before and sets *found, or gives the slot in which qb__cache_put
+ * is to remember the word once its ids stand in out from first_out on. */
+qb_status qb__cache_get(qb_encoder *e, const char *word, size_t n_bytes, size_t *slot, bool *found);
+void qb__cache_put(qb_encoder *e, const char *word, size_t n_bytes, size_t slot, size_t first_out);
 /* Grows a buffer of characters; the contents are lost. */
 qb_status qb__reserve_chars(char **buffer, size_t *capacity, size_t bytes);
 
 /* Encodes a segment without special tokens. It stands after the start or a special token, so this
  * is where add_space_prefix acts. */
-qb_status qb__bpe_encode_segment(qb__encoder *e, const char *text, size_t n_bytes);
-qb_status qb__spm_encode_segment(qb__encoder *e, const char *text, size_t n_bytes);
+qb_status qb__bpe_encode_segment(qb_encoder *e, const char *text, size_t n_bytes);
+qb_status qb__spm_encode_segment(qb_encoder *e, const char *text, size_t n_bytes);
 
 #endif

@@ -15,13 +15,15 @@ static const qb__pre rows[] = {
          "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
      .hf_byte_level = true,
      .pattern = CONTRACTIONS "| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+"
-                             "|[" WS "]+(?![^" WS "])|[" WS "]+"},
+                             "|[" WS "]+(?![^" WS "])|[" WS "]+",
+     .scan = qb__scan_gpt2},
     /* Digits are cut out one by one first and the GPT-2 pattern sees what lies between, so for its
      * lookahead the text ends at a digit: hence \p{N} in the lookahead's class. */
     {.name = "smollm",
      .hf_digits = true,
      .pattern = "\\p{N}|" CONTRACTIONS "| ?\\p{L}+| ?[^" WS "\\p{L}\\p{N}]+"
-                "|[" WS "]+(?![^" WS "\\p{N}])|[" WS "]+"},
+                "|[" WS "]+(?![^" WS "\\p{N}])|[" WS "]+",
+     .scan = qb__scan_smollm},
     {.name = "llama-bpe",
      .aliases = "llama3,llama-v3",
      .hf_regex = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "

@@ -24,7 +24,7 @@ static uint32_t pair_score(const qb_tokenizer *t, const char *word, const qb__sy
     return key_of_score(t->scores[id]);
 }
 
-static qb_status push_bytes(qb__encoder *e, const char *bytes, size_t n_bytes)
+static qb_status push_bytes(qb_encoder *e, const char *bytes, size_t n_bytes)
 {
     for (size_t i = 0; i < n_bytes; i++) {
         int32_t id = e->t->byte_id[(uint8_t)bytes[i]];
@@ -33,7 +33,7 @@ static qb_status push_bytes(qb__encoder *e, const char *bytes, size_t n_bytes)
     return QB_OK;
 }
 
-static qb_status encode_word(qb__encoder *e, const char *word, size_t n_bytes)
+static qb_status encode_word(qb_encoder *e, const char *word, size_t n_bytes)
 {
     size_t slot, first_out = e->out->n, n = 0;
     bool found;
@@ -61,7 +61,7 @@ static qb_status encode_word(qb__encoder *e, const char *word, size_t n_bytes)
 }
 
 /* The segment with its spaces escaped, in e->work. */
-static qb_status escape(qb__encoder *e, const char *text, size_t n_bytes, size_t *n_escaped)
+static qb_status escape(qb_encoder *e, const char *text, size_t n_bytes, size_t *n_escaped)
 {
     size_t n_spaces = e->t->add_space_prefix, n = 0;
     for (size_t i = 0; i < n_bytes; i++) n_spaces += text[i] == ' ';
@@ -87,11 +87,10 @@ static size_t word_bytes(const char *s, size_t n)
     return space ? (size_t)(space - s) : n;
 }
 
-qb_status qb__spm_encode_segment(qb__encoder *e, const char *text, size_t n_bytes)
+qb_status qb__spm_encode_segment(qb_encoder *e, const char *text, size_t n_bytes)
 {
     size_t n;
     QB_TRY(escape(e, text, n_bytes, &n));
-    qb__encoder_set_segment(e, e->work);
     for (size_t at = 0, length; at < n; at += length) {
         length = e->t->splits_at_spaces ? word_bytes(e->work + at, n - at) : n - at;
         QB_TRY(encode_word(e, e->work + at, length));
