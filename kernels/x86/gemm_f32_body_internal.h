@@ -52,6 +52,23 @@ void QB_ISA(qb__gemm_f32_pack)(const float *w_rows, size_t n0, size_t n1, size_t
     }
 }
 
+void QB_ISA(qb__gemm_f32_pack_transposed)(const float *w, size_t stride, size_t n0, size_t n1,
+                                          size_t n, size_t k, void *packed)
+{
+    for (size_t b = 0; b < n_k_blocks(k); b++) {
+        size_t k0 = k * b / n_k_blocks(k), k_elems = k * (b + 1) / n_k_blocks(k) - k0;
+        float *to = (float *)packed + ceil_div(n, PANEL) * PANEL * k0 + n0 * k_elems;
+        for (size_t p = n0; p < n1; p += PANEL) {
+            size_t right = n1 - p > LANES ? n1 - p - LANES : 0;
+            for (size_t i = 0; i < k_elems; i++, to += PANEL) {
+                const float *row = w + (k0 + i) * stride + (p - n0);
+                vf_store(to, vf_load_n(row, n1 - p));
+                vf_store(to + LANES, right ? vf_load_n(row + LANES, right) : vf_set(0));
+            }
+        }
+    }
+}
+
 static size_t n_blocks(const qb_gemm_f32_args *a)
 {
     return ceil_div(ceil_div(a->n, PANEL), GROUP_PANELS);
@@ -78,7 +95,7 @@ typedef struct tile_args {
     float *y;
     size_t y_stride, n_cols;
     const float *bias;  /* of this panel, or NULL */
-    bool first, maxima; /* the first block of k; the last one, and maxima are asked for */
+    bool first, maxima; /* y is not yet there; the last block, and maxima are asked for */
 } tile_args;
 
 /* y = (y +) sum (+ bias), and the running maximum of |y| in each lane. */
@@ -115,6 +132,23 @@ QB_TILE_LIST(TILE)
 static vf (*const tiles[])(const tile_args *t, vf max) = {QB_TILE_LIST(TILE)};
 #undef TILE
 
+/* copy (n_rows, k_elems) = the transpose of x (k_elems, n_rows), n_rows <= TILE_ROWS */
+static void transpose_rows(const float *x, size_t x_stride, size_t n_rows, size_t k_elems,
+                           float *copy)
+{
+    for (size_t i = 0; i < k_elems; i += LANES) {
+        size_t n = k_elems - i < LANES ? k_elems - i : LANES;
+        vf square[LANES];
+#pragma GCC unroll 16
+        for (size_t r = 0; r < LANES; r++)
+            square[r] = r < n ? vf_load_n(x + (i + r) * x_stride, n_rows) : vf_set(0);
+        vf_transpose(square);
+#pragma GCC unroll 16
+        for (size_t r = 0; r < LANES; r++)
+            if (r < n_rows) vf_store_n(copy + r * k_elems + i, square[r], n);
+    }
+}
+
 /* Rows [m0, m1) times panels [p0, p1), k in [k0, k1). */
 static vf block(const qb_gemm_f32_args *a, const size_t m[2], const size_t p[2], const size_t k[2],
                 vf max)
@@ -127,7 +161,11 @@ static vf block(const qb_gemm_f32_args *a, const size_t m[2], const size_t p[2],
         const float *x = a->x + r0 * a->x_stride + k[0];
         size_t x_stride = a->x_stride;
         float copy[TILE_ROWS * MAX_K_BLOCK];
-        if (r1 - r0 > 1 && p[1] - p[0] > 1) { /* rows 2^i apart would evict each other */
+        if (a->x_transposed) {
+            transpose_rows(a->x + k[0] * x_stride + r0, x_stride, r1 - r0, k_elems, copy);
+            x = copy;
+            x_stride = k_elems;
+        } else if (r1 - r0 > 1 && p[1] - p[0] > 1) { /* rows 2^i apart would evict each other */
             for (size_t r = 0; r < r1 - r0; r++)
                 memcpy(copy + r * k_elems, x + r * x_stride, k_elems * sizeof(float));
             x = copy;
@@ -143,7 +181,7 @@ static vf block(const qb_gemm_f32_args *a, const size_t m[2], const size_t p[2],
                               .y_stride = a->y_stride,
                               .n_cols = a->n - n0 < PANEL ? a->n - n0 : PANEL,
                               .bias = a->bias && k[1] == a->k ? a->bias + n0 : NULL,
-                              .first = k[0] == 0,
+                              .first = k[0] == 0 && !a->accumulate,
                               .maxima = a->max_abs_bits && k[1] == a->k};
             max = tiles[r1 - r0 - 1](&args, max);
         }

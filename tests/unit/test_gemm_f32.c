@@ -124,6 +124,88 @@ static void rows_agree_with_double_sums(void **state)
     }
 }
 
+static float *transposed(const float *x, size_t rows, size_t cols, size_t stride)
+{
+    float *t = qb_test_guarded_alloc(rows * cols * sizeof *t);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++) t[c * rows + r] = x[r * stride + c];
+    return t;
+}
+
+/* The order of the sums is the same, so the bits are. */
+static void transposed_operands_give_the_same_bits(void **state)
+{
+    (void)state;
+    static const size_t shapes[][3] = {{1, 1, 1}, {3, 20, 40}, {15, 65, 17}, {70, 290, 900}};
+    for (const qb_gemm_f32_row *row = qb_gemm_f32_kernels; row->info.name; row++) {
+        if (qb_kernel_refusal(&row->info)) continue;
+        for (size_t i = 0; i < QB_COUNT(shapes); i++) {
+            gemm_case c = case_create(row, shapes[i][0], shapes[i][1], shapes[i][2], 2);
+            qb_gemm_f32_args args = case_args(&c);
+            run_tasks(row, &args, 2);
+            check_against_double(&c);
+            float *want;
+            QB_CHECK_OK(QB_NEW(&want, y_bytes(&c) / sizeof *want, "want"));
+            memcpy(want, c.y, y_bytes(&c));
+            float *xt = transposed(c.x, c.m, c.k, c.x_stride), *wt = transposed(c.w, c.n, c.k, c.k);
+            size_t cut = c.n / 2 / row->pack_n_align * row->pack_n_align;
+            memset(c.packed, 0xff, row->packed_bytes(c.n, c.k));
+            row->pack_transposed(wt + cut, c.n, cut, c.n, c.n, c.k, c.packed);
+            if (cut) row->pack_transposed(wt, c.n, 0, cut, c.n, c.k, c.packed);
+            args.x = xt;
+            args.x_stride = c.m;
+            args.x_transposed = true;
+            run_tasks(row, &args, 3);
+            assert_memory_equal(c.y, want, y_bytes(&c));
+            qb_test_guarded_free(xt, c.m * c.k * sizeof *xt);
+            qb_test_guarded_free(wt, c.n * c.k * sizeof *wt);
+            qb_free(want);
+            case_destroy(&c);
+        }
+    }
+}
+
+static void sums_are_added_to_what_is_there(void **state)
+{
+    (void)state;
+    for (const qb_gemm_f32_row *row = qb_gemm_f32_kernels; row->info.name; row++) {
+        if (qb_kernel_refusal(&row->info)) continue;
+        gemm_case c = case_create(row, 30, 70, 500, 0);
+        qb_gemm_f32_args args = case_args(&c);
+        for (size_t i = 0; i < c.m * c.n; i++) c.y[i] = 0.5f * (float)(i % 7);
+        args.accumulate = true;
+        run_tasks(row, &args, 2);
+        for (size_t i = 0; i < c.m * c.n; i++) c.y[i] -= 0.5f * (float)(i % 7);
+        float max_abs = 0;
+        for (size_t i = 0; i < c.m * c.n; i++) max_abs = fmaxf(max_abs, fabsf(c.y[i]));
+        c.max_abs_bits = qb_f32_bits(max_abs);
+        check_against_double(&c);
+        case_destroy(&c);
+    }
+}
+
+/* Packed once for all keys, used for the first ones (attention). */
+static void a_short_k_serves_fewer_channels(void **state)
+{
+    (void)state;
+    for (const qb_gemm_f32_row *row = qb_gemm_f32_kernels; row->info.name; row++) {
+        if (qb_kernel_refusal(&row->info)) continue;
+        gemm_case c = case_create(row, 20, 200, 256, 0);
+        qb_gemm_f32_args args = case_args(&c);
+        run_tasks(row, &args, 1);
+        float *want;
+        QB_CHECK_OK(QB_NEW(&want, 20 * 200, "want"));
+        memcpy(want, c.y, y_bytes(&c));
+        args.n = 77;
+        memset(c.y, 0, y_bytes(&c));
+        run_tasks(row, &args, 2);
+        for (size_t m = 0; m < 20; m++)
+            assert_memory_equal(c.y + m * 200, want + m * 200, 77 * sizeof *want);
+        qb_free(want);
+        case_destroy(&c);
+    }
+}
+
 static void bits_depend_on_the_token_alone(void **state)
 {
     (void)state;
@@ -212,6 +294,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_agree_with_double_sums),
+        cmocka_unit_test(transposed_operands_give_the_same_bits),
+        cmocka_unit_test(sums_are_added_to_what_is_there),
+        cmocka_unit_test(a_short_k_serves_fewer_channels),
         cmocka_unit_test(bits_depend_on_the_token_alone),
         cmocka_unit_test(several_products_in_one_loop),
         cmocka_unit_test(extremes_pass_through),
