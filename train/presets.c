@@ -4,8 +4,8 @@
  * cosine with linear warm-up, steps and warm-up by size, RMSNorm-Single, no biases in linear
  * layers, a tied head. It names sizes, and widths in table 8, but no numbers of layers and heads:
  * those are GPT2's at that width. It says nothing of clipping: a norm of 1 is the default of the
- * library that it trained with. The rate is the optimiser's, 1e-3 for Adam. Vanilla is the preset as it is; "ours" adds
- * softmax=softmax1 optimizer=orthoadam. */
+ * library that it trained with. The rate is the optimiser's, 1e-3 for Adam. Vanilla is the preset
+ * as it is; "ours" adds softmax=softmax1 optimizer=orthoadam. */
 #include "train/presets.h"
 
 #include "core/nearest.h"

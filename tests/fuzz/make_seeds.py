@@ -5,8 +5,10 @@ import gzip
 import json
 import lzma
 import pathlib
+import struct
 import subprocess
 import sys
+import zlib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "cli"))
@@ -54,6 +56,23 @@ def model_bins(folder):
     return made
 
 
+def checkpoints():
+    """The first byte says that the fuzz target shall mend the sizes."""
+    config = {"preset": "bb-1l", "n_layers": 1, "d_model": 4, "n_heads": 1, "vocab": 8, "steps": 3}
+    state = {"step": 2, "windows": 4, "evaluated_step": 0, "valid_loss": None, "best_loss": 1.5,
+             "best_step": 2, "losses": [1.25, 2.0], "metrics_bytes": 10, "events_bytes": 0,
+             "seconds": 0.5, "data_sha256": "00"}
+    buffers = [struct.pack("<64f", *range(i, i + 64)) for i in range(3)]
+    text = json.dumps({"config": config, "state": state,
+                       "crc32": [zlib.crc32(data) for data in buffers]}).encode()
+    padding = bytes(-(64 + len(text)) % 64)
+    total = 64 + len(text) + len(padding) + 3 * 256
+    header = struct.pack("<8sIIQQQQ12s", b"QBTRAIN", 1, zlib.crc32(text), len(text), 3, 64, total,
+                         bytes(12))
+    return {"three": b"\1" + header + struct.pack("<I", zlib.crc32(header)) + text + padding +
+            b"".join(buffers)}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -63,7 +82,7 @@ def main():
                "gguf": {"llama": tiny_models.llama_gguf()},
                "llmc": {"v3": tiny_models.llm_c(3), "v5": tiny_models.llm_c(5)},
                "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode()},
-               "model_bin": model_bins(folder)}
+               "model_bin": model_bins(folder), "checkpoint": checkpoints()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():
