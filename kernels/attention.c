@@ -4,8 +4,6 @@
 
 #include "core/memory.h"
 
-#include <math.h>
-
 /* A row of scores in double, padded to whole cache lines. */
 static size_t ref_scratch_elems(const qb_attention_args *a)
 {
@@ -18,27 +16,32 @@ static size_t ref_n_tasks(const qb_attention_args *a, size_t n_threads)
     return a->batch * a->n_heads * a->n_q;
 }
 
-/* s[0..n) becomes p, in place (core/kinds.h). */
-static void softmax(double *s, size_t n, qb_softmax_kind kind)
+/* s[0..n) of one head becomes p, in place (core/kinds.h). */
+static void softmax(const qb_attention_args *a, size_t head, double *s, size_t n)
 {
-    if (kind == QB_SOFTMAX_RELU) {
+    if (a->softmax == QB_SOFTMAX_RELU) {
         for (size_t j = 0; j < n; j++) s[j] = s[j] < 0 ? 0 : s[j] / (double)n;
         return;
     }
-    double max = kind == QB_SOFTMAX1 ? 0 : -INFINITY, sum = 0;
+    double silent = qb__attention_silent_logit(a, head), max = silent, sum = 0;
     for (size_t j = 0; j < n; j++)
         if (s[j] > max) max = s[j];
     if (max == -INFINITY) max = 0; /* all masked: every exponential is 0 */
     for (size_t j = 0; j < n; j++) sum += s[j] = exp(s[j] - max);
-    if (kind == QB_SOFTMAX1) sum += exp(-max);
+    sum += exp(silent - max);
     for (size_t j = 0; j < n; j++) s[j] = sum > 0 ? s[j] / sum : 0 * sum;
+    if (a->softmax != QB_SOFTMAX_CLIPPED) return;
+    for (size_t j = 0; j < n; j++) {
+        double p = ((double)a->zeta - a->gamma) * s[j] + a->gamma;
+        s[j] = p < 0 ? 0 : p > 1 ? 1 : p;
+    }
 }
 
 static void ref_task(const qb_attention_args *a, size_t task, size_t n_tasks, size_t thread_idx)
 {
     (void)n_tasks;
     size_t i = task % a->n_q, h = task / a->n_q % a->n_heads, b = task / a->n_q / a->n_heads;
-    size_t token = b * a->n_q + i, n_keys = a->n_past + i + 1;
+    size_t token = b * a->n_q + i, n_keys = qb_attention_n_keys(a, i);
     size_t kv = b * a->kv_batch_stride + h / (a->n_heads / a->n_kv_heads) * a->head_dim;
     const float *q = a->q + token * a->q_stride + h * a->head_dim;
     float *out = a->out + token * a->out_stride + h * a->head_dim;
@@ -50,7 +53,7 @@ static void ref_task(const qb_attention_args *a, size_t task, size_t n_tasks, si
             dot += (double)q[d] * a->k[kv + j * a->kv_stride + d];
         s[j] = a->scale * dot;
     }
-    softmax(s, n_keys, a->softmax);
+    softmax(a, h, s, n_keys);
     for (size_t d = 0; d < a->head_dim; d++) {
         double sum = 0;
         for (size_t j = 0; j < n_keys; j++) sum += s[j] * a->v[kv + j * a->kv_stride + d];

@@ -1,10 +1,12 @@
 /* kernels/attention.h - causal attention over a KV cache, with grouped heads.
  *
- *     s[i, j] = scale * q_i . k_j,  j <= n_past + i            p = softmax kind (core/kinds.h) of s
+ *     s[i, j] = scale * q_i . k_j,  j < n_keys(i)              p = softmax kind (core/kinds.h) of s
  *     out_i   = sum over j of p[i, j] * v_j                                                     (1)
  *
- * Query head h uses key head h / (n_heads / n_kv_heads). An empty row gives zeros. f32; a query's
- * result does not depend on the batch, on n_q or on the number of threads within one row. */
+ * Query head h uses key head h / (n_heads / n_kv_heads). A query sees the keys up to its own; those
+ * of the free prefix see all of it, as far as this call has it (qb_attention_n_keys). An empty row
+ * gives zeros. f32; a query's result depends on its own keys, not on the batch, on n_q or on the
+ * number of threads within one row. */
 #ifndef QB_KERNELS_ATTENTION_H
 #define QB_KERNELS_ATTENTION_H
 
@@ -23,6 +25,9 @@ typedef struct qb_attention_args {
     size_t n_heads, n_kv_heads,
         head_dim; /* head_dim <= QB_ATTENTION_MAX_HEAD_DIM, any value >= 1 */
     qb_softmax_kind softmax;
+    float gamma, zeta;  /* clipped: gamma <= 0, zeta >= 1 */
+    const float *sink;  /* sink: (n_heads) logits */
+    size_t free_prefix; /* positions, from 0, that see each other */
     float scale;
     const float *q; /* token b * n_q + i, head h at q + token * q_stride + h * head_dim */
     size_t q_stride;
@@ -33,6 +38,14 @@ typedef struct qb_attention_args {
     size_t out_stride;
     float *scratch; /* scratch_elems(args) a thread, dense by thread; 64-byte aligned */
 } qb_attention_args;
+
+/* Keys that query i sees, from position 0 on; never fewer for a later query. */
+static inline size_t qb_attention_n_keys(const qb_attention_args *args, size_t i)
+{
+    size_t own = args->n_past + i + 1, all = args->n_past + args->n_q;
+    size_t prefix = args->free_prefix < all ? args->free_prefix : all;
+    return own > prefix ? own : prefix;
+}
 
 typedef struct qb_attention_row {
     qb_kernel_info info;

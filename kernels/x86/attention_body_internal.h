@@ -9,6 +9,9 @@
  *     m' = max(m, max_j s_j)   c = e^(m - m')   l = l c + sum_j e^(s_j - m')
  *     out = out c + sum_j e^(s_j - m') v_j                            at the end out / l        (1)
  *
+ * A clipped softmax needs m and l before its weights, so it goes through the keys twice: once for
+ * m and l alone, once for out = out + sum_j clip((zeta - gamma) e^(s_j - m) / l + gamma) v_j.
+ *
  * The blocks start at multiples of KEY_BLOCK and (1) goes in one order within a block, so a query's
  * bits depend on its own keys alone: keys past its own have weight 0, which changes no sum of
  * finite values. Blocks that no row of a tile may see are skipped. */
@@ -18,8 +21,6 @@
 
 #include "core/memory.h"
 
-#include <math.h>
-#include <stdbool.h>
 #include <string.h>
 
 enum {
@@ -36,7 +37,7 @@ typedef struct buffers {
                        lines of the first cache level */
     float *weights; /* [TILE_ROWS][KEY_BLOCK] scores, then their exponentials */
     float *out;     /* [rows][out_stride] */
-    float *sums;    /* [rows][LANES] l of (1), lane by lane */
+    float *sums;    /* [rows][LANES] l of (1), lane by lane; then (zeta - gamma) / l in each */
     float *maxima;  /* [rows] m of (1) */
 } buffers;
 
@@ -245,7 +246,31 @@ static void exponentiate(const qb_attention_args *a, tile *t, const buffers *s)
     }
 }
 
-static void run_tile(const qb_attention_args *a, tile *t, const buffers *s)
+/* The scores become clipped weights; masked ones give clip(gamma) = 0, as gamma <= 0. */
+static void clip(const qb_attention_args *a, tile *t, const buffers *s)
+{
+    const vf gamma = vf_set(a->gamma), none = vf_set(-INFINITY);
+    for (size_t r = 0; r < t->n_rows; r++) {
+        float *row = s->weights + r * KEY_BLOCK, max = s->maxima[t->row0 + r];
+        vf m = vf_set(max == -INFINITY ? 0 : max);
+        vf factor = vf_load(s->sums + (t->row0 + r) * LANES);
+        t->grown[r] = 1;
+        for (size_t j = 0; j < t->n_keys; j += LANES) {
+            vf score = masked(row, j, t->row_keys[r], a->scale, none);
+            vf p = vf_fma(vf_exp_neg(vf_sub(score, m)), factor, gamma);
+            vf_store(row + j, vf_min(vf_set(1), vf_max(vf_set(0), p)));
+        }
+    }
+}
+
+/* What one way through the keys does with the scores. */
+typedef void (*weigh_fn)(const qb_attention_args *a, tile *t, const buffers *s);
+typedef struct pass {
+    weigh_fn weigh;
+    bool adds_values;
+} pass;
+
+static void run_tile(const qb_attention_args *a, const pass *p, tile *t, const buffers *s)
 {
     product scores = {.x = s->q + t->row0 * a->head_dim,
                       .x_stride = a->head_dim,
@@ -256,10 +281,8 @@ static void run_tile(const qb_attention_args *a, tile *t, const buffers *s)
         scores.y = s->weights + j;
         multipliers[t->n_rows - 1](&scores);
     }
-    if (a->softmax == QB_SOFTMAX_RELU)
-        rectify(a, t, s);
-    else
-        exponentiate(a, t, s);
+    p->weigh(a, t, s);
+    if (!p->adds_values) return;
     product sums = {.x = s->weights,
                     .x_stride = KEY_BLOCK,
                     .k = t->n_keys,
@@ -276,20 +299,36 @@ static void tile_sees(tile *t, const qb_attention_args *a, const span *s, size_t
 {
     t->n_keys = 0;
     for (size_t r = 0; r < t->n_rows; r++) {
-        size_t sees = a->n_past + s->query0 + (t->row0 + r) % s->n_queries + 1;
+        size_t sees = qb_attention_n_keys(a, s->query0 + (t->row0 + r) % s->n_queries);
         size_t n = sees > j0 ? sees - j0 : 0;
         t->row_keys[r] = n < KEY_BLOCK ? n : KEY_BLOCK;
         if (t->row_keys[r] > t->n_keys) t->n_keys = t->row_keys[r];
     }
 }
 
-static void run_block(const qb_attention_args *a, const span *s, size_t j0, const buffers *buf)
+static void run_block(const qb_attention_args *a, const pass *p, const span *s, size_t j0,
+                      const buffers *buf)
 {
     size_t n_rows = (s->head1 - s->head0) * s->n_queries;
     for (size_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS) {
         tile t = {.row0 = r0, .n_rows = n_rows - r0 < TILE_ROWS ? n_rows - r0 : TILE_ROWS};
         tile_sees(&t, a, s, j0);
-        if (t.n_keys) run_tile(a, &t, buf);
+        if (t.n_keys) run_tile(a, p, &t, buf);
+    }
+}
+
+/* One way through all keys that the task's last query sees. */
+static void run_pass(const qb_attention_args *a, const pass *p, const span *s, const buffers *buf)
+{
+    size_t n_keys = qb_attention_n_keys(a, s->query0 + s->n_queries - 1);
+    const float *k = a->k + s->batch_idx * a->kv_batch_stride + s->kv_head * a->head_dim;
+    const float *v = a->v + s->batch_idx * a->kv_batch_stride + s->kv_head * a->head_dim;
+    for (size_t j0 = 0; j0 < n_keys; j0 += KEY_BLOCK) {
+        size_t n = n_keys - j0 < KEY_BLOCK ? n_keys - j0 : KEY_BLOCK;
+        pack_keys(k + j0 * a->kv_stride, a->kv_stride, n, a->head_dim, buf->keys);
+        if (p->adds_values)
+            pack_values(v + j0 * a->kv_stride, a->kv_stride, n, a->head_dim, buf->values);
+        run_block(a, p, s, j0, buf);
     }
 }
 
@@ -300,17 +339,26 @@ static void begin_row(const qb_attention_args *a, const span *s, size_t r, const
     memcpy(buf->q + r * a->head_dim, q, a->head_dim * sizeof(float));
     memset(buf->out + r * out_stride(a), 0, out_stride(a) * sizeof(float));
     memset(buf->sums + r * LANES, 0, LANES * sizeof(float));
-    buf->maxima[r] = a->softmax == QB_SOFTMAX1 ? 0 : -INFINITY;
+    buf->maxima[r] = qb__attention_silent_logit(a, s->head0 + r / s->n_queries);
 }
 
 /* What the sums of row r are divided by; 0 where there is nothing. */
 static double denominator(const qb_attention_args *a, const span *s, size_t r, const buffers *buf)
 {
     if (a->softmax == QB_SOFTMAX_RELU)
-        return (double)(a->n_past + s->query0 + r % s->n_queries + 1);
+        return (double)qb_attention_n_keys(a, s->query0 + r % s->n_queries);
+    double silent = qb__attention_silent_logit(a, s->head0 + r / s->n_queries);
     vf lanes = vf_load(buf->sums + r * LANES);
     double sum = vd_hsum(vd_add(vd_low(lanes), vd_high(lanes)));
-    return a->softmax == QB_SOFTMAX1 ? sum + exp(-(double)buf->maxima[r]) : sum;
+    return silent == -INFINITY ? sum : sum + exp(silent - (double)buf->maxima[r]);
+}
+
+/* Between the two ways of a clipped softmax. */
+static void make_factor(const qb_attention_args *a, const span *s, size_t r, const buffers *buf)
+{
+    double sum = denominator(a, s, r, buf);
+    float factor = sum == 0 ? 0 : (float)(((double)a->zeta - a->gamma) / sum);
+    vf_store(buf->sums + r * LANES, vf_set(factor));
 }
 
 static void write_row(const qb_attention_args *a, const span *s, size_t r, const buffers *buf)
@@ -318,7 +366,7 @@ static void write_row(const qb_attention_args *a, const span *s, size_t r, const
     size_t token = s->batch_idx * a->n_q + s->query0 + r % s->n_queries;
     float *out = a->out + token * a->out_stride + (s->head0 + r / s->n_queries) * a->head_dim;
     const float *sums = buf->out + r * out_stride(a);
-    double divisor = denominator(a, s, r, buf);
+    double divisor = a->softmax == QB_SOFTMAX_CLIPPED ? 1 : denominator(a, s, r, buf);
     vf inverse = vf_set(divisor == 0 ? 0 : (float)(1 / divisor));
     for (size_t d = 0; d < a->head_dim; d += LANES)
         vf_store_n(out + d, vf_mul(vf_load(sums + d), inverse), a->head_dim - d);
@@ -331,15 +379,15 @@ void QB_ISA(qb__attention_task)(const qb_attention_args *a, size_t i, size_t n_t
     buffers buf = buffers_at(a, a->scratch + thread_idx * thread_elems);
     span s = span_of(a, i, n_tasks);
     if (s.n_queries == 0) return;
-    size_t n_rows = (s.head1 - s.head0) * s.n_queries, n_keys = a->n_past + s.query0 + s.n_queries;
+    size_t n_rows = (s.head1 - s.head0) * s.n_queries;
     for (size_t r = 0; r < n_rows; r++) begin_row(a, &s, r, &buf);
-    const float *k = a->k + s.batch_idx * a->kv_batch_stride + s.kv_head * a->head_dim;
-    const float *v = a->v + s.batch_idx * a->kv_batch_stride + s.kv_head * a->head_dim;
-    for (size_t j0 = 0; j0 < n_keys; j0 += KEY_BLOCK) {
-        size_t n = n_keys - j0 < KEY_BLOCK ? n_keys - j0 : KEY_BLOCK;
-        pack_keys(k + j0 * a->kv_stride, a->kv_stride, n, a->head_dim, buf.keys);
-        pack_values(v + j0 * a->kv_stride, a->kv_stride, n, a->head_dim, buf.values);
-        run_block(a, &s, j0, &buf);
+    if (a->softmax == QB_SOFTMAX_CLIPPED) {
+        run_pass(a, &(pass){exponentiate, false}, &s, &buf);
+        for (size_t r = 0; r < n_rows; r++) make_factor(a, &s, r, &buf);
+        run_pass(a, &(pass){clip, true}, &s, &buf);
+    } else {
+        run_pass(a, &(pass){a->softmax == QB_SOFTMAX_RELU ? rectify : exponentiate, true}, &s,
+                 &buf);
     }
     for (size_t r = 0; r < n_rows; r++) write_row(a, &s, r, &buf);
 }

@@ -1,5 +1,6 @@
-/* tests/unit/test_attention.c - every row of attention against the reference in double, and the
- * promise that a query's bits depend on its own keys alone. */
+/* tests/unit/test_attention.c - every row of attention against the formulas in double, for every
+ * kind of softmax and with free prefixes, and the promise that a query's bits depend on its own
+ * keys alone. */
 #include "support.h"
 
 #include "core/memory.h"
@@ -14,11 +15,12 @@
 typedef struct shape {
     size_t batch, n_q, n_past, n_heads, n_kv_heads, head_dim, gap;
     qb_softmax_kind softmax;
+    size_t free_prefix;
 } shape;
 
 typedef struct attention_case {
     qb_attention_args args;
-    float *q, *k, *v, *out;
+    float *q, *k, *v, *out, *sink;
     size_t q_elems, kv_elems;
 } attention_case;
 
@@ -40,6 +42,10 @@ static attention_case case_create(shape s)
     qb_test_fill_f32(c.k, c.kv_elems, 2);
     qb_test_fill_f32(c.v, c.kv_elems, 3);
     for (size_t i = 0; i < c.q_elems; i++) c.out[i] = untouched;
+    c.sink = qb_test_guarded_alloc(s.n_heads * sizeof(float));
+    qb_test_fill_f32(c.sink, s.n_heads, 4);
+    /* Both ends are reached: weights below 1 / (8 n) by few keys, above 1 / 4 by early queries. */
+    float gamma = -0.5f / (float)(s.n_past + s.n_q), zeta = 4;
     c.args = (qb_attention_args){.batch = s.batch,
                                  .n_q = s.n_q,
                                  .n_past = s.n_past,
@@ -47,6 +53,10 @@ static attention_case case_create(shape s)
                                  .n_kv_heads = s.n_kv_heads,
                                  .head_dim = s.head_dim,
                                  .softmax = s.softmax,
+                                 .gamma = gamma,
+                                 .zeta = zeta,
+                                 .sink = c.sink,
+                                 .free_prefix = s.free_prefix,
                                  .scale = 0.3f / sqrtf((float)s.head_dim),
                                  .q = c.q,
                                  .q_stride = q_stride,
@@ -65,6 +75,7 @@ static void case_destroy(attention_case *c)
     qb_test_guarded_free(c->out, c->q_elems * sizeof(float));
     qb_test_guarded_free(c->k, c->kv_elems * sizeof(float));
     qb_test_guarded_free(c->v, c->kv_elems * sizeof(float));
+    qb_test_guarded_free(c->sink, c->args.n_heads * sizeof(float));
 }
 
 /* Runs all tasks as one thread that stands last of three would, with scratch at a guard page. */
@@ -78,58 +89,81 @@ static void run(const qb_attention_row *row, qb_attention_args args, size_t n_th
     qb_test_guarded_free(args.scratch, 3 * elems * sizeof(float));
 }
 
-/* One head of one query in double, and the bounds of an f32 computation. A score errs by
- * e_j = (D + 2) u scale sum|q k| + u |s_j - m|, its exponential by 2 u more. So a weight errs by
- * p_j (e_j + 2 u), their sum by the mean of that, and sums of n terms in chains of 64, added over
- * blocks with a factor each, by (64 + 3 n / 64 + 8) u; ReLU has no exponential: p_j is e_j / t off.
- */
+/* A weight of the formulas and how far an f32 computation may be from it. */
+typedef struct weight {
+    double p, error;
+} weight;
+
+/* Scores of n keys become weights. An exponential errs by its score's error, u |s - m| and 2 u
+ * more, the sum of them by the mean of that; sums of n terms in chains of 64, added over blocks
+ * with a factor each, err by chain = (64 + 3 n / 64 + 8) u. ReLU has no exponential. Clipping has
+ * slope zeta - gamma and rounds twice. */
+static void weigh(const qb_attention_args *a, size_t h, weight *w, size_t n, double chain)
+{
+    double max = -INFINITY, total = 0, mean_error = 0;
+    if (a->softmax == QB_SOFTMAX_RELU) {
+        for (size_t j = 0; j < n; j++)
+            w[j] = (weight){fmax(0, w[j].p) / (double)n, w[j].error / (double)n};
+        return;
+    }
+    for (size_t j = 0; j < n; j++) max = fmax(max, w[j].p);
+    if (a->softmax == QB_SOFTMAX1) max = fmax(max, 0);
+    if (a->softmax == QB_SOFTMAX_SINK) max = fmax(max, a->sink[h]);
+    for (size_t j = 0; j < n; j++) {
+        double p = exp(w[j].p - max);
+        w[j] = (weight){p, p * (w[j].error + U * (max - w[j].p) + 2 * U)};
+        total += p;
+        mean_error += w[j].error;
+    }
+    if (a->softmax == QB_SOFTMAX1) total += exp(-max);
+    if (a->softmax == QB_SOFTMAX_SINK) total += exp((double)a->sink[h] - max);
+    for (size_t j = 0; j < n; j++) {
+        double p = w[j].p / total;
+        w[j] = (weight){p, w[j].error / total + p * (mean_error / total + chain)};
+        if (a->softmax != QB_SOFTMAX_CLIPPED) continue;
+        double slope = (double)a->zeta - a->gamma;
+        w[j].p = fmin(1, fmax(0, slope * p + a->gamma));
+        w[j].error = slope * (w[j].error + 2 * U * p) + U * fabs(a->gamma);
+    }
+}
+
+/* One head of one query in double, and the bound of an f32 computation: a score errs by
+ * (D + 2) u scale sum|q k|, a sum of weighted values by what the weights do and chain more. */
 static void check_query(const attention_case *c, const char *name, size_t b, size_t i, size_t h)
 {
     const qb_attention_args *a = &c->args;
-    size_t n = a->n_past + i + 1, token = b * a->n_q + i, D = a->head_dim;
+    size_t token = b * a->n_q + i, D = a->head_dim, n = a->n_past + i + 1;
+    size_t free_prefix = a->free_prefix;
+    if (free_prefix > a->n_past + a->n_q) free_prefix = a->n_past + a->n_q;
+    if (n < free_prefix) n = free_prefix;
     size_t kv = b * a->kv_batch_stride + h / (a->n_heads / a->n_kv_heads) * D;
-    double *s = malloc(2 * n * sizeof *s), *error = s + n;
-    double max = a->softmax == QB_SOFTMAX1 ? 0 : -INFINITY, total = 0, mean_error = 0;
+    weight *w = malloc(n * sizeof *w);
+    double chain = (72 + 3 * (double)n / 64) * U;
     for (size_t j = 0; j < n; j++) {
-        double size = s[j] = 0;
+        double size = w[j].p = 0;
         for (size_t d = 0; d < D; d++) {
             double x =
                 (double)a->q[token * a->q_stride + h * D + d] * a->k[kv + j * a->kv_stride + d];
-            s[j] += a->scale * x;
+            w[j].p += a->scale * x;
             size += a->scale * fabs(x);
         }
-        error[j] = (double)(D + 2) * U * size;
-        max = fmax(max, s[j]);
+        w[j].error = (double)(D + 2) * U * size;
     }
-    for (size_t j = 0; j < n; j++) {
-        if (a->softmax == QB_SOFTMAX_RELU) {
-            s[j] = fmax(0, s[j]) / (double)n;
-            error[j] /= (double)n;
-        } else {
-            double p = exp(s[j] - max);
-            error[j] = p * (error[j] + U * (max - s[j]) + 2 * U);
-            s[j] = p;
-            total += p;
-            mean_error += error[j];
-        }
-    }
-    if (a->softmax == QB_SOFTMAX1) total += exp(-max);
-    if (a->softmax == QB_SOFTMAX_RELU) total = 1;
+    weigh(a, h, w, n, chain);
     for (size_t d = 0; d < D; d++) {
-        double sum = 0, size = 0, bound = 0;
+        double sum = 0, bound = 0;
         for (size_t j = 0; j < n; j++) {
             double v = a->v[kv + j * a->kv_stride + d];
-            sum += s[j] / total * v;
-            size += s[j] / total * fabs(v);
-            bound += error[j] / total * fabs(v);
+            sum += w[j].p * v;
+            bound += (w[j].error + w[j].p * chain) * fabs(v);
         }
-        bound += size * (mean_error / total + (72 + 3 * (double)n / 64) * U);
         float got = a->out[token * a->out_stride + h * D + d];
         if (!(fabs(got - sum) <= bound))
-            fail_msg("%s D %zu at (b %zu, i %zu, h %zu, d %zu): %.8g, not %.8g (bound %.2g)", name,
-                     D, b, i, h, d, got, sum, bound);
+            fail_msg("%s softmax %d D %zu at (b %zu, i %zu, h %zu, d %zu): %.8g, not %.8g (bound "
+                     "%.2g)",
+                     name, a->softmax, D, b, i, h, d, got, sum, bound);
     }
-    free(s);
+    free(w);
 }
 
 static void check_case(const attention_case *c, const char *name)
@@ -144,22 +178,26 @@ static void check_case(const attention_case *c, const char *name)
 }
 
 static const shape shapes[] = {
-    {1, 1, 0, 1, 1, 1, 0, 0},     {2, 3, 5, 2, 1, 5, 3, 0},     {1, 14, 63, 4, 2, 16, 0, 0},
-    {1, 15, 64, 3, 3, 17, 1, 0},  {3, 70, 0, 6, 2, 31, 0, 0},   {1, 130, 1, 2, 2, 32, 5, 0},
-    {2, 57, 100, 4, 1, 33, 0, 0}, {1, 129, 70, 9, 3, 64, 0, 0}, {1, 1, 200, 9, 3, 64, 2, 0},
-    {2, 20, 0, 20, 1, 80, 0, 0},  {1, 66, 3, 2, 1, 128, 0, 0},  {1, 5, 64, 1, 1, 255, 1, 0},
-    {1, 40, 0, 2, 2, 256, 0, 0},  {4, 1, 65, 3, 1, 48, 0, 0},
+    {1, 1, 0, 1, 1, 1, 0, 0, 0},      {2, 3, 5, 2, 1, 5, 3, 0, 7},
+    {1, 14, 63, 4, 2, 16, 0, 0, 70},  {1, 15, 64, 3, 3, 17, 1, 0, 900},
+    {3, 70, 0, 6, 2, 31, 0, 0, 10},   {1, 130, 1, 2, 2, 32, 5, 0, 64},
+    {2, 57, 100, 4, 1, 33, 0, 0, 99}, {1, 129, 70, 9, 3, 64, 0, 0, 130},
+    {1, 1, 200, 9, 3, 64, 2, 0, 300}, {2, 20, 0, 20, 1, 80, 0, 0, 19},
+    {1, 66, 3, 2, 1, 128, 0, 0, 5},   {1, 5, 64, 1, 1, 255, 1, 0, 65},
+    {1, 40, 0, 2, 2, 256, 0, 0, 40},  {4, 1, 65, 3, 1, 48, 0, 0, 1},
 };
 
+/* Each shape with its free prefix and without. */
 static void rows_agree_with_double(void **state)
 {
     (void)state;
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
         for (size_t i = 0; i < QB_COUNT(shapes); i++)
-            for (int kind = 0; kind <= QB_SOFTMAX_RELU; kind++) {
+            for (int kind = 0; kind < 2 * QB_SOFTMAX_COUNT; kind++) {
                 shape s = shapes[i];
-                s.softmax = (qb_softmax_kind)kind;
+                s.softmax = (qb_softmax_kind)(kind / 2);
+                if (kind % 2) s.free_prefix = 0;
                 attention_case c = case_create(s);
                 run(row, c.args, 1 + i % 4);
                 check_case(&c, row->info.name);
@@ -189,8 +227,8 @@ static void bits_depend_on_the_query_alone(void **state)
     static const size_t steps[] = {1, 2, 14, 15, 63, 64, 100};
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
-        for (int kind = 0; kind <= QB_SOFTMAX_RELU; kind++) {
-            shape s = {2, 150, 9, 6, 2, 40, 0, (qb_softmax_kind)kind};
+        for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++) {
+            shape s = {2, 150, 9, 6, 2, 40, 0, (qb_softmax_kind)kind, 0};
             attention_case c = case_create(s);
             size_t bytes = c.q_elems * sizeof(float);
             float *want = malloc(bytes);
@@ -222,11 +260,13 @@ static void softmax_of_extreme_scores(void **state)
     enum { D = 8, T = 70 };
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
-        for (int kind = 0; kind <= QB_SOFTMAX_RELU; kind++) {
-            shape s = {1, T, 0, 1, 1, D, 0, (qb_softmax_kind)kind};
+        for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++) {
+            shape s = {1, T, 0, 1, 1, D, 0, (qb_softmax_kind)kind, 0};
             attention_case c = case_create(s);
             float *last = c.out + (T - 1) * D;
             c.args.scale = 1;
+            c.args.gamma = -0.005f;
+            c.args.zeta = 1;
             for (size_t i = 0; i < T * D; i++) c.q[i] = 1, c.k[i] = -INFINITY;
             run(row, c.args, 2); /* an empty row */
             for (size_t i = 0; i < T * D; i++) assert_true(c.out[i] == 0);
@@ -235,7 +275,9 @@ static void softmax_of_extreme_scores(void **state)
             for (size_t d = 0; d < D; d++) {
                 double mean = 0;
                 for (size_t j = 0; j < T; j++) mean += c.v[j * D + d] / (double)T;
-                double want = kind == QB_SOFTMAX ? mean : 0;
+                double want = kind == QB_SOFTMAX           ? mean
+                              : kind == QB_SOFTMAX_CLIPPED ? (1.005 / T - 0.005) * T * mean
+                                                           : 0;
                 assert_true(fabs(last[d] - want) < 1e-4);
             }
             for (size_t d = 0; d < D; d++) c.k[5 * D + d] = 1e4f; /* one takes it all */
@@ -252,13 +294,72 @@ static void softmax_of_extreme_scores(void **state)
     }
 }
 
+/* A free prefix changes the queries within it alone, and none where it has no later key: a decoded
+ * token sees what is there. */
+static void free_prefix_ends_where_it_says(void **state)
+{
+    (void)state;
+    enum { PREFIX = 40, T = 150, WIDTH = 6 * 40 };
+    for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
+        if (qb_kernel_refusal(&row->info)) continue;
+        for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++) {
+            attention_case c = case_create((shape){1, T, 0, 6, 2, 40, 0, (qb_softmax_kind)kind, 0});
+            float *plain = malloc(T * WIDTH * sizeof *plain);
+            run(row, c.args, 2);
+            memcpy(plain, c.out, T * WIDTH * sizeof *plain);
+            c.args.free_prefix = PREFIX;
+            run(row, c.args, 2);
+            for (size_t i = 0; i < T; i++)
+                assert_int_equal(i >= PREFIX - 1, !memcmp(plain + i * WIDTH, c.out + i * WIDTH,
+                                                          WIDTH * sizeof *plain));
+            qb_attention_args step = part_of(&c, 0, 20, 21);
+            run(row, step, 1);
+            assert_memory_equal(step.out, plain + 20 * WIDTH, WIDTH * sizeof *plain);
+            free(plain);
+            case_destroy(&c);
+        }
+    }
+}
+
+/* exp(log 3) = 3 beside one key with score 0 is 1 / (1 + 3); 0 and -inf are softmax-1 and softmax,
+ * bit for bit; a huge sink takes all. */
+static void sink_logits_take_their_share(void **state)
+{
+    (void)state;
+    for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
+        if (qb_kernel_refusal(&row->info)) continue;
+        attention_case c = case_create((shape){1, 1, 0, 1, 1, 3, 0, QB_SOFTMAX_SINK, 0});
+        memset(c.k, 0, 3 * sizeof(float));
+        c.sink[0] = logf(3);
+        run(row, c.args, 1);
+        for (size_t d = 0; d < 3; d++)
+            assert_true(fabsf(c.out[d] - c.v[d] / 4) <= 1e-6f * fabsf(c.v[d]));
+        c.sink[0] = 1e30f;
+        run(row, c.args, 1);
+        for (size_t d = 0; d < 3; d++) assert_true(c.out[d] == 0);
+        case_destroy(&c);
+        c = case_create((shape){1, 80, 3, 2, 1, 16, 0, QB_SOFTMAX_SINK, 0});
+        for (int one = 0; one < 2; one++) {
+            float want[80 * 32];
+            c.args.softmax = one ? QB_SOFTMAX1 : QB_SOFTMAX;
+            run(row, c.args, 1);
+            memcpy(want, c.out, sizeof want);
+            c.args.softmax = QB_SOFTMAX_SINK;
+            c.sink[0] = c.sink[1] = one ? 0 : -INFINITY;
+            run(row, c.args, 1);
+            assert_memory_equal(c.out, want, sizeof want);
+        }
+        case_destroy(&c);
+    }
+}
+
 /* Softmax-1 of one key with score 0 is 1 / (1 + 1). */
 static void softmax1_has_a_silent_key(void **state)
 {
     (void)state;
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
-        attention_case c = case_create((shape){1, 1, 0, 1, 1, 3, 0, QB_SOFTMAX1});
+        attention_case c = case_create((shape){1, 1, 0, 1, 1, 3, 0, QB_SOFTMAX1, 0});
         memset(c.k, 0, 3 * sizeof(float));
         run(row, c.args, 1);
         for (size_t d = 0; d < 3; d++) assert_true(c.out[d] == c.v[d] / 2);
@@ -273,7 +374,7 @@ static void pool_runs_all_tasks(void **state)
     QB_CHECK_OK(qb_pool_create(3, &pool));
     for (const qb_attention_row *row = qb_attention_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
-        attention_case c = case_create((shape){2, 60, 3, 4, 2, 24, 0, QB_SOFTMAX});
+        attention_case c = case_create((shape){2, 60, 3, 4, 2, 24, 0, QB_SOFTMAX, 0});
         QB_CHECK_OK(QB_NEW(&c.args.scratch, 3 * row->scratch_elems(&c.args), "scratch"));
         qb_attention_run(row, &c.args, pool);
         check_case(&c, row->info.name);
@@ -289,6 +390,8 @@ int main(void)
         cmocka_unit_test(rows_agree_with_double),
         cmocka_unit_test(bits_depend_on_the_query_alone),
         cmocka_unit_test(softmax_of_extreme_scores),
+        cmocka_unit_test(free_prefix_ends_where_it_says),
+        cmocka_unit_test(sink_logits_take_their_share),
         cmocka_unit_test(softmax1_has_a_silent_key),
         cmocka_unit_test(pool_runs_all_tasks),
     };
