@@ -39,11 +39,17 @@ static qb_status lay(const qb_cli *cli, const qb_model *model, qb_run_text *t)
     qb_protocol_options options = {.stride = qb_cli_size(cli, "stride"),
                                    .bos = qb_tokenizer_bos(model->tokenizer),
                                    .eos = qb_tokenizer_eos(model->tokenizer),
-                                   .add_bos = qb_tokenizer_add_bos(model->tokenizer)};
+                                   .add_bos = qb_tokenizer_add_bos(model->tokenizer),
+                                   .unscored = model->config.free_prefix};
     QB_TRY(choose_context(cli, model, t, &options.context));
     QB_TRY(qb_windows_create(t->protocol, &t->stream, &options, &t->windows));
     if (!t->windows.n_scored)
         return QB_FAIL(QB_ERR_FORMAT, "%s: no token of the text is scored", t->protocol->name);
+    if (options.unscored)
+        qb_cli_note(cli,
+                    "the first %zu targets of each window are not scored: tokens of %s's free "
+                    "prefix see each other",
+                    options.unscored, model->name);
     t->batch = qb_cli_is_set(cli, "batch") ? qb_cli_size(cli, "batch")
                                            : qb_protocol_default_batch(options.context);
     if (t->batch > t->windows.n) t->batch = t->windows.n;

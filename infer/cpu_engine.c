@@ -21,6 +21,30 @@ static qb_status load_norm(const qb_model *model, qb_role role, size_t layer, no
     return load_vector(qb_model_tensor(model, (qb_role)(role + 1), layer), &out->bias);
 }
 
+static qb_status load_gates(cpu_backbone *b)
+{
+    const qb_config *c = b->base.config;
+    if (!c->attn_gate) return QB_OK;
+    QB_TRY(QB_NEW_ZERO(&b->gates, c->n_layers, "gates"));
+    for (size_t layer = 0; layer < c->n_layers; layer++) {
+        const qb_tensor *w = qb_model_tensor(b->base.model, QB_ROLE_ATTN_GATE, layer),
+                        *bias = qb_model_tensor(b->base.model, QB_ROLE_ATTN_GATE_B, layer);
+        QB_TRY(load_vector(w, &b->gates[layer].w));
+        QB_TRY(load_vector(bias, &b->gates[layer].bias));
+    }
+    return QB_OK;
+}
+
+static qb_status load_sinks(cpu_backbone *b)
+{
+    const qb_config *c = b->base.config;
+    if (c->softmax != QB_SOFTMAX_SINK) return QB_OK;
+    QB_TRY(QB_NEW_ZERO(&b->sinks, c->n_layers, "sink logits"));
+    for (size_t layer = 0; layer < c->n_layers; layer++)
+        QB_TRY(load_vector(qb_model_tensor(b->base.model, QB_ROLE_SINK, layer), &b->sinks[layer]));
+    return QB_OK;
+}
+
 static qb_status load_float_weights(cpu_backbone *b)
 {
     size_t n_layers = b->base.config->n_layers;
@@ -30,6 +54,8 @@ static qb_status load_float_weights(cpu_backbone *b)
         QB_TRY(load_norm(b->base.model, QB_ROLE_NORM2, layer, &b->norms[2 * layer + 1]));
     }
     QB_TRY(load_norm(b->base.model, QB_ROLE_NORM_F, 0, &b->norms[2 * n_layers]));
+    QB_TRY(load_gates(b));
+    QB_TRY(load_sinks(b));
     if (b->base.config->pos != QB_POS_LEARNED) return QB_OK;
     return load_vector(qb_model_tensor(b->base.model, QB_ROLE_POS_EMBD, 0), &b->pos_embd);
 }
@@ -84,6 +110,7 @@ static qb_status make_scratch(cpu_backbone *b)
     QB_TRY(new_rows(b, c->d_model, &b->h));
     QB_TRY(new_rows(b, (c->n_heads + 2 * c->n_kv_heads) * c->head_dim, &b->qkv));
     QB_TRY(new_rows(b, c->n_heads * c->head_dim, &b->att));
+    if (c->attn_gate) QB_TRY(new_rows(b, c->n_heads, &b->gate_values));
     QB_TRY(new_rows(b, c->d_ff, &b->ff));
     if (c->act == QB_ACT_SWIGLU) QB_TRY(new_rows(b, c->d_ff, &b->ff2));
     return make_attention_scratch(b, b->base.max_tokens, 0);
@@ -131,11 +158,20 @@ static void destroy_backbone(qb_backbone *backbone)
         qb_free(b->norms[i].bias);
     }
     qb_free(b->norms);
+    for (size_t i = 0; i < b->base.config->n_layers; i++) {
+        if (b->sinks) qb_free(b->sinks[i]);
+        if (!b->gates) continue;
+        qb_free(b->gates[i].w);
+        qb_free(b->gates[i].bias);
+    }
+    qb_free(b->gates);
+    qb_free(b->sinks);
     qb_free(b->pos_embd);
     qb_linear_deinit(&b->head);
     qb_free(b->cosine);
     qb_free(b->sine);
-    float *scratch[] = {b->x, b->h, b->qkv, b->att, b->ff, b->ff2, b->attention_scratch};
+    float *scratch[] = {b->x,           b->h,  b->qkv, b->att,
+                        b->gate_values, b->ff, b->ff2, b->attention_scratch};
     for (size_t i = 0; i < QB_COUNT(scratch); i++) qb_free(scratch[i]);
     for (size_t i = 0; i < QB_LOGIT_SLOTS; i++) qb_free(b->slots[i]);
     qb_linear_scratch_deinit(&b->linear);

@@ -13,11 +13,17 @@ typedef struct norm_weights {
     float *gain, *bias; /* bias NULL = none */
 } norm_weights;
 
+typedef struct gate_weights {
+    float *w, *bias; /* (H, C), (H), owned */
+} gate_weights;
+
 typedef struct cpu_backbone {
     qb_backbone base;
     const qb_pointwise_row *pointwise;
     const qb_attention_row *attention;
     norm_weights *norms; /* 2 a layer (norm1, norm2), then the final norm */
+    gate_weights *gates; /* (n_layers) of gated attention, or NULL */
+    float **sinks;       /* (n_layers) of H logits, or NULL */
     float *pos_embd;     /* (context, C) or NULL */
     qb_linear head;      /* full precision; made by the first engine that needs it */
     bool has_head;
@@ -29,8 +35,9 @@ typedef struct cpu_backbone {
     float *h;   /* (rows, C) normed input, then the output of a product before it is added to x */
     float *qkv; /* (rows, (H + 2 Hkv) D) */
     float *att; /* (rows, H D) */
-    float *ff;  /* (rows, F) gate, or the only one */
-    float *ff2; /* (rows, F) up of SwiGLU; NULL without */
+    float *gate_values; /* (rows, H) of gated attention; NULL without */
+    float *ff;          /* (rows, F) gate, or the only one */
+    float *ff2;         /* (rows, F) up of SwiGLU; NULL without */
     float *attention_scratch;
     size_t attention_scratch_elems; /* in all */
     qb_linear_scratch linear;

@@ -4,8 +4,8 @@
  * the product before, does what stands between, and stages the input of the next (see
  * quant/linear.h):
  *
- *     add + norm1 -> [q k v] -> rotate, cache -> attention -> [o] -> add + norm2 -> [gate up] ->
- * act -> [down]
+ *     add + norm1 (gates) -> [q k v] -> rotate, cache -> attention (times gates) -> [o] ->
+ *     add + norm2 -> [gate up] -> act -> [down]
  */
 #include "infer/cpu_engine.h"
 
@@ -100,8 +100,15 @@ static void add_and_norm_row(const forward *f, const norm_weights *w, size_t m, 
 static void norm1_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
-    for (size_t m = m0; m < m1; m++)
-        add_and_norm_row(f, &f->b->norms[2 * f->layer], m, f->b->h + m * f->c->d_model);
+    size_t width = f->c->d_model, n_heads = f->c->n_heads;
+    for (size_t m = m0; m < m1; m++) {
+        float *h = f->b->h + m * width;
+        add_and_norm_row(f, &f->b->norms[2 * f->layer], m, h);
+        if (!f->b->gates) continue;
+        const gate_weights *gate = &f->b->gates[f->layer];
+        f->b->pointwise->head_gates(h, width, gate->w, gate->bias, n_heads,
+                                    f->b->gate_values + m * n_heads);
+    }
     qb_linear_stage_rows(first_of_qkv(f), &f->input, m0, m1);
 }
 
@@ -164,6 +171,10 @@ static void attention(forward *f)
                               .n_kv_heads = f->c->n_kv_heads,
                               .head_dim = f->c->head_dim,
                               .softmax = f->c->softmax,
+                              .gamma = (float)f->c->softmax_gamma,
+                              .zeta = (float)f->c->softmax_zeta,
+                              .sink = b->sinks ? b->sinks[f->layer] : NULL,
+                              .free_prefix = f->c->free_prefix,
                               .scale = 1.0f / sqrtf((float)f->c->head_dim),
                               .q = b->qkv,
                               .q_stride = f->qkv_width,
@@ -185,9 +196,13 @@ static void attention(forward *f)
     qb_attention_run(b->attention, &args, b->base.pool);
 }
 
+/* Each head's output times its gate, where there are gates. */
 static void stage_attention_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
+    size_t head_dim = f->c->head_dim;
+    for (size_t i = m0 * f->c->n_heads; f->b->gates && i < m1 * f->c->n_heads; i++)
+        for (size_t d = 0; d < head_dim; d++) f->b->att[i * head_dim + d] *= f->b->gate_values[i];
     qb_linear_stage_rows(&f->block->o, &f->input, m0, m1);
 }
 
@@ -281,7 +296,8 @@ static void run_block(forward *f)
     qb__for_rows(b->base.pool, f->m, position_rows, f);
     attention(f);
     f->input = make_input(f, b->att, f->q_width);
-    if (f->block->o.input.bits) qb__for_rows(b->base.pool, f->m, stage_attention_rows, f);
+    if (f->block->o.input.bits || b->gates)
+        qb__for_rows(b->base.pool, f->m, stage_attention_rows, f);
     run_into_h(f, &f->block->o, QB_ROLE_O);
     f->input = make_input(f, b->h, f->c->d_model);
     qb__for_rows(b->base.pool, f->m, norm2_rows, f);

@@ -94,11 +94,6 @@ size_t qb_device_logit_rows(const qb_device *device, size_t vocab)
 qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *options,
                              qb_backbone **out)
 {
-    const qb_config *c = &model->config;
-    if (c->softmax > QB_SOFTMAX_RELU || c->attn_gate || c->free_prefix)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: softmax %s%s%s: no engine runs it", model->path,
-                       qb_softmax_names[c->softmax], c->attn_gate ? ", gated attention" : "",
-                       c->free_prefix ? ", a free prefix" : "");
     qb_backbone base = {.backend = backend_of(&options->device),
                         .device_idx = options->device.index,
                         .model = model,
@@ -281,6 +276,8 @@ void qb_engine_coverage(const qb_engine *e, qb_coverage *out)
                                        "residual stream"};
     size_t n = 0;
     for (size_t i = 0; i < QB_COUNT(kept); i++) out->kept_float[n++] = kept[i];
+    if (e->backbone->config->softmax == QB_SOFTMAX_SINK) out->kept_float[n++] = "sink logits";
+    if (e->backbone->config->attn_gate) out->kept_float[n++] = "attention gates";
     if (e->macs_quantised < e->macs) out->kept_float[n++] = "output projection";
 }
 

@@ -95,7 +95,7 @@ qb_status qb_backbone_sync(qb_backbone *backbone);
 typedef struct qb_coverage {
     size_t linears, linears_quantised; /* linear layers incl. the head */
     double macs_share, bytes_share;    /* of all linear layers' multiply-adds and weight bytes */
-    const char *kept_float[8];         /* "embedding", "norms", "softmax", ...; NULL ends */
+    const char *kept_float[10];        /* "embedding", "norms", "softmax", ...; NULL ends */
 } qb_coverage;
 void qb_engine_coverage(const qb_engine *engine, qb_coverage *out);
 

@@ -239,12 +239,34 @@ static qb_status check(const qb_protocol *protocol, const qb_stream *stream,
     if (options->stride > options->context)
         return QB_FAIL(QB_ERR_USAGE, "--stride: found %zu, expected at most the context %zu",
                        options->stride, options->context);
+    if (options->unscored && protocol->per_document)
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "protocol %s scores every token, but the first %zu of a window see each "
+                       "other in this model (free_prefix), expected another --protocol",
+                       protocol->name, options->unscored);
     if (qb_protocol_largest_context(protocol, stream) < options->context)
         return QB_FAIL(QB_ERR_SHAPE,
                        "text too short: found %zu tokens, expected at least %zu for "
                        "one window of protocol %s",
                        stream->tokens.n, options->context + protocol->n_beyond, protocol->name);
     return QB_OK;
+}
+
+/* Targets before `unscored` are left out, and windows that have no other. */
+static void leave_out(qb_windows *windows, size_t unscored)
+{
+    size_t n = 0;
+    windows->n_scored = 0;
+    for (size_t i = 0; i < windows->n; i++) {
+        qb_window w = windows->items[i];
+        size_t end = w.score_from + w.n_scored;
+        if (w.score_from < unscored) w.score_from = unscored;
+        if (w.score_from >= end) continue;
+        w.n_scored = end - w.score_from;
+        windows->n_scored += w.n_scored;
+        windows->items[n++] = w;
+    }
+    windows->n = n;
 }
 
 qb_status qb_windows_create(const qb_protocol *protocol, const qb_stream *stream,
@@ -260,6 +282,7 @@ qb_status qb_windows_create(const qb_protocol *protocol, const qb_stream *stream
         qb_windows_deinit(&windows);
         return status;
     }
+    if (options->unscored) leave_out(&windows, options->unscored);
     *out = windows;
     return QB_OK;
 }

@@ -43,6 +43,8 @@ typedef struct qb_protocol_options {
     size_t stride;    /* 0 = half the context; only for protocols with has_stride */
     int32_t bos, eos; /* of the tokenizer, -1 = none */
     bool add_bos;     /* the tokenizer puts BOS before a text */
+    size_t unscored;  /* first targets of every window to leave out: the model's free prefix, whose
+                         tokens see each other (model/arch.h); 0 = none */
 } qb_protocol_options;
 
 typedef struct qb_protocol qb_protocol;
@@ -70,7 +72,8 @@ void qb_stream_deinit(qb_stream *stream); /* accepts a zeroed one */
 /* The largest context of which the stream holds a whole window; 0 = none at all. */
 size_t qb_protocol_largest_context(const qb_protocol *protocol, const qb_stream *stream);
 /* Lays the windows. QB_ERR_SHAPE where the stream is shorter than one window: the message names
- * both numbers. QB_ERR_USAGE: a stride where the protocol has none, or beyond the context. */
+ * both numbers. QB_ERR_USAGE: a stride where the protocol has none, or beyond the context.
+ * QB_ERR_UNSUPPORTED: targets to leave out where the protocol's figures need them all. */
 qb_status qb_windows_create(const qb_protocol *protocol, const qb_stream *stream,
                             const qb_protocol_options *options, qb_windows *out);
 void qb_windows_deinit(qb_windows *windows); /* accepts a zeroed one */

@@ -60,6 +60,16 @@ void qb__rope_ref(float *x, size_t n_heads, size_t half, const float *cosine, co
         }
 }
 
+void qb__head_gates_ref(const float *x, size_t n, const float *w, const float *bias, size_t n_heads,
+                        float *gates)
+{
+    for (size_t h = 0; h < n_heads; h++, w += n) {
+        double sum = bias[h];
+        for (size_t i = 0; i < n; i++) sum += (double)w[i] * x[i];
+        gates[h] = (float)(1 / (1 + exp(-sum)));
+    }
+}
+
 static int32_t argmax(const float *x, size_t n)
 {
     size_t best = 0;
@@ -99,7 +109,7 @@ void qb__logit_stats_ref(const float *a, const float *b, size_t n, int32_t targe
     {                                                                                              \
         {"pointwise/" #isa, "cpu", needs}, qb__layernorm_##isa, qb__rmsnorm_##isa,                 \
             qb__gelu_tanh_##isa, qb__relu_##isa, qb__swiglu_##isa, qb__add_##isa, qb__rope_##isa,  \
-            qb__logsumexp_##isa, qb__logit_stats_##isa                                             \
+            qb__head_gates_##isa, qb__logsumexp_##isa, qb__logit_stats_##isa                       \
     }
 const qb_pointwise_row qb_pointwise_kernels[] = {
 #ifdef QB_WITH_X86
@@ -107,5 +117,5 @@ const qb_pointwise_row qb_pointwise_kernels[] = {
     ROW(avx2, QB_CPU_AVX2),
 #endif
     ROW(ref, 0),
-    {{0}, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {{0}, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 };

@@ -38,6 +38,10 @@ typedef struct qb_pointwise_row {
     /* Rotates the pairs (i, i + half) of each of n_heads heads of 2 * half elements, in place:
      * cosine, sine (half) of this position's angles. */
     void (*rope)(float *x, size_t n_heads, size_t half, const float *cosine, const float *sine);
+    /* gates[h] = 1 / (1 + e^-(w[h] . x + bias[h])): gated attention (model/arch.h); w (n_heads, n).
+     */
+    void (*head_gates)(const float *x, size_t n, const float *w, const float *bias, size_t n_heads,
+                       float *gates);
     /* log(sum exp x) and the argmax. */
     double (*logsumexp)(const float *x, size_t n, int32_t *argmax);
     void (*logit_stats)(const float *a, const float *b, size_t n, int32_t target,

@@ -16,6 +16,8 @@
     void qb__add_##isa(float *x, const float *y, size_t n);                                        \
     void qb__rope_##isa(float *x, size_t n_heads, size_t half, const float *cosine,                \
                         const float *sine);                                                        \
+    void qb__head_gates_##isa(const float *x, size_t n, const float *w, const float *bias,         \
+                              size_t n_heads, float *gates);                                       \
     double qb__logsumexp_##isa(const float *x, size_t n, int32_t *argmax);                         \
     void qb__logit_stats_##isa(const float *a, const float *b, size_t n, int32_t target,           \
                                qb_logit_stats *out);

@@ -115,9 +115,12 @@ static void rotate(const qb_config *c, double *x, size_t n_heads, size_t t)
         }
 }
 
-static void weights_of_row(const qb_config *c, double *s, size_t n)
+/* sink: the head's own logit, where the softmax has one. */
+static void weights_of_row(const qb_config *c, double sink, double *s, size_t n)
 {
-    double m = c->softmax == QB_SOFTMAX1 ? 0 : -INFINITY, sum = 0;
+    double m = -INFINITY, sum = 0;
+    if (c->softmax == QB_SOFTMAX1) m = 0;
+    if (c->softmax == QB_SOFTMAX_SINK) m = sink;
     if (c->softmax == QB_SOFTMAX_RELU) {
         for (size_t j = 0; j < n; j++) s[j] = fmax(0, s[j]) / (double)n;
         return;
@@ -125,7 +128,10 @@ static void weights_of_row(const qb_config *c, double *s, size_t n)
     for (size_t j = 0; j < n; j++) m = fmax(m, s[j]);
     for (size_t j = 0; j < n; j++) sum += s[j] = exp(s[j] - m);
     if (c->softmax == QB_SOFTMAX1) sum += exp(-m);
+    if (c->softmax == QB_SOFTMAX_SINK) sum += exp(sink - m);
     for (size_t j = 0; j < n; j++) s[j] /= sum;
+    for (size_t j = 0; j < n && c->softmax == QB_SOFTMAX_CLIPPED; j++)
+        s[j] = fmin(1, fmax(0, (c->softmax_zeta - c->softmax_gamma) * s[j] + c->softmax_gamma));
 }
 
 static double activate(const qb_config *c, double x, double gate)
@@ -135,23 +141,25 @@ static double activate(const qb_config *c, double x, double gate)
     return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
 }
 
-static void attend(const qb_config *c, const double *qkv, size_t n_tokens, size_t t, double *out)
+static void attend(const qb_config *c, const float *sink, const double *qkv, size_t n_tokens,
+                   size_t t, double *out)
 {
     size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim, d = c->head_dim;
+    size_t n = t + 1, free_prefix = c->free_prefix < n_tokens ? c->free_prefix : n_tokens;
     double s[64];
-    (void)n_tokens;
+    if (n < free_prefix) n = free_prefix;
     for (size_t h = 0; h < c->n_heads; h++) {
         size_t g = h / (c->n_heads / c->n_kv_heads);
         const double *q = qkv + t * width + h * d;
-        for (size_t j = 0; j <= t; j++) {
+        for (size_t j = 0; j < n; j++) {
             const double *k = qkv + j * width + (c->n_heads + g) * d;
             s[j] = 0;
             for (size_t i = 0; i < d; i++) s[j] += q[i] * k[i] / sqrt((double)d);
         }
-        weights_of_row(c, s, t + 1);
+        weights_of_row(c, sink ? (double)sink[h] : 0, s, n);
         for (size_t i = 0; i < d; i++) {
             out[h * d + i] = 0;
-            for (size_t j = 0; j <= t; j++)
+            for (size_t j = 0; j < n; j++)
                 out[h * d + i] += s[j] * qkv[j * width + (c->n_heads + c->n_kv_heads + g) * d + i];
         }
     }
@@ -162,10 +170,13 @@ static void block(const qb_model *m, size_t layer, double *x, size_t n_tokens)
     const qb_config *c = &m->config;
     size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
     double *qkv = malloc(n_tokens * width * sizeof *qkv), h[256], y[256], gate[256] = {0}, up[256];
+    double *head_gate = calloc(n_tokens * c->n_heads, sizeof *head_gate);
+    float *sink = floats_of(m, QB_ROLE_SINK, layer);
     for (size_t t = 0; t < n_tokens; t++) {
         double *q = qkv + t * width, *k = q + c->n_heads * c->head_dim,
                *v = k + c->n_kv_heads * c->head_dim;
         norm(m, QB_ROLE_NORM1, layer, x + t * c->d_model, h);
+        if (c->attn_gate) linear(m, QB_ROLE_ATTN_GATE, layer, h, head_gate + t * c->n_heads);
         if (c->fused_qkv) {
             linear(m, QB_ROLE_QKV, layer, h, q);
         } else {
@@ -178,7 +189,9 @@ static void block(const qb_model *m, size_t layer, double *x, size_t n_tokens)
     }
     for (size_t t = 0; t < n_tokens; t++) {
         double *xt = x + t * c->d_model;
-        attend(c, qkv, n_tokens, t, h);
+        attend(c, sink, qkv, n_tokens, t, h);
+        for (size_t i = 0; c->attn_gate && i < c->n_heads * c->head_dim; i++)
+            h[i] /= 1 + exp(-head_gate[t * c->n_heads + i / c->head_dim]);
         linear(m, QB_ROLE_O, layer, h, y);
         for (size_t i = 0; i < c->d_model; i++) xt[i] += y[i];
         norm(m, QB_ROLE_NORM2, layer, xt, h);
@@ -189,6 +202,8 @@ static void block(const qb_model *m, size_t layer, double *x, size_t n_tokens)
         for (size_t i = 0; i < c->d_model; i++) xt[i] += y[i];
     }
     free(qkv);
+    free(head_gate);
+    free(sink);
 }
 
 static void forward_sequence(const qb_model *m, const int32_t *tokens, size_t n_tokens,
@@ -224,7 +239,7 @@ void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char 
     qb_config base = qb_test_tiny_config("gpt2"), llama = qb_test_tiny_config("llama");
     check(&base, "gpt2");
     check(&llama, "llama");
-    for (int i = 0; i <= QB_SOFTMAX_RELU; i++) {
+    for (int i = 0; i < QB_SOFTMAX_COUNT; i++) {
         qb_config c = base;
         c.softmax = (qb_softmax_kind)i;
         check(&c, qb_softmax_names[i]);
@@ -245,6 +260,18 @@ void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char 
         qb_config c = base;
         c.act = (qb_act_kind)i;
         check(&c, qb_act_names[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        qb_config c = i ? llama : base;
+        c.attn_gate = true;
+        check(&c, i ? "llama with gated attention" : "gated attention");
+        c.softmax = i ? QB_SOFTMAX_SINK : QB_SOFTMAX_CLIPPED;
+        c.softmax_gamma = -0.1;
+        c.softmax_zeta = 1.3;
+        c.free_prefix = 10;
+        check(&c, i ? "sinks, gates, free prefix" : "clipped, gates, free prefix");
+        c.free_prefix = c.context; /* no mask at all: a prompt is shorter */
+        check(&c, "no mask");
     }
     qb_config c = base;
     c.attn_bias = c.mlp_bias = c.norm_bias = false;

@@ -197,6 +197,11 @@ static qb_status create_backbone(const qb_backbone *base, qb_backbone **out)
     if (c->head_dim > QB_ATTENTION_MAX_HEAD_DIM)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", base->model->path,
                        c->head_dim, QB_ATTENTION_MAX_HEAD_DIM);
+    if (c->softmax > QB_SOFTMAX_RELU || c->attn_gate || c->free_prefix)
+        return QB_FAIL(QB_ERR_DEVICE, "%s: softmax %s%s%s: not on CUDA, expected --device cpu",
+                       base->model->path, qb_softmax_names[c->softmax],
+                       c->attn_gate ? ", gated attention" : "",
+                       c->free_prefix ? ", a free prefix" : "");
     QB_TRY(qb_cuda_use(base->device_idx));
     QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
     b->base = *base;

@@ -129,6 +129,20 @@ void QB_ISA(qb__rope)(float *x, size_t n_heads, size_t half, const float *cosine
         }
 }
 
+void QB_ISA(qb__head_gates)(const float *x, size_t n, const float *w, const float *bias,
+                            size_t n_heads, float *gates)
+{
+    for (size_t h = 0; h < n_heads; h++, w += n) {
+        wide sum = wide_zero();
+        for (size_t i = 0; i < n; i += LANES) {
+            vf a = vf_load_n(x + i, n - i), b = vf_load_n(w + i, n - i);
+            sum.low = vd_fma(vd_low(a), vd_low(b), sum.low);
+            sum.high = vd_fma(vd_high(a), vd_high(b), sum.high);
+        }
+        gates[h] = (float)(1 / (1 + exp(-(wide_total(sum) + bias[h]))));
+    }
+}
+
 /* Rows of logits are gone through in blocks: a block's sums are f32 lanes, the blocks' sums double.
  */
 enum { BLOCK = 16 * LANES };

@@ -94,8 +94,9 @@ static void full_precision_equals_plain_forward(void **state)
 static void integers_equal_their_fake_twin(void **state)
 {
     (void)state;
-    for (int arch = 0; arch < 2; arch++) {
-        qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
+    for (int arch = 0; arch < 3; arch++) {
+        qb_config config = qb_test_tiny_config(arch == 1 ? "llama" : "gpt2");
+        config.attn_gate = arch == 2; /* from the norm's output before it is quantised */
         rig r = rig_create(&config, 2);
         float *full = engine_logits(&r, qb_scheme_find("full"), false, false);
         for (const qb_scheme *s = qb_schemes; s->name; s++)
@@ -135,6 +136,44 @@ static void bits_do_not_depend_on_threads(void **state)
         }
         free(first);
     }
+}
+
+/* The last logits of a prefill of the first n tokens, and those of n - 1 and a decoded one. */
+static void check_last_step(qb_engine *e, const int32_t *tokens, size_t n, float *prefilled,
+                            float *decoded)
+{
+    QB_CHECK_OK(qb_engine_prefill(e, tokens, 1, n));
+    QB_CHECK_OK(qb_engine_logits(e, n - 1, 1, prefilled));
+    QB_CHECK_OK(qb_engine_prefill(e, tokens, 1, n - 1));
+    QB_CHECK_OK(qb_engine_decode_step(e, tokens + n - 1));
+    QB_CHECK_OK(qb_engine_logits(e, 0, 1, decoded));
+}
+
+/* For every flag: what decoding adds is what the prefill would have seen, bit for bit, once the
+ * prompt holds the whole free prefix. Within the prefix the two are different questions: a decoded
+ * token sees what came before it, and those do not see it. */
+static void check_decode(const qb_config *config, const char *what)
+{
+    rig r = rig_create(config, 2);
+    qb_engine *e;
+    qb_engine_options options = {
+        .scheme = qb_scheme_find("full"), .cache_batch = 1, .cache_context = TOKENS};
+    QB_CHECK_OK(qb_engine_create(r.backbone, &options, &e));
+    float prefilled[61], decoded[61];
+    for (size_t n = 2; n <= TOKENS; n++) {
+        check_last_step(e, r.tokens, n, prefilled, decoded);
+        bool same = !memcmp(prefilled, decoded, config->vocab * sizeof *decoded);
+        if (same != (n > config->free_prefix))
+            fail_msg("%s: %zu tokens decoded are %s prefilled", what, n, same ? "as" : "unlike");
+    }
+    qb_engine_destroy(e);
+    rig_destroy(&r);
+}
+
+static void decode_continues_prefill_for_every_flag(void **state)
+{
+    (void)state;
+    qb_test_each_tiny_config(check_decode);
 }
 
 /* Prefill of 9 tokens and 8 decode steps give the logits of the prefill of 17. Per-tensor scales
@@ -218,6 +257,7 @@ int main(void)
         cmocka_unit_test(integers_equal_their_fake_twin),
         cmocka_unit_test(bits_do_not_depend_on_threads),
         cmocka_unit_test(decode_continues_prefill),
+        cmocka_unit_test(decode_continues_prefill_for_every_flag),
         cmocka_unit_test(wrong_calls_are_refused),
         cmocka_unit_test(nothing_leaks),
     };

@@ -165,6 +165,30 @@ static void sums_and_rotations_are_exact(void **state)
     }
 }
 
+/* Sums in double on both sides: the gates differ by their last rounding. */
+static void head_gates_agree(void **state)
+{
+    (void)state;
+    FOR_USABLE_ROWS(row)
+    for (size_t s = 0; s < QB_COUNT(sizes); s++) {
+        enum { HEADS = 5 };
+        size_t n = sizes[s];
+        float *x = vector(n, 5), *w = vector(HEADS * n, 6), *bias = vector(HEADS, 7);
+        float *gates = vector(HEADS, 0), *want = vector(HEADS, 0);
+        for (size_t i = 0; i < HEADS * n; i++) w[i] *= 1 / sqrtf((float)n);
+        row->head_gates(x, n, w, bias, HEADS, gates);
+        reference()->head_gates(x, n, w, bias, HEADS, want);
+        for (size_t h = 0; h < HEADS; h++) {
+            check_near(row->info.name, "head_gates", h, gates[h], want[h], 2 * U * want[h]);
+            double sum = bias[h];
+            for (size_t i = 0; i < n; i++) sum += (double)x[i] * w[h * n + i];
+            check_near(row->info.name, "head_gates", h, want[h], 1 / (1 + exp(-sum)), 2 * U);
+        }
+        vector_free(x, n), vector_free(w, HEADS * n), vector_free(bias, HEADS);
+        vector_free(gates, HEADS), vector_free(want, HEADS);
+    }
+}
+
 /* The f32 exponential errs by 2 u, x - max by u |x - max| <= 128 u where it counts at all; both
  * average out, but the bound that needs no luck is taken: u (4 + sum p |x - max|), and 16 lane sums
  * of a block add 16 u. */
@@ -295,13 +319,10 @@ static void infinite_logits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(norms_agree),
-        cmocka_unit_test(huge_and_tiny_norms),
-        cmocka_unit_test(activations_agree),
-        cmocka_unit_test(sums_and_rotations_are_exact),
-        cmocka_unit_test(logsumexp_agrees),
-        cmocka_unit_test(logit_stats_agree),
-        cmocka_unit_test(divergence_of_equal_rows_is_zero),
+        cmocka_unit_test(norms_agree),       cmocka_unit_test(huge_and_tiny_norms),
+        cmocka_unit_test(activations_agree), cmocka_unit_test(sums_and_rotations_are_exact),
+        cmocka_unit_test(head_gates_agree),  cmocka_unit_test(logsumexp_agrees),
+        cmocka_unit_test(logit_stats_agree), cmocka_unit_test(divergence_of_equal_rows_is_zero),
         cmocka_unit_test(infinite_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

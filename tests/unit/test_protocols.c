@@ -108,6 +108,26 @@ static void lm_eval_rolls_over_each_document(void **state)
                      QB_ERR_UNSUPPORTED);
 }
 
+/* A free prefix of 2: two targets less in each window, and none left in a window that scores no
+ * others. lm-eval counts every token or none. */
+static void free_prefixes_are_left_out(void **state)
+{
+    (void)state;
+    qb_protocol_options options = four;
+    qb_stream s = toy(9, 1);
+    options.unscored = 2;
+    expect("hf-disjoint", &s, options, "0 1 2 3>. . 3 . | 4 5 6 7>. . 7 .");
+    expect("paper", &s, options, "0 1 2 3>. . 3 4");
+    expect("hf-stride", &s, options, "0 1 2 3>. . 3 . | 2 3 4 5>. . 5 . | 4 5 6 7>. . 7 .");
+    qb_windows w;
+    options.unscored = 4;
+    QB_CHECK_OK(qb_windows_create(qb_protocol_find("paper"), &s, &options, &w));
+    assert_int_equal(w.n + w.n_scored, 0);
+    qb_windows_deinit(&w);
+    assert_int_equal(qb_windows_create(qb_protocol_find("lm-eval"), &s, &options, &w),
+                     QB_ERR_UNSUPPORTED);
+}
+
 static void short_texts_are_refused_with_both_numbers(void **state)
 {
     (void)state;
@@ -185,6 +205,7 @@ int main(void)
         cmocka_unit_test(hf_stride_scores_each_token_once),
         cmocka_unit_test(llama_cpp_scores_the_second_half),
         cmocka_unit_test(lm_eval_rolls_over_each_document),
+        cmocka_unit_test(free_prefixes_are_left_out),
         cmocka_unit_test(short_texts_are_refused_with_both_numbers),
         cmocka_unit_test(no_target_counts_twice),
         cmocka_unit_test(batches_hold_equal_windows),
