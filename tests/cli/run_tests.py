@@ -92,6 +92,25 @@ def test_run_of_every_protocol(own):
     assert scored["llama.cpp"] % 15 == 0, scored
 
 
+def test_run_of_gates_sinks_and_a_free_prefix(own):
+    """60 of 64 targets a window; what no scheme quantises is named; a model.bin keeps it all."""
+    model, out = tiny_models.write_flags_folder(own / "m"), own / "m.bin"
+    expect(qbench("convert", model, out))
+    [a], [b] = (run_json(own, "--no-speed", "--max-tokens", 600, m)
+                for m in (model, out))
+    assert a["quality"] == b["quality"] and a["quality"]["ppl"] > 1
+    assert a["model"]["softmax"] == "sink"
+    assert a["protocol"]["windows"] == 9 and a["protocol"]["scored_tokens"] == 9 * 60
+    kept = a["coverage"]["kept_float"]
+    assert "sink logits" in kept and "attention gates" in kept, kept
+    assert b"first 4 targets" in expect(qbench("run", "--no-speed", "--max-tokens", 300, out)).err
+    text = own / "t.txt"
+    text.write_text("one two six " * 50)
+    done = expect(qbench("run", "--no-speed", "--protocol", "lm-eval", "--text", text, out), 3)
+    assert b"free_prefix" in done.err, done
+    expect(qbench("generate", "--prompt", "he", "--max-tokens", 6, out))
+
+
 def quality_of(own, *args, env=None):
     return [r["quality"] for r in run_json(own, "--no-speed", "--max-tokens", 1000, *args, env=env)]
 
