@@ -9,7 +9,7 @@ static uint32_t pair_rank(const qb_tokenizer *t, const char *word, const qb__sym
     (void)end_at;
     if (left->id < 0 || right->id < 0) return QB__NO_KEY;
     uint64_t pair = (uint64_t)left->id << 32 | (uint32_t)right->id;
-    size_t slot = qb__pair_hash(pair) & t->pair_mask;
+    size_t slot = qb_hash_u64(pair) & t->pair_mask;
     for (; t->pair_slots[slot].pair != UINT64_MAX; slot = (slot + 1) & t->pair_mask)
         if (t->pair_slots[slot].pair == pair) {
             *result = t->pair_slots[slot].result;

@@ -127,7 +127,7 @@ void qb__merge_symbols(qb_encoder *e, const char *word, size_t n_bytes, size_t n
 
 qb_status qb__cache_get(qb_encoder *e, const char *word, size_t n_bytes, size_t *slot, bool *found)
 {
-    *slot = qb__hash_bytes(word, n_bytes) & e->cache_mask;
+    *slot = qb_hash_bytes(word, n_bytes) & e->cache_mask;
     const qb__cached_word *c = &e->cache[*slot];
     *found = c->n_bytes == n_bytes && !memcmp(c->word, word, n_bytes);
     if (!*found) return QB_OK;

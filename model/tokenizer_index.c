@@ -87,7 +87,7 @@ static qb_status make_bytes(qb_tokenizer *t)
 static size_t find_text_slot(const qb_tokenizer *t, const char *text, size_t n_bytes,
                              size_t *n_probes)
 {
-    size_t slot = qb__hash_bytes(text, n_bytes) & t->text_mask;
+    size_t slot = qb_hash_bytes(text, n_bytes) & t->text_mask;
     for (*n_probes = 0; t->text_slots[slot] && *n_probes < MAX_PROBES; ++*n_probes) {
         size_t other_bytes;
         const char *other = qb__token_text(t, t->text_slots[slot] - 1, &other_bytes);
@@ -152,7 +152,7 @@ static qb_status index_pair(qb_tokenizer *t, size_t rank)
     if (result < 0)
         return QB_FAIL(QB_ERR_FORMAT, "tokenizer: merge %zu makes a text that is no token", rank);
     uint64_t pair = (uint64_t)t->merges[rank].left << 32 | t->merges[rank].right;
-    size_t slot = qb__pair_hash(pair) & t->pair_mask, n_probes = 0;
+    size_t slot = qb_hash_u64(pair) & t->pair_mask, n_probes = 0;
     while (t->pair_slots[slot].pair != UINT64_MAX) {
         if (t->pair_slots[slot].pair == pair) return QB_OK; /* the lower rank stands */
         if (++n_probes == MAX_PROBES)

@@ -8,6 +8,7 @@
 #ifndef QB_MODEL_TOKENIZER_INTERNAL_H
 #define QB_MODEL_TOKENIZER_INTERNAL_H
 
+#include "core/hash.h"
 #include "model/tokenizer.h"
 #include "model/words.h"
 
@@ -109,24 +110,6 @@ static inline bool qb__token_is_special(const qb_tokenizer *t, size_t id)
 {
     return t->types[id] == QB_TOKEN_CONTROL || t->types[id] == QB_TOKEN_USER ||
            t->types[id] == QB_TOKEN_UNKNOWN;
-}
-static inline uint64_t qb__hash_bytes(const char *s, size_t n)
-{
-    uint64_t h = n * 0x9e3779b97f4a7c15u, w;
-    for (; n >= 8; s += 8, n -= 8) {
-        memcpy(&w, s, 8);
-        h = (h ^ w) * 0xff51afd7ed558ccdu;
-        h ^= h >> 32;
-    }
-    w = 0;
-    memcpy(&w, s, n);
-    h = (h ^ w) * 0xc4ceb9fe1a85ec53u;
-    return h ^ h >> 29;
-}
-static inline uint64_t qb__pair_hash(uint64_t pair)
-{
-    pair *= 0x9e3779b97f4a7c15u;
-    return pair ^ pair >> 32;
 }
 qb_status qb__tokens_reserve(qb_tokens *tokens, size_t extra);
 /* Length of the well-formed UTF-8 sequence at s (Unicode 15, table 3-7); 0 = none. */

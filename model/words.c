@@ -43,8 +43,8 @@ static inline size_t scan(const char *s, size_t n, bool single_digits)
     while (i < n && class_of(s[i]) == kind) i++;
     if (i < n && class_of(s[i]) == BEYOND) return 0; /* may belong to the piece */
     if (kind != SPACE || i == n || i == 1) return i;
-    return single_digits && class_of(s[i]) == DIGIT ? i
-                                                    : i - 1; /* the last goes to the next word */
+    /* the last blank goes to the next word, where that takes one */
+    return single_digits && class_of(s[i]) == DIGIT ? i : i - 1;
 }
 
 size_t qb__scan_gpt2(const char *s, size_t n)

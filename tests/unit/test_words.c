@@ -64,7 +64,7 @@ static size_t make_text(uint64_t seed, char *text, size_t n)
     static const char *const parts[] = {
         " ", " ",  " ",  "\n", "\t", "\r", "'",        "'s",       "'ll", "'re",  "t",
         "d", "ve", "Ab", "z",  "0",  "42", "-",        "!",        "_",   "\x1c", "\x7f",
-        "_", "@",  "[",  "`",  "{",  "/",  "\xc3\xa9", "\xc2\xa0", ":",   "\xff", "\xe2\x82\xac",
+        "m", "@",  "[",  "`",  "{",  "/",  "\xc3\xa9", "\xc2\xa0", ":",   "\xff", "\xe2\x82\xac",
     };
     size_t at = 0;
     for (uint64_t i = 0; at + 4 < n; i++) {
