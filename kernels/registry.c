@@ -14,6 +14,7 @@
 #include "kernels/gemm_f32.h"
 #include "kernels/gemm_s8.h"
 #include "kernels/gemm_u4.h"
+#include "kernels/gradient.h"
 #include "kernels/pointwise.h"
 #include "kernels/quantize.h"
 
@@ -40,6 +41,7 @@ const qb_kernel_op qb_kernel_ops[] = {
     {"quantize", "absmax, quantise and requantise passes", {CPU(quantize), NONE}},
     {"gemm_f32", "f32 matrix product", {CPU(gemm_f32), NONE}},
     {"attention", "causal attention over a KV cache", {CPU(attention), CUDA(attention)}},
+    {"gradient", "backward passes of norms, activations and softmax", {CPU(gradient), NONE}},
     {"pointwise", "norms, activations, rotary positions, statistics of logits",
         {CPU(pointwise), CUDA(pointwise)}},
 #ifdef QB_WITH_CUDA

@@ -37,7 +37,7 @@ typedef struct qb_replay_result {
     bool has_gradients;
     /* Over the tensors: largest |g - recorded| / max |recorded| of step 1; NaN where it has none */
     double grad_max_rel_error;
-    char worst_gradient[64];
+    char worst_gradient[96];
 } qb_replay_result;
 
 qb_status qb_replay_run(const char *path, const qb_replay_options *options, qb_replay_result *out);

@@ -99,6 +99,14 @@ static void fill_hadamard(uint64_t seed, uint64_t stream, size_t n, double *scra
         }
 }
 
+size_t qb_rotation_axis_elems(const qb_rotation *rotation, const qb_param *param, size_t axis)
+{
+    size_t n = axis ? param->cols : param->rows;
+    bool residual = param->residual == (axis ? QB_RESIDUAL_COLS : QB_RESIDUAL_ROWS);
+    if (param->residual == QB_RESIDUAL_NONE || n > QB_ROTATION_MAX_AXIS) return 0;
+    return residual || rotation->both_axes ? n : 0;
+}
+
 qb_status qb_rotation_fill(const qb_rotation *rotation, const qb_param *param, size_t axis,
                            size_t n, float *q)
 {

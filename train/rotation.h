@@ -31,6 +31,8 @@ typedef struct qb_rotation {
     uint64_t seed;
 } qb_rotation;
 
+/* Elements of that axis (0 rows, 1 columns) if the recipe rotates it, else 0. */
+size_t qb_rotation_axis_elems(const qb_rotation *rotation, const qb_param *param, size_t axis);
 /* q (n, n) row-major = the basis of one axis (0 rows, 1 columns) of a parameter. */
 qb_status qb_rotation_fill(const qb_rotation *rotation, const qb_param *param, size_t axis,
                            size_t n, float *q);

@@ -1,0 +1,291 @@
+/* train/trainer.c - see trainer.h. */
+#include "train/trainer.h"
+
+#include "core/memory.h"
+#include "train/transformer.h"
+
+#include <math.h>
+#include <string.h>
+
+extern const qb_train_ops qb__train_ops_cpu;
+const qb_train_ops *const qb_train_devices[] = {&qb__train_ops_cpu, NULL};
+
+struct qb_trainer {
+    qb_params params;
+    qb_trainer_options options;
+    const qb_train_ops *ops;
+    qb_train_device *device;
+    qb_transformer *walk;
+};
+
+/* ---- making ---- */
+
+/* "cuda:1" is a device of the row "cuda". */
+static const qb_train_ops *find_ops(const char *device)
+{
+    for (size_t i = 0; qb_train_devices[i]; i++) {
+        size_t n = strlen(qb_train_devices[i]->device);
+        if (!strncmp(device, qb_train_devices[i]->device, n) && (!device[n] || device[n] == ':'))
+            return qb_train_devices[i];
+    }
+    return NULL;
+}
+
+static qb_status check_options(const qb_config *config, const qb_trainer_options *o)
+{
+    if (o->micro_batch < 1)
+        return QB_FAIL(QB_ERR_USAGE, "micro batch: found 0, expected at least 1");
+    if (o->context < 1 || o->context > config->context)
+        return QB_FAIL(QB_ERR_USAGE, "training context: found %zu, expected 1 to the model's %zu",
+                       o->context, config->context);
+    if (o->context <= qb_train_first_target(config))
+        return QB_FAIL(QB_ERR_USAGE, "free_prefix: found %zu, which leaves no target of %zu",
+                       config->free_prefix, o->context);
+    size_t rows;
+    if (!qb_mul_size(o->micro_batch, o->context, &rows) || rows > (size_t)1 << 31)
+        return QB_FAIL(QB_ERR_USAGE, "micro batch: %zu windows of %zu tokens are too many",
+                       o->micro_batch, o->context);
+    return QB_OK;
+}
+
+typedef struct fill_call {
+    qb_trainer *t;
+    size_t first; /* parameter */
+    size_t axis;
+    float *bases[16];
+    qb_status statuses[16];
+} fill_call;
+
+static void fill_task(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    fill_call *c = context;
+    const qb_param *p = &c->t->params.list[c->first + i];
+    const qb_rotation *rotation = &c->t->options.rotation;
+    size_t n = qb_rotation_axis_elems(rotation, p, c->axis);
+    c->statuses[i] = QB_OK;
+    if (!n) return;
+    c->statuses[i] = QB_NEW(&c->bases[i], n * n, "basis");
+    if (c->statuses[i] == QB_OK)
+        c->statuses[i] = qb_rotation_fill(rotation, p, c->axis, n, c->bases[i]);
+}
+
+/* Bases are worked out some parameters at a time, on all threads. */
+static qb_status fill_bases(qb_trainer *t, qb_pool *pool)
+{
+    qb_status status = QB_OK;
+    for (size_t axis = 0; axis < 2; axis++)
+        for (size_t first = 0; status == QB_OK && first < t->params.n; first += 16) {
+            fill_call call = {.t = t, .first = first, .axis = axis};
+            size_t n = t->params.n - first < 16 ? t->params.n - first : 16;
+            qb_parallel_for(pool, n, fill_task, &call);
+            for (size_t i = 0; i < n; i++) {
+                if (status == QB_OK && call.statuses[i] != QB_OK)
+                    status = QB_FAIL(call.statuses[i], "bases of OrthoAdam: %s",
+                                     qb_status_text(call.statuses[i]));
+                if (status == QB_OK && call.bases[i])
+                    status = t->ops->set_rotation(t->device, &t->params.list[first + i], axis,
+                                                  call.bases[i]);
+                qb_free(call.bases[i]);
+            }
+        }
+    return status;
+}
+
+static qb_status create_bases(qb_trainer *t)
+{
+    qb_pool *pool;
+    QB_TRY(qb_pool_create(t->options.n_threads, &pool));
+    qb_status status = fill_bases(t, pool);
+    qb_pool_destroy(pool);
+    return status;
+}
+
+static qb_status create(qb_trainer *t, const qb_config *config)
+{
+    QB_TRY(qb_params_create(config, &t->params));
+    QB_TRY(check_options(config, &t->options));
+    t->ops = find_ops(t->options.device);
+    if (!t->ops)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "device \"%.40s\": this build cannot train on it",
+                       t->options.device);
+    const char *why = t->ops->refuse(&t->params.config, &t->options);
+    if (why) return QB_FAIL(QB_ERR_UNSUPPORTED, "training on %s: %s", t->ops->device, why);
+    QB_TRY(t->ops->create(&t->params, &t->options, &t->device));
+    QB_TRY(qb_transformer_create(&t->params, t->ops, t->device, t->options.recompute, &t->walk));
+    return t->options.optimizer->rotated ? create_bases(t) : QB_OK;
+}
+
+qb_status qb_trainer_create(const qb_config *config, const qb_trainer_options *options,
+                            qb_trainer **out)
+{
+    qb_trainer *t;
+    QB_TRY(QB_NEW_ZERO(&t, 1, "trainer"));
+    t->options = *options;
+    qb_status status = create(t, config);
+    if (status == QB_OK)
+        *out = t;
+    else
+        qb_trainer_destroy(t);
+    return status;
+}
+
+void qb_trainer_destroy(qb_trainer *t)
+{
+    if (!t) return;
+    qb_transformer_destroy(t->walk);
+    if (t->ops) t->ops->destroy(t->device);
+    qb_params_destroy(&t->params);
+    qb_free(t);
+}
+
+/* ---- weights and states ---- */
+
+const qb_params *qb_trainer_params(const qb_trainer *t)
+{
+    return &t->params;
+}
+
+qb_status qb_trainer_set_weights(qb_trainer *t, const float *weights)
+{
+    return t->ops->copy_in(t->device, QB_ARRAY_WEIGHTS, weights);
+}
+
+qb_status qb_trainer_get_weights(qb_trainer *t, float *weights)
+{
+    return t->ops->copy_out(t->device, QB_ARRAY_WEIGHTS, weights);
+}
+
+static qb_status check_state(const qb_trainer *t, size_t state_idx)
+{
+    size_t n = t->options.optimizer->n_states;
+    if (state_idx < n) return QB_OK;
+    return QB_FAIL(QB_ERR_USAGE, "state %zu of %s: it has %zu", state_idx,
+                   t->options.optimizer->name, n);
+}
+
+qb_status qb_trainer_set_state(qb_trainer *t, size_t state_idx, const float *state)
+{
+    QB_TRY(check_state(t, state_idx));
+    return t->ops->copy_in(t->device, (qb_train_array)(QB_ARRAY_STATE0 + state_idx), state);
+}
+
+qb_status qb_trainer_get_state(qb_trainer *t, size_t state_idx, float *state)
+{
+    QB_TRY(check_state(t, state_idx));
+    return t->ops->copy_out(t->device, (qb_train_array)(QB_ARRAY_STATE0 + state_idx), state);
+}
+
+qb_status qb_trainer_get_gradients(qb_trainer *t, float *gradients)
+{
+    return t->ops->copy_out(t->device, QB_ARRAY_GRADIENTS, gradients);
+}
+
+qb_status qb_trainer_set_rotation(qb_trainer *t, const qb_param *param, size_t axis, const float *q)
+{
+    if (!t->options.optimizer->rotated)
+        return QB_FAIL(QB_ERR_USAGE, "basis: %s rotates nothing", t->options.optimizer->name);
+    return t->ops->set_rotation(t->device, param, axis, q);
+}
+
+/* ---- steps ---- */
+
+static size_t targets_of(const qb_trainer *t, size_t n_windows)
+{
+    return n_windows * (t->options.context - qb_train_first_target(&t->params.config));
+}
+
+/* The first array with an entry that is no number, for the message. */
+static qb_status find_culprit(qb_trainer *t, qb_step_stats *stats)
+{
+    static const struct {
+        qb_train_array array;
+        const char *what;
+    } arrays[] = {{QB_ARRAY_WEIGHTS, "weights of"}, {QB_ARRAY_GRADIENTS, "gradient of"}};
+    for (size_t a = 0; a < QB_COUNT(arrays); a++)
+        for (size_t i = 0; i < t->params.n; i++) {
+            const qb_param *p = &t->params.list[i];
+            bool bad;
+            char name[48];
+            QB_TRY(t->ops->has_nonfinite(t->device, arrays[a].array, p->offset, p->rows * p->cols,
+                                         &bad));
+            if (!bad) continue;
+            qb_role_name(p->role, p->layer_idx, name, sizeof name);
+            snprintf(stats->culprit, sizeof stats->culprit, "%s %s", arrays[a].what, name);
+            return QB_OK;
+        }
+    snprintf(stats->culprit, sizeof stats->culprit, "%s",
+             isfinite(stats->loss) ? "norm of the gradient" : "loss");
+    return QB_OK;
+}
+
+static qb_status read_stats(qb_trainer *t, size_t n_windows, qb_step_stats *stats)
+{
+    qb_train_totals totals;
+    QB_TRY(t->ops->finish(t->device, &totals));
+    *stats = (qb_step_stats){.loss = totals.loss_sum / (double)targets_of(t, n_windows),
+                             .grad_norm = totals.grad_norm};
+    stats->finite = isfinite(stats->loss) && isfinite(stats->grad_norm);
+    return stats->finite ? QB_OK : find_culprit(t, stats);
+}
+
+static qb_status check_windows(const qb_trainer *t, size_t n_windows)
+{
+    if (n_windows && n_windows % t->options.micro_batch == 0) return QB_OK;
+    return QB_FAIL(QB_ERR_USAGE, "batch: found %zu windows, expected a multiple of %zu", n_windows,
+                   t->options.micro_batch);
+}
+
+qb_status qb_trainer_step(qb_trainer *t, const int32_t *tokens, size_t n_windows, double lr,
+                          uint64_t step, qb_step_stats *stats)
+{
+    size_t micro_batch = t->options.micro_batch;
+    float scale = (float)(1 / (double)targets_of(t, n_windows));
+    QB_TRY(check_windows(t, n_windows));
+    QB_TRY(t->ops->begin(t->device, true));
+    for (size_t w = 0; w < n_windows; w += micro_batch) {
+        const int32_t *now = tokens + w * (t->options.context + 1);
+        QB_TRY(t->ops->load_tokens(t->device, now, micro_batch));
+        QB_TRY(qb_transformer_learn(t->walk, scale));
+    }
+    qb_update update = qb_update_make(t->options.optimizer, &t->options.settings, lr, step, 1);
+    QB_TRY(t->ops->gradient_norm(t->device));
+    QB_TRY(t->ops->update(t->device, &update, t->options.clip));
+    return stats ? read_stats(t, n_windows, stats) : QB_OK;
+}
+
+qb_status qb_trainer_evaluate(qb_trainer *t, const int32_t *tokens, size_t n_windows, double *loss)
+{
+    size_t micro_batch = t->options.micro_batch;
+    if (!n_windows) return QB_FAIL(QB_ERR_USAGE, "evaluation: no windows");
+    QB_TRY(t->ops->begin(t->device, false));
+    for (size_t w = 0; w < n_windows; w += micro_batch) {
+        size_t batch = n_windows - w < micro_batch ? n_windows - w : micro_batch;
+        const int32_t *now = tokens + w * (t->options.context + 1);
+        QB_TRY(t->ops->load_tokens(t->device, now, batch));
+        QB_TRY(qb_transformer_evaluate(t->walk));
+    }
+    qb_train_totals totals;
+    QB_TRY(t->ops->finish(t->device, &totals));
+    *loss = totals.loss_sum / (double)targets_of(t, n_windows);
+    return QB_OK;
+}
+
+double qb_trainer_flops(const qb_trainer *t, size_t n_windows)
+{
+    const qb_config *c = &t->params.config;
+    double in_products = (double)c->vocab * (double)c->d_model; /* the head, tied or not */
+    for (size_t i = 0; i < t->params.n; i++) {
+        const qb_param *p = &t->params.list[i];
+        if (qb_roles[p->role].linear || p->role == QB_ROLE_ATTN_GATE)
+            in_products += (double)p->rows * (double)p->cols;
+    }
+    double attention = (double)c->n_layers * (double)t->options.context *
+                       (double)(c->n_heads * c->head_dim); /* causal half of scores and sums */
+    return 6 * (double)(n_windows * t->options.context) * (in_products + attention);
+}
+
+size_t qb_trainer_memory_bytes(const qb_trainer *t)
+{
+    return t->ops->memory_bytes(t->device);
+}

@@ -1,0 +1,253 @@
+/* train/transformer.c - see transformer.h. */
+#include "train/transformer.h"
+
+#include "core/memory.h"
+
+/* Offsets of one block's parameters. */
+typedef struct block {
+    qb_train_norm norm1, norm2;
+    qb_train_linear qkv, gate, o, up, down;
+    size_t sink;
+} block;
+
+/* What a block's forward pass leaves for the backward pass. */
+typedef struct saved {
+    void *x2;      /* the residual stream after attention; its input is `inputs` of the walk */
+    void *h1, *h2; /* norms' outputs */
+    void *stats1, *stats2;
+    void *qkv, *att, *lse;
+    void *gate, *gated; /* attn_gate only; else gated = att */
+    void *pre, *act;
+} saved;
+
+struct qb_transformer {
+    const qb_config *c;
+    const qb_train_ops *ops;
+    qb_train_device *d;
+    bool recompute;
+    block *blocks; /* (n_layers) */
+    saved *kept;   /* (n_layers), or one shared */
+    void **inputs; /* (n_layers + 1) residual stream before each block and the last norm */
+    qb_train_norm norm_f;
+    void *h_f, *stats_f;
+    void *branch;  /* what attention or the feed-forward adds to the stream */
+    void *dx, *dh; /* gradients of the stream, of a norm's output */
+    void *d_att, *d_gate, *d_qkv, *d_pre;
+};
+
+/* ---- parameters ---- */
+
+static size_t offset_of(const qb_params *p, qb_role role, size_t layer)
+{
+    const qb_param *q = qb_params_find(p, role, layer);
+    return q ? q->offset : QB_NO_PARAM;
+}
+
+static qb_train_linear linear_of(const qb_params *p, qb_role role, size_t layer, size_t n, size_t k)
+{
+    return (qb_train_linear){offset_of(p, role, layer), offset_of(p, (qb_role)(role + 1), layer), n,
+                             k};
+}
+
+static qb_train_norm norm_of(const qb_params *p, qb_role role, size_t layer)
+{
+    return (qb_train_norm){offset_of(p, role, layer), offset_of(p, (qb_role)(role + 1), layer)};
+}
+
+static block block_of(const qb_params *p, size_t l)
+{
+    const qb_config *c = &p->config;
+    size_t q_width = c->n_heads * c->head_dim;
+    bool gated = c->act == QB_ACT_SWIGLU;
+    return (block){
+        .norm1 = norm_of(p, QB_ROLE_NORM1, l),
+        .norm2 = norm_of(p, QB_ROLE_NORM2, l),
+        .qkv = linear_of(p, c->fused_qkv ? QB_ROLE_QKV : QB_ROLE_Q, l, qb_train_qkv_width(c),
+                         c->d_model),
+        .gate = linear_of(p, QB_ROLE_ATTN_GATE, l, c->n_heads, c->d_model),
+        .o = linear_of(p, QB_ROLE_O, l, c->d_model, q_width),
+        .up = linear_of(p, gated ? QB_ROLE_GATE : QB_ROLE_UP, l, qb_train_pre_width(c), c->d_model),
+        .down = linear_of(p, QB_ROLE_DOWN, l, c->d_model, c->d_ff),
+        .sink = offset_of(p, QB_ROLE_SINK, l)};
+}
+
+/* ---- buffers ---- */
+
+static qb_status alloc(qb_transformer *t, size_t width, void **out)
+{
+    return t->ops->alloc(t->d, QB_BUFFER_ACTIVATION, width, out);
+}
+
+static qb_status alloc_saved(qb_transformer *t, saved *s)
+{
+    const qb_config *c = t->c;
+    size_t q_width = c->n_heads * c->head_dim;
+    QB_TRY(alloc(t, c->d_model, &s->x2));
+    QB_TRY(alloc(t, c->d_model, &s->h1));
+    QB_TRY(alloc(t, c->d_model, &s->h2));
+    QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &s->stats1));
+    QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &s->stats2));
+    QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, c->n_heads, &s->lse));
+    QB_TRY(alloc(t, qb_train_qkv_width(c), &s->qkv));
+    QB_TRY(alloc(t, q_width, &s->att));
+    s->gated = s->att;
+    if (c->attn_gate) {
+        QB_TRY(alloc(t, c->n_heads, &s->gate));
+        QB_TRY(alloc(t, q_width, &s->gated));
+    }
+    QB_TRY(alloc(t, qb_train_pre_width(c), &s->pre));
+    return alloc(t, c->d_ff, &s->act);
+}
+
+static qb_status alloc_all(qb_transformer *t)
+{
+    const qb_config *c = t->c;
+    for (size_t l = 0; l <= c->n_layers; l++) QB_TRY(alloc(t, c->d_model, &t->inputs[l]));
+    for (size_t l = 0; l < (t->recompute ? 1 : c->n_layers); l++)
+        QB_TRY(alloc_saved(t, &t->kept[l]));
+    QB_TRY(alloc(t, c->d_model, &t->h_f));
+    QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &t->stats_f));
+    QB_TRY(alloc(t, c->d_model, &t->branch));
+    QB_TRY(alloc(t, c->d_model, &t->dx));
+    QB_TRY(alloc(t, c->d_model, &t->dh));
+    QB_TRY(alloc(t, c->n_heads * c->head_dim, &t->d_att));
+    if (c->attn_gate) QB_TRY(alloc(t, c->n_heads, &t->d_gate));
+    QB_TRY(alloc(t, qb_train_qkv_width(c), &t->d_qkv));
+    return alloc(t, qb_train_pre_width(c), &t->d_pre);
+}
+
+static saved *saved_of(const qb_transformer *t, size_t layer)
+{
+    return &t->kept[t->recompute ? 0 : layer];
+}
+
+qb_status qb_transformer_create(const qb_params *params, const qb_train_ops *ops,
+                                qb_train_device *device, bool recompute, qb_transformer **out)
+{
+    const qb_config *c = &params->config;
+    qb_transformer *t;
+    QB_TRY(QB_NEW_ZERO(&t, 1, "walk"));
+    *t = (qb_transformer){.c = c, .ops = ops, .d = device, .recompute = recompute};
+    t->norm_f = norm_of(params, QB_ROLE_NORM_F, 0);
+    qb_status status = QB_NEW(&t->blocks, c->n_layers, "blocks");
+    if (status == QB_OK) status = QB_NEW_ZERO(&t->kept, c->n_layers, "activations");
+    if (status == QB_OK) status = QB_NEW_ZERO(&t->inputs, c->n_layers + 1, "activations");
+    for (size_t l = 0; status == QB_OK && l < c->n_layers; l++) t->blocks[l] = block_of(params, l);
+    if (status == QB_OK) status = alloc_all(t);
+    if (status == QB_OK)
+        *out = t;
+    else
+        qb_transformer_destroy(t);
+    return status;
+}
+
+void qb_transformer_destroy(qb_transformer *t)
+{
+    if (!t) return;
+    qb_free(t->blocks);
+    qb_free(t->kept);
+    qb_free(t->inputs);
+    qb_free(t);
+}
+
+/* ---- forward ---- */
+
+/* From h1 = norm1(input) to the branch that is added to x2. */
+static qb_status block_forward(qb_transformer *t, size_t layer)
+{
+    const qb_train_ops *o = t->ops;
+    const block *b = &t->blocks[layer];
+    const saved *s = saved_of(t, layer);
+    qb_train_attention attention = {s->qkv, s->att, s->lse, b->sink};
+    QB_TRY(o->linear_forward(t->d, &b->qkv, s->h1, NULL, s->qkv));
+    if (t->c->pos == QB_POS_ROPE) QB_TRY(o->rope(t->d, s->qkv, false));
+    QB_TRY(o->attention_forward(t->d, &attention));
+    if (t->c->attn_gate) {
+        QB_TRY(o->linear_forward(t->d, &b->gate, s->h1, NULL, s->gate));
+        QB_TRY(o->gate_forward(t->d, s->att, s->gate, s->gated));
+    }
+    QB_TRY(o->linear_forward(t->d, &b->o, s->gated, NULL, t->branch));
+    QB_TRY(o->norm_forward(t->d, &b->norm2, t->inputs[layer], t->branch, s->x2, s->stats2, s->h2));
+    QB_TRY(o->linear_forward(t->d, &b->up, s->h2, s->pre, s->act));
+    return o->linear_forward(t->d, &b->down, s->act, NULL, t->branch);
+}
+
+/* Up to the head's input. */
+static qb_status forward(qb_transformer *t)
+{
+    const qb_train_ops *o = t->ops;
+    QB_TRY(o->embed_forward(t->d, t->inputs[0]));
+    for (size_t l = 0; l < t->c->n_layers; l++) {
+        const saved *s = saved_of(t, l), *before = l ? saved_of(t, l - 1) : NULL;
+        QB_TRY(o->norm_forward(t->d, &t->blocks[l].norm1, before ? before->x2 : t->inputs[0],
+                               before ? t->branch : NULL, t->inputs[l], s->stats1, s->h1));
+        QB_TRY(block_forward(t, l));
+    }
+    size_t last = t->c->n_layers;
+    return o->norm_forward(t->d, &t->norm_f, saved_of(t, last - 1)->x2, t->branch, t->inputs[last],
+                           t->stats_f, t->h_f);
+}
+
+qb_status qb_transformer_evaluate(qb_transformer *t)
+{
+    QB_TRY(forward(t));
+    return t->ops->classifier(t->d, t->h_f, 0, NULL);
+}
+
+/* ---- backward ---- */
+
+/* What the forward pass of the block left, if a later block has used its place since. */
+static qb_status restore(qb_transformer *t, size_t layer)
+{
+    if (!t->recompute || layer + 1 == t->c->n_layers) return QB_OK;
+    const saved *s = saved_of(t, layer);
+    QB_TRY(t->ops->norm_forward(t->d, &t->blocks[layer].norm1, t->inputs[layer], NULL, NULL,
+                                s->stats1, s->h1));
+    return block_forward(t, layer);
+}
+
+/* dx, the gradient of the block's output, goes through down(act(up(norm2(x2)))) as well. */
+static qb_status feed_forward_backward(qb_transformer *t, const block *b, const saved *s)
+{
+    const qb_train_ops *o = t->ops;
+    QB_TRY(o->linear_backward_weights(t->d, &b->down, s->act, t->dx));
+    QB_TRY(o->linear_backward_input(t->d, &b->down, t->dx, s->pre, false, t->d_pre));
+    QB_TRY(o->linear_backward_weights(t->d, &b->up, s->h2, t->d_pre));
+    QB_TRY(o->linear_backward_input(t->d, &b->up, t->d_pre, NULL, false, t->dh));
+    return o->norm_backward(t->d, &b->norm2, s->x2, s->stats2, t->dh, true, t->dx);
+}
+
+static qb_status attention_backward(qb_transformer *t, const block *b, const saved *s,
+                                    const void *input)
+{
+    const qb_train_ops *o = t->ops;
+    qb_train_attention attention = {s->qkv, s->att, s->lse, b->sink};
+    QB_TRY(o->linear_backward_weights(t->d, &b->o, s->gated, t->dx));
+    QB_TRY(o->linear_backward_input(t->d, &b->o, t->dx, NULL, false, t->d_att));
+    if (t->c->attn_gate)
+        QB_TRY(o->gate_backward(t->d, s->att, s->gate, t->d_att, t->d_att, t->d_gate));
+    QB_TRY(o->attention_backward(t->d, &attention, t->d_att, t->d_qkv));
+    if (t->c->pos == QB_POS_ROPE) QB_TRY(o->rope(t->d, t->d_qkv, true));
+    QB_TRY(o->linear_backward_weights(t->d, &b->qkv, s->h1, t->d_qkv));
+    QB_TRY(o->linear_backward_input(t->d, &b->qkv, t->d_qkv, NULL, false, t->dh));
+    if (t->c->attn_gate) {
+        QB_TRY(o->linear_backward_weights(t->d, &b->gate, s->h1, t->d_gate));
+        QB_TRY(o->linear_backward_input(t->d, &b->gate, t->d_gate, NULL, true, t->dh));
+    }
+    return o->norm_backward(t->d, &b->norm1, input, s->stats1, t->dh, true, t->dx);
+}
+
+qb_status qb_transformer_learn(qb_transformer *t, float scale)
+{
+    const qb_train_ops *o = t->ops;
+    size_t last = t->c->n_layers;
+    QB_TRY(forward(t));
+    QB_TRY(o->classifier(t->d, t->h_f, scale, t->dh));
+    QB_TRY(o->norm_backward(t->d, &t->norm_f, t->inputs[last], t->stats_f, t->dh, false, t->dx));
+    for (size_t l = last; l-- > 0;) {
+        QB_TRY(restore(t, l));
+        QB_TRY(feed_forward_backward(t, &t->blocks[l], saved_of(t, l)));
+        QB_TRY(attention_backward(t, &t->blocks[l], saved_of(t, l), t->inputs[l]));
+    }
+    return o->embed_backward(t->d, t->dx);
+}

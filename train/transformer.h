@@ -1,0 +1,31 @@
+/* train/transformer.h - the model's walk forward and backward, written once over the operations of
+ * a device (train/ops.h); it follows equation (1) of model/arch.h.
+ *
+ * Kept for the backward pass, a block: both inputs of its norms and their outputs, q k v,
+ * attention's output, and the hidden layer before and after its activation. With recompute only the
+ * block's input is kept, and the rest is worked out again when the backward pass arrives there. */
+#ifndef QB_TRAIN_TRANSFORMER_H
+#define QB_TRAIN_TRANSFORMER_H
+
+#include "train/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb_transformer qb_transformer;
+
+/* Allocates all activations on the device. params, ops and device are borrowed. */
+qb_status qb_transformer_create(const qb_params *params, const qb_train_ops *ops,
+                                qb_train_device *device, bool recompute, qb_transformer **out);
+void qb_transformer_destroy(qb_transformer *transformer); /* accepts NULL */
+
+/* The loaded tokens through the model; the loss is added up on the device. */
+qb_status qb_transformer_evaluate(qb_transformer *transformer);
+/* The same, and the gradients of scale * loss are added. */
+qb_status qb_transformer_learn(qb_transformer *transformer, float scale);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
