@@ -5,6 +5,7 @@
 #include "infer/protocols.h"
 #include "model/arch.h"
 #include "quant/schemes.h"
+#include "train/optimizers.h"
 
 #include <string.h>
 
@@ -26,6 +27,13 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench generate model.bin --prompt \"Once upon a time\"",
          "qbench generate --scheme zeropoint4 --temp 0 --max-tokens 64 --prompt \"The sea\" model.bin"},
         1, 1, qb_cmd_generate},
+    [QB_VERB_TRAIN] = {"train", "",
+        "train a model",
+        "--replay repeats a recorded run (its start, tokens and bases) and writes the losses and how "
+        "far the gradients of the first step are from the record's.",
+        {"qbench train --replay golden.safetensors --softmax softmax1 --optimizer orthoadam",
+         "qbench train --replay golden.safetensors --norm rmsnorm_s --lr 1e-3 --out r.json"},
+        0, 0, qb_cmd_train},
     [QB_VERB_CONVERT] = {"convert", "IN OUT",
         "any model format to model.bin, or model.bin to a Hugging Face folder",
         "IN is a Hugging Face folder, .safetensors, GGUF, llm.c .bin or model.bin. OUT is a "
@@ -108,6 +116,11 @@ WORDS(shells, "bash")
 static const char *softmaxes(size_t i)
 {
     return i < QB_SOFTMAX_COUNT ? qb_softmax_names[i] : NULL;
+}
+
+static const char *optimizers(size_t i)
+{
+    return qb_optimizers[i].name;
 }
 
 static const char *protocols(size_t i)
@@ -202,6 +215,21 @@ const qb_option qb_options[] = {
         "the model's name for display (default: that of IN)", NULL},
     {"softmax", 0, QB_OPTION_STRING, ON(CONVERT), "KIND", NULL, 0, 0,
         "for experiments, change the attention of IN", softmaxes},
+    /* train */
+    {"replay", 0, QB_OPTION_STRING, ON(TRAIN), "FILE", NULL, 0, 0,
+        "repeat this recorded run (safetensors)", NULL},
+    {"softmax", 0, QB_OPTION_STRING, ON(TRAIN), "KIND", "softmax", 0, 0,
+        "attention's softmax", softmaxes},
+    {"optimizer", 0, QB_OPTION_STRING, ON(TRAIN), "NAME", "adam", 0, 0, "optimiser", optimizers},
+    {"norm", 0, QB_OPTION_STRING, ON(TRAIN), "KIND", NULL, 0, 0,
+        "norm (default: the record's)", NULL},
+    {"lr", 0, QB_OPTION_DOUBLE, ON(TRAIN), "X", NULL, 0, 1000,
+        "learning rate (default: the optimiser's)", NULL},
+    {"device", 0, QB_OPTION_STRING, ON(TRAIN), "DEVICE", "cpu", 0, 0, "where to train", devices},
+    {"threads", 't', QB_OPTION_SIZE, ON(TRAIN), "N", NULL, 1, 256,
+        "threads (default: the processors that this process may use)", NULL},
+    {"out", 'o', QB_OPTION_STRING, ON(TRAIN), "FILE|-", "-", 0, 0,
+        "where the JSON of --replay goes", NULL},
     /* inspect */
     {"stats", 0, QB_OPTION_FLAG, ON(INSPECT), NULL, NULL, 0, 0,
         "smallest, largest and largest absolute value of each tensor", NULL},
