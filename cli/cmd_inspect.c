@@ -1,6 +1,6 @@
 /* cli/cmd_inspect.c - qbench inspect: what a model file is, tensor by tensor. One JSON object is
  * made first; the text for people is printed from it, so that both always say the same. */
-#include "cli/cli.h"
+#include "cli/prepare.h"
 
 #include "core/json.h"
 #include "core/memory.h"
@@ -295,17 +295,6 @@ static qb_status make_json(const qb_model *model, bool stats, json_t **out)
     return status;
 }
 
-static qb_status emit_json(const char *path, const json_t *root)
-{
-    char *text;
-    QB_TRY(qb_json_dump(root, JSON_INDENT(1) | JSON_REAL_PRECISION(15), "inspect", &text));
-    size_t n = strlen(text);
-    text[n] = '\n'; /* in the place of the NUL: emit takes a length */
-    qb_status status = qb_cli_emit(path, text, n + 1);
-    qb_library_free(text);
-    return status;
-}
-
 qb_status qb_cmd_inspect(const qb_cli *cli)
 {
     bool stats = qb_cli_flag(cli, "stats");
@@ -314,7 +303,7 @@ qb_status qb_cmd_inspect(const qb_cli *cli)
     QB_TRY(qb_model_open(qb_cli_arg(cli, 0), &model));
     json_t *root = NULL;
     qb_status status = make_json(model, stats, &root);
-    if (status == QB_OK && json_path) status = emit_json(json_path, root);
+    if (status == QB_OK && json_path) status = qb_cli_emit_json(json_path, root, "inspect");
     if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_all(model, root, stats);
     json_decref(root);
     qb_model_close(model);

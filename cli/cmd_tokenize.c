@@ -1,5 +1,5 @@
 /* cli/cmd_tokenize.c - qbench tokenize: the bytes of a file to ids, one JSON array, and back. */
-#include "cli/cli.h"
+#include "cli/prepare.h"
 #include "core/file.h"
 #include "core/json.h"
 #include "core/memory.h"
@@ -10,52 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-
-/* The tokenizer of a tokenizer.json (alone or in a folder) or inside a model. */
-typedef struct source {
-    qb_tokenizer *own; /* NULL where it belongs to the model */
-    qb_model *model;
-    const qb_tokenizer *tokenizer;
-} source;
-
-static void source_deinit(source *s)
-{
-    qb_tokenizer_destroy(s->own);
-    qb_model_close(s->model);
-}
-
-static qb_status is_json_file(const char *path, bool *is_json)
-{
-    qb_file file;
-    QB_TRY(qb_file_open(path, &file));
-    size_t i = 0;
-    while (i < file.bytes && file.data[i] && strchr(" \t\r\n", file.data[i])) i++;
-    *is_json = i < file.bytes && file.data[i] == '{';
-    qb_file_close(&file);
-    return QB_OK;
-}
-
-static qb_status source_open(const char *path, source *s)
-{
-    bool is_json = false;
-    if (qb_is_folder(path)) {
-        char *inside;
-        QB_TRY(qb_path_join(path, "tokenizer.json", &inside));
-        qb_status status = qb_tokenizer_open_json(inside, &s->own);
-        qb_free(inside);
-        s->tokenizer = s->own;
-        return status;
-    }
-    QB_TRY(is_json_file(path, &is_json));
-    if (is_json) {
-        QB_TRY(qb_tokenizer_open_json(path, &s->own));
-        s->tokenizer = s->own;
-        return QB_OK;
-    }
-    QB_TRY(qb_model_open(path, &s->model));
-    s->tokenizer = s->model->tokenizer;
-    return s->tokenizer ? QB_OK : QB_FAIL(QB_ERR_FORMAT, "%s: the model has no tokenizer", path);
-}
 
 /* All of a file, or of standard input ("-"). */
 typedef struct input {
@@ -172,14 +126,14 @@ static qb_status decode(const qb_tokenizer *t, const input *in, bool special)
 qb_status qb_cmd_tokenize(const qb_cli *cli)
 {
     bool special = !qb_cli_flag(cli, "no-special");
-    source s = {0};
+    qb_cli_tokenizer s = {0};
     input in = {0};
-    qb_status status = source_open(qb_cli_arg(cli, 0), &s);
+    qb_status status = qb_cli_tokenizer_open(qb_cli_arg(cli, 0), &s);
     if (status == QB_OK)
         status = input_open(qb_cli_n_args(cli) > 1 ? qb_cli_arg(cli, 1) : "-", &in);
     if (status == QB_OK)
         status = (qb_cli_flag(cli, "decode") ? decode : encode)(s.tokenizer, &in, special);
     input_deinit(&in);
-    source_deinit(&s);
+    qb_cli_tokenizer_close(&s);
     return status;
 }

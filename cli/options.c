@@ -34,6 +34,15 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench train --replay golden.safetensors --softmax softmax1 --optimizer orthoadam",
          "qbench train --replay golden.safetensors --norm rmsnorm_s --lr 1e-3 --out r.json"},
         0, 0, qb_cmd_train},
+    [QB_VERB_DATA] = {"data", "TEXT...",
+        "texts to token shards, for training",
+        "Reads each TEXT (plain, .gz, .xz, JSON lines), encodes its documents on all threads and "
+        "writes DIR/NAME.qbs, and DIR/tokenizer.json beside them. The vocabulary is trained on the "
+        "texts (--train-bpe) or given (--tokenizer). In plain text a line holding exactly "
+        "<|endoftext|> ends a document.",
+        {"qbench data train-*.txt.xz --train-bpe 8192 --decontaminate valid.txt --out train",
+         "qbench data valid.txt --tokenizer train/tokenizer.json --out valid"},
+        1, 65536, qb_cmd_data},
     [QB_VERB_CONVERT] = {"convert", "IN OUT",
         "any model format to model.bin, or model.bin to a Hugging Face folder",
         "IN is a Hugging Face folder, .safetensors, GGUF, llm.c .bin or model.bin. OUT is a "
@@ -163,7 +172,7 @@ const qb_option qb_options[] = {
         devices},
     {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(KERNELS), "OP/ROW[,...]", NULL, 0, 0,
         "force these kernel rows (see qbench kernels)", NULL},
-    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(CONVERT), "N", NULL, 1, 256,
+    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(CONVERT) | ON(DATA), "N", NULL, 1, 256,
         "threads (default: the processors that this process may use)", NULL},
     /* on what */
     {"text", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
@@ -191,7 +200,7 @@ const qb_option qb_options[] = {
     {"seed", 0, QB_OPTION_SIZE, ON(RUN) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
-    {"json", 0, QB_OPTION_STRING, ON(RUN) | ON(INSPECT), "FILE|-", NULL, 0, 0,
+    {"json", 0, QB_OPTION_STRING, ON(RUN) | ON(INSPECT) | ON(DATA), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0, "write the results as CSV", NULL},
     {"md", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
@@ -200,6 +209,15 @@ const qb_option qb_options[] = {
         "write the results as JUnit XML, one case a scheme", NULL},
     {"nll", 0, QB_OPTION_STRING, ON(RUN), "DIR", NULL, 0, 0,
         "write each token's loss into this folder, one file a scheme", NULL},
+    /* data */
+    {"train-bpe", 0, QB_OPTION_SIZE, ON(DATA), "V", NULL, 257, 1048576,
+        "train a byte-level BPE vocabulary of V tokens on the texts", NULL},
+    {"tokenizer", 0, QB_OPTION_STRING, ON(DATA), "FILE", NULL, 0, 0,
+        "a tokenizer.json, or a model with a tokenizer in it", NULL},
+    {"decontaminate", 0, QB_OPTION_LIST, ON(DATA), "FILE[,FILE...]", NULL, 0, 0,
+        "drop documents that share 13 words in a row with these texts", NULL},
+    {"out", 'o', QB_OPTION_STRING, ON(DATA), "DIR", NULL, 0, 0,
+        "folder for the shards and tokenizer.json; made where it is absent", NULL},
     /* convert */
     {"quantize", 'q', QB_OPTION_STRING, ON(CONVERT), "SCHEME", NULL, 0, 0,
         "store the linear layers as this scheme's integer codes", schemes},

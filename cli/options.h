@@ -15,6 +15,7 @@ typedef enum qb_verb_id {
     QB_VERB_RUN,
     QB_VERB_GENERATE,
     QB_VERB_TRAIN,
+    QB_VERB_DATA,
     QB_VERB_CONVERT,
     QB_VERB_INSPECT,
     QB_VERB_VERIFY,

@@ -1,8 +1,11 @@
 /* cli/prepare.c - see prepare.h. */
 #include "cli/prepare.h"
 
+#include "core/json.h"
+#include "core/memory.h"
 #include "infer/calibrate.h"
 #include "kernels/registry.h"
+#include "model/model.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -65,4 +68,65 @@ qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, const q
     qb_cli_note(cli, "static scales of %s come from %s (%zu tokens)", scheme->name,
                 (*out)->text_name, (*out)->n_tokens);
     return QB_OK;
+}
+
+static qb_status is_json_file(const char *path, bool *is_json)
+{
+    qb_file file;
+    QB_TRY(qb_file_open(path, &file));
+    size_t i = 0;
+    while (i < file.bytes && file.data[i] && strchr(" \t\r\n", file.data[i])) i++;
+    *is_json = i < file.bytes && file.data[i] == '{';
+    qb_file_close(&file);
+    return QB_OK;
+}
+
+static qb_status open_tokenizer(const char *path, qb_cli_tokenizer *s)
+{
+    bool is_json = false;
+    if (qb_is_folder(path)) {
+        char *inside;
+        QB_TRY(qb_path_join(path, "tokenizer.json", &inside));
+        qb_status status = qb_tokenizer_open_json(inside, &s->own);
+        qb_free(inside);
+        s->tokenizer = s->own;
+        return status;
+    }
+    QB_TRY(is_json_file(path, &is_json));
+    if (is_json) {
+        QB_TRY(qb_tokenizer_open_json(path, &s->own));
+        s->tokenizer = s->own;
+        return QB_OK;
+    }
+    QB_TRY(qb_model_open(path, &s->model));
+    s->tokenizer = s->model->tokenizer;
+    return s->tokenizer ? QB_OK : QB_FAIL(QB_ERR_FORMAT, "%s: the model has no tokenizer", path);
+}
+
+qb_status qb_cli_tokenizer_open(const char *path, qb_cli_tokenizer *out)
+{
+    qb_cli_tokenizer t = {0};
+    qb_status status = open_tokenizer(path, &t);
+    if (status != QB_OK)
+        qb_cli_tokenizer_close(&t);
+    else
+        *out = t;
+    return status;
+}
+
+void qb_cli_tokenizer_close(qb_cli_tokenizer *s)
+{
+    qb_tokenizer_destroy(s->own);
+    qb_model_close(s->model);
+}
+
+qb_status qb_cli_emit_json(const char *path, const json_t *root, const char *what)
+{
+    char *text;
+    QB_TRY(qb_json_dump(root, JSON_INDENT(1) | JSON_REAL_PRECISION(15), what, &text));
+    size_t n = strlen(text);
+    text[n] = '\n'; /* in the place of the NUL: emit takes a length */
+    qb_status status = qb_cli_emit(path, text, n + 1);
+    qb_library_free(text);
+    return status;
 }

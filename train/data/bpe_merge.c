@@ -96,16 +96,14 @@ static entry pop(merging *m)
 /* The commonest pair of now, NONE = no pair is left that counts. */
 static qb_status pop_commonest(merging *m, uint32_t *pair_idx)
 {
-    *pair_idx = NONE;
     while (m->n_heap) {
         entry e = pop(m);
         uint64_t count = m->pairs[e.pair_idx].count;
-        if (e.count == count && count >= QB_BPE_MIN_COUNT) {
-            *pair_idx = e.pair_idx;
-            return QB_OK;
-        }
+        *pair_idx = e.pair_idx;
+        if (e.count == count) return QB_OK;
         if (count < e.count && count >= QB_BPE_MIN_COUNT) QB_TRY(push(m, e.pair_idx));
     }
+    *pair_idx = NONE;
     return QB_OK;
 }
 
