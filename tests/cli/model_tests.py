@@ -1,6 +1,7 @@
 """The verbs on models: tiny ones in every format, SmolLM2 where it was fetched."""
 import gzip
 import json
+import lzma
 import os
 import re
 import shutil
@@ -195,8 +196,8 @@ def test_run_usage_errors(folder):
 
 
 def test_every_verb_reads_what_its_neighbours_write(folder):
-    assert set(VERBS) == {"run", "generate", "convert", "inspect", "verify", "tokenize", "logits",
-                          "kernels", "help", "version"}, "a verb without tests here"
+    assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
+                          "logits", "kernels", "help", "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
@@ -220,6 +221,8 @@ def test_documented_examples_run(folder):
         shutil.copy(source, folder / name)
     (folder / "in.safetensors").write_bytes(tiny_models.tokens_file())
     (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
+    (folder / "train-0.txt.xz").write_bytes(lzma.compress(b"Some text to learn from. " * 200))
+    (folder / "valid.txt").write_text("Some text to judge by. " * 20)
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     (bin_folder / "qbench").symlink_to(support.QBENCH)
