@@ -146,7 +146,7 @@ static void attend(const qb_config *c, const float *sink, const double *qkv, siz
 {
     size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim, d = c->head_dim;
     size_t n = t + 1, free_prefix = c->free_prefix < n_tokens ? c->free_prefix : n_tokens;
-    double s[64];
+    double s[256];
     if (n < free_prefix) n = free_prefix;
     for (size_t h = 0; h < c->n_heads; h++) {
         size_t g = h / (c->n_heads / c->n_kv_heads);
