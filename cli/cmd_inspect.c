@@ -7,6 +7,7 @@
 #include "model/model_bin.h"
 #include "model/tokenizer.h"
 #include "report/format.h"
+#include "train/data/shards.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -280,8 +281,6 @@ static void print_all(const qb_model *model, json_t *root, bool stats)
            qb_format_count((int64_t)bytes, count));
 }
 
-/* ---- the verb ---- */
-
 static qb_status make_json(const qb_model *model, bool stats, json_t **out)
 {
     size_t mark = qb_json_mark();
@@ -295,10 +294,54 @@ static qb_status make_json(const qb_model *model, bool stats, json_t **out)
     return status;
 }
 
+/* ---- token shards ---- */
+
+static json_t *shard_to_json(const char *path, const qb_shard *s)
+{
+    const qb_shard_header *h = &s->header;
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:s#, s:s#, s:s#}", "file",
+                     path, "format", "token shard", "bytes", (json_int_t)s->file.bytes, "documents",
+                     (json_int_t)h->n_docs, "tokens", (json_int_t)h->n_tokens, "text_bytes",
+                     (json_int_t)h->text_bytes, "vocab", (json_int_t)h->vocab, "eos", (int)h->eos,
+                     "token_bytes", (int)h->token_bytes, "tokenizer_sha256", h->tokenizer_sha256,
+                     64, "text_sha256", h->text_sha256, 64, "sha256", h->digest, 64);
+}
+
+static void print_shard(const json_t *root)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)root, key, value)
+    {
+        if (json_is_string(value))
+            print_line(key, json_string_value(value));
+        else
+            print_count(key, json_integer_value(value), "");
+    }
+}
+
+static qb_status inspect_shard(const char *path, const char *json_path)
+{
+    qb_shard shard;
+    QB_TRY(qb_shard_open(path, &shard));
+    json_t *root = shard_to_json(path, &shard);
+    qb_shard_close(&shard);
+    if (!root) return QB_FAIL(QB_ERR_FORMAT, "%s: a name that is no UTF-8 cannot be shown", path);
+    qb_status status = json_path ? qb_cli_emit_json(json_path, root, "inspect") : QB_OK;
+    if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_shard(root);
+    json_decref(root);
+    return status;
+}
+
+/* ---- the verb ---- */
+
 qb_status qb_cmd_inspect(const qb_cli *cli)
 {
     bool stats = qb_cli_flag(cli, "stats");
     const char *json_path = qb_cli_string(cli, "json");
+    bool is_shard;
+    QB_TRY(qb_shard_recognise(qb_cli_arg(cli, 0), &is_shard));
+    if (is_shard) return inspect_shard(qb_cli_arg(cli, 0), json_path);
     qb_model *model;
     QB_TRY(qb_model_open(qb_cli_arg(cli, 0), &model));
     json_t *root = NULL;

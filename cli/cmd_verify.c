@@ -1,8 +1,10 @@
-/* cli/cmd_verify.c - qbench verify: every checksum and rule of model files. */
+/* cli/cmd_verify.c - qbench verify: every checksum and rule of model files and token shards. */
 #include "cli/cli.h"
 
 #include "model/model_bin.h"
+#include "train/data/shards.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 
 /* *bytes of a model.bin, 0 for any other file or folder. */
@@ -17,6 +19,18 @@ static qb_status bytes_of_model_bin(const char *path, size_t *bytes)
     return QB_OK;
 }
 
+static qb_status verify_shard(const char *path)
+{
+    qb_shard shard;
+    QB_TRY(qb_shard_open(path, &shard));
+    qb_status status = qb_shard_verify(&shard);
+    if (status == QB_OK)
+        printf("%s: ok, token shard, %" PRIu64 " documents, %" PRIu64 " tokens, %zu bytes\n", path,
+               shard.header.n_docs, shard.header.n_tokens, shard.file.bytes);
+    qb_shard_close(&shard);
+    return status;
+}
+
 static void print_ok(const char *path, size_t n_tensors, const char *format, size_t bytes)
 {
     printf("%s: ok, %zu tensors, %s, %zu bytes\n", path, n_tensors, format, bytes);
@@ -25,6 +39,9 @@ static void print_ok(const char *path, size_t n_tensors, const char *format, siz
 static qb_status verify(const char *path)
 {
     size_t n_tensors, bytes;
+    bool is_shard;
+    QB_TRY(qb_shard_recognise(path, &is_shard));
+    if (is_shard) return verify_shard(path);
     QB_TRY(bytes_of_model_bin(path, &bytes));
     if (bytes) {
         QB_TRY(qb_model_bin_verify(path, &n_tensors));

@@ -16,6 +16,7 @@ import traceback
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import bad_input_tests
 import convert_tests
+import data_tests
 import device_tests
 import front_tests
 import model_tests
@@ -25,8 +26,8 @@ import tokenize_tests
 
 
 def collect(names):
-    for module in (front_tests, model_tests, convert_tests, bad_input_tests, tokenize_tests,
-                   run_tests, device_tests):
+    for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
+                   tokenize_tests, run_tests, device_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function

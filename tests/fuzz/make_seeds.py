@@ -2,6 +2,7 @@
 """Writes the seed corpora: make_seeds.py FOLDER makes FOLDER/<reader>/, one folder for each
 tests/fuzz/fuzz_<reader>.c. Standard library only."""
 import gzip
+import hashlib
 import json
 import lzma
 import pathlib
@@ -73,6 +74,22 @@ def checkpoints():
             b"".join(buffers)}
 
 
+def shards():
+    made = {}
+    for name, width, vocab, docs in (("narrow", 2, 300, [[299, 1, 2], [299, 3]]),
+                                     ("wide", 4, 70000, [[5], [69999, 0]]), ("empty", 2, 9, [])):
+        tokens = [t for doc in docs for t in doc]
+        ends = [sum(map(len, docs[:i + 1])) for i in range(len(docs))]
+        offset = (256 + 8 * len(docs) + 63) // 64 * 64
+        head = struct.pack("<8sIIIiQQQQQ128s", b"QBSHARD\0", 1, width, vocab, docs[0][0] if docs else -1,
+                           len(docs), len(tokens), 77, offset, 0, b"0a" * 64)
+        body = struct.pack(f"<{len(docs)}Q", *ends)
+        body += bytes(offset - 256 - len(body))
+        body += struct.pack(f"<{len(tokens)}{'H' if width == 2 else 'I'}", *tokens)
+        made[name] = head + hashlib.sha256(head + body).hexdigest().encode() + body
+    return made
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -82,7 +99,8 @@ def main():
                "gguf": {"llama": tiny_models.llama_gguf()},
                "llmc": {"v3": tiny_models.llm_c(3), "v5": tiny_models.llm_c(5)},
                "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode()},
-               "model_bin": model_bins(folder), "checkpoint": checkpoints()}
+               "model_bin": model_bins(folder), "checkpoint": checkpoints(),
+               "shards": shards()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():

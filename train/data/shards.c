@@ -24,7 +24,7 @@ static bool is_hex(const char *text)
     return true;
 }
 
-bool qb_is_shard(const uint8_t *data, size_t bytes)
+static bool has_magic(const uint8_t *data, size_t bytes)
 {
     return bytes >= 8 && !memcmp(data, QB_SHARD_MAGIC, 8);
 }
@@ -82,7 +82,7 @@ static qb_status check_documents(const qb_shard *s)
 
 static qb_status parse(const qb_file *file, qb_shard *s)
 {
-    if (!qb_is_shard(file->data, file->bytes)) {
+    if (!has_magic(file->data, file->bytes)) {
         const char *other = qb_file_looks_like(file->data, file->bytes);
         return QB_FAIL(QB_ERR_FORMAT, "found %s, expected a token shard (.qbs)",
                        other ? other : "other bytes");
@@ -114,6 +114,17 @@ qb_status qb_shard_open(const char *path, qb_shard *out)
     qb_status status = qb_shard_parse(&file, out);
     if (status != QB_OK) qb_file_close(&file);
     return status;
+}
+
+qb_status qb_shard_recognise(const char *path, bool *out)
+{
+    qb_file file;
+    *out = false;
+    if (qb_is_folder(path)) return QB_OK;
+    QB_TRY(qb_file_open(path, &file));
+    *out = has_magic(file.data, file.bytes);
+    qb_file_close(&file);
+    return QB_OK;
 }
 
 void qb_shard_close(qb_shard *s)

@@ -47,8 +47,8 @@ void qb_shard_close(qb_shard *shard); /* accepts a zeroed one */
 qb_status qb_shard_verify(const qb_shard *shard);
 /* dst[i] = token first + i, i < n. QB_ERR_FORMAT: one is outside the vocabulary. */
 qb_status qb_shard_read(const qb_shard *shard, uint64_t first, size_t n, int32_t *dst);
-/* True where the first bytes are a shard's. */
-bool qb_is_shard(const uint8_t *data, size_t bytes);
+/* *out = the first bytes are a shard's; false for a folder. QB_ERR_IO: cannot be opened. */
+qb_status qb_shard_recognise(const char *path, bool *out);
 
 typedef struct qb_shard_contents {
     const int32_t *tokens; /* (n_tokens), each in [0, vocab) */
