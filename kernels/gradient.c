@@ -64,6 +64,11 @@ float qb__softmax_backward_ref(const float *p, size_t n, float *d)
     return (float)sum;
 }
 
+void qb__scale_ref(const float *x, size_t n, float factor, float *y)
+{
+    for (size_t i = 0; i < n; i++) y[i] = factor * x[i];
+}
+
 double qb__sum_squares_ref(const float *x, size_t n)
 {
     double sum = 0;
@@ -75,9 +80,13 @@ double qb__sum_squares_ref(const float *x, size_t n)
     {                                                                                              \
         {"gradient/" #isa, "cpu", needs}, qb__norm_backward_##isa, qb__gelu_tanh_backward_##isa,   \
             qb__relu_backward_##isa, qb__swiglu_backward_##isa, qb__exp_shift_##isa,               \
-            qb__softmax_backward_##isa, qb__sum_squares_##isa                                      \
+            qb__softmax_backward_##isa, qb__scale_##isa, qb__sum_squares_##isa                     \
     }
 const qb_gradient_row qb_gradient_kernels[] = {
+#ifdef QB_WITH_X86
+    ROW(avx512, QB_CPU_AVX512),
+    ROW(avx2, QB_CPU_AVX2),
+#endif
     ROW(ref, 0),
-    {{0}, 0, 0, 0, 0, 0, 0, 0},
+    {{0}, 0, 0, 0, 0, 0, 0, 0, 0},
 };

@@ -38,6 +38,7 @@ typedef struct qb_gradient_row {
     void (*exp_shift)(float *x, size_t n, float log_sum);
     /* d = p (d - sum p d); returns that sum. */
     float (*softmax)(const float *p, size_t n, float *d);
+    void (*scale)(const float *x, size_t n, float factor, float *y); /* y may be x */
     double (*sum_squares)(const float *x, size_t n);
 } qb_gradient_row;
 extern const qb_gradient_row qb_gradient_kernels[];

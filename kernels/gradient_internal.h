@@ -13,6 +13,7 @@
                                    float *d_gate, float *d_up);                                    \
     void qb__exp_shift_##isa(float *x, size_t n, float log_sum);                                   \
     float qb__softmax_backward_##isa(const float *p, size_t n, float *d);                          \
+    void qb__scale_##isa(const float *x, size_t n, float factor, float *y);                        \
     double qb__sum_squares_##isa(const float *x, size_t n);
 QB_GRADIENT_DECLARE(ref)
 QB_GRADIENT_DECLARE(avx2)

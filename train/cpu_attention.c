@@ -139,8 +139,7 @@ static size_t keys_seen(const head *x, size_t i)
 static void scores(const head *x, size_t i0, size_t n_rows, size_t n_keys)
 {
     for (size_t r = 0; r < n_rows; r++)
-        for (size_t c = 0; c < x->dim; c++)
-            x->b.q[r * x->dim + c] = x->scale * x->q[(i0 + r) * x->width + c];
+        x->d->gradient->scale(x->q + (i0 + r) * x->width, x->dim, x->scale, x->b.q + r * x->dim);
     multiply(x, (qb_gemm_f32_args){.m = n_rows,
                                    .n = n_keys,
                                    .k = x->dim,
@@ -291,7 +290,7 @@ static void query_gradients(const head *x, size_t i0, size_t n_rows, size_t n_ke
                                    .y = dq + i0 * x->width,
                                    .y_stride = x->width});
     for (size_t i = i0; i < i0 + n_rows; i++)
-        for (size_t c = 0; c < x->dim; c++) dq[i * x->width + c] *= x->scale;
+        x->d->gradient->scale(dq + i * x->width, x->dim, x->scale, dq + i * x->width);
 }
 
 /* The first block that is run, the last of the window, sees all keys and overwrites dk and dv. */

@@ -236,8 +236,7 @@ static void loss_rows(void *context, size_t r0, size_t r1)
         if (!c->gradients) continue;
         d->gradient->exp_shift(logits, vocab, (float)lse);
         logits[target] -= 1;
-        float scale = scored ? c->scale : 0;
-        for (size_t i = 0; i < vocab; i++) logits[i] *= scale;
+        d->gradient->scale(logits, vocab, scored ? c->scale : 0, logits);
     }
 }
 

@@ -2,67 +2,17 @@
  * twice. Sums of norms are in double, lane by lane, then over the lanes. */
 #include "kernels/pointwise_internal.h"
 #include "kernels/x86/vector_math_internal.h"
+#include "kernels/x86/wide_internal.h"
 
 #include <math.h>
-
-typedef struct wide { /* the lanes of a vf, in double */
-    vd low, high;
-} wide;
-
-QB_INLINE wide wide_zero(void)
-{
-    return (wide){vd_zero(), vd_zero()};
-}
-
-QB_INLINE void wide_add(wide *sum, vf x)
-{
-    sum->low = vd_add(sum->low, vd_low(x));
-    sum->high = vd_add(sum->high, vd_high(x));
-}
-
-QB_INLINE void wide_add_squares(wide *sum, vf x, double mean)
-{
-    vd low = vd_sub(vd_low(x), vd_set(mean)), high = vd_sub(vd_high(x), vd_set(mean));
-    sum->low = vd_fma(low, low, sum->low);
-    sum->high = vd_fma(high, high, sum->high);
-}
-
-QB_INLINE double wide_total(wide sum)
-{
-    return vd_hsum(vd_add(sum.low, sum.high));
-}
-
-static double sum_of(const float *x, size_t n)
-{
-    size_t i = 0;
-    wide sum = wide_zero();
-    for (; i + LANES <= n; i += LANES) wide_add(&sum, vf_load(x + i));
-    double total = wide_total(sum);
-    for (; i < n; i++) total += x[i];
-    return total;
-}
-
-/* sum of (x - mean)^2 */
-static double squares_of(const float *x, size_t n, double mean)
-{
-    size_t i = 0;
-    wide sum = wide_zero();
-    for (; i + LANES <= n; i += LANES) wide_add_squares(&sum, vf_load(x + i), mean);
-    double total = wide_total(sum);
-    for (; i < n; i++) total += (x[i] - mean) * (x[i] - mean);
-    return total;
-}
 
 void QB_ISA(qb__layernorm)(const float *x, size_t n, const float *gain, const float *bias,
                            double eps, float *y)
 {
-    double mean = sum_of(x, n) / (double)n;
-    double inverse = 1 / sqrt(squares_of(x, n, mean) / (double)n + eps);
+    double mean = wide_sum(x, n) / (double)n;
+    double inverse = 1 / sqrt(wide_squares(x, n, mean) / (double)n + eps);
     for (size_t i = 0; i < n; i += LANES) {
-        vf v = vf_load_n(x + i, n - i);
-        /* in double, since x - mean may cancel */
-        vf t = vf_from_vd(vd_mul(vd_sub(vd_low(v), vd_set(mean)), vd_set(inverse)),
-                          vd_mul(vd_sub(vd_high(v), vd_set(mean)), vd_set(inverse)));
+        vf t = wide_normed(vf_load_n(x + i, n - i), mean, inverse);
         t = vf_mul(t, vf_load_n(gain + i, n - i));
         if (bias) t = vf_add(t, vf_load_n(bias + i, n - i));
         vf_store_n(y + i, t, n - i);
@@ -72,18 +22,12 @@ void QB_ISA(qb__layernorm)(const float *x, size_t n, const float *gain, const fl
 void QB_ISA(qb__rmsnorm)(const float *x, size_t n, const float *gain, size_t gain_step, double eps,
                          float *y)
 {
-    vf inverse = vf_set((float)(1 / sqrt(squares_of(x, n, 0) / (double)n + eps)));
+    vf inverse = vf_set((float)(1 / sqrt(wide_squares(x, n, 0) / (double)n + eps)));
     vf one_gain = vf_set(gain[0]);
     for (size_t i = 0; i < n; i += LANES) {
         vf g = gain_step ? vf_load_n(gain + i, n - i) : one_gain;
         vf_store_n(y + i, vf_mul(vf_mul(vf_load_n(x + i, n - i), inverse), g), n - i);
     }
-}
-
-/* x / (1 + e^-z) */
-QB_INLINE vf times_logistic(vf x, vf z)
-{
-    return vf_div(x, vf_add(vf_set(1), vf_exp(vf_sub(vf_set(0), z))));
 }
 
 /* 0.5 (1 + tanh(u)) = 1 / (1 + e^-2u), which does not cancel. */

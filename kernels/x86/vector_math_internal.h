@@ -1,4 +1,5 @@
-/* kernels/x86/vector_math_internal.h - the exponential on vectors of floats.
+/* kernels/x86/vector_math_internal.h - the exponential on vectors of floats, and the logistic
+ * function.
  *
  *     x = n log 2 + r,  |r| <= log(2) / 2       e^x = 2^n (1 + r + r^2 Q(r))                    (1)
  *
@@ -31,6 +32,12 @@ QB_INLINE vf vf_exp_neg(vf x)
 QB_INLINE vf vf_exp(vf x)
 {
     return vf_exp_neg(vf_min(vf_set(88.72f), x));
+}
+
+/* x / (1 + e^-z) */
+QB_INLINE vf times_logistic(vf x, vf z)
+{
+    return vf_div(x, vf_add(vf_set(1), vf_exp(vf_sub(vf_set(0), z))));
 }
 
 #endif
