@@ -140,7 +140,7 @@ static qb_status grow_tables(qb_ngrams *g)
         size_t k = before[i].hash & (n_slots - 1);
         while (slots[k].at) k = (k + 1) & (n_slots - 1);
         slots[k] = before[i];
-
+        set_bit(g, before[i].hash);
     }
     qb_free(before);
     return QB_OK;
