@@ -124,6 +124,7 @@ typedef struct qb_train_ops {
     qb_status (*finish)(qb_train_device *d, qb_train_totals *out);
 } qb_train_ops;
 
+extern const qb_train_ops qb__train_ops_cpu;         /* the rows */
 extern const qb_train_ops *const qb_train_devices[]; /* ends with NULL */
 
 /* Scored targets of one window: those that free_prefix does not show. */

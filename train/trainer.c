@@ -7,7 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-extern const qb_train_ops qb__train_ops_cpu;
 const qb_train_ops *const qb_train_devices[] = {&qb__train_ops_cpu, NULL};
 
 struct qb_trainer {

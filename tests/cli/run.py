@@ -23,11 +23,12 @@ import model_tests
 import run_tests
 import support
 import tokenize_tests
+import train_tests
 
 
 def collect(names):
     for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
-                   tokenize_tests, run_tests, device_tests):
+                   tokenize_tests, run_tests, device_tests, train_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function

@@ -11,6 +11,7 @@
 #include "model/text.h"
 #include "model/tokenizer.h"
 #include "quant/quantize_model.h"
+#include "train/trainer.h"
 #include "tiny_model.h"
 
 #include <dirent.h>
@@ -161,6 +162,38 @@ static qb_status calibrate(void)
     return status;
 }
 
+static qb_status train_and_copy(qb_trainer *trainer, float *weights)
+{
+    static const int32_t tokens[2 * 6] = {1, 2, 3, 4, 5, 6, 0, 1, 0, 2, 0, 3};
+    qb_step_stats stats;
+    qb_model *model;
+    QB_TRY(qb_params_from_model(qb_trainer_params(trainer), tiny, weights));
+    QB_TRY(qb_trainer_set_weights(trainer, weights));
+    QB_TRY(qb_trainer_step(trainer, tokens, 2, 1e-3, 1, &stats));
+    QB_TRY(qb_params_to_model(qb_trainer_params(trainer), weights, "copy", &model));
+    qb_model_close(model);
+    return QB_OK;
+}
+
+static qb_status train(void)
+{
+    const qb_optimizer *optimizer = qb_optimizer_find("orthoadam");
+    const qb_trainer_options options = {.device = "cpu",
+                                        .micro_batch = 1,
+                                        .context = 5,
+                                        .optimizer = optimizer,
+                                        .settings = optimizer->defaults,
+                                        .n_threads = 1};
+    qb_trainer *trainer;
+    float *weights = NULL;
+    QB_TRY(qb_trainer_create(&tiny->config, &options, &trainer));
+    qb_status status = QB_NEW(&weights, qb_trainer_params(trainer)->n_elems, "weights");
+    if (status == QB_OK) status = train_and_copy(trainer, weights);
+    qb_free(weights);
+    qb_trainer_destroy(trainer);
+    return status;
+}
+
 /* ---- the loop ---- */
 
 static size_t n_temporaries(const char *path)
@@ -217,6 +250,7 @@ WORK(describe_config)
 WORK(quantize)
 WORK(run_engines)
 WORK(calibrate)
+WORK(train)
 
 /* ---- what the works read ---- */
 
@@ -291,6 +325,7 @@ int main(void)
         cmocka_unit_test(test_quantize),
         cmocka_unit_test(test_run_engines),
         cmocka_unit_test(test_calibrate),
+        cmocka_unit_test(test_train),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }
