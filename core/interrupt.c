@@ -5,14 +5,21 @@
 
 static atomic_bool interrupted; /* lock-free, hence safe in a handler */
 
+static _Thread_local bool ignored;
+
 bool qb_interrupted(void)
 {
-    return atomic_load_explicit(&interrupted, memory_order_relaxed);
+    return !ignored && atomic_load_explicit(&interrupted, memory_order_relaxed);
 }
 
 qb_status qb_interrupt_check(void)
 {
     return qb_interrupted() ? QB_FAIL(QB_ERR_INTERRUPTED, "interrupted") : QB_OK;
+}
+
+void qb_interrupt_ignore_here(bool ignore)
+{
+    ignored = ignore;
 }
 
 void qb_interrupt_set(bool wanted)

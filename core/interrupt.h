@@ -17,6 +17,9 @@ bool qb_interrupted(void);
 /* QB_ERR_INTERRUPTED with its message, or QB_OK: for QB_TRY in loops. */
 qb_status qb_interrupt_check(void);
 void qb_interrupt_set(bool wanted); /* async-signal-safe */
+/* The calling thread does what must not be left half-way (it saves what the user stops): the two
+ * functions above tell it of no interrupt. */
+void qb_interrupt_ignore_here(bool ignore);
 
 #ifdef __cplusplus
 }

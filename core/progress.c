@@ -1,6 +1,7 @@
 /* core/progress.c - see progress.h. */
 #include "core/progress.h"
 
+#include <sys/ioctl.h>
 #include <time.h>
 
 #define SECOND_NS 1000000000ull
@@ -28,28 +29,44 @@ qb_progress qb_progress_begin(const char *what, size_t total)
     return (qb_progress){.what = what, .total = total, .start_ns = now_ns()};
 }
 
-static void print_duration(double seconds)
+enum { LINE_BYTES = 256 };
+
+static void add_duration(char *line, size_t n, double seconds)
 {
     unsigned long long s = seconds < 1e9 ? (unsigned long long)(seconds + 0.5) : 999999999ull;
+    char *to = line + n;
+    size_t room = LINE_BYTES - n;
     if (s < 60)
-        fprintf(out.stream, "%llu s", s);
+        snprintf(to, room, ", %llu s left", s);
     else if (s < 3600)
-        fprintf(out.stream, "%llu min %02llu s", s / 60, s % 60);
+        snprintf(to, room, ", %llu min %02llu s left", s / 60, s % 60);
     else
-        fprintf(out.stream, "%llu h %02llu min", s / 3600, s / 60 % 60);
+        snprintf(to, room, ", %llu h %02llu min left", s / 3600, s / 60 % 60);
+}
+
+/* A line that is wider than the terminal could not be rewritten. */
+static size_t terminal_columns(void)
+{
+    struct winsize size;
+    int fd = fileno(out.stream);
+    return fd >= 0 && !ioctl(fd, TIOCGWINSZ, &size) && size.ws_col > 1 ? size.ws_col - 1u
+                                                                       : LINE_BYTES;
 }
 
 static void show(const qb_progress *p, uint64_t now)
 {
+    char line[LINE_BYTES];
     double share = p->total ? (double)p->done / (double)p->total : 0;
     double elapsed_s = (double)(now - p->start_ns) / 1e9;
-    fprintf(out.stream, "%s%.50s: %3.0f %%", out.is_terminal ? "\r" : "", p->what, 100 * share);
-    if (share > 0) {
-        fputs(", ", out.stream);
-        print_duration(elapsed_s / share * (1 - share));
-        fputs(" left", out.stream);
-    }
-    fputs(out.is_terminal ? "\033[K" : "\n", out.stream);
+    size_t n = (size_t)snprintf(line, sizeof line, "%.50s: %3.0f %%", p->what, 100 * share);
+    if (p->detail) n += (size_t)snprintf(line + n, sizeof line - n, ", %.150s", p->detail);
+    if (p->done > p->first)
+        add_duration(line, n,
+                     elapsed_s / (double)(p->done - p->first) * (double)(p->total - p->done));
+    if (out.is_terminal)
+        fprintf(out.stream, "\r%.*s\033[K", (int)terminal_columns(), line);
+    else
+        fprintf(out.stream, "%s\n", line);
     fflush(out.stream);
 }
 
@@ -66,9 +83,8 @@ void qb_progress_update(qb_progress *p, size_t done)
 
 void qb_progress_end(qb_progress *p)
 {
-    if (out.stream && out.is_terminal && p->shown_ns) {
-        fputs("\r\033[K", out.stream);
-        fflush(out.stream);
-    }
-    p->shown_ns = 0;
+    if (!out.stream || !out.is_terminal || !p->shown_ns) return;
+    fputs("\r\033[K", out.stream);
+    fflush(out.stream);
+    p->shown_ns = 0; /* work that goes on shows the line again at once */
 }

@@ -18,6 +18,8 @@ extern "C" {
 typedef struct qb_progress {
     const char *what; /* "coarse: quality", borrowed */
     size_t done, total;
+    size_t first;                /* done before this work began (a resumed run) */
+    const char *detail;          /* ", detail" follows the share; borrowed, NULL = none */
     uint64_t start_ns, shown_ns; /* shown_ns 0 = nothing printed yet */
 } qb_progress;
 

@@ -57,6 +57,25 @@ static void other_streams_get_whole_lines(void **state)
     check(false, 100, 300, true, "coarse: quality: 100 %, 0 s left\n");
 }
 
+/* A resumed run's speed is that of what it did itself. */
+static void resumed_work_says_its_detail(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    size_t n = 0;
+    FILE *stream = open_memstream(&text, &n);
+    qb_progress_open(stream, false);
+    qb_progress p = qb_progress_begin("train", 100);
+    p.first = 40;
+    p.detail = "loss 3.5";
+    p.start_ns -= 10 * SECOND_NS;
+    qb_progress_update(&p, 50);
+    qb_progress_open(NULL, false);
+    fclose(stream);
+    assert_string_equal(text, "train:  50 %, loss 3.5, 50 s left\n");
+    free(text);
+}
+
 static void silent_without_a_stream(void **state)
 {
     (void)state;
@@ -75,6 +94,10 @@ static void interrupt_is_a_status(void **state)
     qb_interrupt_set(true);
     assert_int_equal(qb_interrupt_check(), QB_ERR_INTERRUPTED);
     assert_string_equal(qb_error_message(), "interrupted");
+    qb_interrupt_ignore_here(true); /* a thread that saves */
+    QB_CHECK_OK(qb_interrupt_check());
+    qb_interrupt_ignore_here(false);
+    assert_true(qb_interrupted());
     qb_interrupt_set(false);
     QB_CHECK_OK(qb_interrupt_check());
 }
@@ -85,6 +108,7 @@ int main(void)
         cmocka_unit_test(short_work_shows_nothing),
         cmocka_unit_test(terminal_line_is_rewritten_and_taken_away),
         cmocka_unit_test(other_streams_get_whole_lines),
+        cmocka_unit_test(resumed_work_says_its_detail),
         cmocka_unit_test(silent_without_a_stream),
         cmocka_unit_test(interrupt_is_a_status),
     };
