@@ -42,6 +42,18 @@ static json_t *state_to_json(const qb_run_state *s)
                      "data_sha256", s->data_sha256);
 }
 
+qb_status qb_run_state_to_json(const qb_run_state *state, json_t **out)
+{
+    size_t mark = qb_json_mark();
+    json_t *object = state_to_json(state);
+    qb_status status = qb_json_check_memory(mark, "checkpoint");
+    if (status != QB_OK)
+        json_decref(object);
+    else
+        *out = object;
+    return status;
+}
+
 static qb_status get_count(const json_t *object, const char *key, uint64_t *out)
 {
     size_t value = SIZE_MAX;
@@ -159,9 +171,20 @@ qb_status qb_checkpoint_write(const char *folder, const qb_train_config *config,
 
 /* ---- reading ---- */
 
-bool qb_checkpoint_recognise(const qb_file *file)
+static bool has_magic(const qb_file *file)
 {
-    return file->bytes >= 8 && !memcmp(file->data, QB_CHECKPOINT_MAGIC, 8);
+    return file->bytes >= sizeof(header) && !memcmp(file->data, QB_CHECKPOINT_MAGIC, 8);
+}
+
+qb_status qb_checkpoint_recognise(const char *path, bool *out)
+{
+    qb_file file;
+    *out = false;
+    if (qb_is_folder(path)) return QB_OK;
+    QB_TRY(qb_file_open(path, &file));
+    *out = has_magic(&file);
+    qb_file_close(&file);
+    return QB_OK;
 }
 
 /* Everything that the sizes promise lies inside the file; after this no sum can overflow. */
@@ -218,8 +241,7 @@ static qb_status read_json(const json_t *root, qb_checkpoint *out)
 static qb_status parse(const qb_file *file, qb_checkpoint *out)
 {
     header h;
-    if (file->bytes < sizeof h || !qb_checkpoint_recognise(file))
-        return QB_FAIL(QB_ERR_FORMAT, "found no checkpoint of qbench train");
+    if (!has_magic(file)) return QB_FAIL(QB_ERR_FORMAT, "found no checkpoint of qbench train");
     memcpy(&h, file->data, sizeof h);
     QB_TRY(check_header(&h, file->bytes));
     QB_TRY(check_zeros(file, &h));

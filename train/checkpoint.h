@@ -46,6 +46,7 @@ typedef struct qb_checkpoint {
     qb_file file;
 } qb_checkpoint;
 
+qb_status qb_run_state_to_json(const qb_run_state *state, json_t **out);
 /* Atomically: FOLDER/step-00001000.ckpt is there and whole, or not at all. */
 qb_status qb_checkpoint_write(const char *folder, const qb_train_config *config,
                               const qb_run_state *state, const float *const *buffers,
@@ -55,7 +56,8 @@ qb_status qb_checkpoint_open(const char *path, qb_checkpoint *out);
 /* The same of a file in memory, which out->file takes over on success. */
 qb_status qb_checkpoint_parse(qb_file *file, qb_checkpoint *out);
 void qb_checkpoint_close(qb_checkpoint *checkpoint); /* accepts a zeroed one */
-bool qb_checkpoint_recognise(const qb_file *file);
+/* True of a file whose first bytes are a checkpoint's; false of a folder. */
+qb_status qb_checkpoint_recognise(const char *path, bool *out);
 
 /* Steps of the whole files step-N.ckpt in the folder, newest first; n may be 0. The caller frees
  * *steps. */

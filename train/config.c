@@ -34,7 +34,6 @@ static const char *word(const char *const *names, size_t n, size_t i)
     }
 static const char *const task_names[QB_TASK_COUNT] = {"text", "bb"};
 static const char *const precision_names[QB_PRECISION_COUNT] = {"bf16", "f32"};
-WORDS(norm, qb_norm_names)
 WORDS(act, qb_act_names)
 WORDS(pos, qb_pos_names)
 WORDS(softmax, qb_softmax_names)
@@ -43,6 +42,12 @@ WORDS(task, task_names)
 WORDS(schedule, qb_schedule_names)
 WORDS(rotation, qb_rotation_names)
 WORDS(precision, precision_names)
+
+/* The last is an alias: what recorded runs call RMSNorm-Single. */
+const char *qb_words_norm(size_t i)
+{
+    return i == QB_NORM_COUNT ? "rmsnorm_s" : word(qb_norm_names, QB_NORM_COUNT, i);
+}
 
 const char *qb_words_arch(size_t i)
 {
@@ -98,7 +103,8 @@ static qb_status set_word(qb_train_config *config, const qb_train_key *key, cons
     const char *name;
     for (unsigned i = 0; (name = key->words(i)); i++) {
         if (!strcmp(name, text)) {
-            *(unsigned *)place(config, key) = i;
+            bool alias = key->words == qb_words_norm && i == QB_NORM_COUNT;
+            *(unsigned *)place(config, key) = alias ? QB_NORM_RMSNORM_SINGLE : i;
             return QB_OK;
         }
         size_t n = strlen(list);
@@ -378,10 +384,6 @@ static qb_status check_run(const qb_train_config *config)
     if (config->micro_batch && config->batch % config->micro_batch)
         return QB_FAIL(QB_ERR_USAGE, "micro-batch: found %zu, expected a divisor of batch %zu",
                        config->micro_batch, config->batch);
-    if (config->schedule.warmup > qb_train_config_n_steps(config))
-        return QB_FAIL(QB_ERR_USAGE, "warmup: found %zu, expected at most the run's %llu steps",
-                       config->schedule.warmup,
-                       (unsigned long long)qb_train_config_n_steps(config));
     return QB_OK;
 }
 

@@ -80,9 +80,9 @@ typedef enum {
     X(model.softmax, "softmax", WORD, FIXED, 0, 0, NULL, qb_words_softmax, "KIND",                 \
         "normalisation of attention (default: the architecture's)")                                \
     X(model.softmax_gamma, "softmax-gamma", REAL, FIXED, -1, 0, NULL, NULL, "X",                   \
-        "lower end of clipped softmax before it is clipped (default: -0.03)")                      \
+        "lower end of clipped softmax (default: the architecture's)")                              \
     X(model.softmax_zeta, "softmax-zeta", REAL, FIXED, 1, 2, NULL, NULL, "X",                      \
-        "upper end of clipped softmax (default: 1)")                                               \
+        "upper end of clipped softmax (default: the architecture's)")                              \
     X(model.attn_gate, "attn-gate", SWITCH, FIXED, 0, 0, NULL, NULL, NULL,                         \
         "a learned gate on each head's output (default: off)")                                     \
     X(model.free_prefix, "free-prefix", SIZE, FIXED, 0, 1048575, NULL, NULL, "N",                  \
@@ -99,6 +99,8 @@ typedef enum {
         "token shards, or Bigram-Backcopy sequences (arXiv:2410.13835)")                           \
     X(data, "data", TEXT, FREE, 0, 0, NULL, NULL, "DIR",                                           \
         "folder of token shards, as `qbench data` writes it")                                      \
+    X(valid, "valid", TEXT, FREE, 0, 0, NULL, NULL, "DIR",                                         \
+        "folder of validation shards (default: those of data that are named valid*)")              \
     X(bb_counts, "bb-counts", TEXT, FREE, 0, 0, NULL, NULL, "FILE",                                \
         "counts of Bigram-Backcopy (default: those built in)")                                     \
     X(bb_triggers, "bb-triggers", SIZE, FIXED, 0, 64, "3", NULL, "N",                              \
@@ -185,8 +187,8 @@ enum {
 };
 
 typedef struct qb_train_config {
-    char name[QB_TRAIN_TEXT_BYTES], data[QB_TRAIN_TEXT_BYTES], bb_counts[QB_TRAIN_TEXT_BYTES],
-        device[QB_TRAIN_TEXT_BYTES];
+    char name[QB_TRAIN_TEXT_BYTES], data[QB_TRAIN_TEXT_BYTES], valid[QB_TRAIN_TEXT_BYTES],
+        bb_counts[QB_TRAIN_TEXT_BYTES], device[QB_TRAIN_TEXT_BYTES];
     unsigned arch; /* row of qb_archs */
     qb_config model;
     unsigned init; /* qb_init_kind */

@@ -1,0 +1,392 @@
+/* train/loop.c - see loop.h. */
+#include "train/loop.h"
+
+#include "core/interrupt.h"
+#include "core/memory.h"
+#include "core/progress.h"
+#include "train/metrics_log.h"
+#include "train/saver.h"
+#include "train/trainer.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct loop {
+    const qb_loop_options *options;
+    qb_train_config *config;
+    qb_trainer *trainer;
+    qb_saver *saver;
+    qb_metrics_log *log;
+    int32_t *tokens;              /* (batch, context + 1), or of an evaluation's pass */
+    uint64_t n_steps, saved_step; /* saved: a checkpoint is there or on its way */
+    double begun_s, earlier_s;    /* this process's start; seconds of those before it */
+    double busy_s;                /* in steps since the last line of the log */
+    uint64_t busy_steps;
+    qb_run_state state;
+    qb_loop_seen seen;
+    qb_progress progress;
+    char detail[128];
+} loop;
+
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* ---- the trainer ---- */
+
+/* Divisors of batch, so that every pass is full. */
+static size_t smaller_divisor(size_t batch, size_t than)
+{
+    size_t d = than - 1;
+    while (batch % d) d--;
+    return d;
+}
+
+static qb_status create_trainer(loop *l, size_t micro_batch)
+{
+    const qb_train_config *c = l->config;
+    const qb_trainer_options options = {
+        .device = l->options->device,
+        .micro_batch = micro_batch,
+        .context = c->model.context,
+        .optimizer = &qb_optimizers[c->optimizer],
+        .settings = c->settings,
+        .rotation = {.kind = (qb_rotation_kind)c->rotation,
+                     .block_elems = c->rotation_block,
+                     .both_axes = c->rotate_both,
+                     .seed = c->seed},
+        .clip = c->clip,
+        .full_f32 = c->precision == QB_PRECISION_F32,
+        .recompute = c->recompute,
+        .deterministic = c->deterministic,
+        .n_threads = c->threads,
+    };
+    return qb_trainer_create(&c->model, &options, &l->trainer);
+}
+
+/* Where the configuration leaves it open: what keeps a processor's caches and a GPU busy, and less
+ * where memory does not suffice. */
+static qb_status choose_micro_batch(loop *l)
+{
+    qb_train_config *c = l->config;
+    size_t tokens = !strcmp(l->options->device, "cpu") ? 4096 : 131072;
+    size_t most = tokens / c->model.context, micro_batch = c->batch;
+    if (micro_batch > most) micro_batch = smaller_divisor(c->batch, most ? most + 1 : 2);
+    for (;;) {
+        qb_status status = create_trainer(l, micro_batch);
+        if (status != QB_ERR_MEMORY || micro_batch == 1) {
+            if (status == QB_OK) c->micro_batch = micro_batch;
+            return status;
+        }
+        micro_batch = smaller_divisor(c->batch, micro_batch);
+    }
+}
+
+static qb_status draw_weights(loop *l)
+{
+    const qb_params *params = qb_trainer_params(l->trainer);
+    float *weights;
+    QB_TRY(QB_NEW_ZERO(&weights, params->n_elems, "weights"));
+    qb_params_init(params, (qb_init_kind)l->config->init, l->config->seed, weights);
+    qb_status status = qb_trainer_set_weights(l->trainer, weights);
+    qb_free(weights);
+    return status;
+}
+
+static qb_status load_checkpoint(loop *l, const qb_checkpoint *from)
+{
+    size_t n_elems = qb_trainer_params(l->trainer)->n_elems;
+    size_t n_buffers = 1 + qb_optimizers[l->config->optimizer].n_states;
+    if (from->n_elems != n_elems || from->n_buffers != n_buffers)
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found %zu buffers of %zu numbers, expected %zu of %zu",
+                       from->file.path, from->n_buffers, from->n_elems, n_buffers, n_elems);
+    QB_TRY(qb_trainer_set_weights(l->trainer, from->buffers[0]));
+    for (size_t i = 1; i < n_buffers; i++)
+        QB_TRY(qb_trainer_set_state(l->trainer, i - 1, from->buffers[i]));
+    l->state = from->state;
+    l->saved_step = from->state.step;
+    return QB_OK;
+}
+
+/* ---- what is reported ---- */
+
+static double perplexity(double loss)
+{
+    return loss < 100 ? exp(loss) : INFINITY;
+}
+
+static void keep_loss(qb_run_state *s, double loss)
+{
+    if (s->n_losses == QB_LOSS_TAIL)
+        memmove(s->losses, s->losses + 1, --s->n_losses * sizeof *s->losses);
+    s->losses[s->n_losses++] = loss;
+}
+
+/* Over the last log_every steps, as far as they are remembered. */
+static double mean_loss(const qb_run_state *s, size_t log_every)
+{
+    size_t n = log_every < s->n_losses ? log_every : s->n_losses;
+    double sum = 0;
+    for (size_t i = s->n_losses - n; i < s->n_losses; i++) sum += s->losses[i];
+    return n ? sum / (double)n : NAN;
+}
+
+static void show_progress(loop *l)
+{
+    const qb_loop_seen *s = &l->seen;
+    char mfu[32] = "";
+    if (isfinite(s->mfu)) snprintf(mfu, sizeof mfu, ", MFU %.0f %%", 100 * s->mfu);
+    bool mega = s->tok_per_s >= 1e6;
+    snprintf(l->detail, sizeof l->detail, "step %llu, loss %.3f, lr %.1e, %.*f %stok/s%s, %.0f MB",
+             (unsigned long long)s->step, s->loss, s->lr, mega ? 2 : 1,
+             s->tok_per_s / (mega ? 1e6 : 1e3), mega ? "M" : "k", mfu,
+             (double)s->memory_bytes / 1e6);
+    l->progress.detail = l->detail;
+    qb_progress_update(&l->progress, (size_t)s->step);
+}
+
+static void see_step(loop *l, const qb_step_stats *stats, double lr)
+{
+    double tokens = (double)l->config->batch * (double)l->config->model.context;
+    double rate = (double)l->busy_steps / l->busy_s, peak = l->options->peak.tflops * 1e12;
+    qb_loop_seen *s = &l->seen;
+    s->step = l->state.step;
+    s->loss = mean_loss(&l->state, l->config->log_every);
+    s->lr = lr;
+    s->grad_norm = stats->grad_norm;
+    s->tok_per_s = tokens * rate;
+    s->mfu = peak > 0 ? qb_trainer_flops(l->trainer, l->config->batch) * rate / peak : NAN;
+    s->seconds = l->state.seconds = l->earlier_s + seconds_now() - l->begun_s;
+}
+
+static qb_status log_step(loop *l, double loss)
+{
+    const qb_loop_seen *s = &l->seen;
+    const qb_metric metrics[] = {
+        {"loss", loss},
+        {"loss_mean", s->loss},
+        {"lr", s->lr},
+        {"grad_norm", s->grad_norm},
+        {"tokens", (double)l->state.windows * (double)l->config->model.context},
+        {"tok_per_s", s->tok_per_s},
+        {"mfu", s->mfu},
+        {"memory_bytes", (double)s->memory_bytes},
+        {"seconds", s->seconds},
+    };
+    QB_TRY(qb_metrics_log_write(l->log, "train", l->state.step, metrics, QB_COUNT(metrics)));
+    l->busy_s = 0;
+    l->busy_steps = 0;
+    return QB_OK;
+}
+
+/* ---- evaluation ---- */
+
+static qb_status validation_loss(loop *l, double *loss)
+{
+    const qb_batches *valid = l->options->valid;
+    uint64_t there = qb_batches_windows_per_epoch(valid), n = l->config->eval_windows;
+    double sum = 0;
+    if (n > there) n = there;
+    for (uint64_t first = 0; first < n; first += l->config->micro_batch) {
+        size_t now = n - first < l->config->micro_batch ? n - first : l->config->micro_batch;
+        double mean;
+        QB_TRY(qb_interrupt_check());
+        QB_TRY(qb_batches_fill(valid, first, now, l->tokens));
+        QB_TRY(qb_trainer_evaluate(l->trainer, l->tokens, now, &mean));
+        sum += mean * (double)now;
+    }
+    *loss = sum / (double)n;
+    return QB_OK;
+}
+
+static double bits_per_byte(const qb_batches *valid, double loss)
+{
+    uint64_t bytes = qb_batches_text_bytes(valid);
+    return bytes ? loss / M_LN2 * (double)qb_batches_n_tokens(valid) / (double)bytes : NAN;
+}
+
+static qb_status evaluate(loop *l)
+{
+    qb_run_state *state = &l->state;
+    qb_loop_seen *s = &l->seen;
+    QB_TRY(validation_loss(l, &s->valid_loss));
+    s->bits_per_byte = bits_per_byte(l->options->valid, s->valid_loss);
+    s->is_best = isfinite(s->valid_loss) && !(s->valid_loss >= state->best_loss); /* or NaN */
+    state->evaluated_step = state->step;
+    state->valid_loss = s->valid_loss;
+    if (s->is_best) {
+        state->best_loss = s->valid_loss;
+        state->best_step = state->step;
+    }
+    const qb_metric metrics[] = {{"loss", s->valid_loss},
+                                 {"ppl", perplexity(s->valid_loss)},
+                                 {"bits_per_byte", s->bits_per_byte}};
+    QB_TRY(qb_metrics_log_write(l->log, "eval", state->step, metrics, QB_COUNT(metrics)));
+    qb_progress_end(&l->progress);
+    if (l->options->evaluated) l->options->evaluated(l->options->context, s);
+    return QB_OK;
+}
+
+/* ---- when ---- */
+
+static bool every(uint64_t step, size_t n, uint64_t last)
+{
+    return step && (step == last || (n && step % n == 0));
+}
+
+static qb_status save(loop *l, unsigned what)
+{
+    QB_TRY(qb_metrics_log_sync(l->log, &l->state.metrics_bytes, &l->state.events_bytes));
+    QB_TRY(qb_saver_start(l->saver, what, &l->state));
+    if (what & QB_SAVE_CHECKPOINT) l->saved_step = l->state.step;
+    return QB_OK;
+}
+
+/* What is due between two steps. An interrupted evaluation is made up for by the resumed run. */
+static qb_status between_steps(loop *l)
+{
+    const qb_train_config *c = l->config;
+    uint64_t step = l->state.step;
+    unsigned what = 0;
+    if (l->options->valid && l->state.evaluated_step != step &&
+        every(step, c->eval_every, l->n_steps)) {
+        QB_TRY(evaluate(l));
+        if (l->seen.is_best) what |= QB_SAVE_BEST;
+    }
+    if (l->saved_step != step && every(step, c->save_every, l->n_steps)) what |= QB_SAVE_CHECKPOINT;
+    return what ? save(l, what) : QB_OK;
+}
+
+static qb_status fail_not_finite(loop *l, const qb_step_stats *stats)
+{
+    uint64_t *steps;
+    size_t n;
+    char *path = NULL;
+    QB_TRY(qb_saver_wait(l->saver));
+    QB_TRY(qb_checkpoint_list(l->options->folder, &steps, &n));
+    qb_status status = n ? qb_checkpoint_path(l->options->folder, steps[0], &path) : QB_OK;
+    if (status == QB_OK)
+        status = QB_FAIL(QB_ERR_DEVICE,
+                         "%s: step %llu: found a NaN or infinity in %s, expected finite numbers; "
+                         "last good checkpoint: %s",
+                         l->options->folder, (unsigned long long)l->state.step + 1,
+                         stats->culprit[0] ? stats->culprit : "the loss", path ? path : "none yet");
+    qb_free(path);
+    qb_free(steps);
+    return status;
+}
+
+static qb_status one_step(loop *l)
+{
+    const qb_train_config *c = l->config;
+    qb_run_state *state = &l->state;
+    qb_step_stats stats = {0};
+    double before = seconds_now(), lr = qb_schedule_lr(&c->schedule, state->step + 1, l->n_steps);
+    QB_TRY(qb_batches_fill(l->options->train, state->windows, c->batch, l->tokens));
+    QB_TRY(qb_trainer_step(l->trainer, l->tokens, c->batch, lr, state->step + 1, &stats));
+    if (!stats.finite) return fail_not_finite(l, &stats);
+    l->busy_s += seconds_now() - before;
+    l->busy_steps++;
+    state->step++;
+    state->windows += c->batch;
+    keep_loss(state, stats.loss);
+    see_step(l, &stats, lr);
+    show_progress(l);
+    return every(state->step, c->log_every, l->n_steps) ? log_step(l, stats.loss) : QB_OK;
+}
+
+static bool time_is_up(const loop *l)
+{
+    double limit_s = 60 * l->config->minutes;
+    return limit_s > 0 && seconds_now() - l->begun_s >= limit_s;
+}
+
+static qb_status stop_early(loop *l)
+{
+    if (l->saved_step != l->state.step) QB_TRY(save(l, QB_SAVE_CHECKPOINT));
+    return qb_saver_wait(l->saver);
+}
+
+static qb_status run_steps(loop *l, qb_loop_end *end)
+{
+    *end = QB_LOOP_DONE;
+    for (;;) {
+        qb_status status = between_steps(l);
+        if (status != QB_OK && status != QB_ERR_INTERRUPTED) return status;
+        if (status == QB_ERR_INTERRUPTED || (qb_interrupted() && l->state.step < l->n_steps)) {
+            QB_TRY(stop_early(l));
+            return QB_FAIL(QB_ERR_INTERRUPTED,
+                           "%s: interrupted after step %llu of %llu and saved; to go on: qbench "
+                           "train --resume %s",
+                           l->options->folder, (unsigned long long)l->state.step,
+                           (unsigned long long)l->n_steps, l->options->folder);
+        }
+        if (l->state.step >= l->n_steps) return qb_saver_wait(l->saver);
+        if (time_is_up(l)) {
+            *end = QB_LOOP_TIME_UP;
+            return stop_early(l);
+        }
+        QB_TRY(one_step(l));
+    }
+}
+
+/* ---- the whole ---- */
+
+static qb_status prepare(loop *l)
+{
+    const qb_loop_options *o = l->options;
+    qb_train_config *c = l->config;
+    l->state = (qb_run_state){.valid_loss = NAN, .best_loss = NAN};
+    l->saved_step = UINT64_MAX;
+    l->n_steps = qb_train_config_n_steps(c);
+    QB_TRY(c->micro_batch ? create_trainer(l, c->micro_batch) : choose_micro_batch(l));
+    QB_TRY(o->from ? load_checkpoint(l, o->from) : draw_weights(l));
+    snprintf(l->state.data_sha256, sizeof l->state.data_sha256, "%s", qb_batches_sha256(o->train));
+    QB_TRY(QB_NEW(&l->tokens, c->batch * (c->model.context + 1), "tokens of a step"));
+    QB_TRY(qb_saver_create(o->folder, c, l->trainer, o->tokenizer, &l->saver));
+    QB_TRY(qb_metrics_log_open(o->folder, c->tensorboard, l->state.metrics_bytes,
+                               c->tensorboard ? l->state.events_bytes : 0, &l->log));
+    l->seen = (qb_loop_seen){.step = l->state.step,
+                             .n_steps = l->n_steps,
+                             .loss = mean_loss(&l->state, c->log_every),
+                             .lr = NAN,
+                             .grad_norm = NAN,
+                             .tok_per_s = NAN,
+                             .mfu = NAN,
+                             .valid_loss = l->state.valid_loss,
+                             .bits_per_byte = NAN,
+                             .seconds = l->state.seconds,
+                             .memory_bytes = qb_trainer_memory_bytes(l->trainer)};
+    l->earlier_s = l->state.seconds;
+    l->begun_s = seconds_now();
+    return QB_OK;
+}
+
+static void clean_up(loop *l)
+{
+    qb_saver_destroy(l->saver);
+    qb_metrics_log_close(l->log);
+    qb_trainer_destroy(l->trainer);
+    qb_free(l->tokens);
+}
+
+qb_status qb_loop_run(const qb_loop_options *options, qb_train_config *config, qb_loop_result *out)
+{
+    loop l = {.options = options, .config = config};
+    qb_status status = prepare(&l);
+    if (status == QB_OK) {
+        l.progress = qb_progress_begin("train", (size_t)l.n_steps);
+        l.progress.first = l.progress.done = (size_t)l.state.step;
+        status = run_steps(&l, &out->end);
+        qb_progress_end(&l.progress);
+    }
+    out->state = l.state;
+    out->seen = l.seen;
+    clean_up(&l);
+    return status;
+}

@@ -1,0 +1,169 @@
+/* train/saver.c - see saver.h. */
+#include "train/saver.h"
+
+#include "core/interrupt.h"
+#include "core/json.h"
+#include "core/memory.h"
+#include "model/model_bin.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+
+struct qb_saver {
+    const char *folder;
+    qb_train_config config;
+    qb_trainer *trainer;
+    const qb_tokenizer *tokenizer;
+    size_t n_elems, n_buffers;
+    float *buffers[QB_CHECKPOINT_MAX_BUFFERS]; /* the snapshot */
+    /* of the thread, while one runs */
+    pthread_t thread;
+    bool running;
+    unsigned what;
+    qb_run_state state;
+    qb_status status;
+    char message[1024];
+};
+
+qb_status qb_train_record(const qb_train_config *config, const qb_run_state *state, json_t **out)
+{
+    json_t *all;
+    QB_TRY(qb_train_config_to_json(config, &all));
+    size_t mark = qb_json_mark();
+    uint64_t tokens = state->windows * config->model.context;
+    double loss = state->n_losses ? state->losses[state->n_losses - 1] : -1;
+    json_t *record = json_pack(
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:f, s:I, s:o, s:o, s:s, s:o}", "optimizer",
+        qb_optimizers[config->optimizer].name, "softmax", qb_softmax_names[config->model.softmax],
+        "norm", qb_norm_names[config->model.norm], "tokens", (json_int_t)tokens, "steps",
+        (json_int_t)state->step, "seed", (json_int_t)config->seed, "lr", config->schedule.peak,
+        "batch", (json_int_t)config->batch, "loss", state->n_losses ? json_real(loss) : json_null(),
+        "valid_loss", qb_json_real(state->valid_loss), "data_sha256", state->data_sha256, "config",
+        all);
+    qb_status status = qb_json_check_memory(mark, "training record");
+    if (status == QB_OK && !record)
+        status = QB_FAIL(QB_ERR_FORMAT, "training record: a text is no UTF-8");
+    if (status != QB_OK)
+        json_decref(record);
+    else
+        *out = record;
+    return status;
+}
+
+/* ---- in the thread ---- */
+
+static qb_status write_model(const qb_saver *s, const char *name)
+{
+    qb_model *model;
+    char *path;
+    QB_TRY(
+        qb_params_to_model(qb_trainer_params(s->trainer), s->buffers[0], s->config.name, &model));
+    qb_status status = qb_train_record(&s->config, &s->state, &model->training);
+    if (status == QB_OK) status = qb_path_join(s->folder, name, &path);
+    if (status == QB_OK) {
+        model->tokenizer = (qb_tokenizer *)s->tokenizer; /* lent: a model only reads it */
+        status = qb_model_bin_write(model, path, &(qb_model_bin_options){.n_threads = 1});
+        model->tokenizer = NULL;
+        qb_free(path);
+    }
+    qb_model_close(model);
+    return status;
+}
+
+static qb_status write_files(const qb_saver *s)
+{
+    if (s->what & QB_SAVE_BEST) QB_TRY(write_model(s, "best.bin"));
+    if (!(s->what & QB_SAVE_CHECKPOINT)) return QB_OK;
+    QB_TRY(write_model(s, "model.bin"));
+    QB_TRY(qb_checkpoint_write(s->folder, &s->config, &s->state, (const float *const *)s->buffers,
+                               s->n_buffers, s->n_elems));
+    return qb_checkpoint_prune(s->folder, s->config.keep);
+}
+
+static void *run(void *argument)
+{
+    qb_saver *s = argument;
+    qb_interrupt_ignore_here(true);
+    s->status = write_files(s);
+    if (s->status != QB_OK) /* messages are a thread's own */
+        snprintf(s->message, sizeof s->message, "%s", qb_error_message());
+    return NULL;
+}
+
+/* Signals are for the thread that trains. */
+static int start_thread(qb_saver *s)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&s->thread, NULL, run, s);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+/* ---- in the caller's thread ---- */
+
+qb_status qb_saver_create(const char *folder, const qb_train_config *config, qb_trainer *trainer,
+                          const qb_tokenizer *tokenizer, qb_saver **out)
+{
+    qb_saver *s;
+    QB_TRY(QB_NEW_ZERO(&s, 1, "saver"));
+    s->folder = folder;
+    s->config = *config;
+    s->trainer = trainer;
+    s->tokenizer = tokenizer;
+    s->n_elems = qb_trainer_params(trainer)->n_elems;
+    s->n_buffers = 1 + qb_optimizers[config->optimizer].n_states;
+    qb_status status = QB_OK;
+    for (size_t i = 0; i < s->n_buffers && status == QB_OK; i++)
+        status = QB_NEW(&s->buffers[i], s->n_elems, "snapshot");
+    if (status != QB_OK)
+        qb_saver_destroy(s);
+    else
+        *out = s;
+    return status;
+}
+
+qb_status qb_saver_wait(qb_saver *s)
+{
+    if (!s->running) return QB_OK;
+    pthread_join(s->thread, NULL);
+    s->running = false;
+    return s->status == QB_OK ? QB_OK : QB_FAIL(s->status, "%s", s->message);
+}
+
+static qb_status take_snapshot(qb_saver *s)
+{
+    QB_TRY(qb_trainer_get_weights(s->trainer, s->buffers[0]));
+    if (!(s->what & QB_SAVE_CHECKPOINT)) return QB_OK;
+    for (size_t i = 1; i < s->n_buffers; i++)
+        QB_TRY(qb_trainer_get_state(s->trainer, i - 1, s->buffers[i]));
+    return QB_OK;
+}
+
+qb_status qb_saver_start(qb_saver *s, unsigned what, const qb_run_state *state)
+{
+    QB_TRY(qb_saver_wait(s));
+    s->what = what;
+    s->state = *state;
+    QB_TRY(take_snapshot(s));
+    int error = start_thread(s);
+    if (error) return QB_FAIL(QB_ERR_MEMORY, "saver: no thread: %s", strerror(error));
+    s->running = true;
+    return QB_OK;
+}
+
+void qb_saver_destroy(qb_saver *s)
+{
+    if (!s) return;
+    if (s->running) pthread_join(s->thread, NULL);
+    for (size_t i = 0; i < QB_CHECKPOINT_MAX_BUFFERS; i++) qb_free(s->buffers[i]);
+    qb_free(s);
+}
+
+size_t qb_saver_memory_bytes(const qb_saver *s)
+{
+    return s->n_buffers * s->n_elems * sizeof(float);
+}
