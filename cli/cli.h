@@ -49,13 +49,14 @@ qb_status qb_cli_find_verb(const char *name, const struct qb_verb **out);
 /* One function a verb. */
 qb_status qb_cmd_run(const qb_cli *cli);
 qb_status qb_cmd_generate(const qb_cli *cli);
-qb_status qb_cmd_train(const qb_cli *cli);
 qb_status qb_cmd_data(const qb_cli *cli);
 qb_status qb_cmd_convert(const qb_cli *cli);
 qb_status qb_cmd_inspect(const qb_cli *cli);
 qb_status qb_cmd_verify(const qb_cli *cli);
 qb_status qb_cmd_tokenize(const qb_cli *cli);
 qb_status qb_cmd_logits(const qb_cli *cli);
+qb_status qb_cmd_train(const qb_cli *cli);
+qb_status qb_cmd_presets(const qb_cli *cli);
 qb_status qb_cmd_kernels(const qb_cli *cli);
 qb_status qb_cmd_help(const qb_cli *cli);
 qb_status qb_cmd_version(const qb_cli *cli);

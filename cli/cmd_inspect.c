@@ -7,6 +7,7 @@
 #include "model/model_bin.h"
 #include "model/tokenizer.h"
 #include "report/format.h"
+#include "train/checkpoint.h"
 #include "train/data/shards.h"
 
 #include <math.h>
@@ -294,6 +295,48 @@ static qb_status make_json(const qb_model *model, bool stats, json_t **out)
     return status;
 }
 
+/* ---- checkpoints of training ---- */
+
+static qb_status checkpoint_to_json(const qb_checkpoint *c, json_t **out)
+{
+    json_t *config, *state;
+    QB_TRY(qb_train_config_to_json(&c->config, &config));
+    qb_status status = qb_run_state_to_json(&c->state, &state);
+    if (status != QB_OK) {
+        json_decref(config);
+        return status;
+    }
+    *out = json_pack("{s:s, s:o, s:s, s:I, s:I, s:I, s:o, s:o}", "schema", "qbench.inspect/1",
+                     "path", text_to_json(c->file.path), "format", "checkpoint", "bytes",
+                     (json_int_t)c->file.bytes, "buffers", (json_int_t)c->n_buffers, "buffer_elems",
+                     (json_int_t)c->n_elems, "config", config, "state", state);
+    return *out ? QB_OK : QB_FAIL(QB_ERR_MEMORY, "inspect: no memory for JSON");
+}
+
+static void print_checkpoint(const qb_checkpoint *c, const json_t *root)
+{
+    print_line("file", c->file.path);
+    print_line("format", "checkpoint of qbench train");
+    print_count("size", (int64_t)c->file.bytes, " bytes");
+    print_count("buffers", (int64_t)c->n_buffers, " (weights, optimiser states)");
+    print_count("  numbers each", (int64_t)c->n_elems, "");
+    print_record("state", json_object_get(root, "state"));
+    print_record("configuration", json_object_get(root, "config"));
+}
+
+static qb_status inspect_checkpoint(const char *path, const char *json_path)
+{
+    qb_checkpoint c;
+    json_t *root = NULL;
+    QB_TRY(qb_checkpoint_open(path, &c));
+    qb_status status = checkpoint_to_json(&c, &root);
+    if (status == QB_OK && json_path) status = qb_cli_emit_json(json_path, root, "inspect");
+    if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_checkpoint(&c, root);
+    json_decref(root);
+    qb_checkpoint_close(&c);
+    return status;
+}
+
 /* ---- token shards ---- */
 
 static json_t *shard_to_json(const char *path, const qb_shard *s)
@@ -339,11 +382,14 @@ qb_status qb_cmd_inspect(const qb_cli *cli)
 {
     bool stats = qb_cli_flag(cli, "stats");
     const char *json_path = qb_cli_string(cli, "json");
-    bool is_shard;
-    QB_TRY(qb_shard_recognise(qb_cli_arg(cli, 0), &is_shard));
-    if (is_shard) return inspect_shard(qb_cli_arg(cli, 0), json_path);
+    const char *path = qb_cli_arg(cli, 0);
+    bool is_shard, is_checkpoint;
+    QB_TRY(qb_shard_recognise(path, &is_shard));
+    if (is_shard) return inspect_shard(path, json_path);
+    QB_TRY(qb_checkpoint_recognise(path, &is_checkpoint));
+    if (is_checkpoint) return inspect_checkpoint(path, json_path);
     qb_model *model;
-    QB_TRY(qb_model_open(qb_cli_arg(cli, 0), &model));
+    QB_TRY(qb_model_open(path, &model));
     json_t *root = NULL;
     qb_status status = make_json(model, stats, &root);
     if (status == QB_OK && json_path) status = qb_cli_emit_json(json_path, root, "inspect");

@@ -1,41 +1,251 @@
-/* cli/cmd_train.c - qbench train. */
+/* cli/cmd_train.c - qbench train: starts a run or goes on with one. */
 #include "cli/cli.h"
-#include "core/json.h"
-#include "core/memory.h"
-#include "train/replay.h"
 
+#include "cli/prepare.h"
+#include "core/json.h"
+#include "infer/engine.h"
+#include "report/format.h"
+#include "train/loop.h"
+#include "train/presets.h"
+#include "train/replay.h"
+#include "train/run_data.h"
+#include "train/run_folder.h"
+
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
-static qb_status emit_replay(const qb_cli *cli, const qb_replay_result *result)
+/* Everything that a run needs, as it is opened. */
+typedef struct train {
+    const qb_cli *cli;
+    bool resumed;
+    qb_train_config config;
+    qb_run_folder folder;
+    qb_checkpoint from; /* file.path NULL = from the start */
+    qb_run_data data;
+    char device[32];
+    qb_peak peak;
+    bool header_printed;
+} train;
+
+/* ---- the configuration ---- */
+
+static qb_status read_config_file(const char *path, qb_train_config *config)
 {
-    json_t *o;
-    char *text = NULL;
-    QB_TRY(qb_replay_to_json(result, &o));
-    qb_status status = qb_json_dump(o, JSON_REAL_PRECISION(17), "replay", &text);
-    json_decref(o);
-    if (status == QB_OK) status = qb_cli_emit(qb_cli_string(cli, "out"), text, strlen(text));
-    qb_library_free(text);
-    return status;
+    json_t *object;
+    QB_TRY(qb_json_read_file(path, 1 << 20, &object));
+    qb_status status = qb_train_config_merge(config, object);
+    json_decref(object);
+    return status == QB_OK ? status : qb_error_prefix(status, path);
 }
 
-static qb_status replay(const qb_cli *cli)
+static qb_status apply_flags(train *t)
 {
-    const qb_replay_options options = {.softmax = qb_cli_string(cli, "softmax"),
-                                       .optimizer = qb_cli_string(cli, "optimizer"),
-                                       .norm = qb_cli_string(cli, "norm"),
-                                       .lr = qb_cli_double(cli, "lr"),
-                                       .device = qb_cli_string(cli, "device"),
-                                       .n_threads = qb_cli_size(cli, "threads")};
+    for (const qb_train_key *key = qb_train_keys; key->name; key++)
+        if (qb_cli_is_set(t->cli, key->name))
+            QB_TRY(qb_train_config_set(&t->config, key->name, qb_cli_string(t->cli, key->name)));
+    return QB_OK;
+}
+
+static qb_status begin_new(train *t)
+{
+    const char *preset = qb_cli_string(t->cli, "preset"), *file = qb_cli_string(t->cli, "config");
+    const char *out = qb_cli_string(t->cli, "out");
+    if (!out) return QB_FAIL(QB_ERR_USAGE, "--out: not given, expected a folder for the run");
+    qb_train_config_init(&t->config);
+    if (preset) QB_TRY(qb_preset_apply(preset, &t->config));
+    if (file) QB_TRY(read_config_file(file, &t->config));
+    QB_TRY(apply_flags(t));
+    QB_TRY(qb_run_data_open(&t->config, &t->data));
+    QB_TRY(qb_train_config_resolve(&t->config, t->data.vocab));
+    return qb_run_folder_open(out, true, &t->folder);
+}
+
+static qb_status check_resumed(const train *t, const qb_train_config *stored)
+{
+    uint64_t n_steps = qb_train_config_n_steps(&t->config);
+    QB_TRY(qb_train_config_check_same(stored, &t->config));
+    if (n_steps < t->from.state.step)
+        return QB_FAIL(QB_ERR_USAGE,
+                       "--steps: found %llu, expected at least the %llu that are done",
+                       (unsigned long long)n_steps, (unsigned long long)t->from.state.step);
+    if (t->from.file.path && strcmp(t->from.state.data_sha256, qb_batches_sha256(t->data.train)))
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: the data are others than the run was begun with: found "
+                       "%.12s..., expected %.12s...",
+                       t->config.data, qb_batches_sha256(t->data.train), t->from.state.data_sha256);
+    return QB_OK;
+}
+
+static qb_status begin_resumed(train *t, const char *path)
+{
+    static const char *const others[] = {"preset", "config", "out"};
+    size_t n_broken;
+    for (size_t i = 0; i < QB_COUNT(others); i++)
+        if (qb_cli_is_set(t->cli, others[i]))
+            return QB_FAIL(QB_ERR_USAGE, "--%s: found together with --resume, expected one of them",
+                           others[i]);
+    t->resumed = true;
+    QB_TRY(qb_run_folder_open(path, false, &t->folder));
+    QB_TRY(qb_run_folder_resume(&t->folder, &t->config, &t->from, &n_broken));
+    if (n_broken)
+        qb_cli_note(t->cli, "%s: %zu newer checkpoint%s cannot be read: %s", path, n_broken,
+                    n_broken > 1 ? "s" : "", qb_error_message());
+    QB_TRY(qb_train_config_resolve(&t->config, 0));
+    qb_train_config stored = t->config;
+    QB_TRY(apply_flags(t));
+    QB_TRY(qb_run_data_open(&t->config, &t->data));
+    QB_TRY(qb_train_config_resolve(&t->config, t->data.vocab));
+    return check_resumed(t, &stored);
+}
+
+/* ---- the device ---- */
+
+static qb_status choose_device(train *t)
+{
+    qb_device device;
+    const char *note;
+    QB_TRY(qb_device_find(t->config.device, &device, &note));
+    if (note) qb_cli_note(t->cli, "no GPU is used: %s", note);
+    const char *backend = qb_device_backend_name(&device);
+    if (!strcmp(backend, "cpu"))
+        snprintf(t->device, sizeof t->device, "cpu");
+    else
+        snprintf(t->device, sizeof t->device, "%.20s:%d", backend, device.index);
+    return QB_OK;
+}
+
+/* ---- what is printed ---- */
+
+static void print_start(const train *t)
+{
+    const qb_train_config *c = &t->config;
+    char params[QB_FORMAT_BYTES], steps[QB_FORMAT_BYTES];
+    qb_format_count((int64_t)qb_config_n_params(&c->model), params);
+    qb_format_count((int64_t)qb_train_config_n_steps(c), steps);
+    qb_cli_note(t->cli, "%s: %s parameters, %s, %s; %s steps of %zu windows of %zu; %s",
+                c->name[0] ? c->name : c->model.arch->name, params,
+                qb_softmax_names[c->model.softmax], qb_optimizers[c->optimizer].name, steps,
+                c->batch, c->model.context, t->device);
+    if (t->peak.tflops > 0)
+        qb_cli_note(t->cli, "MFU is the share of %.3g TFLOP/s (%s)", t->peak.tflops,
+                    t->peak.source);
+    if (!t->data.valid)
+        qb_cli_note(t->cli, "%s: no validation shards (valid*.qbs), so nothing is evaluated",
+                    c->data);
+    if (!t->data.tokenizer && c->task == QB_TASK_TEXT)
+        qb_cli_note(t->cli, "%s: no tokenizer.json, so the model gets no tokenizer", c->data);
+    if (t->from.file.path)
+        qb_cli_note(t->cli, "going on after step %llu", (unsigned long long)t->from.state.step);
+}
+
+static void print_cell(int width, int precision, double value)
+{
+    if (isfinite(value))
+        printf(" %*.*f", width, precision, value);
+    else
+        printf(" %*s", width, "-");
+}
+
+static void print_evaluation(void *context, const qb_loop_seen *s)
+{
+    train *t = context;
+    if (!t->header_printed)
+        printf("%10s %9s %9s %10s %9s %10s\n", "step", "train", "valid", "ppl", "bits/byte",
+               "tok/s");
+    t->header_printed = true;
+    printf("%10llu", (unsigned long long)s->step);
+    print_cell(9, 4, s->loss);
+    print_cell(9, 4, s->valid_loss);
+    print_cell(10, 3, exp(s->valid_loss));
+    print_cell(9, 4, s->bits_per_byte);
+    print_cell(10, 0, s->tok_per_s);
+    printf("%s\n", s->is_best ? "  best" : "");
+    fflush(stdout);
+}
+
+static void print_end(const train *t, const qb_loop_result *r)
+{
+    const qb_run_state *s = &r->state;
+    uint64_t n_steps = qb_train_config_n_steps(&t->config);
+    printf("%s: %llu of %llu steps, %.1f s", t->folder.path, (unsigned long long)s->step,
+           (unsigned long long)n_steps, s->seconds);
+    if (isfinite(r->seen.loss)) printf(", loss %.4f", r->seen.loss);
+    if (isfinite(s->best_loss))
+        printf(", best %.4f at step %llu", s->best_loss, (unsigned long long)s->best_step);
+    printf("\n");
+    if (r->end == QB_LOOP_TIME_UP)
+        printf("the time is up; to go on: qbench train --resume %s\n", t->folder.path);
+}
+
+/* ---- recorded runs ---- */
+
+static qb_status replay(train *t, const char *path)
+{
+    const char *out = qb_cli_string(t->cli, "out");
+    qb_train_config_init(&t->config);
+    QB_TRY(apply_flags(t));
+    QB_TRY(choose_device(t));
+    bool norm = qb_cli_is_set(t->cli, "norm"), precision = qb_cli_is_set(t->cli, "precision");
+    const qb_replay_options options = {.softmax = qb_softmax_names[t->config.model.softmax],
+                                       .optimizer = qb_optimizers[t->config.optimizer].name,
+                                       .norm = norm ? qb_norm_names[t->config.model.norm] : NULL,
+                                       .lr = t->config.schedule.peak,
+                                       .device = t->device,
+                                       .full_f32 =
+                                           !precision || t->config.precision == QB_PRECISION_F32,
+                                       .recompute = t->config.recompute,
+                                       .micro_batch = t->config.micro_batch,
+                                       .n_threads = t->config.threads};
     qb_replay_result result;
-    QB_TRY(qb_replay_run(qb_cli_string(cli, "replay"), &options, &result));
-    qb_status status = emit_replay(cli, &result);
+    json_t *json;
+    QB_TRY(qb_replay_run(path, &options, &result));
+    qb_status status = qb_replay_to_json(&result, &json);
+    if (status == QB_OK) {
+        status = qb_cli_emit_json(out ? out : "-", json, "replay");
+        json_decref(json);
+    }
     qb_replay_result_deinit(&result);
     return status;
 }
 
+/* ---- the verb ---- */
+
+static qb_status run(train *t)
+{
+    const qb_loop_options options = {.folder = t->folder.path,
+                                     .device = t->device,
+                                     .from = t->from.file.path ? &t->from : NULL,
+                                     .train = t->data.train,
+                                     .valid = t->data.valid,
+                                     .tokenizer = t->data.tokenizer,
+                                     .peak = t->peak,
+                                     .evaluated = print_evaluation,
+                                     .context = t};
+    qb_loop_result result;
+    QB_TRY(qb_loop_run(&options, &t->config, &result));
+    print_end(t, &result);
+    return QB_OK;
+}
+
+static qb_status begin_and_run(train *t)
+{
+    const char *resume = qb_cli_string(t->cli, "resume");
+    QB_TRY(resume ? begin_resumed(t, resume) : begin_new(t));
+    QB_TRY(choose_device(t));
+    QB_TRY(qb_peak_find(t->device, t->config.peak_tflops, t->config.threads, &t->peak));
+    QB_TRY(qb_run_folder_write_config(&t->folder, &t->config));
+    print_start(t);
+    return run(t);
+}
+
 qb_status qb_cmd_train(const qb_cli *cli)
 {
-    if (!qb_cli_is_set(cli, "replay"))
-        return QB_FAIL(QB_ERR_USAGE, "train: --replay FILE is needed");
-    return replay(cli);
+    train t = {.cli = cli, .folder = {.fd = -1}};
+    const char *recorded = qb_cli_string(cli, "replay");
+    qb_status status = recorded ? replay(&t, recorded) : begin_and_run(&t);
+    qb_checkpoint_close(&t.from);
+    qb_run_data_close(&t.data);
+    qb_run_folder_close(&t.folder);
+    return status;
 }

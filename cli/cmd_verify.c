@@ -1,7 +1,9 @@
-/* cli/cmd_verify.c - qbench verify: every checksum and rule of model files and token shards. */
+/* cli/cmd_verify.c - qbench verify: every checksum and rule of model files, token shards and
+ * checkpoints of training. */
 #include "cli/cli.h"
 
 #include "model/model_bin.h"
+#include "train/checkpoint.h"
 #include "train/data/shards.h"
 
 #include <inttypes.h>
@@ -36,12 +38,25 @@ static void print_ok(const char *path, size_t n_tensors, const char *format, siz
     printf("%s: ok, %zu tensors, %s, %zu bytes\n", path, n_tensors, format, bytes);
 }
 
+static qb_status verify_checkpoint(const char *path)
+{
+    qb_checkpoint checkpoint;
+    QB_TRY(qb_checkpoint_open(path, &checkpoint));
+    printf("%s: ok, checkpoint, step %" PRIu64 ", %zu bytes\n", path, checkpoint.state.step,
+           checkpoint.file.bytes);
+    qb_checkpoint_close(&checkpoint);
+    return QB_OK;
+}
+
 static qb_status verify(const char *path)
 {
     size_t n_tensors, bytes;
     bool is_shard;
     QB_TRY(qb_shard_recognise(path, &is_shard));
     if (is_shard) return verify_shard(path);
+    bool is_checkpoint;
+    QB_TRY(qb_checkpoint_recognise(path, &is_checkpoint));
+    if (is_checkpoint) return verify_checkpoint(path);
     QB_TRY(bytes_of_model_bin(path, &bytes));
     if (bytes) {
         QB_TRY(qb_model_bin_verify(path, &n_tensors));

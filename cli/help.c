@@ -36,8 +36,9 @@ static void option_left_column(const qb_option *option, char *text, size_t capac
 {
     char letter[8] = "    ";
     if (option->letter) snprintf(letter, sizeof letter, "-%c, ", option->letter);
-    snprintf(text, capacity, "%s--%s%s%s", letter, option->name, option->value ? " " : "",
-             option->value ? option->value : "");
+    const char *value = option->value ? option->value : "";
+    if (option->kind == QB_OPTION_SWITCH) value = "[=off]";
+    snprintf(text, capacity, "%s--%s%s%s", letter, option->name, option->value ? " " : "", value);
 }
 
 /* The help line, the allowed words, the default. */
@@ -141,6 +142,7 @@ static void print_man_option(const qb_option *option)
         print_roff(option->value);
         printf("\\fR");
     }
+    if (option->kind == QB_OPTION_SWITCH) printf("\\fR[=off]");
     putchar('\n');
     option_help(option, text, sizeof text);
     print_roff_line("", text);

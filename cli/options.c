@@ -5,7 +5,7 @@
 #include "infer/protocols.h"
 #include "model/arch.h"
 #include "quant/schemes.h"
-#include "train/optimizers.h"
+#include "train/config.h"
 
 #include <string.h>
 
@@ -27,13 +27,6 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench generate model.bin --prompt \"Once upon a time\"",
          "qbench generate --scheme zeropoint4 --temp 0 --max-tokens 64 --prompt \"The sea\" model.bin"},
         1, 1, qb_cmd_generate},
-    [QB_VERB_TRAIN] = {"train", "",
-        "train a model",
-        "--replay repeats a recorded run (its start, tokens and bases) and writes the losses and how "
-        "far the gradients of the first step are from the record's.",
-        {"qbench train --replay golden.safetensors --softmax softmax1 --optimizer orthoadam",
-         "qbench train --replay golden.safetensors --norm rmsnorm_s --lr 1e-3 --out r.json"},
-        0, 0, qb_cmd_train},
     [QB_VERB_DATA] = {"data", "TEXT...",
         "texts to token shards, for training",
         "Reads each TEXT (plain, .gz, .xz, JSON lines), encodes its documents on all threads and "
@@ -80,6 +73,24 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench logits --tokens in.safetensors --out out.safetensors model.bin",
          "qbench logits --scheme coarse --tokens in.safetensors --out out.safetensors model.bin"},
         1, 1, qb_cmd_logits},
+    [QB_VERB_TRAIN] = {"train", "",
+        "train a model, from a preset, a configuration file or flags",
+        "Starts a run in the folder --out, or goes on with one (--resume). A preset is read first, "
+        "then --config, then the flags: any key of a configuration is one (docs/training.md). "
+        "Evaluations go to standard output, progress to standard error, all figures to "
+        "metrics.jsonl. Ctrl-C finishes the step and saves. --replay repeats a recorded run (its "
+        "start, tokens and bases) and writes the losses and how far the gradients of the first "
+        "step are from the record's.",
+        {"qbench train --preset gpt2-1m --data shards --out run",
+         "qbench train --resume run --steps 4000"},
+        0, 0, qb_cmd_train},
+    [QB_VERB_PRESETS] = {"presets", "[NAME]",
+        "every preset of qbench train, or the configuration of one",
+        "Without NAME: a line for each preset. With NAME: its whole configuration as JSON, as "
+        "train --config takes it.",
+        {"qbench presets",
+         "qbench presets bb-1l > mine.json"},
+        0, 1, qb_cmd_presets},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",
         "Lists the implementations of each operation, best first, the processor's and the GPU's. The "
@@ -126,11 +137,6 @@ WORDS(shells, "bash")
 static const char *softmaxes(size_t i)
 {
     return i < QB_SOFTMAX_COUNT ? qb_softmax_names[i] : NULL;
-}
-
-static const char *optimizers(size_t i)
-{
-    return qb_optimizers[i].name;
 }
 
 static const char *protocols(size_t i)
@@ -234,21 +240,6 @@ const qb_option qb_options[] = {
         "the model's name for display (default: that of IN)", NULL},
     {"softmax", 0, QB_OPTION_STRING, ON(CONVERT), "KIND", NULL, 0, 0,
         "for experiments, change the attention of IN", softmaxes},
-    /* train */
-    {"replay", 0, QB_OPTION_STRING, ON(TRAIN), "FILE", NULL, 0, 0,
-        "repeat this recorded run (safetensors)", NULL},
-    {"softmax", 0, QB_OPTION_STRING, ON(TRAIN), "KIND", "softmax", 0, 0,
-        "attention's softmax", softmaxes},
-    {"optimizer", 0, QB_OPTION_STRING, ON(TRAIN), "NAME", "adam", 0, 0, "optimiser", optimizers},
-    {"norm", 0, QB_OPTION_STRING, ON(TRAIN), "KIND", NULL, 0, 0,
-        "norm (default: the record's)", NULL},
-    {"lr", 0, QB_OPTION_DOUBLE, ON(TRAIN), "X", NULL, 0, 1000,
-        "learning rate (default: the optimiser's)", NULL},
-    {"device", 0, QB_OPTION_STRING, ON(TRAIN), "DEVICE", "cpu", 0, 0, "where to train", devices},
-    {"threads", 't', QB_OPTION_SIZE, ON(TRAIN), "N", NULL, 1, 256,
-        "threads (default: the processors that this process may use)", NULL},
-    {"out", 'o', QB_OPTION_STRING, ON(TRAIN), "FILE|-", "-", 0, 0,
-        "where the JSON of --replay goes", NULL},
     /* inspect */
     {"stats", 0, QB_OPTION_FLAG, ON(INSPECT), NULL, NULL, 0, 0,
         "smallest, largest and largest absolute value of each tensor", NULL},
@@ -271,6 +262,26 @@ const qb_option qb_options[] = {
         "sampling temperature; 0 always takes the likeliest token", NULL},
     {"top-p", 0, QB_OPTION_DOUBLE, ON(GENERATE), "P", "0.95", 0, 1,
         "sample among the likeliest tokens that together have probability P", NULL},
+    /* train */
+    {"preset", 'p', QB_OPTION_STRING, ON(TRAIN), "NAME", NULL, 0, 0,
+        "start from this preset (see qbench presets)", NULL},
+    {"config", 0, QB_OPTION_STRING, ON(TRAIN), "FILE", NULL, 0, 0,
+        "JSON object of keys and values, on top of the preset", NULL},
+    {"out", 'o', QB_OPTION_STRING, ON(TRAIN), "DIR", NULL, 0, 0,
+        "folder for the new run; of --replay: the file for its JSON (default: -)", NULL},
+    {"resume", 0, QB_OPTION_STRING, ON(TRAIN), "DIR", NULL, 0, 0,
+        "go on with the run in this folder from its last checkpoint", NULL},
+    {"replay", 0, QB_OPTION_STRING, ON(TRAIN), "FILE", NULL, 0, 0,
+        "repeat the recorded run in this file (safetensors) and write the differences", NULL},
+#define KEY_WORD QB_OPTION_STRING
+#define KEY_TEXT QB_OPTION_STRING
+#define KEY_SIZE QB_OPTION_SIZE
+#define KEY_REAL QB_OPTION_DOUBLE
+#define KEY_SWITCH QB_OPTION_SWITCH
+#define X(field, name, kind, use, min, max, default_text, words, value, help)                      \
+    {name, 0, KEY_##kind, ON(TRAIN), value, default_text, min, max, help, words},
+    QB_TRAIN_KEYS(X)
+#undef X
     /* help */
     {"man", 0, QB_OPTION_FLAG, ON(HELP), NULL, NULL, 0, 0, "print the manual page (roff)", NULL},
     {"completion", 0, QB_OPTION_STRING, ON(HELP), "SHELL", NULL, 0, 0,

@@ -14,13 +14,14 @@
 typedef enum qb_verb_id {
     QB_VERB_RUN,
     QB_VERB_GENERATE,
-    QB_VERB_TRAIN,
     QB_VERB_DATA,
     QB_VERB_CONVERT,
     QB_VERB_INSPECT,
     QB_VERB_VERIFY,
     QB_VERB_TOKENIZE,
     QB_VERB_LOGITS,
+    QB_VERB_TRAIN,
+    QB_VERB_PRESETS,
     QB_VERB_KERNELS,
     QB_VERB_HELP,
     QB_VERB_VERSION,
@@ -43,6 +44,7 @@ typedef enum qb_option_kind {
     QB_OPTION_STRING,
     QB_OPTION_SIZE,   /* whole number in [min, max] */
     QB_OPTION_DOUBLE, /* in [min, max] */
+    QB_OPTION_SWITCH, /* --name or --name=on, and --name=off */
     QB_OPTION_LIST,   /* NAME[,NAME...]; a repeated option adds to it */
 } qb_option_kind;
 

@@ -128,6 +128,9 @@ static qb_status check_value(const qb_option *option, const char *text)
         return QB_FAIL(QB_ERR_USAGE,
                        "--%s: out of range: found '%s', expected a number from %g to %g",
                        option->name, text, option->min, option->max);
+    case QB_OPTION_SWITCH:
+        if (!strcmp(text, "on") || !strcmp(text, "off")) return QB_OK;
+        return QB_FAIL(QB_ERR_USAGE, "--%s: found '%s', expected on or off", option->name, text);
     case QB_OPTION_STRING:
     case QB_OPTION_LIST:
         if (!*text && strcmp(option->name, "prompt"))
@@ -215,6 +218,7 @@ static qb_status take_option(qb_cli *cli, char **argv, int argc, int *i)
                            option->name, value);
         return set_option(cli, option, "");
     }
+    if (option->kind == QB_OPTION_SWITCH) return set_option(cli, option, value ? value : "on");
     if (!value) {
         if (*i + 1 >= argc)
             return QB_FAIL(QB_ERR_USAGE, "--%s: no value: found the end, expected %s", option->name,

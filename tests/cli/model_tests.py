@@ -10,6 +10,7 @@ import subprocess
 
 import support
 import tiny_models
+import train_tests
 from support import VERBS, expect, models, no_leftovers, qbench, smollm2
 
 
@@ -197,7 +198,8 @@ def test_run_usage_errors(folder):
 
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
-                          "logits", "kernels", "help", "version"}, "a verb without tests here"
+                          "logits", "train", "presets", "kernels", "help",
+                          "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
@@ -219,6 +221,7 @@ def test_documented_examples_run(folder):
     for name, source in {"model.bin": made["model.bin"], "model.gguf": made["gguf"],
                          "tokenizer.json": made["hf"] / "tokenizer.json"}.items():
         shutil.copy(source, folder / name)
+    train_tests.write_data_folder(folder / "shards")
     (folder / "in.safetensors").write_bytes(tiny_models.tokens_file())
     (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
     (folder / "train-0.txt.xz").write_bytes(lzma.compress(b"Some text to learn from. " * 200))
@@ -234,6 +237,8 @@ def test_documented_examples_run(folder):
             continue
         if re.search(r"qbench (run )?--scheme|qbench model", line):
             line += " --no-speed"  # the rest of the tests measure speed
+        if "qbench train" in line:
+            line += " --batch 2 --micro-batch 2 --steps 2"
         done = subprocess.run(["sh", "-c", line.strip()], cwd=folder, env=env, timeout=120,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE)

@@ -1,8 +1,314 @@
-"""qbench train --replay: recorded runs, usage, bad input."""
+"""qbench train and presets: runs, resumption bit for bit (also after kill -9 at random moments),
+signals, what the files hold, recorded runs, bad
+input. QB_KILLS=50 kills that often (default 5)."""
 import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
 
-from support import expect, golden, qbench
+import tiny_models
+from support import expect, golden, no_leftovers, qbench, start
 
+TINY = ["--preset", "bb-1l", "--d-model", "32", "--context", "16", "--batch", "4", "--quiet"]
+WORDS = "sun moon tree river stone walks sleeps over under the a old bright".split()
+
+
+def write_data_folder(folder, **env):
+    """Shards of a small text, some for validation, and their tokenizer, by qbench data."""
+    numbers = random.Random(1)
+    texts = folder.parent / (folder.name + "-texts")
+    texts.mkdir()
+    for name, n in (("train-0.txt", 400), ("train-1.txt", 100), ("valid.txt", 60)):
+        (texts / name).write_text("\n<|endoftext|>\n".join(
+            " ".join(numbers.choice(WORDS) for _ in range(60)) + "." for _ in range(n)))
+    expect(qbench("data", "--quiet", "--train-bpe", "300", "--out", folder, texts / "train-0.txt",
+                  texts / "train-1.txt"))
+    expect(qbench("data", "--quiet", "--tokenizer", folder / "tokenizer.json", "--out", folder,
+                  texts / "valid.txt"))
+    return folder
+
+
+def train(*args, code=0, **more):
+    return expect(qbench("train", *args, **more), code)
+
+
+def lines_of(run, kind=None):
+    """Of metrics.jsonl, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for key in ("tok_per_s", "mfu", "seconds"):
+            line.pop(key, None)
+    return [line for line in lines if kind in (None, line["kind"])]
+
+
+def same_end(a, b):
+    """The two runs ended in the same bits: models, metrics, and the last checkpoint's buffers."""
+    for name in ("model.bin", "best.bin"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert lines_of(a) == lines_of(b)
+    last = [sorted(run.glob("step-*.ckpt"))[-1] for run in (a, b)]
+    assert last[0].name == last[1].name
+    data = [path.read_bytes() for path in last]
+    states = [json.loads(qbench("inspect", "--json", "-", path).out)["state"] for path in last]
+    for state in states:
+        state.pop("seconds"), state.pop("metrics_bytes")  # lines hold times
+    assert states[0] == states[1]
+    n_bytes = 3 * 4 * json.loads(qbench("inspect", "--json", "-", last[0]).out)["buffer_elems"]
+    assert data[0][-n_bytes:] == data[1][-n_bytes:]
+
+
+# ---- runs ----
+
+def test_train_preset_on_a_data_folder(folder):
+    """The shortest way from a text to a model that the other verbs run."""
+    data = write_data_folder(folder / "shards")
+    run = folder / "run"
+    done = train("--preset", "gpt2-1m", "--data", data, "--out", run, "--steps", "30", "--warmup",
+                 "5", "--eval-every", "10", "--batch", "8", "--context", "32", "--tensorboard")
+    assert re.search(rb"^ +30 .* best$", done.out, re.M), done
+    losses = [line["loss"] for line in lines_of(run, "train")]
+    evals = lines_of(run, "eval")
+    assert losses[-1] < losses[0] - 0.5 and [line["step"] for line in evals] == [10, 20, 30]
+    assert evals[-1]["ppl"] < evals[0]["ppl"] and 0 < evals[-1]["bits_per_byte"] < 8
+    assert (run / "events.out.tfevents.qbench").stat().st_size > 1000
+    record = json.loads(expect(qbench("inspect", "--json", "-", run / "model.bin")).out)
+    assert record["training"]["optimizer"] == "adam"
+    assert record["training"]["tokens"] == 30 * 8 * 32
+    assert record["training"]["config"]["context"] == 32
+    assert record["architecture"]["vocab"] == 320 and record["tokenizer"]["vocab"] == 300
+    expect(qbench("verify", run / "model.bin", run / "best.bin", *run.glob("*.ckpt")))
+    text = expect(qbench("generate", "--quiet", run / "best.bin", "--prompt", "the sun",
+                         "--max-tokens", "8")).out.decode()
+    assert any(word in text for word in WORDS), text
+    (folder / "text").write_text("the old moon walks over the stone. " * 20)
+    result = folder / "result.json"
+    expect(qbench("--quiet", "--no-speed", "--json", result, "--text", folder / "text",
+                  run / "model.bin"))
+    model = json.loads(result.read_text())["results"][0]["model"]
+    assert model["optimizer"] == "adam" and model["train_tokens"] == 30 * 8 * 32
+
+
+def test_train_same_command_gives_the_same_bits(folder):
+    for name, threads in (("a", "1"), ("b", "2")):
+        train(*TINY, "--steps", "9", "--threads", threads, "--eval-every", "4", "--out",
+              folder / name)
+    assert [line["loss"] for line in lines_of(folder / "a")] == [
+        line["loss"] for line in lines_of(folder / "b")]
+
+
+def test_train_config_file_and_flags(folder):
+    config = folder / "c.json"
+    config.write_text('{"steps": 3, "preset": "bb-1l", "d_model": 16, "context": 8, "batch": 2}')
+    train("--config", config, "--lr", "0.5", "--out", folder / "run", "--quiet")
+    record = json.loads((folder / "run" / "config.json").read_text())
+    assert record["lr"] == 0.5 and record["d_model"] == 16 and record["steps"] == 3
+    again = train("--config", folder / "run" / "config.json", "--out", folder / "again", "--quiet")
+    assert (folder / "run" / "model.bin").read_bytes() == \
+        (folder / "again" / "model.bin").read_bytes(), again
+
+
+def test_train_every_optimizer_and_schedule(folder):
+    for optimizer in "adam adamw orthoadam rmsprop sgd sgd_momentum".split():
+        run = folder / optimizer
+        train(*TINY, "--optimizer", optimizer, "--lr", "0.001", "--steps", "4", "--out", run,
+              "--schedule", "constant", "--save-every", "2")
+        train("--resume", run, "--steps", "5", "--quiet")
+        assert json.loads(qbench("inspect", "--json", "-", run / "model.bin").out)["training"][
+            "optimizer"] == optimizer
+
+
+# ---- stopping and going on ----
+
+def undisturbed(folder, steps):
+    args = [*TINY, "--steps", str(steps), "--save-every", "3", "--eval-every", "10", "--log-every",
+            "2", "--eval-windows", "4", "--tensorboard"]
+    train(*args, "--out", folder / "whole")
+    return args, folder / "whole"
+
+
+def test_train_resumes_bit_for_bit(folder):
+    args, whole = undisturbed(folder, 40)
+    part = folder / "part"
+    stopped = [*args]
+    stopped[stopped.index("--steps") + 1] = "40"
+    train(*stopped, "--minutes", "0.000001", "--out", part)  # saves before the first step
+    for minutes in ("0.0008", "0.0008", "0"):
+        train("--resume", part, "--minutes", minutes, "--quiet")
+    same_end(whole, part)
+    assert len(list(part.glob("*.ckpt"))) == 2  # --keep
+    done = train("--resume", part, "--quiet")  # nothing is left to do
+    same_end(whole, part)
+    assert b"40 of 40 steps" in done.out
+
+
+def test_train_killed_at_random_moments(folder):
+    """Also while a checkpoint is being written: of 3 steps one ends in one."""
+    args, whole = undisturbed(folder, 240)
+    part = folder / "part"
+    numbers = random.Random(7)
+    process = start("train", *args, "--out", part)
+    n_kills = int(os.environ.get("QB_KILLS", "5"))
+    for _ in range(n_kills):
+        time.sleep(0.05 + 0.3 * numbers.random())
+        process.kill()
+        process.communicate()
+        again = ["--resume", part, "--quiet"] if (part / "config.json").exists() else \
+            [*args, "--out", part]
+        process = start("train", *again)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    same_end(whole, part)
+    no_leftovers(part)
+
+
+def test_train_signals_save_and_say_how_to_go_on(folder):
+    args, whole = undisturbed(folder, 400)
+    run = folder / "run"
+    process = start("train", *args, "--out", run)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        time.sleep(0.4)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break  # it was done before the signal came
+        assert process.returncode == 130, err
+        assert re.fullmatch(rb"qbench: .*: interrupted after step (\d+) of 400 and saved; to go on: "
+                            rb"qbench train --resume .*\n", err), err
+        process = start("train", "--resume", run, "--quiet")
+    process.communicate(timeout=60)
+    expect(qbench("train", "--resume", run, "--quiet"))
+    same_end(whole, run)
+    no_leftovers(run)
+
+
+def test_train_skips_a_damaged_checkpoint(folder):
+    args, whole = undisturbed(folder, 20)
+    newest = sorted(whole.glob("step-*.ckpt"))[-1]
+    (folder / "model.bin").write_bytes((whole / "model.bin").read_bytes())
+    data = bytearray(newest.read_bytes())
+    data[-100] ^= 1
+    newest.write_bytes(data)
+    done = train("--resume", whole)
+    assert b"1 newer checkpoint cannot be read" in done.err and b"step 18" in done.err, done
+    assert (folder / "model.bin").read_bytes() == (whole / "model.bin").read_bytes()
+
+
+def test_train_resume_refuses_another_run(folder):
+    run = folder / "run"
+    train(*TINY, "--steps", "4", "--out", run)
+    for args, hint in ((["--lr", "1"], "--lr"), (["--seed", "1"], "--seed"),
+                       (["--optimizer", "sgd"], "--optimizer"), (["--batch", "8"], "--batch"),
+                       (["--steps", "3"], "--steps"), (["--preset", "bb-1l"], "--preset"),
+                       (["--out", folder / "x"], "--out")):
+        assert hint in train("--resume", run, *args, code=2).err.decode(), args
+    (folder / "data").mkdir()
+    assert "no run" in train("--resume", folder / "data", code=3).err.decode()
+    train("--resume", folder / "absent", code=3)
+    train(*TINY, "--steps", "4", "--out", run, code=2)  # a run is there
+
+
+def test_train_resume_refuses_other_data(folder):
+    data = write_data_folder(folder / "shards")
+    run = folder / "run"
+    train("--preset", "gpt2-1m", "--data", data, "--out", run, "--steps", "2", "--batch", "2",
+          "--quiet")
+    (data / "train-1.qbs").unlink()
+    assert "data" in train("--resume", run, "--steps", "3", code=3).err.decode()
+
+
+def test_train_stops_at_nan_and_names_the_last_good_checkpoint(folder):
+    run = folder / "run"
+    done = train(*TINY, "--lr", "1000", "--optimizer", "sgd", "--steps", "2000", "--save-every", "2",
+                 "--out", run, code=4)
+    text = done.err.decode()
+    match = re.search(r"step (\d+): found a NaN or infinity in .*; last good checkpoint: (\S+)", text)
+    assert match, text
+    if match[2] != "none":
+        expect(qbench("verify", match[2]))
+        expect(qbench("verify", run / "model.bin"))
+
+
+# ---- refusals ----
+
+def test_train_usage_errors(folder):
+    out = ["--out", folder / "run"]
+    cases = [
+        (["--preset", "bb-1m", *out], "did you mean 'bb-"), (["--preset", "bb-1l"], "--out"),
+        (["--preset", "gpt2-1m", *out], "--data"), ([*out], "--data"),
+        ([*TINY, *out, "--wieght-decay", "1"], "--weight-decay"),
+        ([*TINY, *out, "--batch", "0"], "--batch"), ([*TINY, *out, "--lr", "x"], "--lr"),
+        ([*TINY, *out, "--recompute=maybe"], "on or off"),
+        ([*TINY, *out, "--softmax", "hard"], "softmax1"),
+        ([*TINY, *out, "--micro-batch", "3"], "micro-batch"),
+        ([*TINY, *out, "--n-heads", "5", "--n-kv-heads", "2"], "n_kv_heads"),
+        ([*TINY, *out, "--device", "tpu"], "tpu"), ([*TINY, *out, "extra"], "extra"),
+    ]
+    for args, hint in cases:
+        assert hint in train(*args, code=2).err.decode(), args
+    assert not (folder / "run" / "model.bin").exists()
+
+
+def test_train_bad_files(folder):
+    out = ["--out", folder / "run"]
+    config = folder / "c.json"
+    for text in ("", "[]", "{", '{"bacth": 3}', '{"batch": "3"}', '{"batch": 0}',
+                 '{"preset": "bb-1l", "preset": "bb-3l"}', '{"optimizer": ["adam"]}'):
+        config.write_text(text)
+        assert "c.json" in train("--config", config, *out, code=3).err.decode(), text
+    config.write_text('{"weight_deacy": 3}')
+    assert "weight-decay" in train("--config", config, *out, code=3).err.decode()
+    train("--config", folder / "absent.json", *out, code=3)
+    gpt2 = ["--preset", "gpt2-1m", *out, "--data"]
+    train(*gpt2, folder / "absent", code=3)
+    (folder / "empty").mkdir()
+    assert "qbs" in train(*gpt2, folder / "empty", code=3).err.decode()
+    (folder / "bad").mkdir()
+    (folder / "bad" / "train.qbs").write_bytes(b"not a shard" * 99)
+    assert "train.qbs" in train(*gpt2, folder / "bad", code=3).err.decode()
+    data = write_data_folder(folder / "shards")
+    (folder / "other").mkdir()
+    for path in data.glob("*.qbs"):
+        shutil.copy(path, folder / "other")
+    (folder / "other" / "tokenizer.json").write_text(json.dumps(tiny_models.tokenizer_json()))
+    assert "tokenizer" in train(*gpt2, folder / "other", code=3).err.decode()
+    train(*TINY, "--out", folder / "no" / "such", code=3)
+    (folder / "file").write_text("x")
+    train(*TINY, "--out", folder / "file", code=3)
+
+
+def test_train_two_processes_never_share_a_folder(folder):
+    run = folder / "run"
+    process = start("train", *TINY, "--steps", "100000", "--out", run)
+    while not (run / "config.json").exists():
+        time.sleep(0.02)
+    try:
+        assert "another process" in train("--resume", run, code=3).err.decode()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_checkpoint_bit_flips_are_refused(folder):
+    run = folder / "run"
+    train(*TINY, "--steps", "2", "--out", run)
+    path = next(run.glob("*.ckpt"))
+    data = path.read_bytes()
+    numbers = random.Random(3)
+    broken = folder / "broken.ckpt"
+    for _ in range(40):
+        bit = numbers.randrange(8 * min(len(data), 4000 + numbers.randrange(len(data))))
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        broken.write_bytes(flipped)
+        expect(qbench("verify", broken), 3)
+    broken.write_bytes(data[:-1])
+    expect(qbench("inspect", broken), 3)
+
+
+# ---- recorded runs ----
 
 def test_train_replays_a_record(folder):
     record = golden("a-train-rmsnorm_s.safetensors")
@@ -19,3 +325,17 @@ def test_train_replay_refuses_other_files(folder):
     other = folder / "other.safetensors"
     other.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     expect(qbench("train", "--replay", other), 3)
+
+
+# ---- presets ----
+
+def test_presets_are_listed_and_can_be_used(folder):
+    names = re.findall(r"^(\S+) +[\d.]+ M", expect(qbench("presets")).out.decode(), re.M)
+    assert len(names) >= 9 and "gpt2-130m" in names and "bb-1l" in names
+    for name in names:
+        config = json.loads(expect(qbench("presets", name)).out)
+        assert config["name"] == name and config["batch"] > 0
+    (folder / "c.json").write_bytes(qbench("presets", "bb-3l").out)
+    train("--config", folder / "c.json", "--d-model", "16", "--head-dim", "16", "--d-ff", "32",
+          "--context", "8", "--batch", "2", "--steps", "1", "--out", folder / "run", "--quiet")
+    assert "did you mean" in expect(qbench("presets", "gpt2-13om"), 2).err.decode()
