@@ -19,8 +19,8 @@ static void make_text(uint64_t seed, size_t n_words, size_t n_kinds, char *text)
         size_t kind = qb_rng_below(seed, QB_STREAM_TEST, 3 * i, n_kinds);
         bool upper = qb_rng_below(seed, QB_STREAM_TEST, 3 * i + 1, 4) == 0;
         size_t gap = qb_rng_below(seed, QB_STREAM_TEST, 3 * i + 2, QB_COUNT(gaps));
-        p += sprintf(p, "%c%s%s%s", (upper ? 'A' : 'a') + (int)(kind % 26),
-                     kind >= 26 ? "\xc3\xa9" : "", kind % 3 ? "" : "7z", gaps[gap]);
+        p += sprintf(p, "%c%s%s%s", (upper ? 'A' : 'a') + (int)(kind / 2 % 26),
+                     kind % 2 ? "\xc3\xa9" : "", kind % 3 ? "" : "7z", gaps[gap]);
     }
 }
 
