@@ -9,6 +9,7 @@
 #include "report/format.h"
 #include "train/data/bpe_train.h"
 #include "train/data/shard_maker.h"
+#include "train/data/text_queue.h"
 #include "version.h"
 
 #include <errno.h>
@@ -22,6 +23,7 @@ typedef struct data_run {
     const qb_cli *cli;
     qb_pool *pool;
     const char *folder;
+    const char **texts;  /* (n_args) */
     char **paths;        /* (n_args) of the shards */
     qb_ngrams *unwanted; /* NULL = nothing is dropped */
     qb_cli_tokenizer tokenizer;
@@ -56,13 +58,15 @@ static qb_status shard_path(const char *folder, const char *text, char **out)
 static qb_status name_shards(data_run *r)
 {
     size_t n = qb_cli_n_args(r->cli);
+    QB_TRY(QB_NEW_ZERO(&r->texts, n, "texts"));
     QB_TRY(QB_NEW_ZERO(&r->paths, n, "shards"));
     for (size_t i = 0; i < n; i++) {
-        QB_TRY(shard_path(r->folder, qb_cli_arg(r->cli, i), &r->paths[i]));
+        r->texts[i] = qb_cli_arg(r->cli, i);
+        QB_TRY(shard_path(r->folder, r->texts[i], &r->paths[i]));
         for (size_t k = 0; k < i; k++)
             if (!strcmp(r->paths[i], r->paths[k]))
                 return QB_FAIL(QB_ERR_USAGE, "%s: two texts would become this file: %s and %s",
-                               r->paths[i], qb_cli_arg(r->cli, k), qb_cli_arg(r->cli, i));
+                               r->paths[i], r->texts[k], r->texts[i]);
     }
     return QB_OK;
 }
@@ -109,20 +113,30 @@ static qb_status read_unwanted(data_run *r)
     return QB_OK;
 }
 
+/* Reading a compressed text costs about as much as encoding it on one or two threads. */
+static qb_status open_queue(const data_run *r, qb_text_queue **out)
+{
+    return qb_text_queue_open(r->texts, qb_cli_n_args(r->cli), 1 + qb_pool_n_threads(r->pool) / 4,
+                              MAX_TEXT_BYTES, out);
+}
+
 static qb_status count_words(data_run *r, qb_bpe_trainer *trainer)
 {
     size_t n = qb_cli_n_args(r->cli);
+    qb_text_queue *queue;
+    QB_TRY(open_queue(r, &queue));
     qb_progress progress = qb_progress_begin("counting words", n);
     qb_status status = QB_OK;
     for (size_t i = 0; i < n && status == QB_OK; i++) {
         qb_text text;
-        status = qb_text_open(qb_cli_arg(r->cli, i), MAX_TEXT_BYTES, &text);
+        status = qb_text_queue_next(queue, &text);
         if (status != QB_OK) break;
         status = qb_bpe_trainer_add(trainer, &text);
         qb_text_deinit(&text);
         qb_progress_update(&progress, i + 1);
     }
     qb_progress_end(&progress);
+    qb_text_queue_close(queue);
     return status;
 }
 
@@ -212,15 +226,28 @@ static void note_shard(data_run *r, const char *path, const qb_text *text, const
     if (prints_table(r->cli)) print_counts(slash ? slash + 1 : path, m);
 }
 
-static qb_status make_shard(data_run *r, qb_shard_maker *maker, size_t i)
+static qb_status make_shard(data_run *r, qb_shard_maker *maker, const qb_text *text, size_t i)
 {
-    qb_text text;
-    QB_TRY(qb_interrupt_check());
-    QB_TRY(qb_text_open(qb_cli_arg(r->cli, i), MAX_TEXT_BYTES, &text));
     qb_shard_made made;
-    qb_status status = qb_shard_maker_write(maker, &text, r->paths[i], &made);
-    if (status == QB_OK) note_shard(r, r->paths[i], &text, &made);
-    qb_text_deinit(&text);
+    QB_TRY(qb_interrupt_check());
+    QB_TRY(qb_shard_maker_write(maker, text, r->paths[i], &made));
+    note_shard(r, r->paths[i], text, &made);
+    return QB_OK;
+}
+
+static qb_status make_all(data_run *r, qb_shard_maker *maker)
+{
+    qb_text_queue *queue;
+    QB_TRY(open_queue(r, &queue));
+    qb_status status = QB_OK;
+    for (size_t i = 0; i < qb_cli_n_args(r->cli) && status == QB_OK; i++) {
+        qb_text text;
+        status = qb_text_queue_next(queue, &text);
+        if (status != QB_OK) break;
+        status = make_shard(r, maker, &text, i);
+        qb_text_deinit(&text);
+    }
+    qb_text_queue_close(queue);
     return status;
 }
 
@@ -228,10 +255,8 @@ static qb_status make_shards(data_run *r)
 {
     qb_shard_maker *maker;
     QB_TRY(qb_shard_maker_create(r->tokenizer.tokenizer, r->unwanted, r->pool, &maker));
-    qb_status status = QB_OK;
     r->shards = json_array();
-    for (size_t i = 0; i < qb_cli_n_args(r->cli) && status == QB_OK; i++)
-        status = make_shard(r, maker, i);
+    qb_status status = make_all(r, maker);
     qb_shard_maker_destroy(maker);
     if (status == QB_OK && qb_cli_n_args(r->cli) > 1 && prints_table(r->cli))
         print_counts("all", &r->total);
@@ -279,6 +304,7 @@ qb_status qb_cmd_data(const qb_cli *cli)
     qb_status status = run(&r);
     for (size_t i = 0; r.paths && i < qb_cli_n_args(cli); i++) qb_free(r.paths[i]);
     qb_free(r.paths);
+    qb_free(r.texts);
     json_decref(r.shards);
     json_decref(r.decontaminate);
     qb_cli_tokenizer_close(&r.tokenizer);
