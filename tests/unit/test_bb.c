@@ -27,8 +27,8 @@ static double entropy(const double *p, size_t n)
     return h;
 }
 
-/* The mean entropy that the oracle meets at non-triggers behind <s>, how often triggers come, what is
- * left when backcopies cost nothing. (With <s> itself, whose row has 3.31 nats, it is 2.228.) */
+/* The mean entropy that the oracle meets at non-triggers behind <s>, how often triggers come, what
+ * is left when backcopies cost nothing. (With <s> itself, whose row has 3.31 nats, it is 2.228.) */
 static void published_figures(void **state)
 {
     (void)state;
@@ -173,6 +173,21 @@ static void bad_counts_are_refused_by_line(void **state)
     assert_int_equal(qb_memory_live_blocks(), 0);
 }
 
+static void failed_allocations(void **state)
+{
+    (void)state;
+    for (size_t n = 1;; n++) {
+        qb_bb bb;
+        qb_memory_fail_at(n);
+        qb_status status = qb_bb_open(NULL, &(qb_bb_options){3, 1}, &bb);
+        qb_memory_fail_at(0);
+        if (status == QB_OK) qb_bb_deinit(&bb);
+        assert_int_equal(qb_memory_live_blocks(), 0);
+        if (status == QB_OK) break;
+        assert_int_equal(status, QB_ERR_MEMORY);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -181,6 +196,7 @@ int main(void)
         cmocka_unit_test(draws_follow_the_counts),
         cmocka_unit_test(any_range_is_the_same_stream),
         cmocka_unit_test(bad_counts_are_refused_by_line),
+        cmocka_unit_test(failed_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
