@@ -25,9 +25,12 @@ static void subtract(double *y, const double *x, double s, size_t n)
     for (size_t i = 0; i < n; i++) y[i] -= s * x[i];
 }
 
-/* The k-th reflection I - 2 v v^T of the QR decomposition of a, whose column j is a + j n: v, of
- * norm 1, replaces column k from its diagonal down. Returns the diagonal element of R. */
-static double reflect(double *a, size_t k, size_t n)
+/* Reflections I - 2 v v^T that are applied to a column while it is in the first cache level. */
+enum { REFLECTIONS = 32 };
+
+/* The k-th reflection of the QR decomposition of a, whose column j is a + j n: v, of norm 1,
+ * replaces column k from its diagonal down. Returns the diagonal element of R. */
+static double make_reflection(double *a, size_t k, size_t n)
 {
     double *v = a + k * n + k;
     size_t left = n - k;
@@ -35,32 +38,44 @@ static double reflect(double *a, size_t k, size_t n)
     v[0] -= diagonal;
     double norm = sqrt(dot(v, v, left));
     for (size_t i = 0; i < left; i++) v[i] = norm > 0 ? v[i] / norm : 0;
-    for (size_t j = k + 1; j < n; j++) {
-        double *column = a + j * n + k;
-        subtract(column, v, 2 * dot(v, column, left), left);
-    }
     return diagonal;
 }
 
-/* Haar-distributed Q (n, n), by columns: scratch 2 n n. The numbers are [first, first + n n) of the
- * stream. */
-static void fill_haar(uint64_t seed, uint64_t stream, uint64_t first, size_t n, double *a,
-                      double *q)
+static void reflect(const double *a, size_t k, size_t n, double *column)
 {
-    for (size_t i = 0; i < n * n; i += 256) {
+    const double *v = a + k * n + k;
+    subtract(column + k, v, 2 * dot(v, column + k, n - k), n - k);
+}
+
+static void draw(uint64_t seed, uint64_t stream, uint64_t first, size_t n_elems, double *a)
+{
+    for (size_t i = 0; i < n_elems; i += 256) {
         float some[256];
-        size_t now = n * n - i < 256 ? n * n - i : 256;
+        size_t now = n_elems - i < 256 ? n_elems - i : 256;
         qb_rng_normal_f32(seed, stream, first + i, now, 1, some);
         for (size_t j = 0; j < now; j++) a[i + j] = (double)some[j];
     }
+}
+
+/* Haar-distributed Q (n, n), by columns, from the numbers [first, first + n n) of the stream.
+ * Q = H_0 ... H_(n-1) diag(sign R). */
+static void fill_haar(uint64_t seed, uint64_t stream, uint64_t first, size_t n, double *a,
+                      double *q)
+{
+    draw(seed, stream, first, n * n, a);
     memset(q, 0, n * n * sizeof *q);
-    for (size_t k = 0; k < n; k++) q[k * n + k] = reflect(a, k, n) < 0 ? -1 : 1;
-    for (size_t k = n; k-- > 0;) { /* Q = H_0 ... H_(n-1) diag(sign R) */
-        const double *v = a + k * n + k;
-        for (size_t j = k; j < n; j++) {
-            double *column = q + j * n + k;
-            subtract(column, v, 2 * dot(v, column, n - k), n - k);
+    for (size_t k0 = 0; k0 < n; k0 += REFLECTIONS) {
+        size_t k1 = k0 + REFLECTIONS < n ? k0 + REFLECTIONS : n;
+        for (size_t j = k0; j < n; j++) {
+            for (size_t k = k0; k < k1 && k < j; k++) reflect(a, k, n, a + j * n);
+            if (j < k1) q[j * n + j] = make_reflection(a, j, n) < 0 ? -1 : 1;
         }
+    }
+    for (size_t k1 = n; k1 > 0;) {
+        size_t k0 = (k1 - 1) / REFLECTIONS * REFLECTIONS;
+        for (size_t j = k0; j < n; j++)
+            for (size_t k = j < k1 ? j + 1 : k1; k-- > k0;) reflect(a, k, n, q + j * n);
+        k1 = k0;
     }
 }
 
