@@ -10,6 +10,7 @@
 #include "train/replay.h"
 #include "train/run_data.h"
 #include "train/run_folder.h"
+#include "train/trainer.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -108,7 +109,9 @@ static qb_status choose_device(train *t)
     QB_TRY(qb_device_find(t->config.device, &device, &note));
     if (note) qb_cli_note(t->cli, "no GPU is used: %s", note);
     const char *backend = qb_device_backend_name(&device);
-    if (!strcmp(backend, "cpu"))
+    bool can = qb_trainer_has_device(backend) || strcmp(t->config.device, "auto");
+    if (!can) qb_cli_note(t->cli, "no GPU is used: this build cannot train on one");
+    if (!can || !strcmp(backend, "cpu"))
         snprintf(t->device, sizeof t->device, "cpu");
     else
         snprintf(t->device, sizeof t->device, "%.20s:%d", backend, device.index);
@@ -150,16 +153,22 @@ static void print_cell(int width, int precision, double value)
 static void print_evaluation(void *context, const qb_loop_seen *s)
 {
     train *t = context;
+    const qb_outliers *o = &s->outliers;
     if (!t->header_printed)
-        printf("%10s %9s %9s %10s %9s %10s\n", "step", "train", "valid", "ppl", "bits/byte",
-               "tok/s");
+        printf("%8s %8s %8s %9s %9s %8s %8s %8s %8s %7s %9s\n", "step", "train", "valid", "ppl",
+               "bits/byte", "kurt 1", "kurt >1", "max 1", "max >1", "%first", "tok/s");
     t->header_printed = true;
-    printf("%10llu", (unsigned long long)s->step);
-    print_cell(9, 4, s->loss);
-    print_cell(9, 4, s->valid_loss);
-    print_cell(10, 3, exp(s->valid_loss));
+    printf("%8llu", (unsigned long long)s->step);
+    print_cell(8, 4, s->loss);
+    print_cell(8, 4, s->valid_loss);
+    print_cell(9, 3, exp(s->valid_loss));
     print_cell(9, 4, s->bits_per_byte);
-    print_cell(10, 0, s->tok_per_s);
+    print_cell(8, 2, o->kurt_token_first);
+    print_cell(8, 2, o->kurt_token_rest);
+    print_cell(8, 2, o->max_abs_first);
+    print_cell(8, 2, o->max_abs_rest);
+    print_cell(7, 1, 100 * o->attn_first_argmax);
+    print_cell(9, 0, s->tok_per_s);
     printf("%s\n", s->is_best ? "  best" : "");
     fflush(stdout);
 }

@@ -102,6 +102,14 @@ static qb_status alloc(qb_train_device *d, qb_train_buffer kind, size_t width, v
     return qb__cpu_alloc(d, d->max_rows * width, sizeof(float), "activations", out);
 }
 
+static qb_status read_buffer(qb_train_device *d, qb_train_buffer kind, size_t width,
+                             const void *buffer, float *to)
+{
+    (void)kind; /* all are f32 here */
+    memcpy(to, buffer, d->m * width * sizeof *to);
+    return QB_OK;
+}
+
 static qb_status copy_in(qb_train_device *d, qb_train_array array, const float *from)
 {
     memcpy(d->arrays[array], from, d->params->n_elems * sizeof *from);
@@ -419,6 +427,7 @@ const qb_train_ops qb__train_ops_cpu = {
     .alloc = alloc,
     .copy_in = copy_in,
     .copy_out = copy_out,
+    .read = read_buffer,
     .set_rotation = qb__cpu_set_rotation,
     .begin = begin,
     .load_tokens = load_tokens,

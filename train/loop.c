@@ -204,10 +204,37 @@ static qb_status validation_loss(loop *l, double *loss)
     return QB_OK;
 }
 
+enum { OBSERVED_WINDOWS = 16 }; /* what one looks at closely: 16 first tokens, and all others */
+
+static qb_status observe(loop *l)
+{
+    const qb_batches *valid = l->options->valid;
+    uint64_t there = qb_batches_windows_per_epoch(valid);
+    size_t n = OBSERVED_WINDOWS;
+    if (n > there) n = (size_t)there;
+    if (n > l->config->eval_windows) n = l->config->eval_windows;
+    if (n > l->config->batch) n = l->config->batch; /* what `tokens` holds */
+    QB_TRY(qb_batches_fill(valid, 0, n, l->tokens));
+    return qb_trainer_observe(l->trainer, l->tokens, n, &l->seen.outliers);
+}
+
 static double bits_per_byte(const qb_batches *valid, double loss)
 {
     uint64_t bytes = qb_batches_text_bytes(valid);
     return bytes ? loss / M_LN2 * (double)qb_batches_n_tokens(valid) / (double)bytes : NAN;
+}
+
+static qb_status log_evaluation(loop *l)
+{
+    const qb_loop_seen *s = &l->seen;
+    const double *outliers = (const double *)&s->outliers;
+    qb_metric metrics[3 + QB_N_OUTLIERS] = {{"loss", s->valid_loss},
+                                            {"ppl", perplexity(s->valid_loss)},
+                                            {"bits_per_byte", s->bits_per_byte}};
+    for (size_t i = 0; i < QB_N_OUTLIERS; i++)
+        metrics[3 + i] = (qb_metric){qb_outlier_names[i], outliers[i]};
+    return qb_metrics_log_write(l->log, "eval", l->state.step, metrics,
+                                l->config->outliers ? QB_COUNT(metrics) : 3);
 }
 
 static qb_status evaluate(loop *l)
@@ -215,6 +242,7 @@ static qb_status evaluate(loop *l)
     qb_run_state *state = &l->state;
     qb_loop_seen *s = &l->seen;
     QB_TRY(validation_loss(l, &s->valid_loss));
+    if (l->config->outliers) QB_TRY(observe(l));
     s->bits_per_byte = bits_per_byte(l->options->valid, s->valid_loss);
     s->is_best = isfinite(s->valid_loss) && !(s->valid_loss >= state->best_loss); /* or NaN */
     state->evaluated_step = state->step;
@@ -223,10 +251,7 @@ static qb_status evaluate(loop *l)
         state->best_loss = s->valid_loss;
         state->best_step = state->step;
     }
-    const qb_metric metrics[] = {{"loss", s->valid_loss},
-                                 {"ppl", perplexity(s->valid_loss)},
-                                 {"bits_per_byte", s->bits_per_byte}};
-    QB_TRY(qb_metrics_log_write(l->log, "eval", state->step, metrics, QB_COUNT(metrics)));
+    QB_TRY(log_evaluation(l));
     qb_progress_end(&l->progress);
     if (l->options->evaluated) l->options->evaluated(l->options->context, s);
     return QB_OK;
@@ -360,6 +385,7 @@ static qb_status prepare(loop *l)
                              .mfu = NAN,
                              .valid_loss = l->state.valid_loss,
                              .bits_per_byte = NAN,
+                             .outliers = qb_outlier_finish(&(qb_outlier_sums){.n_queries = 0}),
                              .seconds = l->state.seconds,
                              .memory_bytes = qb_trainer_memory_bytes(l->trainer)};
     l->earlier_s = l->state.seconds;

@@ -9,6 +9,7 @@
 #include "model/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/data/batches.h"
+#include "train/outliers.h"
 #include "train/peak.h"
 
 #ifdef __cplusplus
@@ -21,6 +22,7 @@ typedef struct qb_loop_seen {
     double loss; /* mean of the last log_every steps */
     double lr, grad_norm, tok_per_s, mfu;
     double valid_loss, bits_per_byte; /* of an evaluation */
+    qb_outliers outliers;
     bool is_best;
     double seconds; /* of training so far */
     size_t memory_bytes;

@@ -74,6 +74,9 @@ typedef struct qb_train_ops {
     qb_status (*copy_in)(qb_train_device *d, qb_train_array array, const float *from);
     qb_status (*copy_out)(qb_train_device *d, qb_train_array array, float *to);
     /* The basis of an axis that options->rotation rotates; all are set before the first update. */
+    /* The m rows of a buffer, as f32 on the host: for what an evaluation looks at. */
+    qb_status (*read)(qb_train_device *d, qb_train_buffer kind, size_t width, const void *buffer,
+                      float *to);
     qb_status (*set_rotation)(qb_train_device *d, const qb_param *param, size_t axis,
                               const float *q);
 

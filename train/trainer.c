@@ -30,6 +30,11 @@ static const qb_train_ops *find_ops(const char *device)
     return NULL;
 }
 
+bool qb_trainer_has_device(const char *device)
+{
+    return find_ops(device) != NULL;
+}
+
 static qb_status check_options(const qb_config *config, const qb_trainer_options *o)
 {
     if (o->micro_batch < 1)
@@ -268,6 +273,73 @@ qb_status qb_trainer_evaluate(qb_trainer *t, const int32_t *tokens, size_t n_win
     QB_TRY(t->ops->finish(t->device, &totals));
     *loss = totals.loss_sum / (double)targets_of(t, n_windows);
     return QB_OK;
+}
+
+/* ---- outlier metrics ---- */
+
+typedef struct observation {
+    qb_trainer *t;
+    qb_pool *pool;
+    size_t batch;   /* of the present pass */
+    float *host;    /* the widest buffer that is looked at */
+    float *weights; /* only where attention has sink logits, else NULL */
+    qb_outlier_sums sums;
+} observation;
+
+static qb_status see_attention(void *context, size_t layer, const void *qkv)
+{
+    observation *o = context;
+    const qb_params *params = &o->t->params;
+    const qb_param *sink = qb_params_find(params, QB_ROLE_SINK, layer);
+    QB_TRY(o->t->ops->read(o->t->device, QB_BUFFER_ACTIVATION, qb_train_qkv_width(&params->config),
+                           qkv, o->host));
+    return qb_outlier_add_attention(&o->sums, &params->config, o->host,
+                                    sink ? o->weights + sink->offset : NULL, o->batch,
+                                    o->t->options.context, o->pool);
+}
+
+static qb_status see_stream(void *context, size_t layer, const void *x)
+{
+    observation *o = context;
+    size_t width = o->t->params.config.d_model;
+    (void)layer;
+    QB_TRY(o->t->ops->read(o->t->device, QB_BUFFER_ACTIVATION, width, x, o->host));
+    qb_outlier_add_stream(&o->sums, o->host, o->batch, o->t->options.context, width);
+    return QB_OK;
+}
+
+static qb_status observe(observation *o, const int32_t *tokens, size_t n_windows)
+{
+    qb_trainer *t = o->t;
+    const qb_config *c = &t->params.config;
+    const qb_walk_tap tap = {see_attention, see_stream, o};
+    size_t micro_batch = t->options.micro_batch, qkv = qb_train_qkv_width(c);
+    size_t width = qkv > c->d_model ? qkv : c->d_model;
+    QB_TRY(qb_pool_create(t->options.n_threads, &o->pool));
+    QB_TRY(QB_NEW(&o->host, micro_batch * t->options.context * width, "observed activations"));
+    if (c->softmax == QB_SOFTMAX_SINK) {
+        QB_TRY(QB_NEW(&o->weights, t->params.n_elems, "observed weights"));
+        QB_TRY(qb_trainer_get_weights(t, o->weights));
+    }
+    QB_TRY(t->ops->begin(t->device, false));
+    for (size_t w = 0; w < n_windows; w += micro_batch) {
+        o->batch = n_windows - w < micro_batch ? n_windows - w : micro_batch;
+        QB_TRY(t->ops->load_tokens(t->device, tokens + w * (t->options.context + 1), o->batch));
+        QB_TRY(qb_transformer_observe(t->walk, &tap));
+    }
+    return QB_OK;
+}
+
+qb_status qb_trainer_observe(qb_trainer *t, const int32_t *tokens, size_t n_windows,
+                             qb_outliers *out)
+{
+    observation o = {.t = t};
+    qb_status status = observe(&o, tokens, n_windows);
+    if (status == QB_OK) *out = qb_outlier_finish(&o.sums);
+    qb_pool_destroy(o.pool);
+    qb_free(o.host);
+    qb_free(o.weights);
+    return status;
 }
 
 double qb_trainer_flops(const qb_trainer *t, size_t n_windows)

@@ -9,6 +9,7 @@
 
 #include "core/threads.h"
 #include "train/optimizers.h"
+#include "train/outliers.h"
 #include "train/params.h"
 #include "train/rotation.h"
 
@@ -39,6 +40,8 @@ typedef struct qb_step_stats {
     char culprit[64];
 } qb_step_stats;
 
+/* Whether this build has a row for the device at all. */
+bool qb_trainer_has_device(const char *device);
 /* QB_ERR_UNSUPPORTED: the device cannot train this configuration (the message says why).
  * QB_ERR_MEMORY: needed and free bytes. */
 qb_status qb_trainer_create(const qb_config *config, const qb_trainer_options *options,
@@ -65,6 +68,9 @@ qb_status qb_trainer_step(qb_trainer *trainer, const int32_t *tokens, size_t n_w
 /* Mean loss over windows (any number; the last pass may be partly filled), without gradients. */
 qb_status qb_trainer_evaluate(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
                               double *loss);
+/* The outlier metrics of a pass forward over the windows (any number). */
+qb_status qb_trainer_observe(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
+                             qb_outliers *out);
 /* Floating-point operations of a step over that many windows, as MFU counts them: 6 per parameter
  * of a product and token, and attention's causal half. */
 double qb_trainer_flops(const qb_trainer *trainer, size_t n_windows);

@@ -172,8 +172,8 @@ static qb_status block_forward(qb_transformer *t, size_t layer)
     return o->linear_forward(t->d, &b->down, s->act, NULL, t->branch);
 }
 
-/* Up to the head's input. */
-static qb_status forward(qb_transformer *t)
+/* Up to the head's input. tap may be NULL. */
+static qb_status forward(qb_transformer *t, const qb_walk_tap *tap)
 {
     const qb_train_ops *o = t->ops;
     QB_TRY(o->embed_forward(t->d, t->inputs[0]));
@@ -182,15 +182,23 @@ static qb_status forward(qb_transformer *t)
         QB_TRY(o->norm_forward(t->d, &t->blocks[l].norm1, before ? before->x2 : t->inputs[0],
                                before ? t->branch : NULL, t->inputs[l], s->stats1, s->h1));
         QB_TRY(block_forward(t, l));
+        if (tap) QB_TRY(tap->attention(tap->context, l, s->qkv));
     }
     size_t last = t->c->n_layers;
-    return o->norm_forward(t->d, &t->norm_f, saved_of(t, last - 1)->x2, t->branch, t->inputs[last],
-                           t->stats_f, t->h_f);
+    QB_TRY(o->norm_forward(t->d, &t->norm_f, saved_of(t, last - 1)->x2, t->branch, t->inputs[last],
+                           t->stats_f, t->h_f));
+    for (size_t l = 0; tap && l < last; l++) QB_TRY(tap->stream(tap->context, l, t->inputs[l + 1]));
+    return QB_OK;
+}
+
+qb_status qb_transformer_observe(qb_transformer *t, const qb_walk_tap *tap)
+{
+    return forward(t, tap);
 }
 
 qb_status qb_transformer_evaluate(qb_transformer *t)
 {
-    QB_TRY(forward(t));
+    QB_TRY(forward(t, NULL));
     return t->ops->classifier(t->d, t->h_f, 0, NULL);
 }
 
@@ -241,7 +249,7 @@ qb_status qb_transformer_learn(qb_transformer *t, float scale)
 {
     const qb_train_ops *o = t->ops;
     size_t last = t->c->n_layers;
-    QB_TRY(forward(t));
+    QB_TRY(forward(t, NULL));
     QB_TRY(o->classifier(t->d, t->h_f, scale, t->dh));
     QB_TRY(o->norm_backward(t->d, &t->norm_f, t->inputs[last], t->stats_f, t->dh, false, t->dx));
     for (size_t l = last; l-- > 0;) {

@@ -22,7 +22,16 @@ void qb_transformer_destroy(qb_transformer *transformer); /* accepts NULL */
 
 /* The loaded tokens through the model; the loss is added up on the device. */
 qb_status qb_transformer_evaluate(qb_transformer *transformer);
-/* The same, and the gradients of scale * loss are added. */
+/* What one pass forward computed, as buffers of the device, layer by layer; each is good until the
+ * function returns. */
+typedef struct qb_walk_tap {
+    qb_status (*attention)(void *context, size_t layer, const void *qkv); /* as it enters scores */
+    qb_status (*stream)(void *context, size_t layer, const void *x);      /* after the block */
+    void *context;
+} qb_walk_tap;
+/* Forward without a loss. */
+qb_status qb_transformer_observe(qb_transformer *transformer, const qb_walk_tap *tap);
+/* As evaluate, and the gradients of scale * loss are added. */
 qb_status qb_transformer_learn(qb_transformer *transformer, float scale);
 
 #ifdef __cplusplus

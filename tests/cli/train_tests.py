@@ -72,6 +72,8 @@ def test_train_preset_on_a_data_folder(folder):
     losses = [line["loss"] for line in lines_of(run, "train")]
     evals = lines_of(run, "eval")
     assert losses[-1] < losses[0] - 0.5 and [line["step"] for line in evals] == [10, 20, 30]
+    assert 1 < evals[-1]["kurt_token_rest"] < 100 and evals[-1]["max_abs_first"] > 0
+    assert 0 <= evals[-1]["attn_first_argmax"] <= 1 and 0 < evals[-1]["attn_first_share"] < 1
     assert evals[-1]["ppl"] < evals[0]["ppl"] and 0 < evals[-1]["bits_per_byte"] < 8
     assert (run / "events.out.tfevents.qbench").stat().st_size > 1000
     record = json.loads(expect(qbench("inspect", "--json", "-", run / "model.bin")).out)

@@ -1,0 +1,156 @@
+/* tests/unit/test_outliers.c - the outlier metrics of an evaluation: against plain loops for every
+ * softmax, and through the trainer on a model whose answer is known. */
+#include "support.h"
+
+#include "core/memory.h"
+#include "train/trainer.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- the residual stream ---- */
+
+static void kurtosis_and_maxima_of_known_rows(void **state)
+{
+    (void)state;
+    enum { WIDTH = 8 };
+    /* two windows of three tokens: one spike among zeros (kurtosis n - 2 + 1 / (n - 1)), others +-1
+     * (kurtosis 1, the least there is) */
+    float x[6 * WIDTH];
+    for (size_t i = 0; i < 6 * WIDTH; i++) x[i] = i % 2 ? 2.0f : -2.0f;
+    for (size_t w = 0; w < 2; w++) {
+        memset(x + 3 * w * WIDTH, 0, WIDTH * sizeof *x);
+        x[3 * w * WIDTH + 5] = w ? -30.0f : 10.0f;
+    }
+    qb_outlier_sums sums = {.n_queries = 0};
+    qb_outlier_add_stream(&sums, x, 2, 3, WIDTH);
+    qb_outliers o = qb_outlier_finish(&sums);
+    assert_true(fabs(o.kurt_token_first - (WIDTH - 2 + 1.0 / (WIDTH - 1))) < 1e-12);
+    assert_true(fabs(o.kurt_token_rest - 1) < 1e-12);
+    assert_true(o.max_abs_first == 20 && o.max_abs_rest == 2);
+    assert_true(isnan(o.attn_first_share));
+}
+
+/* ---- attention ---- */
+
+enum { BATCH = 2, CONTEXT = 70, HEADS = 4, KV_HEADS = 2, DIM = 6 }; /* over one block of queries */
+
+static void weights_of_query(const qb_config *c, const double *s, size_t seen, double sink,
+                             double *p)
+{
+    double sum = c->softmax == QB_SOFTMAX1 ? 1 : c->softmax == QB_SOFTMAX_SINK ? exp(sink) : 0;
+    for (size_t j = 0; j < seen; j++) sum += exp(s[j]);
+    for (size_t j = 0; j < seen; j++) {
+        p[j] = exp(s[j]) / sum;
+        if (c->softmax == QB_SOFTMAX_RELU) p[j] = s[j] > 0 ? s[j] / (double)seen : 0;
+        if (c->softmax != QB_SOFTMAX_CLIPPED) continue;
+        p[j] = (c->softmax_zeta - c->softmax_gamma) * p[j] + c->softmax_gamma;
+        p[j] = p[j] < 0 ? 0 : p[j] > 1 ? 1 : p[j];
+    }
+}
+
+static void plain(const qb_config *c, const float *qkv, const float *sink, double *argmax,
+                  double *share)
+{
+    size_t width = (HEADS + 2 * KV_HEADS) * DIM, n = 0;
+    *argmax = *share = 0;
+    for (size_t b = 0; b < BATCH; b++)
+        for (size_t h = 0; h < HEADS; h++)
+            for (size_t i = 1; i < CONTEXT; i++, n++) {
+                double s[CONTEXT], p[CONTEXT];
+                size_t best = 0, seen = i + 1 > c->free_prefix ? i + 1 : c->free_prefix;
+                const float *q = qkv + (b * CONTEXT + i) * width + h * DIM;
+                for (size_t j = 0; j < seen; j++) {
+                    const float *k = qkv + (b * CONTEXT + j) * width + (HEADS + h / 2) * DIM;
+                    s[j] = 0;
+                    for (size_t d = 0; d < DIM; d++) s[j] += (double)q[d] * k[d] / sqrt(DIM);
+                }
+                weights_of_query(c, s, seen, sink[h], p);
+                for (size_t j = 1; j < seen; j++) best = p[j] > p[best] ? j : best;
+                *argmax += best == 0;
+                *share += p[0];
+            }
+    *argmax /= (double)n;
+    *share /= (double)n;
+}
+
+static void attention_equals_plain_loops_for_every_softmax(void **state)
+{
+    (void)state;
+    float qkv[BATCH * CONTEXT * (HEADS + 2 * KV_HEADS) * DIM], sink[HEADS] = {-1, 0, 2, 5};
+    for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++)
+        for (size_t free_prefix = 0; free_prefix < 10; free_prefix += 9)
+            for (size_t n_threads = 1; n_threads < 4; n_threads += 2) {
+                qb_config c = {.softmax = (qb_softmax_kind)kind,
+                               .n_heads = HEADS,
+                               .n_kv_heads = KV_HEADS,
+                               .head_dim = DIM,
+                               .free_prefix = free_prefix,
+                               .softmax_gamma = -0.05,
+                               .softmax_zeta = 1.1};
+                double argmax, share;
+                qb_outlier_sums sums = {.n_queries = 0};
+                qb_pool *pool;
+                qb_test_fill_f32(qkv, QB_COUNT(qkv), 100 + (uint64_t)kind);
+                plain(&c, qkv, sink, &argmax, &share);
+                QB_CHECK_OK(qb_pool_create(n_threads, &pool));
+                QB_CHECK_OK(qb_outlier_add_attention(&sums, &c, qkv, sink, BATCH, CONTEXT, pool));
+                qb_pool_destroy(pool);
+                qb_outliers o = qb_outlier_finish(&sums);
+                assert_true(fabs(o.attn_first_argmax - argmax) < 1e-12);
+                assert_true(fabs(o.attn_first_share - share) < 1e-6);
+                assert_true(argmax > 0 && argmax < 1);
+            }
+}
+
+/* ---- through the trainer ---- */
+
+/* Zero weights but in the embedding: the stream is the embedding after each block, and attention is
+ * even over the keys, so the first is the largest (ties to the lower index). */
+static void trainer_observes_a_model_with_a_known_answer(void **state)
+{
+    (void)state;
+    enum { T = 5, V = 7, C = 8 };
+    qb_config c = qb_arch_find("gpt2")->defaults;
+    c.arch = qb_arch_find("gpt2");
+    c.n_layers = 3, c.d_model = C, c.n_heads = c.n_kv_heads = 2, c.head_dim = 4, c.d_ff = 16;
+    c.vocab = V, c.context = T;
+    for (int recompute = 0; recompute < 2; recompute++) {
+        const qb_trainer_options options = {.device = "cpu",
+                                            .micro_batch = 2,
+                                            .context = T,
+                                            .optimizer = qb_optimizer_find("sgd"),
+                                            .recompute = recompute,
+                                            .n_threads = 2};
+        qb_trainer *t;
+        float *weights;
+        int32_t tokens[3 * (T + 1)];
+        for (size_t i = 0; i < QB_COUNT(tokens); i++) tokens[i] = i % (T + 1) ? 1 : 0;
+        QB_CHECK_OK(qb_trainer_create(&c, &options, &t));
+        const qb_params *params = qb_trainer_params(t);
+        QB_CHECK_OK(QB_NEW_ZERO(&weights, params->n_elems, "weights"));
+        float *embedding = weights + qb_params_find(params, QB_ROLE_TOK_EMBD, 0)->offset;
+        for (size_t i = 0; i < C; i++) embedding[C + i] = i % 2 ? 3.0f : -3.0f; /* token 1 */
+        embedding[2] = 16;                                                      /* token 0 */
+        QB_CHECK_OK(qb_trainer_set_weights(t, weights));
+        qb_outliers o;
+        QB_CHECK_OK(qb_trainer_observe(t, tokens, 3, &o)); /* the last pass is half full */
+        double share = (1.0 / 2 + 1.0 / 3 + 1.0 / 4 + 1.0 / 5) / 4;
+        assert_true(fabs(o.kurt_token_first - (C - 2 + 1.0 / (C - 1))) < 1e-9);
+        assert_true(fabs(o.kurt_token_rest - 1) < 1e-9);
+        assert_true(o.max_abs_first == 16 && o.max_abs_rest == 3);
+        assert_true(o.attn_first_argmax == 1 && fabs(o.attn_first_share - share) < 1e-7);
+        qb_free(weights);
+        qb_trainer_destroy(t);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(kurtosis_and_maxima_of_known_rows),
+        cmocka_unit_test(attention_equals_plain_loops_for_every_softmax),
+        cmocka_unit_test(trainer_observes_a_model_with_a_known_answer),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,49 @@
+/* train/outliers.h - the outlier metrics of an evaluation (arXiv:2410.17174, Table 2; definitions
+ * and names as in `analyze`).
+ *
+ * The hidden state is the residual stream after each block: kurtosis (Pearson: 3 for a Gaussian)
+ * and largest absolute value of each token over its channels, averaged over first tokens and,
+ * apart, over all others. Attention: over (query, head), queries 2 to T, the share whose largest
+ * weight is on the first key (ties to the lower index), and the mean weight there. All are means
+ * over layers.
+ *
+ * A device hands over what it computed as f32 on the host; the sums are made here, in double and in
+ * an order that no number of threads changes. */
+#ifndef QB_TRAIN_OUTLIERS_H
+#define QB_TRAIN_OUTLIERS_H
+
+#include "core/threads.h"
+#include "model/arch.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qb_outliers {
+    double kurt_token_first, kurt_token_rest, max_abs_first, max_abs_rest;
+    double attn_first_argmax, attn_first_share;
+} qb_outliers;
+
+enum { QB_N_OUTLIERS = 6 };
+extern const char *const qb_outlier_names[QB_N_OUTLIERS]; /* the fields, in order */
+
+typedef struct qb_outlier_sums {
+    double kurt[2], max_abs[2]; /* first tokens, others */
+    double n_tokens[2];
+    double argmax, share, n_queries;
+} qb_outlier_sums;
+
+/* x (batch, context, width): the stream after one block. */
+void qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
+                           size_t width);
+/* qkv (batch, context, (H + 2 Hkv) D) as they enter the scores of one layer; sink (H) where softmax
+ * is sink. */
+qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *config, const float *qkv,
+                                   const float *sink, size_t batch, size_t context, qb_pool *pool);
+/* NaN where nothing was added. */
+qb_outliers qb_outlier_finish(const qb_outlier_sums *sums);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
