@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <openssl/evp.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -231,15 +232,14 @@ uint64_t qb_writer_offset(const qb_writer *w)
 static void sync_folder_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    char *folder;
-    if (qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1) != QB_OK)
-        return;
+    char folder[PATH_MAX];
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1,
+             slash ? path : ".");
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {
         fsync(fd);
         close(fd);
     }
-    qb_free(folder);
 }
 
 qb_status qb_writer_commit(qb_writer *w)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 
+import support
 import tiny_models
 from support import expect, golden, no_leftovers, qbench, start
 
@@ -341,3 +342,29 @@ def test_presets_are_listed_and_can_be_used(folder):
     train("--config", folder / "c.json", "--d-model", "16", "--head-dim", "16", "--d-ff", "32",
           "--context", "8", "--batch", "2", "--steps", "1", "--out", folder / "run", "--quiet")
     assert "did you mean" in expect(qbench("presets", "gpt2-13om"), 2).err.decode()
+
+
+# ---- docs/training.md ----
+
+def key_table():
+    """The table of keys as the program knows them, from its help and two configurations."""
+    text = expect(qbench("help", "train")).out.decode()
+    options = re.findall(r"^  (?:-\w, |    )--([a-z0-9-]+)(\S*)(?: (\S+))?(.*(?:\n {26}.*)*)", text,
+                         re.M)
+    keys = json.loads(expect(qbench("presets", "gpt2-1m")).out)
+    source = (support.ROOT / "train" / "config.h").read_text()
+    yield "| key | may change | |\n|---|---|---|"
+    for name, switch, value, rest in options:
+        if name.replace("-", "_") not in keys:
+            continue  # of the command line alone
+        use = re.search(r'"%s", [A-Z]+, (FIXED|FREE)' % name, source)[1]
+        words = " ".join(rest.split()).replace("<s>", "`<s>`")
+        shown = "on\\|off" if switch else value
+        yield f"| `{name}` {shown} | {'yes' if use == 'FREE' else ''} | {words} |"
+
+
+def test_documented_keys_are_those_of_the_program(_):
+    text = (support.ROOT / "docs" / "training.md").read_text()
+    table = re.search(r"<!-- keys: begin.*?-->\n(.*?)<!-- keys: end -->", text, re.S)[1]
+    want = "\n".join(key_table()) + "\n"
+    assert table == want, "docs/training.md, keys: expected\n" + want

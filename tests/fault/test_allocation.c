@@ -11,12 +11,16 @@
 #include "model/text.h"
 #include "model/tokenizer.h"
 #include "quant/quantize_model.h"
+#include "train/loop.h"
+#include "train/run_data.h"
+#include "train/run_folder.h"
 #include "train/trainer.h"
 #include "tiny_model.h"
 
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static char folder[] = "/tmp/qb_allocation.XXXXXX";
 static qb_model *tiny; /* of every work below; with a tokenizer */
@@ -194,6 +198,40 @@ static qb_status train(void)
     return status;
 }
 
+static qb_status run_one_more_step(const qb_run_folder *run_folder)
+{
+    qb_train_config config;
+    qb_checkpoint from;
+    qb_run_data data;
+    size_t n_broken;
+    QB_TRY(qb_run_folder_resume(run_folder, &config, &from, &n_broken));
+    config.steps = from.state.step + 1;
+    qb_status status = qb_train_config_resolve(&config, 0);
+    if (status == QB_OK) status = qb_run_data_open(&config, &data);
+    if (status == QB_OK) {
+        const qb_loop_options options = {.folder = run_folder->path,
+                                         .device = "cpu",
+                                         .from = from.file.path ? &from : NULL,
+                                         .train = data.train,
+                                         .valid = data.valid};
+        qb_loop_result result;
+        status = qb_loop_run(&options, &config, &result);
+        qb_run_data_close(&data);
+    }
+    qb_checkpoint_close(&from);
+    return status;
+}
+
+/* A run in a folder: its files are read, one step is done, evaluated and saved. */
+static qb_status resume_run(void)
+{
+    qb_run_folder run_folder;
+    QB_TRY(qb_run_folder_open(in_folder("run"), false, &run_folder));
+    qb_status status = run_one_more_step(&run_folder);
+    qb_run_folder_close(&run_folder);
+    return status;
+}
+
 /* ---- the loop ---- */
 
 static size_t n_temporaries(const char *path)
@@ -218,7 +256,8 @@ static void fail_each_allocation(qb_status (*work)(void), const char *name)
         if (qb_memory_live_blocks() != blocks || qb_memory_live_bytes() != bytes)
             fail_msg("%s: allocation %zu failed: %zu blocks are left", name, n,
                      qb_memory_live_blocks() - blocks);
-        if (n_temporaries(folder) + n_temporaries(in_folder("out_hf")))
+        if (n_temporaries(folder) + n_temporaries(in_folder("out_hf")) +
+            n_temporaries(in_folder("run")))
             fail_msg("%s: allocation %zu failed: a temporary file is left", name, n);
         if (status == QB_OK) break;
         if (status != QB_ERR_MEMORY || !*qb_error_message())
@@ -251,6 +290,7 @@ WORK(quantize)
 WORK(run_engines)
 WORK(calibrate)
 WORK(train)
+WORK(resume_run)
 
 /* ---- what the works read ---- */
 
@@ -281,6 +321,9 @@ static int make_files(void **state)
 {
     (void)state;
     static const char lines[] = "{\"text\": \"an ant\"}\n{\"text\": \"\\u00e9 tea\"}\n";
+    static const char run[] = "{\"preset\": \"bb-1l\", \"d_model\": 8, \"context\": 6, "
+                              "\"batch\": 2, \"micro_batch\": 1, \"vocab\": 67, "
+                              "\"eval_windows\": 2, \"threads\": 1, \"tensorboard\": true}";
     if (!mkdtemp(folder)) return -1;
     qb_config config = qb_test_tiny_config("gpt2");
     tiny = qb_test_tiny_model(&config, 1);
@@ -294,6 +337,8 @@ static int make_files(void **state)
                                    &(qb_model_bin_options){.zlib_level = 1}));
     QB_CHECK_OK(qb_model_export_hf(tiny, in_folder("hf")));
     QB_CHECK_OK(qb_file_write_whole(in_folder("text.jsonl"), lines, sizeof lines - 1));
+    assert_int_equal(mkdir(in_folder("run"), 0777), 0);
+    QB_CHECK_OK(qb_file_write_whole(in_folder("run/config.json"), run, sizeof run - 1));
     qb_model_close(codes);
     return 0;
 }
@@ -326,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_run_engines),
         cmocka_unit_test(test_calibrate),
         cmocka_unit_test(test_train),
+        cmocka_unit_test(test_resume_run),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }
