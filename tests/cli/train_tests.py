@@ -148,21 +148,25 @@ def test_train_resumes_bit_for_bit(folder):
 
 
 def test_train_killed_at_random_moments(folder):
-    """Also while a checkpoint is being written: of 3 steps one ends in one."""
-    args, whole = undisturbed(folder, 240)
+    """Also while a checkpoint is being written: each third step ends in one."""
+    n_kills, done = int(os.environ.get("QB_KILLS", "5")), 0
+    args, whole = undisturbed(folder, 60 * n_kills)
     part = folder / "part"
     numbers = random.Random(7)
     process = start("train", *args, "--out", part)
-    n_kills = int(os.environ.get("QB_KILLS", "5"))
     for _ in range(n_kills):
-        time.sleep(0.05 + 0.3 * numbers.random())
+        time.sleep(0.03 + 0.2 * numbers.random())
+        if process.poll() is not None:
+            break
         process.kill()
         process.communicate()
+        done += 1
         again = ["--resume", part, "--quiet"] if (part / "config.json").exists() else \
             [*args, "--out", part]
         process = start("train", *again)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    assert 2 * done >= n_kills, f"{done} kills of {n_kills} before the end"
     same_end(whole, part)
     no_leftovers(part)
 
