@@ -30,8 +30,8 @@ const qb_preset qb_presets[] = {
         "Llama2 of arXiv:2410.17174, 42 billion tokens"},
     {"gpt2-8m", "paper-gpt2", "n-layers=8 d-model=256 n-heads=4 vocab=8192 tokens=1500000000 "
         "warmup=500", "the shipped pair: small enough for one GPU and minutes"},
-    {"gpt2-1m", "paper-gpt2", "n-layers=4 d-model=128 n-heads=4 context=128 batch=32 steps=2000 "
-        "warmup=100 eval-every=250 save-every=250", "for a processor: minutes on two cores"},
+    {"gpt2-1m", "paper-gpt2", "n-layers=4 d-model=128 n-heads=4 context=128 batch=32 steps=1000 "
+        "warmup=50 eval-every=200 save-every=200", "for a processor: minutes on two cores"},
     {"bb", NULL, "task=bb arch=gpt2 norm=layernorm norm-bias=on attn-bias=off mlp-bias=off "
         "act=relu pos=learned tied-head=off init=pytorch n-heads=1 d-model=256 context=256 "
         "batch=512 optimizer=adamw lr=3e-4 schedule=constant beta1=0.9 beta2=0.99 eps=1e-8 "
