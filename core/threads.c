@@ -191,3 +191,23 @@ void qb_parallel_for(qb_pool *pool, size_t n_tasks, qb_task task, void *context)
     wait_for_workers(pool);
     atomic_store(&pool->busy, false);
 }
+
+typedef struct spans {
+    size_t n, span_elems;
+    qb_span_task task;
+    void *context;
+} spans;
+
+static void run_span(void *context, size_t i, size_t thread_idx)
+{
+    (void)thread_idx;
+    const spans *s = context;
+    size_t begin = i * s->span_elems, left = s->n - begin;
+    s->task(s->context, begin, begin + (left < s->span_elems ? left : s->span_elems));
+}
+
+void qb_parallel_spans(qb_pool *pool, size_t n, size_t span_elems, qb_span_task task, void *context)
+{
+    spans s = {n, span_elems, task, context};
+    qb_parallel_for(pool, n / span_elems + (n % span_elems != 0), run_span, &s);
+}

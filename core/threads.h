@@ -27,6 +27,12 @@ size_t qb_pool_n_threads(const qb_pool *pool); /* 1 for NULL */
 typedef void (*qb_task)(void *context, size_t i, size_t thread_idx);
 void qb_parallel_for(qb_pool *pool, size_t n_tasks, qb_task task, void *context);
 
+/* The same over [0, n) cut into spans of span_elems, the last maybe shorter: task(context, begin,
+ * end). The cut depends on n alone. */
+typedef void (*qb_span_task)(void *context, size_t begin, size_t end);
+void qb_parallel_spans(qb_pool *pool, size_t n, size_t span_elems, qb_span_task task,
+                       void *context);
+
 /* Processors that this process may run on. */
 size_t qb_n_cpus(void);
 

@@ -89,7 +89,6 @@ qb_status qb__cpu_compare(qb_backbone *backbone, int slot_a, int slot_b, size_t 
 enum { HEAD_CHUNK_ROWS = 16 };
 
 /* Rows in parallel: fn(context, m0, m1) for blocks that cover [0, m). */
-typedef void (*rows_fn)(void *context, size_t m0, size_t m1);
-void qb__for_rows(qb_pool *pool, size_t m, rows_fn fn, void *context);
+void qb__for_rows(qb_pool *pool, size_t m, qb_span_task task, void *context);
 
 #endif

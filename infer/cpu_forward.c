@@ -16,24 +16,9 @@
 
 enum { ROWS_A_BLOCK = 8 };
 
-typedef struct rows_call {
-    rows_fn fn;
-    void *context;
-    size_t m;
-} rows_call;
-
-static void rows_task(void *context, size_t i, size_t thread_idx)
+void qb__for_rows(qb_pool *pool, size_t m, qb_span_task task, void *context)
 {
-    (void)thread_idx;
-    const rows_call *call = context;
-    size_t m0 = i * ROWS_A_BLOCK, m1 = m0 + ROWS_A_BLOCK < call->m ? m0 + ROWS_A_BLOCK : call->m;
-    call->fn(call->context, m0, m1);
-}
-
-void qb__for_rows(qb_pool *pool, size_t m, rows_fn fn, void *context)
-{
-    rows_call call = {fn, context, m};
-    qb_parallel_for(pool, (m + ROWS_A_BLOCK - 1) / ROWS_A_BLOCK, rows_task, &call);
+    qb_parallel_spans(pool, m, ROWS_A_BLOCK, task, context);
 }
 
 /* One forward call: what the row passes need to know. */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum {
+    PACK_CHANNELS = 64,   /* of a task */
     BIAS_COLS = 128,      /* of a task */
     BIAS_ROWS = 64,       /* added up in f32; these sums in double */
     HEAD_ELEMS = 8 << 20, /* logits at a time: 32 MiB */
@@ -53,15 +54,13 @@ typedef struct pack_call {
     const qb_gemm_f32_row *gemm;
     const float *w;
     bool transposed;
-    size_t n, k, n_a_task;
+    size_t n, k;
     float *packed;
 } pack_call;
 
-static void pack_task(void *context, size_t i, size_t thread_idx)
+static void pack_task(void *context, size_t n0, size_t n1)
 {
-    (void)thread_idx;
     const pack_call *c = context;
-    size_t n0 = i * c->n_a_task, n1 = n0 + c->n_a_task < c->n ? n0 + c->n_a_task : c->n;
     if (c->transposed)
         c->gemm->pack_transposed(c->w + n0, c->n, n0, n1, c->n, c->k, c->packed);
     else
@@ -71,9 +70,8 @@ static void pack_task(void *context, size_t i, size_t thread_idx)
 void qb__cpu_pack(const qb_train_device *d, const float *w, bool transposed, size_t n, size_t k,
                   float *packed)
 {
-    size_t n_a_task = qb_round_up(64, d->gemm->pack_n_align);
-    pack_call c = {d->gemm, w, transposed, n, k, n_a_task, packed};
-    qb_parallel_for(d->pool, (n + n_a_task - 1) / n_a_task, pack_task, &c);
+    pack_call c = {d->gemm, w, transposed, n, k, packed};
+    qb_parallel_spans(d->pool, n, qb_round_up(PACK_CHANNELS, d->gemm->pack_n_align), pack_task, &c);
 }
 
 /* ---- forward ---- */
@@ -116,7 +114,7 @@ qb_status qb__cpu_linear_forward(qb_train_device *d, const qb_train_linear *l, c
                                 .bias = qb__cpu_weights(d, l->bias)};
     qb_gemm_f32_run(d->gemm, &product, 1, d->pool);
     act_call act = {d, pre, y};
-    if (pre) qb__cpu_for_rows(d, d->m, act_rows, &act);
+    if (pre) qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, act_rows, &act);
     return QB_OK;
 }
 
@@ -156,7 +154,7 @@ qb_status qb__cpu_linear_backward_input(qb_train_device *d, const qb_train_linea
                                 .accumulate = accumulate};
     qb_gemm_f32_run(d->gemm, &product, 1, d->pool);
     act_call act = {d, pre, dx};
-    if (pre) qb__cpu_for_rows(d, d->m, act_backward_rows, &act);
+    if (pre) qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, act_backward_rows, &act);
     return QB_OK;
 }
 
@@ -167,11 +165,10 @@ typedef struct bias_call {
     float *gradient;
 } bias_call;
 
-static void bias_task(void *context, size_t i, size_t thread_idx)
+static void bias_cols(void *context, size_t c0, size_t c1)
 {
-    (void)thread_idx;
     const bias_call *b = context;
-    size_t c0 = i * BIAS_COLS, n = b->n - c0 < BIAS_COLS ? b->n - c0 : BIAS_COLS;
+    size_t n = c1 - c0;
     double total[BIAS_COLS] = {0};
     for (size_t m0 = 0; m0 < b->d->m; m0 += BIAS_ROWS) {
         float sum[BIAS_COLS] = {0};
@@ -205,8 +202,7 @@ qb_status qb__cpu_linear_backward_weights(qb_train_device *d, const qb_train_lin
     qb__cpu_pack(d, x, true, l->k, d->m, d->packed);
     add_weight_gradient(d, d->m, l->n, l->k, dy, d->packed, qb__cpu_gradients(d, l->w));
     bias_call bias = {d, dy, l->n, qb__cpu_gradients(d, l->bias)};
-    if (bias.gradient)
-        qb_parallel_for(d->pool, (l->n + BIAS_COLS - 1) / BIAS_COLS, bias_task, &bias);
+    if (bias.gradient) qb_parallel_spans(d->pool, l->n, BIAS_COLS, bias_cols, &bias);
     return QB_OK;
 }
 
@@ -262,7 +258,7 @@ qb_status qb__cpu_classifier(qb_train_device *d, const void *h, float scale, voi
                                    .y_stride = vocab};
         qb_gemm_f32_run(d->gemm, &logits, 1, d->pool);
         call.first = m0;
-        qb__cpu_for_rows(d, rows, loss_rows, &call);
+        qb_parallel_spans(d->pool, rows, QB__CPU_ROWS, loss_rows, &call);
         if (!dh) continue;
         qb_gemm_f32_args back = {.m = rows,
                                  .n = width,

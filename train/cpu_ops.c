@@ -122,28 +122,6 @@ static qb_status copy_out(qb_train_device *d, qb_train_array array, float *to)
     return QB_OK;
 }
 
-/* ---- parallel loops ---- */
-
-typedef struct rows_call {
-    qb__cpu_rows_fn fn;
-    void *context;
-    size_t m;
-} rows_call;
-
-static void rows_task(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
-    const rows_call *call = context;
-    size_t m0 = i * QB__CPU_ROWS, m1 = m0 + QB__CPU_ROWS;
-    call->fn(call->context, m0, m1 < call->m ? m1 : call->m);
-}
-
-void qb__cpu_for_rows(const qb_train_device *d, size_t m, qb__cpu_rows_fn fn, void *context)
-{
-    rows_call call = {fn, context, m};
-    qb_parallel_for(d->pool, n_row_blocks(m), rows_task, &call);
-}
-
 /* ---- a pass ---- */
 
 static qb_status begin(qb_train_device *d, bool gradients)
@@ -221,19 +199,17 @@ static qb_status embed_forward(qb_train_device *d, void *x)
 {
     embed_call e = embed_call_of(d, QB_ARRAY_WEIGHTS);
     e.x = x;
-    qb__cpu_for_rows(d, d->m, embed_rows, &e);
+    qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, embed_rows, &e);
     return QB_OK;
 }
 
 /* A task has some columns of all rows, so that no two tasks meet in a token's gradient. */
 enum { EMBED_COLS = 64 };
 
-static void embed_cols(void *context, size_t i, size_t thread_idx)
+static void embed_cols(void *context, size_t c0, size_t c1)
 {
-    (void)thread_idx;
     const embed_call *e = context;
-    size_t width = e->d->c->d_model, c0 = i * EMBED_COLS;
-    size_t n = width - c0 < EMBED_COLS ? width - c0 : EMBED_COLS;
+    size_t width = e->d->c->d_model, n = c1 - c0;
     for (size_t m = 0; m < e->d->m; m++) {
         const float *dx = e->dx + m * width + c0;
         e->d->pointwise->add(e->tokens + token_of(e->d, m) * width + c0, dx, n);
@@ -246,7 +222,7 @@ static qb_status embed_backward(qb_train_device *d, const void *dx)
 {
     embed_call e = embed_call_of(d, QB_ARRAY_GRADIENTS);
     e.dx = dx;
-    qb_parallel_for(d->pool, (d->c->d_model + EMBED_COLS - 1) / EMBED_COLS, embed_cols, &e);
+    qb_parallel_spans(d->pool, d->c->d_model, EMBED_COLS, embed_cols, &e);
     return QB_OK;
 }
 
@@ -294,7 +270,7 @@ static qb_status norm_forward(qb_train_device *d, const qb_train_norm *norm, con
 {
     (void)stats;
     norm_call c = {.d = d, .norm = norm, .x = x, .add = add, .sum = sum, .y = y};
-    qb__cpu_for_rows(d, d->m, norm_rows, &c);
+    qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, norm_rows, &c);
     return QB_OK;
 }
 
@@ -331,7 +307,7 @@ static qb_status norm_backward(qb_train_device *d, const qb_train_norm *norm, co
     (void)stats;
     norm_call c = {.d = d, .norm = norm, .x = x, .dy = dy, .dx = dx, .accumulate = accumulate};
     size_t width = d->c->d_model;
-    qb__cpu_for_rows(d, d->m, norm_backward_rows, &c);
+    qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, norm_backward_rows, &c);
     add_partial_sums(d, 0, d->c->norm == QB_NORM_RMSNORM_SINGLE ? 1 : width,
                      qb__cpu_gradients(d, norm->gain));
     if (norm->bias != QB_NO_PARAM)
@@ -362,7 +338,7 @@ static void rope_rows(void *context, size_t m0, size_t m1)
 static qb_status rope(qb_train_device *d, void *qkv, bool inverse)
 {
     rope_call r = {d, qkv, inverse ? d->minus_sine : d->sine};
-    qb__cpu_for_rows(d, d->m, rope_rows, &r);
+    qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, rope_rows, &r);
     return QB_OK;
 }
 
@@ -405,7 +381,7 @@ static void gate_backward_rows(void *context, size_t m0, size_t m1)
 static qb_status gate_forward(qb_train_device *d, const void *out, const void *gate, void *gated)
 {
     gate_call g = {.d = d, .out = out, .gate = gate, .gated = gated};
-    qb__cpu_for_rows(d, d->m, gate_rows, &g);
+    qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, gate_rows, &g);
     return QB_OK;
 }
 
@@ -414,7 +390,7 @@ static qb_status gate_backward(qb_train_device *d, const void *out, const void *
 {
     gate_call g = {
         .d = d, .out = out, .gate = gate, .d_gated = d_gated, .d_out = d_out, .d_gate = d_gate};
-    qb__cpu_for_rows(d, d->m, gate_backward_rows, &g);
+    qb_parallel_spans(d->pool, d->m, QB__CPU_ROWS, gate_backward_rows, &g);
     return QB_OK;
 }
 

@@ -48,10 +48,7 @@ struct qb_train_device {
 qb_status qb__cpu_alloc(qb_train_device *d, size_t n_elems, size_t elem_bytes, const char *what,
                         void **out);
 
-/* fn(context, row0, row1) over blocks of QB__CPU_ROWS rows. */
-enum { QB__CPU_ROWS = 32 };
-typedef void (*qb__cpu_rows_fn)(void *context, size_t m0, size_t m1);
-void qb__cpu_for_rows(const qb_train_device *d, size_t m, qb__cpu_rows_fn fn, void *context);
+enum { QB__CPU_ROWS = 32 }; /* of a task that goes through rows */
 
 static inline const float *qb__cpu_weights(const qb_train_device *d, size_t offset)
 {

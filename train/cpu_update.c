@@ -11,28 +11,25 @@
 
 enum { UPDATE_CHUNK = 2048, NORM_CHUNK = 1 << 15 };
 
-static size_t n_chunks(size_t n, size_t chunk)
+static size_t n_norm_sums(const qb_train_device *d)
 {
-    return (n + chunk - 1) / chunk;
+    return d->params->n_elems / NORM_CHUNK + 1;
 }
 
 /* ---- the norm ---- */
 
-static void norm_task(void *context, size_t i, size_t thread_idx)
+static void norm_task(void *context, size_t begin, size_t end)
 {
-    (void)thread_idx;
     qb_train_device *d = context;
-    size_t first = i * NORM_CHUNK, left = d->params->n_elems - first;
-    d->norm_sums[i] = d->gradient->sum_squares(d->arrays[QB_ARRAY_GRADIENTS] + first,
-                                               left < NORM_CHUNK ? left : NORM_CHUNK);
+    d->norm_sums[begin / NORM_CHUNK] =
+        d->gradient->sum_squares(d->arrays[QB_ARRAY_GRADIENTS] + begin, end - begin);
 }
 
 qb_status qb__cpu_gradient_norm(qb_train_device *d)
 {
-    size_t n = n_chunks(d->params->n_elems, NORM_CHUNK);
     double sum = 0;
-    qb_parallel_for(d->pool, n, norm_task, d);
-    for (size_t i = 0; i < n; i++) sum += d->norm_sums[i];
+    qb_parallel_spans(d->pool, d->params->n_elems, NORM_CHUNK, norm_task, d);
+    for (size_t i = 0; i < n_norm_sums(d); i++) sum += d->norm_sums[i];
     d->grad_norm = sqrt(sum);
     return QB_OK;
 }
@@ -61,8 +58,7 @@ static qb_status create_bases(qb_train_device *d)
 
 qb_status qb__cpu_update_create(qb_train_device *d)
 {
-    QB_TRY(qb__cpu_alloc(d, n_chunks(d->params->n_elems, NORM_CHUNK), sizeof(double), "norms",
-                         (void **)&d->norm_sums));
+    QB_TRY(qb__cpu_alloc(d, n_norm_sums(d), sizeof(double), "norms", (void **)&d->norm_sums));
     return d->options->optimizer->rotated ? create_bases(d) : QB_OK;
 }
 
@@ -112,7 +108,6 @@ static void turn_both(const qb_train_device *d, const qb_param *p, bool back, co
 
 typedef struct update_call {
     const qb_update *u;
-    size_t n;
     const float *g;
     float *m, *v; /* NULL where the rule has none */
     float *w;     /* NULL: only delta is wanted */
@@ -124,52 +119,48 @@ static void apply(const qb_update *u, size_t n, const float *delta, float *w)
     for (size_t i = 0; i < n; i++) w[i] -= u->lr * delta[i] + u->decay * w[i];
 }
 
-static void update_task(void *context, size_t i, size_t thread_idx)
+static void update_task(void *context, size_t at, size_t end)
 {
-    (void)thread_idx;
     const update_call *c = context;
-    size_t at = i * UPDATE_CHUNK, n = c->n - at < UPDATE_CHUNK ? c->n - at : UPDATE_CHUNK;
+    size_t n = end - at;
     float delta[UPDATE_CHUNK];
     float *to = c->delta ? c->delta + at : delta;
     qb_update_delta(c->u, n, c->g + at, c->m ? c->m + at : NULL, c->v ? c->v + at : NULL, to);
     if (c->w) apply(c->u, n, to, c->w + at);
 }
 
-static void apply_task(void *context, size_t i, size_t thread_idx)
+static void apply_task(void *context, size_t at, size_t end)
 {
-    (void)thread_idx;
     const update_call *c = context;
-    size_t at = i * UPDATE_CHUNK, n = c->n - at < UPDATE_CHUNK ? c->n - at : UPDATE_CHUNK;
-    apply(c->u, n, c->delta + at, c->w + at);
+    apply(c->u, end - at, c->delta + at, c->w + at);
 }
 
 static void update_param(qb_train_device *d, const qb_param *p, const qb_update *u)
 {
     const qb_optimizer *optimizer = d->options->optimizer;
-    size_t n = p->rows * p->cols, n_tasks = n_chunks(n, UPDATE_CHUNK);
+    size_t n = p->rows * p->cols;
     float *states[2] = {d->arrays[QB_ARRAY_STATE0], d->arrays[QB_ARRAY_STATE1]};
     for (size_t i = 0; i < 2; i++) states[i] = states[i] ? states[i] + p->offset : NULL;
     bool only_v = optimizer->rule == QB_RULE_RMSPROP;
     update_call c = {.u = u,
-                     .n = n,
                      .g = d->arrays[QB_ARRAY_GRADIENTS] + p->offset,
                      .m = only_v ? NULL : states[0],
                      .v = only_v ? states[0] : states[1],
                      .w = d->arrays[QB_ARRAY_WEIGHTS] + p->offset};
     size_t at = (size_t)(p - d->params->list);
     if (!optimizer->rotated || (!d->bases[0][at] && !d->bases[1][at])) {
-        qb_parallel_for(d->pool, n_tasks, update_task, &c);
+        qb_parallel_spans(d->pool, n, UPDATE_CHUNK, update_task, &c);
         return;
     }
     update_call inner = c;
     turn_both(d, p, false, &inner.g);
     inner.delta = inner.g == d->rotated[0] ? d->rotated[0] : d->rotated[1];
     inner.w = NULL;
-    qb_parallel_for(d->pool, n_tasks, update_task, &inner);
+    qb_parallel_spans(d->pool, n, UPDATE_CHUNK, update_task, &inner);
     const float *delta = inner.delta;
     turn_both(d, p, true, &delta);
     c.delta = delta == d->rotated[0] ? d->rotated[0] : d->rotated[1];
-    qb_parallel_for(d->pool, n_tasks, apply_task, &c);
+    qb_parallel_spans(d->pool, n, UPDATE_CHUNK, apply_task, &c);
 }
 
 qb_status qb__cpu_update(qb_train_device *d, const qb_update *update, double clip)

@@ -109,6 +109,26 @@ static void every_task_runs_once(void **state)
     }
 }
 
+static void mark_span(void *context, size_t begin, size_t end)
+{
+    assert_true(end > begin && end - begin <= 7 && begin % 7 == 0);
+    for (size_t i = begin; i < end; i++) ((int *)context)[i]++;
+}
+
+static void spans_tile_the_whole(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {0, 1, 6, 7, 8, 70, 71};
+    qb_pool *pool;
+    QB_CHECK_OK(qb_pool_create(3, &pool));
+    for (size_t s = 0; s < QB_COUNT(sizes); s++) {
+        int counts[72] = {0};
+        qb_parallel_spans(pool, sizes[s], 7, mark_span, counts);
+        for (size_t i = 0; i < 72; i++) assert_int_equal(counts[i], i < sizes[s]);
+    }
+    qb_pool_destroy(pool);
+}
+
 static void philox_matches_published_vectors(void **state)
 {
     (void)state;
@@ -224,6 +244,7 @@ int main(void)
         cmocka_unit_test(f16_and_bf16_round_trip),
         cmocka_unit_test(blocks_widen),
         cmocka_unit_test(every_task_runs_once),
+        cmocka_unit_test(spans_tile_the_whole),
         cmocka_unit_test(philox_matches_published_vectors),
         cmocka_unit_test(files_are_whole_or_absent),
         cmocka_unit_test(json_limits),
