@@ -25,6 +25,7 @@ typedef struct data_run {
     const char *folder;
     const char **texts;  /* (n_args) */
     char **paths;        /* (n_args) of the shards */
+    qb_shard_made *made; /* (n_args) */
     qb_ngrams *unwanted; /* NULL = nothing is dropped */
     qb_cli_tokenizer tokenizer;
     bool trained;
@@ -60,6 +61,7 @@ static qb_status name_shards(data_run *r)
     size_t n = qb_cli_n_args(r->cli);
     QB_TRY(QB_NEW_ZERO(&r->texts, n, "texts"));
     QB_TRY(QB_NEW_ZERO(&r->paths, n, "shards"));
+    QB_TRY(QB_NEW_ZERO(&r->made, n, "shards"));
     for (size_t i = 0; i < n; i++) {
         r->texts[i] = qb_cli_arg(r->cli, i);
         QB_TRY(shard_path(r->folder, r->texts[i], &r->paths[i]));
@@ -201,18 +203,20 @@ static void print_counts(const char *name, const qb_shard_made *m)
     if (m->n_tokens) printf("  %.3f bytes a token", (double)m->text_bytes / (double)m->n_tokens);
     if (m->n_dropped) printf("  %s dropped", qb_format_count((int64_t)m->n_dropped, dropped));
     putchar('\n');
-    fflush(stdout);
 }
 
-static bool prints_table(const qb_cli *cli)
+/* Behind the progress lines, and not where the record goes to standard output. */
+static void print_table(const data_run *r)
 {
-    const char *json = qb_cli_string(cli, "json");
-    return !qb_cli_flag(cli, "quiet") && (!json || strcmp(json, "-"));
+    const char *json = qb_cli_string(r->cli, "json");
+    size_t n = qb_cli_n_args(r->cli);
+    if (qb_cli_flag(r->cli, "quiet") || (json && !strcmp(json, "-"))) return;
+    for (size_t i = 0; i < n; i++) print_counts(strrchr(r->paths[i], '/') + 1, &r->made[i]);
+    if (n > 1) print_counts("all", &r->total);
 }
 
 static void note_shard(data_run *r, const char *path, const qb_text *text, const qb_shard_made *m)
 {
-    const char *slash = strrchr(path, '/');
     json_array_append_new(
         r->shards, json_pack("{s:s, s:s, s:{s:s, s:s, s:I}, s:I, s:I, s:I, s:I}", "path", path,
                              "sha256", m->digest, "text", "name", text->name, "sha256",
@@ -223,30 +227,32 @@ static void note_shard(data_run *r, const char *path, const qb_text *text, const
     r->total.n_dropped += m->n_dropped;
     r->total.n_tokens += m->n_tokens;
     r->total.text_bytes += m->text_bytes;
-    if (prints_table(r->cli)) print_counts(slash ? slash + 1 : path, m);
 }
 
-static qb_status make_shard(data_run *r, qb_shard_maker *maker, const qb_text *text, size_t i)
+static qb_status make_shard(data_run *r, qb_shard_maker *maker, const qb_text *text, size_t i,
+                            qb_progress *progress)
 {
-    qb_shard_made made;
     QB_TRY(qb_interrupt_check());
-    QB_TRY(qb_shard_maker_write(maker, text, r->paths[i], &made));
-    note_shard(r, r->paths[i], text, &made);
+    QB_TRY(qb_shard_maker_write(maker, text, r->paths[i], progress, &r->made[i]));
+    note_shard(r, r->paths[i], text, &r->made[i]);
     return QB_OK;
 }
 
 static qb_status make_all(data_run *r, qb_shard_maker *maker)
 {
     qb_text_queue *queue;
+    size_t n = qb_cli_n_args(r->cli);
     QB_TRY(open_queue(r, &queue));
+    qb_progress progress = qb_progress_begin("encoding", n * QB_SHARD_STEPS);
     qb_status status = QB_OK;
-    for (size_t i = 0; i < qb_cli_n_args(r->cli) && status == QB_OK; i++) {
+    for (size_t i = 0; i < n && status == QB_OK; i++) {
         qb_text text;
         status = qb_text_queue_next(queue, &text);
         if (status != QB_OK) break;
-        status = make_shard(r, maker, &text, i);
+        status = make_shard(r, maker, &text, i, &progress);
         qb_text_deinit(&text);
     }
+    qb_progress_end(&progress);
     qb_text_queue_close(queue);
     return status;
 }
@@ -258,8 +264,7 @@ static qb_status make_shards(data_run *r)
     r->shards = json_array();
     qb_status status = make_all(r, maker);
     qb_shard_maker_destroy(maker);
-    if (status == QB_OK && qb_cli_n_args(r->cli) > 1 && prints_table(r->cli))
-        print_counts("all", &r->total);
+    if (status == QB_OK) print_table(r);
     return status;
 }
 
@@ -287,10 +292,10 @@ static qb_status run(data_run *r)
     size_t mark = qb_json_mark();
     const char *given = qb_cli_string(r->cli, "tokenizer");
     QB_TRY(name_shards(r));
+    QB_TRY(make_folder(r->folder)); /* before minutes of work */
     QB_TRY(qb_pool_create(qb_cli_size(r->cli, "threads"), &r->pool));
     QB_TRY(read_unwanted(r));
     QB_TRY(given ? qb_cli_tokenizer_open(given, &r->tokenizer) : train_tokenizer(r));
-    QB_TRY(make_folder(r->folder));
     QB_TRY(write_tokenizer(r));
     QB_TRY(make_shards(r));
     QB_TRY(qb_json_check_memory(mark, "record"));
@@ -305,6 +310,7 @@ qb_status qb_cmd_data(const qb_cli *cli)
     for (size_t i = 0; r.paths && i < qb_cli_n_args(cli); i++) qb_free(r.paths[i]);
     qb_free(r.paths);
     qb_free(r.texts);
+    qb_free(r.made);
     json_decref(r.shards);
     json_decref(r.decontaminate);
     qb_cli_tokenizer_close(&r.tokenizer);

@@ -58,7 +58,7 @@ static qb_shard_made make_shard(const qb_ngrams *unwanted, size_t n_threads)
     qb_shard_made made;
     QB_CHECK_OK(qb_pool_create(n_threads, &pool));
     QB_CHECK_OK(qb_shard_maker_create(tokenizer, unwanted, pool, &maker));
-    QB_CHECK_OK(qb_shard_maker_write(maker, &text, path, &made));
+    QB_CHECK_OK(qb_shard_maker_write(maker, &text, path, NULL, &made));
     qb_shard_maker_destroy(maker);
     qb_pool_destroy(pool);
     return made;
@@ -142,7 +142,7 @@ static void failed_allocations_leave_nothing(void **state)
         qb_shard_made made;
         qb_memory_fail_at(n);
         qb_status status = qb_shard_maker_create(tokenizer, NULL, NULL, &maker);
-        if (status == QB_OK) status = qb_shard_maker_write(maker, &text, absent, &made);
+        if (status == QB_OK) status = qb_shard_maker_write(maker, &text, absent, NULL, &made);
         qb_memory_fail_at(0);
         qb_shard_maker_destroy(maker);
         assert_int_equal(qb_memory_live_blocks(), live);

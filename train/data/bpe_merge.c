@@ -12,6 +12,8 @@
 #include "core/progress.h"
 #include "train/data/bpe_train.h"
 
+#include <math.h>
+
 enum { FIRST_PAIRS = 1 << 16, CHECK_EVERY = 64 };
 #define NONE UINT32_MAX
 
@@ -278,9 +280,16 @@ static qb_status merge_pair(merging *m, uint32_t pair_idx)
     return push_risen(m);
 }
 
+/* A pair's count, and with it the work of its merge, falls about as 1 / its rank, so that the work
+ * of the first i merges grows as log i. */
+static size_t work_done(size_t n_merges)
+{
+    return (size_t)(1000 * log(1 + (double)n_merges));
+}
+
 static qb_status merge_all(merging *m, size_t max_merges)
 {
-    qb_progress progress = qb_progress_begin("BPE merges", max_merges);
+    qb_progress progress = qb_progress_begin("BPE merges", work_done(max_merges));
     qb_status status = QB_OK;
     while (m->out.n_merges < max_merges && status == QB_OK) {
         uint32_t pair_idx = NONE;
@@ -290,7 +299,7 @@ static qb_status merge_all(merging *m, size_t max_merges)
         const pair *p = &m->pairs[pair_idx];
         if (token_bytes(m, p->left) + token_bytes(m, p->right) <= QB_BPE_MAX_TOKEN_BYTES)
             status = merge_pair(m, pair_idx);
-        qb_progress_update(&progress, m->out.n_merges);
+        qb_progress_update(&progress, work_done(m->out.n_merges));
     }
     qb_progress_end(&progress);
     return status;

@@ -4,7 +4,6 @@
 
 #include "core/interrupt.h"
 #include "core/memory.h"
-#include "core/progress.h"
 #include "train/data/shards.h"
 
 #include <string.h>
@@ -115,18 +114,17 @@ static qb_status run_round(job *j, size_t n)
     return QB_OK;
 }
 
-static qb_status run_all(job *j)
+static qb_status run_all(job *j, qb_progress *progress)
 {
-    qb_progress progress = qb_progress_begin(j->text->name, j->n_tasks);
-    size_t round = TASKS_A_ROUND * j->maker->n_threads;
-    qb_status status = QB_OK;
-    for (; j->first_task < j->n_tasks && status == QB_OK; j->first_task += round) {
+    size_t round = TASKS_A_ROUND * j->maker->n_threads, begun = progress ? progress->done : 0;
+    for (; j->first_task < j->n_tasks; j->first_task += round) {
         size_t left = j->n_tasks - j->first_task;
-        status = run_round(j, left < round ? left : round);
-        qb_progress_update(&progress, j->first_task);
+        QB_TRY(run_round(j, left < round ? left : round));
+        if (progress)
+            qb_progress_update(progress, begun + QB_SHARD_STEPS * j->first_task / j->n_tasks);
     }
-    qb_progress_end(&progress);
-    return status;
+    if (progress) qb_progress_update(progress, begun + QB_SHARD_STEPS);
+    return QB_OK;
 }
 
 /* ---- putting together ---- */
@@ -174,22 +172,23 @@ static qb_status write_joined(const job *j, const joined *all, const char *path,
     return qb_shard_write(path, &contents, made->digest);
 }
 
-static qb_status make(job *j, joined *all, const char *path, qb_shard_made *made)
+static qb_status make(job *j, joined *all, const char *path, qb_progress *progress,
+                      qb_shard_made *made)
 {
     QB_TRY(QB_NEW_ZERO(&j->doc_tokens, j->text->n_docs, "documents"));
     QB_TRY(cut_tasks(j));
-    QB_TRY(run_all(j));
+    QB_TRY(run_all(j, progress));
     QB_TRY(join(j, all, made));
     return write_joined(j, all, path, made);
 }
 
 qb_status qb_shard_maker_write(qb_shard_maker *m, const qb_text *text, const char *path,
-                               qb_shard_made *out)
+                               qb_progress *progress, qb_shard_made *out)
 {
     job j = {.maker = m, .text = text};
     joined all = {0};
     qb_shard_made made = {0};
-    qb_status status = make(&j, &all, path, &made);
+    qb_status status = make(&j, &all, path, progress, &made);
     for (size_t i = 0; i < j.n_tasks; i++) qb_tokens_deinit(&j.tasks[i].tokens);
     qb_free(j.tasks);
     qb_free(j.doc_tokens);
