@@ -358,13 +358,26 @@ static bool is_for_one_kernel(const qb_cuda_linear *l)
            (l->kind != QB_CUDA_LINEAR_U4 || (!l->u4.x_scale && l->u4.n_groups == 1));
 }
 
+/* Layers of one scheme may differ: what cannot be joined into one qkv in codes stands as floats. */
+static bool are_for_one_kernel(const cuda_engine *e)
+{
+    if (!is_for_one_kernel(&e->own_head)) return false;
+    for (size_t i = 0; i < e->base.backbone->config->n_layers; i++) {
+        const cuda_block *b = &e->blocks[i];
+        const qb_cuda_linear *all[] = {&b->qkv, &b->o, &b->up, &b->down};
+        for (size_t j = 0; j < QB_COUNT(all); j++)
+            if (!is_for_one_kernel(all[j])) return false;
+    }
+    return true;
+}
+
 /* One persistent kernel for a step, where a row takes this model. */
 static qb_status make_decode(cuda_engine *e)
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     const qb_config *c = b->base.config;
     if (!e->base.cache_batch || e->type != QB_CUDA_BF16 ||
-        e->base.cache_batch > QB_CUDA_DECODE_MAX_BATCH || !is_for_one_kernel(&e->blocks[0].qkv))
+        e->base.cache_batch > QB_CUDA_DECODE_MAX_BATCH || !are_for_one_kernel(e))
         return QB_OK;
     QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
     describe_layers(e);
