@@ -101,18 +101,22 @@ def write_hf_folder(folder):
     return folder
 
 
+FLAGS_CONFIG = {"model_type": "qbench",
+                "qbench": {"arch": "gpt2", "n_layers": LAYERS, "d_model": D, "n_heads": HEADS,
+                           "n_kv_heads": HEADS, "head_dim": D // HEADS, "d_ff": 4 * D,
+                           "vocab": VOCAB, "context": CONTEXT, "softmax": "sink",
+                           "attn_gate": True, "free_prefix": 4}}
+
+
 def write_flags_folder(folder):
     """Sink logits, gated attention and a free prefix of 4: what transformers has no class for."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = {"arch": "gpt2", "n_layers": LAYERS, "d_model": D, "n_heads": HEADS, "n_kv_heads": HEADS,
-           "head_dim": D // HEADS, "d_ff": 4 * D, "vocab": VOCAB, "context": CONTEXT,
-           "softmax": "sink", "attn_gate": True, "free_prefix": 4}
     numbers, tensors = Numbers(5), gpt2_tensors()
     for i in range(LAYERS):
         for name, shape in (("sinks", [HEADS]), ("gate.weight", [HEADS, D]), ("gate.bias", [HEADS])):
             n = shape[0] * (shape[1] if len(shape) > 1 else 1)
             tensors[f"transformer.h.{i}.attn.{name}"] = ("F32", shape, numbers.f32(n))
-    (folder / "config.json").write_text(json.dumps({"model_type": "qbench", "qbench": own}))
+    (folder / "config.json").write_text(json.dumps(FLAGS_CONFIG))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     (folder / "model.safetensors").write_bytes(safetensors(tensors))
     return folder

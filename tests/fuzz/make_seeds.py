@@ -6,6 +6,7 @@ import hashlib
 import json
 import lzma
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def model_bins(folder):
                 made[name] = out.read_bytes()
                 out.unlink()
         source.unlink()
+        flags, out = tiny_models.write_flags_folder(folder / "flags"), folder / "flags.bin"
+        if not subprocess.run([program, "convert", "--quiet", flags, out],
+                              stderr=subprocess.DEVNULL).returncode:
+            made["flags"] = out.read_bytes()
+            out.unlink()
+        shutil.rmtree(flags)
     return made
 
 
@@ -98,7 +105,8 @@ def main():
     corpora = {"text": texts(), "tokenizer_json": tokenizers(), "safetensors": gpt2_header(),
                "gguf": {"llama": tiny_models.llama_gguf()},
                "llmc": {"v3": tiny_models.llm_c(3), "v5": tiny_models.llm_c(5)},
-               "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode()},
+               "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode(),
+                             "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
                "shards": shards()}
     for reader, seeds in nasty_seeds.all_nasties().items():
