@@ -71,7 +71,8 @@ void qb_engine_destroy(qb_engine *engine); /* accepts NULL */
  * cache then holds these sequences. Ids are checked (QB_ERR_SHAPE); so are the limits. */
 qb_status qb_engine_prefill(qb_engine *engine, const int32_t *tokens, size_t batch,
                             size_t n_tokens);
-/* Appends one token to each of the sequences of the last prefill; tokens (batch). */
+/* Appends one token to each of the sequences of the last prefill; tokens (batch). It sees all
+ * before it, and those do not see it: a free prefix (model/arch.h) is that of one prefill. */
 qb_status qb_engine_decode_step(qb_engine *engine, const int32_t *tokens);
 /* Positions now in the cache. */
 size_t qb_engine_position(const qb_engine *engine);
