@@ -23,6 +23,7 @@ qb_status qb__cpu_alloc(qb_train_device *d, size_t n_elems, size_t elem_bytes, c
 static void destroy(qb_train_device *d)
 {
     if (!d) return;
+    qb__cpu_update_destroy(d);
     for (size_t i = 0; i < d->n_blocks; i++) qb_free(d->blocks[i]);
     qb_free(d->blocks);
     qb_pool_destroy(d->pool);
@@ -396,6 +397,7 @@ static qb_status gate_backward(qb_train_device *d, const void *out, const void *
 
 const qb_train_ops qb__train_ops_cpu = {
     .device = "cpu",
+    .makes_hadamard = true,
     .refuse = refuse,
     .create = create,
     .destroy = destroy,

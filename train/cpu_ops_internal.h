@@ -22,9 +22,14 @@ struct qb_train_device {
     const qb_gemm_f32_row *gemm;
 
     float *arrays[QB_ARRAY_COUNT];
-    float **bases[2];  /* (params->n) bases (n, n) of rows and of columns; NULL = that axis stays */
-    float *rotated[2]; /* scratch of the update: a matrix each */
+    /* Bases of rows and of columns, (params->n) each: blocks along the diagonal one after the other
+     * (one of all n, but for BLOCK), or factors; NULL or n = 0: that axis stays. */
+    float **bases[2];
+    qb_hadamard *hadamards[2];
+    float *rotated[2];  /* scratch of the update: a matrix each */
     float *packed_turn; /* operand of a rotation */
+    float *lanes;       /* of the Hadamard transform: 2 (n, QB_HADAMARD_LANES) a thread */
+    size_t lanes_elems; /* a thread */
 
     size_t max_rows;
     size_t batch, m; /* of the tokens loaded last; m = batch * context */
@@ -81,6 +86,7 @@ qb_status qb__cpu_attention_backward(qb_train_device *d, const qb_train_attentio
 
 /* ---- train/cpu_update.c ---- */
 qb_status qb__cpu_update_create(qb_train_device *d);
+void qb__cpu_update_destroy(qb_train_device *d);
 qb_status qb__cpu_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
                                const float *q);
 qb_status qb__cpu_gradient_norm(qb_train_device *d);

@@ -34,26 +34,54 @@ qb_status qb__cpu_gradient_norm(qb_train_device *d)
     return QB_OK;
 }
 
-/* ---- rotations ---- */
+/* ---- bases ---- */
+
+static size_t block_elems(const qb_train_device *d, size_t n)
+{
+    const qb_rotation *r = &d->options->rotation;
+    return r->kind == QB_ROTATION_BLOCK && r->block_elems < n ? r->block_elems : n;
+}
+
+/* The largest sizes over all parameters. */
+typedef struct basis_sizes {
+    size_t matrix, axis, packed_bytes;
+} basis_sizes;
+
+static qb_status create_basis(qb_train_device *d, size_t i, size_t axis, basis_sizes *most)
+{
+    const qb_param *p = &d->params->list[i];
+    const qb_rotation *rotation = &d->options->rotation;
+    size_t n = qb_rotation_axis_elems(rotation, p, axis), block = block_elems(d, n);
+    if (!n) return QB_OK;
+    if (p->rows * p->cols > most->matrix) most->matrix = p->rows * p->cols;
+    if (n > most->axis) most->axis = n;
+    if (rotation->kind == QB_ROTATION_HADAMARD)
+        return qb_hadamard_create(rotation, p, axis, n, &d->hadamards[axis][i]);
+    if (block < 1)
+        return QB_FAIL(QB_ERR_USAGE, "rotation: blocks of 0 elements, expected at least 1");
+    size_t bytes = d->gemm->packed_bytes(axis ? block : p->cols, block);
+    if (bytes > most->packed_bytes) most->packed_bytes = bytes;
+    return qb__cpu_alloc(d, n * block, sizeof(float), "bases", (void **)&d->bases[axis][i]);
+}
 
 static qb_status create_bases(qb_train_device *d)
 {
-    size_t most = 1, packed = 1;
-    for (size_t axis = 0; axis < 2; axis++)
-        QB_TRY(qb__cpu_alloc(d, d->params->n, sizeof(float *), "bases", (void **)&d->bases[axis]));
-    for (size_t i = 0; i < d->params->n; i++)
-        for (size_t axis = 0; axis < 2; axis++) {
-            const qb_param *p = &d->params->list[i];
-            size_t n = qb_rotation_axis_elems(&d->options->rotation, p, axis);
-            if (!n) continue;
-            QB_TRY(qb__cpu_alloc(d, n * n, sizeof(float), "bases", (void **)&d->bases[axis][i]));
-            if (p->rows * p->cols > most) most = p->rows * p->cols;
-            size_t bytes = d->gemm->packed_bytes(p->cols, n);
-            if (bytes > packed) packed = bytes;
-        }
+    basis_sizes most = {1, 1, 1};
+    size_t n = d->params->n;
+    for (size_t axis = 0; axis < 2; axis++) {
+        QB_TRY(qb__cpu_alloc(d, n, sizeof(float *), "bases", (void **)&d->bases[axis]));
+        QB_TRY(qb__cpu_alloc(d, n, sizeof(qb_hadamard), "bases", (void **)&d->hadamards[axis]));
+    }
+    for (size_t i = 0; i < n; i++)
+        for (size_t axis = 0; axis < 2; axis++) QB_TRY(create_basis(d, i, axis, &most));
     for (size_t i = 0; i < 2; i++)
-        QB_TRY(qb__cpu_alloc(d, most, sizeof(float), "rotated gradient", (void **)&d->rotated[i]));
-    return qb__cpu_alloc(d, packed, 1, "packed operands", (void **)&d->packed_turn);
+        QB_TRY(qb__cpu_alloc(d, most.matrix, sizeof(float), "rotated gradient",
+                             (void **)&d->rotated[i]));
+    d->lanes_elems = 2 * most.axis * QB_HADAMARD_LANES;
+    if (d->options->rotation.kind == QB_ROTATION_HADAMARD)
+        return qb__cpu_alloc(d, qb_pool_n_threads(d->pool) * d->lanes_elems, sizeof(float),
+                             "rotation", (void **)&d->lanes);
+    return qb__cpu_alloc(d, most.packed_bytes, 1, "packed operands", (void **)&d->packed_turn);
 }
 
 qb_status qb__cpu_update_create(qb_train_device *d)
@@ -62,44 +90,114 @@ qb_status qb__cpu_update_create(qb_train_device *d)
     return d->options->optimizer->rotated ? create_bases(d) : QB_OK;
 }
 
+void qb__cpu_update_destroy(qb_train_device *d)
+{
+    for (size_t axis = 0; axis < 2; axis++)
+        for (size_t i = 0; d->hadamards[axis] && i < d->params->n; i++)
+            qb_hadamard_destroy(&d->hadamards[axis][i]);
+}
+
 qb_status qb__cpu_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
                                const float *q)
 {
-    size_t n = axis ? param->cols : param->rows;
+    size_t n = axis ? param->cols : param->rows, block = block_elems(d, n);
     float *basis = d->bases[axis] ? d->bases[axis][param - d->params->list] : NULL;
-    if (!basis)
-        return QB_FAIL(QB_ERR_USAGE, "basis of axis %zu: this run does not rotate it", axis);
-    memcpy(basis, q, n * n * sizeof *q);
+    if (!basis) return QB_FAIL(QB_ERR_USAGE, "basis of axis %zu: this run takes none there", axis);
+    for (size_t b = 0; b < n; b += block) {
+        size_t size = n - b < block ? n - b : block;
+        for (size_t i = b; i < b + size; i++, basis += size)
+            memcpy(basis, q + i * n + b, size * sizeof *q);
+    }
     return QB_OK;
 }
 
-/* One factor of (1): from becomes to along the axis, by Q or, back, by Q^T. */
-static void turn(const qb_train_device *d, const qb_param *p, size_t axis, bool back,
-                 const float *basis, const float *from, float *to)
+/* ---- rotations ---- */
+
+/* Rows or columns [b, b + size) of `from` by one block of the basis, or its transpose. */
+static void turn_block(const qb_train_device *d, const qb_param *p, size_t axis, bool back,
+                       const float *basis, size_t b, size_t size, const float *from, float *to)
 {
     qb_gemm_f32_args product = {
-        .m = p->rows, .n = p->cols, .w = d->packed_turn, .y = to, .y_stride = p->cols};
-    if (axis == 0) { /* Q times the columns of `from` */
-        product.k = product.x_stride = p->rows;
+        .m = p->rows, .n = p->cols, .k = size, .w = d->packed_turn, .y_stride = p->cols};
+    if (axis == 0) { /* the block times rows of `from` */
+        product.m = product.x_stride = size;
         product.x = basis;
         product.x_transposed = back;
-        qb__cpu_pack(d, from, true, p->cols, p->rows, d->packed_turn);
+        product.y = to + b * p->cols;
+        qb__cpu_pack(d, from + b * p->cols, true, p->cols, size, d->packed_turn);
     } else {
-        product.k = product.x_stride = p->cols;
-        product.x = from;
-        qb__cpu_pack(d, basis, back, p->cols, p->cols, d->packed_turn);
+        product.n = size;
+        product.x = from + b;
+        product.x_stride = p->cols;
+        product.y = to + b;
+        qb__cpu_pack(d, basis, back, size, size, d->packed_turn);
     }
     qb_gemm_f32_run(d->gemm, &product, 1, d->pool);
 }
 
-/* Both axes that have a basis; *at is where the matrix is before and after. */
+static void turn(const qb_train_device *d, const qb_param *p, size_t axis, bool back,
+                 const float *basis, const float *from, float *to)
+{
+    size_t n = axis ? p->cols : p->rows, block = block_elems(d, n);
+    for (size_t b = 0; b < n; b += block) {
+        size_t size = n - b < block ? n - b : block;
+        turn_block(d, p, axis, back, basis, b, size, from, to);
+        basis += size * size;
+    }
+}
+
+typedef struct hadamard_call {
+    const qb_train_device *d;
+    const qb_hadamard *h;
+    bool back;
+    size_t n_vectors, step, next; /* of elements along the axis; of vectors */
+    const float *from;
+    float *to;
+} hadamard_call;
+
+static void hadamard_task(void *context, size_t i, size_t thread_idx)
+{
+    enum { LANES = QB_HADAMARD_LANES };
+    const hadamard_call *c = context;
+    float *x = c->d->lanes + thread_idx * c->d->lanes_elems, *scratch = x + c->h->n * LANES;
+    size_t first = i * LANES, left = c->n_vectors - first, lanes = left < LANES ? left : LANES;
+    memset(x, 0, c->h->n * LANES * sizeof *x);
+    for (size_t k = 0; k < c->h->n; k++)
+        for (size_t l = 0; l < lanes; l++)
+            x[k * LANES + l] = c->from[k * c->step + (first + l) * c->next];
+    qb_hadamard_turn(c->h, c->back, x, scratch);
+    for (size_t k = 0; k < c->h->n; k++)
+        for (size_t l = 0; l < lanes; l++)
+            c->to[k * c->step + (first + l) * c->next] = x[k * LANES + l];
+}
+
+static void turn_hadamard(const qb_train_device *d, const qb_param *p, size_t axis, bool back,
+                          const qb_hadamard *h, const float *from, float *to)
+{
+    hadamard_call c = {.d = d, .h = h, .back = back, .from = from, .to = to};
+    c.n_vectors = axis ? p->rows : p->cols;
+    c.step = axis ? 1 : p->cols;
+    c.next = axis ? p->cols : 1;
+    qb_parallel_for(d->pool, (c.n_vectors + QB_HADAMARD_LANES - 1) / QB_HADAMARD_LANES,
+                    hadamard_task, &c);
+}
+
+static bool is_rotated(const qb_train_device *d, const qb_param *p, size_t axis)
+{
+    return d->options->optimizer->rotated && qb_rotation_axis_elems(&d->options->rotation, p, axis);
+}
+
+/* One factor of (1) after the other; *at is where the matrix is before and after. */
 static void turn_both(const qb_train_device *d, const qb_param *p, bool back, const float **at)
 {
+    size_t i = (size_t)(p - d->params->list);
     for (size_t axis = 0; axis < 2; axis++) {
-        const float *basis = d->bases[axis][p - d->params->list];
-        if (!basis) continue;
+        if (!is_rotated(d, p, axis)) continue;
         float *to = *at == d->rotated[0] ? d->rotated[1] : d->rotated[0];
-        turn(d, p, axis, back, basis, *at, to);
+        if (d->hadamards[axis][i].n)
+            turn_hadamard(d, p, axis, back, &d->hadamards[axis][i], *at, to);
+        else
+            turn(d, p, axis, back, d->bases[axis][i], *at, to);
         *at = to;
     }
 }
@@ -147,8 +245,7 @@ static void update_param(qb_train_device *d, const qb_param *p, const qb_update 
                      .m = only_v ? NULL : states[0],
                      .v = only_v ? states[0] : states[1],
                      .w = d->arrays[QB_ARRAY_WEIGHTS] + p->offset};
-    size_t at = (size_t)(p - d->params->list);
-    if (!optimizer->rotated || (!d->bases[0][at] && !d->bases[1][at])) {
+    if (!is_rotated(d, p, 0) && !is_rotated(d, p, 1)) {
         qb_parallel_spans(d->pool, n, UPDATE_CHUNK, update_task, &c);
         return;
     }

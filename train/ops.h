@@ -60,6 +60,8 @@ typedef struct qb_train_totals {
 
 typedef struct qb_train_ops {
     const char *device; /* "cpu", "cuda" */
+    /* create makes bases of kind HADAMARD itself, for the fast transform; set_rotation refuses. */
+    bool makes_hadamard;
     /* NULL, or why the device cannot train this. */
     const char *(*refuse)(const qb_config *config, const qb_trainer_options *options);
     /* params and options outlive the device. */
@@ -73,7 +75,8 @@ typedef struct qb_train_ops {
     /* All n_elems of an array, from and to the host. */
     qb_status (*copy_in)(qb_train_device *d, qb_train_array array, const float *from);
     qb_status (*copy_out)(qb_train_device *d, qb_train_array array, float *to);
-    /* The basis of an axis that options->rotation rotates; all are set before the first update. */
+    /* The basis of an axis that options->rotation rotates; all are set before the first update. Of
+     * kind BLOCK only the blocks are read. */
     /* The m rows of a buffer, as f32 on the host: for what an evaluation looks at. */
     qb_status (*read)(qb_train_device *d, qb_train_buffer kind, size_t width, const void *buffer,
                       float *to);

@@ -94,25 +94,116 @@ static void fill_blocks(uint64_t seed, uint64_t stream, size_t n, size_t block_e
     }
 }
 
+static uint64_t stream_of(const qb_param *param, size_t axis)
+{
+    uint64_t which = (uint64_t)param->role << 13 | (uint64_t)param->layer_idx << 1 | (axis & 1);
+    return QB_STREAM_ROTATION | which << 32;
+}
+
+/* ---- Hadamard ---- */
+
 /* Random signs: numbers past those of any Haar matrix. */
-static double sign_of(uint64_t seed, uint64_t stream, size_t i)
+static float sign_of(uint64_t seed, uint64_t stream, size_t i)
 {
     return qb_rng_u32(seed, stream, (UINT64_C(1) << 40) + i) & 1 ? 1 : -1;
 }
 
-/* D1 (odd Haar (x) H) D2 / sqrt(power), with n = odd * power. */
-static void fill_hadamard(uint64_t seed, uint64_t stream, size_t n, double *scratch, float *q)
+static qb_status fill_odd(uint64_t seed, uint64_t stream, size_t odd, float *haar)
 {
-    size_t power = n & (~n + 1), odd = n / power;
-    double *haar = scratch + odd * odd, scale = 1 / sqrt((double)power);
-    fill_haar(seed, stream, 0, odd, scratch, haar);
+    double *scratch;
+    QB_TRY(QB_NEW(&scratch, 2 * odd * odd, "rotation"));
+    fill_blocks(seed, stream, odd, odd, scratch, haar);
+    qb_free(scratch);
+    return QB_OK;
+}
+
+qb_status qb_hadamard_create(const qb_rotation *rotation, const qb_param *param, size_t axis,
+                             size_t n, qb_hadamard *out)
+{
+    uint64_t seed = rotation->seed, stream = stream_of(param, axis);
+    qb_hadamard h = {.n = n, .power = n & (~n + 1)};
+    size_t odd = n / h.power;
+    float scale = (float)(1 / sqrt((double)h.power));
+    qb_status status = QB_NEW(&h.left, n, "rotation");
+    if (status == QB_OK) status = QB_NEW(&h.right, n, "rotation");
+    if (status == QB_OK) status = QB_NEW(&h.haar, odd * odd, "rotation");
+    if (status == QB_OK) status = fill_odd(seed, stream, odd, h.haar);
+    for (size_t i = 0; status == QB_OK && i < n; i++) {
+        h.left[i] = scale * sign_of(seed, stream, i);
+        h.right[i] = sign_of(seed, stream, n + i);
+    }
+    if (status == QB_OK)
+        *out = h;
+    else
+        qb_hadamard_destroy(&h);
+    return status;
+}
+
+void qb_hadamard_destroy(qb_hadamard *h)
+{
+    qb_free(h->left);
+    qb_free(h->right);
+    qb_free(h->haar);
+    *h = (qb_hadamard){0};
+}
+
+enum { LANES = QB_HADAMARD_LANES };
+
+static void multiply_rows(const float *diagonal, size_t n, float *x)
+{
     for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < n; j++) {
-            int parity = __builtin_parityll((i % power) & (j % power));
-            double h = haar[j / power * odd + i / power] * (parity ? -scale : scale);
-            q[i * n + j] = (float)(sign_of(seed, stream, i) * h * sign_of(seed, stream, n + j));
+        for (size_t l = 0; l < LANES; l++) x[i * LANES + l] *= diagonal[i];
+}
+
+/* a, b <- a + b, a - b for each pair that is `apart` rows apart. */
+static void butterflies(float *x, size_t n, size_t apart)
+{
+    for (size_t i = 0; i < n; i += 2 * apart)
+        for (size_t j = i; j < i + apart; j++) {
+            float *a = x + j * LANES, *b = a + apart * LANES;
+            for (size_t l = 0; l < LANES; l++) {
+                float sum = a[l] + b[l];
+                b[l] = a[l] - b[l];
+                a[l] = sum;
+            }
         }
 }
+
+/* The Haar factor: row a * power + b of y from the rows of x with the same b. */
+static void mix_odd(const qb_hadamard *h, bool back, const float *x, float *y)
+{
+    size_t odd = h->n / h->power;
+    memset(y, 0, h->n * LANES * sizeof *y);
+    for (size_t to = 0; to < odd; to++)
+        for (size_t from = 0; from < odd; from++) {
+            float q = back ? h->haar[from * odd + to] : h->haar[to * odd + from];
+            for (size_t i = 0; i < h->power; i++)
+                for (size_t l = 0; l < LANES; l++)
+                    y[(to * h->power + i) * LANES + l] += q * x[(from * h->power + i) * LANES + l];
+        }
+}
+
+void qb_hadamard_turn(const qb_hadamard *h, bool back, float *x, float *scratch)
+{
+    multiply_rows(back ? h->left : h->right, h->n, x);
+    for (size_t apart = 1; apart < h->power; apart *= 2) butterflies(x, h->n, apart);
+    mix_odd(h, back, x, scratch);
+    multiply_rows(back ? h->right : h->left, h->n, scratch);
+    memcpy(x, scratch, h->n * LANES * sizeof *x);
+}
+
+static void fill_hadamard(const qb_hadamard *h, float *q)
+{
+    size_t n = h->n, power = h->power, odd = n / power;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++) {
+            float haar = h->haar[i / power * odd + j / power];
+            bool minus = __builtin_parityll((i % power) & (j % power));
+            q[i * n + j] = h->left[i] * (minus ? -haar : haar) * h->right[j];
+        }
+}
+
+/* ---- any kind ---- */
 
 size_t qb_rotation_axis_elems(const qb_rotation *rotation, const qb_param *param, size_t axis)
 {
@@ -132,17 +223,17 @@ qb_status qb_rotation_fill(const qb_rotation *rotation, const qb_param *param, s
     if (size < 1)
         return QB_FAIL(QB_ERR_USAGE, "rotation: blocks of 0 elements, expected at least 1");
     if (size > n) size = n;
-    uint64_t stream = QB_STREAM_ROTATION |
-                      ((uint64_t)param->role << 13 | (uint64_t)param->layer_idx << 1 | (axis & 1))
-                          << 32;
+    if (rotation->kind == QB_ROTATION_HADAMARD) {
+        qb_hadamard h;
+        QB_TRY(qb_hadamard_create(rotation, param, axis, n, &h));
+        fill_hadamard(&h, q);
+        qb_hadamard_destroy(&h);
+        return QB_OK;
+    }
     double *scratch;
     QB_TRY(QB_NEW(&scratch, 2 * size * size, "rotation"));
-    if (rotation->kind == QB_ROTATION_HADAMARD) {
-        fill_hadamard(rotation->seed, stream, n, scratch, q);
-    } else {
-        memset(q, 0, n * n * sizeof *q);
-        fill_blocks(rotation->seed, stream, n, size, scratch, q);
-    }
+    memset(q, 0, n * n * sizeof *q);
+    fill_blocks(rotation->seed, stream_of(param, axis), n, size, scratch, q);
     qb_free(scratch);
     return QB_OK;
 }

@@ -4,7 +4,8 @@
  * machine, so that it is never stored. Haar: Q of the QR decomposition of a Gaussian matrix with
  * the signs of R's diagonal moved into Q (Mezzadri 2007), worked out in double. Block: Haar blocks
  * along the diagonal. Hadamard: D1 H D2 / sqrt(n), D random signs, H Walsh-Hadamard of the largest
- * power of two that divides n, with Haar on the odd factor (Kronecker); a fast transform exists. */
+ * power of two that divides n, with Haar on the odd factor (Kronecker): n log n operations a
+ * vector. */
 #ifndef QB_TRAIN_ROTATION_H
 #define QB_TRAIN_ROTATION_H
 
@@ -36,6 +37,21 @@ size_t qb_rotation_axis_elems(const qb_rotation *rotation, const qb_param *param
 /* q (n, n) row-major = the basis of one axis (0 rows, 1 columns) of a parameter. */
 qb_status qb_rotation_fill(const qb_rotation *rotation, const qb_param *param, size_t axis,
                            size_t n, float *q);
+
+/* A Hadamard basis by its factors, n = odd * power:
+ * Q = left (odd Haar (x) H) right, left and right diagonal, 1 / sqrt(power) in left. */
+typedef struct qb_hadamard {
+    size_t n, power;
+    float *left, *right; /* (n) */
+    float *haar;         /* (odd, odd) row-major */
+} qb_hadamard;
+qb_status qb_hadamard_create(const qb_rotation *rotation, const qb_param *param, size_t axis,
+                             size_t n, qb_hadamard *out);
+void qb_hadamard_destroy(qb_hadamard *hadamard); /* accepts a zeroed one */
+/* QB_HADAMARD_LANES vectors side by side, x[i * QB_HADAMARD_LANES + lane], become Q x, or Q^T x
+ * where back; scratch has the size of x. */
+enum { QB_HADAMARD_LANES = 16 };
+void qb_hadamard_turn(const qb_hadamard *hadamard, bool back, float *x, float *scratch);
 
 #ifdef __cplusplus
 }

@@ -117,7 +117,8 @@ static qb_status create(qb_trainer *t, const qb_config *config)
     if (why) return QB_FAIL(QB_ERR_UNSUPPORTED, "training on %s: %s", t->ops->device, why);
     QB_TRY(t->ops->create(&t->params, &t->options, &t->device));
     QB_TRY(qb_transformer_create(&t->params, t->ops, t->device, t->options.recompute, &t->walk));
-    return t->options.optimizer->rotated ? create_bases(t) : QB_OK;
+    bool made = t->options.rotation.kind == QB_ROTATION_HADAMARD && t->ops->makes_hadamard;
+    return t->options.optimizer->rotated && !made ? create_bases(t) : QB_OK;
 }
 
 qb_status qb_trainer_create(const qb_config *config, const qb_trainer_options *options,

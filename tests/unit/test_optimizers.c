@@ -154,6 +154,35 @@ static void shapes_of_blocks_and_hadamard(void **state)
         QB_ERR_SHAPE);
 }
 
+/* The fast transform is the product with the matrix, and back its inverse. */
+static void hadamard_is_fast_and_the_same(void **state)
+{
+    (void)state;
+    enum { LANES = QB_HADAMARD_LANES, MOST = 96 };
+    static const size_t sizes[] = {1, 2, 3, 16, 24, 96, 75};
+    const qb_rotation r = {.kind = QB_ROTATION_HADAMARD, .seed = 8};
+    for (size_t s = 0; s < QB_COUNT(sizes); s++) {
+        size_t n = sizes[s];
+        float *q = basis(r, &some_param, 1, n), from[MOST * LANES], x[MOST * LANES];
+        float scratch[MOST * LANES];
+        qb_hadamard h;
+        QB_CHECK_OK(qb_hadamard_create(&r, &some_param, 1, n, &h));
+        qb_test_fill_f32(from, n * LANES, 1);
+        memcpy(x, from, n * LANES * sizeof *x);
+        qb_hadamard_turn(&h, false, x, scratch);
+        for (size_t i = 0; i < n * LANES; i++) {
+            double want = 0;
+            for (size_t k = 0; k < n; k++)
+                want += (double)q[i / LANES * n + k] * (double)from[k * LANES + i % LANES];
+            assert_true(fabs((double)x[i] - want) < 1e-5);
+        }
+        qb_hadamard_turn(&h, true, x, scratch);
+        assert_true(qb_test_max_diff(x, from, n * LANES, NULL) < 1e-5);
+        qb_hadamard_destroy(&h);
+        qb_free(q);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -162,6 +191,7 @@ int main(void)
         cmocka_unit_test(bases_depend_on_their_recipe_alone),
         cmocka_unit_test(haar_is_unbiased),
         cmocka_unit_test(shapes_of_blocks_and_hadamard),
+        cmocka_unit_test(hadamard_is_fast_and_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
