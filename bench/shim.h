@@ -19,7 +19,8 @@ extern "C" {
     X(memory) X(gemm_s8) X(gemm_u4) X(quantize) X(gemm_f32) X(attention) X(pointwise)
 /* bench/cuda/bench_<name>.c, in a build with CUDA. */
 #ifdef QB_WITH_CUDA
-#define QB_BENCH_CUDA_FILES(X) X(pointwise_cuda) X(gemm_s8_cuda) X(gemm_u4_cuda) X(attention_cuda)
+#define QB_BENCH_CUDA_FILES(X)                                                                     \
+    X(pointwise_cuda) X(gemm_s8_cuda) X(gemm_u4_cuda) X(attention_cuda) X(attention_train_cuda)
 #else
 #define QB_BENCH_CUDA_FILES(X)
 #endif

@@ -4,6 +4,7 @@
 #include "core/cuda.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_train.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/gemm_float.h"
@@ -46,6 +47,7 @@ const qb_kernel_op qb_kernel_ops[] = {
         {CPU(pointwise), CUDA(pointwise)}},
 #ifdef QB_WITH_CUDA
     {"gemm_float", "bf16 and f32 matrix products", {NONE, CUDA(gemm_float)}},
+    {"attention_train", "causal attention and its gradients", {NONE, CUDA(attention_train)}},
     {"logits", "statistics of rows of logits", {NONE, CUDA(logits)}},
     {"decode", "one token a sequence through a whole model", {NONE, CUDA(decode)}},
 #endif
