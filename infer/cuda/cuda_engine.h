@@ -150,7 +150,11 @@ typedef struct cuda_output {
     size_t residual_stride;
     uint32_t *max_bits;     /* per segment, cleared here; where the layer requantises dynamically */
     uint32_t *row_max_bits; /* cleared here; NULL = not wanted. Left untouched by float products */
+    qb_cuda_gemm_s8_cache cache; /* only where qb__cuda_linear_caches */
 } cuda_output;
+/* The product can store its later segments to the cache itself. */
+bool qb__cuda_linear_caches(const qb_cuda_linear *linear, const cuda_input *in,
+                            const cuda_output *out);
 qb_status qb__cuda_linear_run(const qb_cuda_linear *linear, const cuda_input *in,
                               const cuda_output *out, cuda_backbone *b);
 /* How the next pass has to finish the output. */

@@ -135,21 +135,40 @@ static qkv_place place_in(const forward *f, void *qkv)
                        .kv_batch_stride = f->n_tokens * stride};
 }
 
-/* Requantises, rotates, copies to the cache: what need not be done stays where the product left it
- * (the pass skips heads that stay as and where they are). */
-static qb_status position(const forward *f, const qb_cuda_pending *qkv, qkv_place *place)
+/* Keys and values in the cache, where there is one. */
+static qkv_place place_of_layer(const forward *f)
 {
     const cuda_engine *e = f->e;
     bool requantised = f->block->qkv.requant != QB_CUDA_REQUANT_NONE;
-    *place = place_in(f, requantised ? f->b->rotated : f->b->qkv);
-    if (e->k_cache) {
-        size_t sequence = e->base.cache_context * e->kv_stride;
-        size_t layer = f->layer * e->base.cache_batch * sequence;
-        place->k = element(e->k_cache, e->type, layer);
-        place->v = element(e->v_cache, e->type, layer);
-        place->kv_stride = e->kv_stride;
-        place->kv_batch_stride = sequence;
-    }
+    qkv_place place = place_in(f, requantised ? f->b->rotated : f->b->qkv);
+    if (!e->k_cache) return place;
+    size_t sequence = e->base.cache_context * e->kv_stride;
+    size_t layer = f->layer * e->base.cache_batch * sequence;
+    place.k = element(e->k_cache, e->type, layer);
+    place.v = element(e->v_cache, e->type, layer);
+    place.kv_stride = e->kv_stride;
+    place.kv_batch_stride = sequence;
+    return place;
+}
+
+/* Keys and values that nothing changes go to the cache straight from a prompt's product. */
+static qb_cuda_gemm_s8_cache cache_of(const forward *f, const qkv_place *place)
+{
+    bool changed = f->b->cosine || f->block->qkv.requant != QB_CUDA_REQUANT_NONE;
+    if (!f->e->k_cache || changed || f->past || f->past_dev) return (qb_cuda_gemm_s8_cache){0};
+    return (qb_cuda_gemm_s8_cache){.y = {place->k, place->v},
+                                   .n_tokens = f->n_tokens,
+                                   .first = f->q_width,
+                                   .width = f->kv_width,
+                                   .stride = place->kv_stride,
+                                   .batch_stride = place->kv_batch_stride};
+}
+
+/* Requantises, rotates, copies to the cache: what need not be done stays where the product left it
+ * (the pass skips heads that stay as and where they are). */
+static qb_status position(const forward *f, const qb_cuda_pending *qkv, const qkv_place *place)
+{
+    const cuda_engine *e = f->e;
     qb_cuda_position_args args = {.batch = f->batch,
                                   .n_tokens = f->n_tokens,
                                   .past = f->past,
@@ -212,10 +231,12 @@ static qb_status attention_part(forward *f)
     QB_TRY(add_norm(f, &f->b->norms[2 * f->layer], &stage));
     cuda_input in = qb__cuda_staged(qkv, &stage, f->m, f->b);
     cuda_output out = float_output(f, qkv, f->b->qkv, f->qkv_width);
+    const qkv_place place = place_of_layer(f);
+    out.cache = cache_of(f, &place);
+    if (!qb__cuda_linear_caches(qkv, &in, &out)) out.cache = (qb_cuda_gemm_s8_cache){0};
     QB_TRY(qb__cuda_linear_run(qkv, &in, &out, f->b));
     qb_cuda_pending pending = qb__cuda_pending(qkv, &out);
-    qkv_place place;
-    QB_TRY(position(f, &pending, &place));
+    if (!out.cache.n_tokens) QB_TRY(position(f, &pending, &place));
     QB_TRY(attend(f, &place));
     qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
     if (o->input == QB_STAGE_FLOAT) {

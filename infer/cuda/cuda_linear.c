@@ -256,29 +256,44 @@ size_t qb__cuda_linear_bytes(const qb_cuda_linear *l)
 
 /* ---- running one ---- */
 
+static qb_cuda_gemm_s8_args s8_args(const qb_cuda_linear *l, const cuda_input *in,
+                                    const cuda_output *out)
+{
+    return (qb_cuda_gemm_s8_args){.m = in->m,
+                                  .n = l->n,
+                                  .k = l->k,
+                                  .x = in->q,
+                                  .x_stride = in->q_stride,
+                                  .w = l->w,
+                                  .w_stride = l->w_stride,
+                                  .x_scale = in->scale,
+                                  .x_scale_step = in->scale_step,
+                                  .w_scale = l->w_scale,
+                                  .bias = l->bias,
+                                  .act = out->act,
+                                  .out = out->type,
+                                  .y = out->y,
+                                  .y_stride = out->stride,
+                                  .residual = out->residual,
+                                  .residual_stride = out->residual_stride,
+                                  .max_bits = out->max_bits,
+                                  .row_max_bits = out->row_max_bits,
+                                  .segments = l->segments,
+                                  .cache = out->cache,
+                                  .w_is_constant = true};
+}
+
+bool qb__cuda_linear_caches(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out)
+{
+    if (l->kind != QB_CUDA_LINEAR_S8) return false;
+    qb_cuda_gemm_s8_args args = s8_args(l, in, out);
+    return !qb_cuda_gemm_s8_refusal(&args);
+}
+
 static qb_status run_s8(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out,
                         cuda_backbone *b)
 {
-    qb_cuda_gemm_s8_args args = {.m = in->m,
-                                 .n = l->n,
-                                 .k = l->k,
-                                 .x = in->q,
-                                 .x_stride = in->q_stride,
-                                 .w = l->w,
-                                 .w_stride = l->w_stride,
-                                 .x_scale = in->scale,
-                                 .x_scale_step = in->scale_step,
-                                 .w_scale = l->w_scale,
-                                 .bias = l->bias,
-                                 .act = out->act,
-                                 .out = out->type,
-                                 .y = out->y,
-                                 .y_stride = out->stride,
-                                 .residual = out->residual,
-                                 .residual_stride = out->residual_stride,
-                                 .max_bits = out->max_bits,
-                                 .row_max_bits = out->row_max_bits,
-                                 .segments = l->segments};
+    qb_cuda_gemm_s8_args args = s8_args(l, in, out);
     if (out->row_max_bits)
         QB_TRY(qb_cuda_zero(out->row_max_bits, in->m * sizeof *out->row_max_bits, b->stream));
     return qb_cuda_gemm_s8(&args, b->stream);

@@ -11,14 +11,28 @@ const qb_cuda_gemm_s8_row qb_cuda_gemm_s8_kernels[] = {
     {{0}, 0, 0},
 };
 
+/* The first row that takes the arguments; NULL and why not. */
+static const qb_cuda_gemm_s8_row *find_row(const qb_cuda_gemm_s8_args *args, const char **why)
+{
+    for (const qb_cuda_gemm_s8_row *row = qb_cuda_gemm_s8_kernels; row->info.name; row++) {
+        *why = qb_kernel_refusal(&row->info);
+        if (!*why) *why = row->refuse(args);
+        if (!*why) return row;
+    }
+    return NULL;
+}
+
+const char *qb_cuda_gemm_s8_refusal(const qb_cuda_gemm_s8_args *args)
+{
+    const char *why;
+    find_row(args, &why);
+    return why;
+}
+
 qb_status qb_cuda_gemm_s8(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream)
 {
-    const char *why = "no row";
+    const char *why;
     if (args->m == 0 || args->n == 0) return QB_OK;
-    for (const qb_cuda_gemm_s8_row *row = qb_cuda_gemm_s8_kernels; row->info.name; row++) {
-        why = qb_kernel_refusal(&row->info);
-        if (!why) why = row->refuse(args);
-        if (!why) return row->run(args, stream);
-    }
-    return QB_FAIL(QB_ERR_DEVICE, "gemm_s8: %s", why);
+    const qb_cuda_gemm_s8_row *row = find_row(args, &why);
+    return row ? row->run(args, stream) : QB_FAIL(QB_ERR_DEVICE, "gemm_s8: %s", why);
 }

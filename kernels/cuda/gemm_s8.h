@@ -19,6 +19,16 @@ extern "C" {
 
 typedef enum { QB_EPI_NONE, QB_EPI_GELU, QB_EPI_RELU } qb_epilogue_act;
 
+/* Where the last columns are stored in place of y, as the keys and values of q | k | v go to their
+ * cache: `width` columns from `first` on to y[0], the next, which end the product, to y[1], each as
+ * (sequences, n_tokens, width). n_tokens 0: all go to y. Few rows can: see
+ * qb_cuda_gemm_s8_refusal. */
+typedef struct qb_cuda_gemm_s8_cache {
+    void *y[2];
+    size_t n_tokens, first, width;
+    size_t stride, batch_stride; /* of a token and of a sequence, in elements */
+} qb_cuda_gemm_s8_cache;
+
 typedef struct qb_cuda_gemm_s8_args { /* device pointers */
     size_t m, n, k;
     const int8_t *x; /* (m, k) codes */
@@ -39,6 +49,7 @@ typedef struct qb_cuda_gemm_s8_args { /* device pointers */
     uint32_t *max_bits;     /* NULL, or one a segment: raised to the bits of max |z| (2)(3) */
     uint32_t *row_max_bits; /* NULL, or (m): raised to the bits of max over n of |z as stored| */
     qb_cuda_segments segments;
+    qb_cuda_gemm_s8_cache cache;
     /* w was complete when the kernel before this one was queued, as a model's weights are: it may
      * then be read while that one still runs. */
     bool w_is_constant;
@@ -52,6 +63,8 @@ typedef struct qb_cuda_gemm_s8_row {
 } qb_cuda_gemm_s8_row;
 extern const qb_cuda_gemm_s8_row qb_cuda_gemm_s8_kernels[]; /* ends with a zero row */
 
+/* NULL = some usable row takes the arguments; else why not. */
+const char *qb_cuda_gemm_s8_refusal(const qb_cuda_gemm_s8_args *args);
 /* Runs the first usable row that takes the arguments (the tuned table may prefer another). */
 qb_status qb_cuda_gemm_s8(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream);
 

@@ -49,7 +49,8 @@ typedef struct call {
 const char *qb__gemm_s8_refuse_cublaslt(const qb_cuda_gemm_s8_args *a)
 {
     const char *why = qb_cublaslt_refusal();
-    return why ? why : a->n % 4 ? "cuBLASLt wants n to be a multiple of 4" : NULL;
+    if (why) return why;
+    return a->n % 4 ? "cuBLASLt wants n to be a multiple of 4" : qb__gemm_s8_refuse_cache(a);
 }
 
 /* It wants a multiple of 4, and is faster with 16; the padding codes are 0. */

@@ -174,6 +174,25 @@ template <int SLOTS> static __device__ __forceinline__ uint32_t slot_at(const pl
     return at.staging + slot * kSliceBytes;
 }
 
+/* One thread. Where there is a cache a slice lies in one of y, keys and values, and in one
+ * sequence.
+ */
+static __device__ __forceinline__ void send_slice(const qb__gemm_s8_params &p,
+                                                  const CUtensorMap *map, uint32_t from, int col,
+                                                  int row, bool add)
+{
+    if (add) {
+        qb_tma_add(map, from, col, row);
+    } else if (p.n_tokens && col >= p.cache_first) {
+        const int sequence = row / p.n_tokens, position = row - sequence * p.n_tokens;
+        const int at = col - p.cache_first, values = at >= p.cache_width;
+        qb_tma_store_plane(&p.cache[values], from, values ? at - p.cache_width : at, position,
+                           sequence);
+    } else {
+        qb_tma_store(map, from, col, row);
+    }
+}
+
 /* Hands the step's slices, `width` columns each from `col` on, to the copy engine. */
 template <int SLOTS>
 static __device__ __forceinline__ void step_end(place &at, const qb__gemm_s8_params &p,
@@ -184,10 +203,7 @@ static __device__ __forceinline__ void step_end(place &at, const qb__gemm_s8_par
     qb_bar_sync(at.bar, 128);
     if (warp_of() == 0 && lane_of() == 0) {
         for (int i = 0; i < n_slices && col + i * width < p.n; i++)
-            if (add)
-                qb_tma_add(map, slot_at<SLOTS>(at, i), col + i * width, row);
-            else
-                qb_tma_store(map, slot_at<SLOTS>(at, i), col + i * width, row);
+            send_slice(p, map, slot_at<SLOTS>(at, i), col + i * width, row, add);
         qb_tma_commit();
     }
     at.slot = at.slot + n_slices < SLOTS ? at.slot + n_slices : at.slot + n_slices - SLOTS;

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(MAX_WARPS * 32) gemv(const __grid_constant__ p
 
 const char *qb__gemm_s8_refuse_gemv(const qb_cuda_gemm_s8_args *a)
 {
-    return a->m > MAX_M ? "more than 16 tokens" : NULL;
+    return a->m > MAX_M ? "more than 16 tokens" : qb__gemm_s8_refuse_cache(a);
 }
 
 qb_status qb__gemm_s8_run_gemv(const qb_cuda_gemm_s8_args *a, qb_cuda_stream stream)

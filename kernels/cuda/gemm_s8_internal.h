@@ -8,6 +8,12 @@
 extern "C" {
 #endif
 
+/* What rows say that store all segments to y. */
+static inline const char *qb__gemm_s8_refuse_cache(const qb_cuda_gemm_s8_args *args)
+{
+    return args->cache.n_tokens ? "columns are to go to a cache" : NULL;
+}
+
 const char *qb__gemm_s8_refuse_sm90(const qb_cuda_gemm_s8_args *args);
 qb_status qb__gemm_s8_run_sm90(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream);
 const char *qb__gemm_s8_refuse_gemv(const qb_cuda_gemm_s8_args *args);

@@ -12,6 +12,7 @@ namespace gemm_s8
 /* In gemm_s8_sm90.cu. */
 qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, size_t cols,
                      size_t rows, size_t stride_elems, int box_cols, int box_rows);
+qb_status encode_cache_map(CUtensorMap *out, const qb_cuda_gemm_s8_args *args, int i);
 qb_status fill_params(const qb_cuda_gemm_s8_args *args, qb__gemm_s8_params *out);
 qb_status launch_clusters(const void *kernel, const qb__gemm_s8_params &params, int n_blocks,
                           int cluster, int threads, int smem_bytes, qb_cuda_stream stream);
@@ -38,6 +39,8 @@ qb_status launch(const qb_cuda_gemm_s8_args *args, int raster, qb_cuda_stream st
                       C::BN / C::CM));
     if (p.has_y)
         QB_TRY(encode_map(&p.y, args->out, args->y, args->n, args->m, args->y_stride, slice, 64));
+    for (int i = 0; p.n_tokens && i < 2; i++)
+        QB_TRY(encode_cache_map(&p.cache[i], args, i));
     if (p.has_residual)
         QB_TRY(encode_map(&p.residual, QB_CUDA_F32, args->residual, args->n, args->m,
                           args->residual_stride, 32, 64));

@@ -12,6 +12,7 @@ namespace gemm_s8
 struct map_key {
     const void *base;
     size_t cols, rows, stride;
+    size_t n_planes, plane_stride;
     int type, box_cols, box_rows, zero;
 };
 
@@ -25,7 +26,7 @@ static qb_status encode(CUtensorMap *out, const map_key &k)
         k.box_cols * elem == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
     const qb__tensor_map_args args = {types[k.type], elem,       k.base,     k.cols, k.rows,
                                       k.stride,      k.box_cols, k.box_rows, swizzle};
-    return qb__tensor_map(out, &args);
+    return qb__tensor_map_planes(out, &args, k.n_planes, k.plane_stride);
 }
 
 /* Maps are kept: a model's products come again with the same matrices, and making a map costs more
@@ -47,10 +48,8 @@ static size_t slot_of(const map_key &k)
     return (h >> 40) % kKeptMaps;
 }
 
-qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, size_t cols,
-                     size_t rows, size_t stride_elems, int box_cols, int box_rows)
+static qb_status find_map(CUtensorMap *out, const map_key &k)
 {
-    const map_key k = {base, cols, rows, stride_elems, type, box_cols, box_rows, 0};
     qb_status status = QB_OK;
     pthread_mutex_lock(&cache.mutex);
     auto &kept = cache.kept[slot_of(k)];
@@ -61,6 +60,19 @@ qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, siz
     *out = kept.map;
     pthread_mutex_unlock(&cache.mutex);
     return status;
+}
+
+qb_status encode_map(CUtensorMap *out, qb_cuda_dtype type, const void *base, size_t cols,
+                     size_t rows, size_t stride_elems, int box_cols, int box_rows)
+{
+    return find_map(out, {base, cols, rows, stride_elems, 0, 0, type, box_cols, box_rows, 0});
+}
+
+qb_status encode_cache_map(CUtensorMap *out, const qb_cuda_gemm_s8_args *a, int i)
+{
+    const qb_cuda_gemm_s8_cache &c = a->cache;
+    return find_map(out, {c.y[i], c.width, c.n_tokens, c.stride, a->m / c.n_tokens, c.batch_stride,
+                          a->out, 64, 64, 0});
 }
 
 qb_status fill_params(const qb_cuda_gemm_s8_args *a, qb__gemm_s8_params *p)
@@ -80,6 +92,9 @@ qb_status fill_params(const qb_cuda_gemm_s8_args *a, qb__gemm_s8_params *p)
     p->max_bits = a->max_bits;
     p->row_max_bits = a->row_max_bits;
     p->w_is_constant = a->w_is_constant;
+    p->n_tokens = (int)a->cache.n_tokens;
+    p->cache_first = (int)a->cache.first;
+    p->cache_width = (int)a->cache.width;
     p->n_segments = a->segments.n;
     for (int i = 0; i < QB_CUDA_SEGMENTS; i++) p->segment_end[i] = a->segments.end[i];
     return QB_OK;
@@ -159,6 +174,20 @@ static bool fits_copy(const void *base, size_t stride, size_t elem_bytes)
     return (uintptr_t)base % 16 == 0 && stride * elem_bytes % 16 == 0;
 }
 
+/* A slice of 64 rows and columns must lie in one matrix of one sequence. */
+static const char *refuse_cache(const qb_cuda_gemm_s8_args *a)
+{
+    const qb_cuda_gemm_s8_cache *c = &a->cache;
+    if (!c->n_tokens) return nullptr;
+    if (a->out != QB_CUDA_BF16) return "a cache is of bf16";
+    if (c->n_tokens % 64 || a->m % c->n_tokens) return "sequences are not of 64 rows each";
+    if (c->first % 64 || c->width % 64 || c->first + 2 * c->width != a->n)
+        return "keys and values are not of 64 columns each";
+    if (!fits_copy(c->y[0], c->stride, 2) || !fits_copy(c->y[1], c->batch_stride, 2))
+        return "the cache is not in rows of 16 bytes";
+    return nullptr;
+}
+
 const char *qb__gemm_s8_refuse_sm90(const qb_cuda_gemm_s8_args *a)
 {
     if (a->m > INT32_MAX / 2 || a->n > INT32_MAX / 2) return "m or n too large";
@@ -168,7 +197,7 @@ const char *qb__gemm_s8_refuse_sm90(const qb_cuda_gemm_s8_args *a)
         return "y is not in rows of 16 bytes";
     if (a->residual && !fits_copy(a->residual, a->residual_stride, sizeof(float)))
         return "the residual is not in rows of 16 bytes";
-    return nullptr;
+    return refuse_cache(a);
 }
 
 qb_status qb__gemm_s8_run_sm90(const qb_cuda_gemm_s8_args *args, qb_cuda_stream stream)

@@ -135,7 +135,18 @@ static __device__ __forceinline__ void qb_tma_store(const CUtensorMap *map, uint
         : "memory");
 }
 
-/* The same, adding to what is there, in the map's type. */
+/* The same to plane p of a map of several. */
+static __device__ __forceinline__ void qb_tma_store_plane(const CUtensorMap *map, uint32_t src,
+                                                          int c, int r, int p)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+            map),
+        "r"(src), "r"(c), "r"(r), "r"(p)
+        : "memory");
+}
+
+/* The same as qb_tma_store, adding to what is there, in the map's type. */
 static __device__ __forceinline__ void qb_tma_add(const CUtensorMap *map, uint32_t src, int c,
                                                   int r)
 {

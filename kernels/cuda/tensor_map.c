@@ -21,16 +21,25 @@ qb_status qb__tensor_map_encoder(PFN_cuTensorMapEncodeTiled_v12000 *out)
     return QB_OK;
 }
 
-qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *a)
+qb_status qb__tensor_map_planes(CUtensorMap *out, const qb__tensor_map_args *a, size_t n_planes,
+                                size_t plane_stride_elems)
 {
-    const cuuint64_t dims[] = {a->cols, a->rows}, strides[] = {a->stride_elems * a->elem_bytes};
-    const cuuint32_t box[] = {(cuuint32_t)a->box_cols, (cuuint32_t)a->box_rows}, steps[] = {1, 1};
+    const cuuint64_t dims[] = {a->cols, a->rows, n_planes},
+                     strides[] = {a->stride_elems * a->elem_bytes,
+                                  plane_stride_elems * a->elem_bytes};
+    const cuuint32_t box[] = {(cuuint32_t)a->box_cols, (cuuint32_t)a->box_rows, 1},
+                     steps[] = {1, 1, 1};
     PFN_cuTensorMapEncodeTiled_v12000 encode;
     QB_TRY(qb__tensor_map_encoder(&encode));
-    CUresult code = encode(out, a->type, 2, (void *)(uintptr_t)a->base, dims, strides, box, steps,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, a->swizzle,
+    CUresult code = encode(out, a->type, n_planes ? 3 : 2, (void *)(uintptr_t)a->base, dims,
+                           strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, a->swizzle,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (code == CUDA_SUCCESS) return QB_OK;
     return QB_FAIL(QB_ERR_DEVICE, "cuda: tensor map of (%zu, %zu), stride %zu: error %d", a->rows,
                    a->cols, a->stride_elems, (int)code);
+}
+
+qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *a)
+{
+    return qb__tensor_map_planes(out, a, 0, 0);
 }

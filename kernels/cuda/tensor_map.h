@@ -25,6 +25,9 @@ typedef struct qb__tensor_map_args {
  * has none. */
 qb_status qb__tensor_map_encoder(PFN_cuTensorMapEncodeTiled_v12000 *out);
 qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *args);
+/* Of n_planes such matrices, a box in one of them; n_planes 0 is the same as above. */
+qb_status qb__tensor_map_planes(CUtensorMap *out, const qb__tensor_map_args *args, size_t n_planes,
+                                size_t plane_stride_elems);
 
 #ifdef __cplusplus
 }

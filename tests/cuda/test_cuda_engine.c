@@ -207,6 +207,54 @@ static void decode_continues_prefill(void **state)
     }
 }
 
+/* The logits of a prompt of whole blocks, then of steps after it. */
+typedef struct continued {
+    float prompt[2 * 64 * 61], steps[4][2 * 61];
+} continued;
+
+static void continue_prompt(qb_engine *e, const int32_t *tokens, continued *out)
+{
+    QB_CHECK_OK(qb_engine_prefill(e, tokens, 2, 64));
+    QB_CHECK_OK(qb_engine_logits(e, 0, 2 * 64, out->prompt));
+    for (size_t i = 0; i < 4; i++) {
+        QB_CHECK_OK(qb_engine_decode_step(e, tokens + i));
+        QB_CHECK_OK(qb_engine_logits(e, 0, 2, out->steps[i]));
+    }
+}
+
+/* Keys and values are stored by their product where it can, else by a pass: the same bits. */
+static void whole_prompts_fill_the_cache(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config config = qb_test_tiny_config("gpt2");
+    config.n_heads = config.n_kv_heads = 4;
+    config.head_dim = 16;
+    config.d_model = 64;
+    config.context = 68;
+    qb_model *model = qb_test_tiny_model(&config, 5);
+    qb_backbone_options options = {.max_tokens = 2 * 64};
+    qb_engine_options engine = {
+        .scheme = qb_scheme_find("fine"), .cache_batch = 3, .cache_context = 68};
+    const char *note;
+    qb_backbone *b;
+    qb_engine *e;
+    int32_t tokens[2 * 64];
+    static continued by_product, by_pass;
+    QB_CHECK_OK(qb_device_find("cuda", &options.device, &note));
+    QB_CHECK_OK(qb_backbone_create(model, &options, &b));
+    QB_CHECK_OK(qb_engine_create(b, &engine, &e));
+    qb_test_tokens(&config, tokens, 2 * 64, 3);
+    continue_prompt(e, tokens, &by_product);
+    QB_CHECK_OK(qb_kernel_force("gemm_s8/sm80"));
+    continue_prompt(e, tokens, &by_pass);
+    QB_CHECK_OK(qb_kernel_force(NULL));
+    assert_memory_equal(&by_product, &by_pass, sizeof by_pass);
+    qb_engine_destroy(e);
+    qb_backbone_destroy(b);
+    qb_model_close(model);
+}
+
 /* Statistics made on the device equal those of the logits that it hands over. */
 static void comparisons_equal_the_logits(void **state)
 {
@@ -271,6 +319,7 @@ int main(void)
         cmocka_unit_test(full_precision_equals_plain_forward),
         cmocka_unit_test(schemes_equal_the_cpu),
         cmocka_unit_test(decode_continues_prefill),
+        cmocka_unit_test(whole_prompts_fill_the_cache),
         cmocka_unit_test(comparisons_equal_the_logits),
         cmocka_unit_test(too_large_a_backbone_says_what_it_needs),
     };

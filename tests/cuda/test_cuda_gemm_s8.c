@@ -449,6 +449,135 @@ static void extreme_codes_and_scales(void **state)
     }
 }
 
+/* ---- keys and values in a cache ---- */
+
+typedef struct cached {
+    size_t n_tokens, n_positions, width; /* positions: of a sequence of the cache */
+    size_t y_elems, cache_elems;
+    uint16_t *whole, *y, *cache[2]; /* whole: all columns in y */
+} cached;
+
+static void run_cached(const product *p, const way *w, cached *c)
+{
+    void *y_dev = qb_gpu_poison(c->y_elems * 2), *whole_dev = qb_gpu_poison(c->y_elems * 2);
+    void *k_dev = qb_gpu_poison(c->cache_elems * 2), *v_dev = qb_gpu_poison(c->cache_elems * 2);
+    qb_cuda_gemm_s8_args args = {.m = p->m,
+                                 .n = p->n,
+                                 .k = p->k,
+                                 .x = p->x_dev,
+                                 .x_stride = p->k_stride,
+                                 .w = p->w_dev,
+                                 .w_stride = p->k_stride,
+                                 .x_scale = p->x_scale_dev,
+                                 .x_scale_step = 1,
+                                 .w_scale = p->w_scale_dev,
+                                 .bias = p->bias_dev,
+                                 .out = QB_CUDA_BF16,
+                                 .y = whole_dev,
+                                 .y_stride = p->y_stride,
+                                 .segments = {1, {(int)p->n}}};
+    QB_CHECK_OK(w->row->run(&args, NULL));
+    args.y = y_dev;
+    args.cache = (qb_cuda_gemm_s8_cache){.y = {k_dev, v_dev},
+                                         .n_tokens = c->n_tokens,
+                                         .first = p->n - 2 * c->width,
+                                         .width = c->width,
+                                         .stride = c->width + 8,
+                                         .batch_stride = c->n_positions * (c->width + 8)};
+    assert_null(w->row->refuse(&args));
+    QB_CHECK_OK(w->row->run(&args, NULL));
+    qb_gpu_fetch(c->whole, whole_dev, c->y_elems * 2);
+    qb_gpu_fetch(c->y, y_dev, c->y_elems * 2);
+    qb_gpu_fetch(c->cache[0], k_dev, c->cache_elems * 2);
+    qb_gpu_fetch(c->cache[1], v_dev, c->cache_elems * 2);
+    void *dev[] = {y_dev, whole_dev, k_dev, v_dev};
+    for (size_t i = 0; i < QB_COUNT(dev); i++) qb_gpu_free(dev[i]);
+}
+
+/* What the cache and y must hold, and nothing written beside. */
+static void check_cached(const product *p, const way *w, const cached *c)
+{
+    const size_t n_q = p->n - 2 * c->width, stride = c->width + 8;
+    for (size_t m = 0; m < p->m; m++)
+        for (size_t col = 0; col < p->y_stride; col++) {
+            const size_t at = m * p->y_stride + col;
+            const uint16_t want = col < n_q ? c->whole[at] : 0xA5A5;
+            if (c->y[at] != want) fail_msg("%s: y of (%zu, %zu) is wrong", w->name, m, col);
+        }
+    for (size_t i = 0; i < c->cache_elems; i++) {
+        const size_t position = i / stride % c->n_positions, sequence = i / stride / c->n_positions,
+                     m = sequence * c->n_tokens + position, col = i % stride;
+        const bool inside = position < c->n_tokens && m < p->m && col < c->width;
+        for (size_t s = 0; s < 2; s++) {
+            const uint16_t want =
+                inside ? c->whole[m * p->y_stride + n_q + s * c->width + col] : 0xA5A5;
+            if (c->cache[s][i] != want)
+                fail_msg("%s: cache %zu: position %zu of sequence %zu, column %zu is wrong",
+                         w->name, s, position, sequence, col);
+        }
+    }
+}
+
+static void keys_and_values_go_to_a_cache(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    static const size_t shapes[][4] = {/* sequences, tokens, n_q, width */
+                                       {3, 64, 128, 64},
+                                       {2, 192, 192, 192},
+                                       {1, 512, 320, 320}};
+    way ways[MAX_WAYS];
+    const size_t n_ways = find_ways(ways);
+    for (size_t i = 0; i < QB_COUNT(shapes); i++) {
+        const size_t *s = shapes[i];
+        product p = product_make(s[0] * s[1], s[2] + 2 * s[3], 512, 31 * i + 5);
+        cached c = {.n_tokens = s[1],
+                    .n_positions = s[1] + 5,
+                    .width = s[3],
+                    .y_elems = p.m * p.y_stride,
+                    .cache_elems = (s[0] + 1) * (s[1] + 5) * (s[3] + 8)};
+        uint16_t **buffers[] = {&c.whole, &c.y, &c.cache[0], &c.cache[1]};
+        for (size_t b = 0; b < 4; b++)
+            *buffers[b] = malloc((b < 2 ? c.y_elems : c.cache_elems) * sizeof(uint16_t));
+        for (size_t j = 0; j < n_ways; j++) {
+            if (!ways[j].variant) continue;
+            qb__gemm_s8_force((qb__gemm_s8_plan){ways[j].variant, 3});
+            run_cached(&p, &ways[j], &c);
+            check_cached(&p, &ways[j], &c);
+        }
+        qb__gemm_s8_force((qb__gemm_s8_plan){NULL, 0});
+        for (size_t b = 0; b < 4; b++) free(*buffers[b]);
+        product_free(&p);
+    }
+}
+
+static void caches_that_do_not_fit_are_refused(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_cuda_gemm_s8_args args = {
+        .m = 200,
+        .n = 192,
+        .k = 64,
+        .x_stride = 64,
+        .w_stride = 64,
+        .out = QB_CUDA_BF16,
+        .segments = {1, {192}},
+        .cache = {.n_tokens = 100, .first = 64, .width = 64, .stride = 64, .batch_stride = 6400}};
+    assert_non_null(qb_cuda_gemm_s8_refusal(&args)); /* a slice would span two sequences */
+    args.m = 256;
+    args.cache.n_tokens = 128;
+    args.cache.first = 32;
+    args.cache.width = 80;
+    assert_non_null(qb_cuda_gemm_s8_refusal(&args)); /* or keys and values */
+    args.cache.first = 0;
+    args.cache.width = 64;
+    assert_non_null(qb_cuda_gemm_s8_refusal(&args)); /* columns are left over */
+    args.cache.first = 64;
+    args.out = QB_CUDA_F32;
+    assert_non_null(qb_cuda_gemm_s8_refusal(&args));
+}
+
 static void shapes_have_a_plan(void **state)
 {
     (void)state;
@@ -468,9 +597,13 @@ static void shapes_have_a_plan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_way_and_epilogue),     cmocka_unit_test(every_way_and_odd_shapes),
-        cmocka_unit_test(every_way_and_large_shapes), cmocka_unit_test(extreme_codes_and_scales),
+        cmocka_unit_test(every_way_and_epilogue),
+        cmocka_unit_test(every_way_and_odd_shapes),
+        cmocka_unit_test(every_way_and_large_shapes),
+        cmocka_unit_test(extreme_codes_and_scales),
+        cmocka_unit_test(keys_and_values_go_to_a_cache),
         cmocka_unit_test(shapes_have_a_plan),
+        cmocka_unit_test(caches_that_do_not_fit_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
