@@ -128,10 +128,9 @@ typedef struct generation {
 static qb_status generate_tokens(generation *g, text_stream *stream)
 {
     int32_t eos = qb_tokenizer_eos(g->model->tokenizer);
-    QB_TRY(qb_engine_prefill(g->engine, g->prompt.ids, 1, g->prompt.n));
-    size_t row = g->prompt.n - 1;
+    QB_TRY(qb_engine_prefill_last(g->engine, g->prompt.ids, 1, g->prompt.n));
     for (;;) {
-        QB_TRY(qb_engine_logits(g->engine, row, 1, g->logits));
+        QB_TRY(qb_engine_logits(g->engine, 0, 1, g->logits));
         int32_t id = qb_sampler_next(g->sampler, g->logits);
         g->end_s = now_s();
         if (!g->n_new++) g->first_token_s = g->end_s;
@@ -142,7 +141,6 @@ static qb_status generate_tokens(generation *g, text_stream *stream)
         if (g->n_new == g->max_new) return QB_OK;
         QB_TRY(qb_interrupt_check());
         QB_TRY(qb_engine_decode_step(g->engine, &id));
-        row = 0;
     }
 }
 

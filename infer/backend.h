@@ -31,6 +31,7 @@ struct qb_engine {
     size_t weights_bytes;
     size_t cache_batch, cache_context;
     size_t batch, position, n_rows; /* of the last call */
+    size_t row_step; /* the last of each row_step rows can be asked for; 1 = all can */
     char kernels[ENGINE_KERNELS_TEXT];
 };
 
@@ -49,9 +50,10 @@ struct qb_backend {
     qb_status (*engine_create)(const qb_engine *base, const qb_engine_options *options,
                                qb_engine **out);
     void (*engine_destroy)(qb_engine *engine);
-    /* tokens (batch, n_tokens), checked, from position `past` on. */
+    /* tokens (batch, n_tokens), checked, from position `past` on. last_only: only each sequence's
+     * last row is asked for afterwards, as row `sequence`. */
     qb_status (*forward)(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
-                         size_t past);
+                         size_t past, bool last_only);
     qb_status (*logits)(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
     qb_status (*head)(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
                       size_t n_rows);

@@ -28,6 +28,7 @@ typedef struct forward {
     const qb_config *c;
     const int32_t *tokens;
     size_t m, n_tokens, past; /* rows, tokens a sequence now, positions before */
+    bool last_only;
     size_t layer;
     qb_block *block;          /* of this layer */
     const qb_linear *pending; /* its output in h is still to be added to x; NULL = none */
@@ -272,6 +273,21 @@ static void run_into_h(forward *f, qb_linear *l, qb_role role)
     f->pending = l;
 }
 
+/* Behind the last layer's attention only the rows that are asked for go on. */
+static void keep_last_rows(forward *f)
+{
+    cpu_backbone *b = f->b;
+    size_t width = f->c->d_model;
+    f->m /= f->n_tokens;
+    for (size_t i = 0; i < f->m; i++) {
+        size_t from = (i + 1) * f->n_tokens - 1;
+        memmove(b->x + i * width, b->x + from * width, width * sizeof *b->x);
+        memmove(b->att + i * f->q_width, b->att + from * f->q_width, f->q_width * sizeof *b->att);
+        for (size_t h = 0; b->gates && h < f->c->n_heads; h++)
+            b->gate_values[i * f->c->n_heads + h] = b->gate_values[from * f->c->n_heads + h];
+    }
+}
+
 static void run_block(forward *f)
 {
     cpu_backbone *b = f->b;
@@ -280,6 +296,7 @@ static void run_block(forward *f)
     run_qkv(f);
     qb__for_rows(b->base.pool, f->m, position_rows, f);
     attention(f);
+    if (f->last_only && f->layer + 1 == f->c->n_layers) keep_last_rows(f);
     f->input = make_input(f, b->att, f->q_width);
     if (f->block->o.input.bits || b->gates)
         qb__for_rows(b->base.pool, f->m, stage_attention_rows, f);
@@ -293,7 +310,7 @@ static void run_block(forward *f)
 }
 
 qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
-                          size_t past)
+                          size_t past, bool last_only)
 {
     cpu_engine *e = qb__cpu_engine(engine);
     const qb_config *c = e->base.backbone->config;
@@ -304,6 +321,7 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
                  .m = batch * n_tokens,
                  .n_tokens = n_tokens,
                  .past = past,
+                 .last_only = last_only,
                  .q_width = c->n_heads * c->head_dim,
                  .kv_width = c->n_kv_heads * c->head_dim};
     f.qkv_width = f.q_width + 2 * f.kv_width;

@@ -177,18 +177,27 @@ static qb_status check_tokens(const qb_engine *e, const int32_t *tokens, size_t 
     return QB_OK;
 }
 
-static qb_status run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
-                             size_t past)
+/* One scale for many rows: none of them can be left out. */
+static bool spans_rows(const qb_act_quant *q)
 {
+    return q->bits && q->span == QB_SPAN_TENSOR && !q->is_static;
+}
+
+static qb_status run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
+                             size_t past, bool last_only)
+{
+    bool all = !last_only || spans_rows(&e->scheme.input) || spans_rows(&e->scheme.output);
     QB_TRY(check_tokens(e, tokens, batch * n_tokens));
-    QB_TRY(e->backbone->backend->forward(e, tokens, batch, n_tokens, past));
+    QB_TRY(e->backbone->backend->forward(e, tokens, batch, n_tokens, past, !all));
     e->batch = batch;
     e->position = past + n_tokens;
-    e->n_rows = batch * n_tokens;
+    e->n_rows = all ? batch * n_tokens : batch;
+    e->row_step = all && last_only ? n_tokens : 1;
     return QB_OK;
 }
 
-qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
+static qb_status prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
+                         bool last_only)
 {
     const qb_backbone *b = e->backbone;
     size_t rows;
@@ -202,7 +211,17 @@ qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, s
     if (e->cache_batch && (batch > e->cache_batch || n_tokens > e->cache_context))
         return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, the cache holds %zu x %zu",
                        batch, n_tokens, e->cache_batch, e->cache_context);
-    return run_forward(e, tokens, batch, n_tokens, 0);
+    return run_forward(e, tokens, batch, n_tokens, 0, last_only);
+}
+
+qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
+{
+    return prefill(e, tokens, batch, n_tokens, false);
+}
+
+qb_status qb_engine_prefill_last(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
+{
+    return prefill(e, tokens, batch, n_tokens, true);
 }
 
 qb_status qb_engine_decode_step(qb_engine *e, const int32_t *tokens)
@@ -211,22 +230,33 @@ qb_status qb_engine_decode_step(qb_engine *e, const int32_t *tokens)
     if (e->position >= e->cache_context)
         return QB_FAIL(QB_ERR_SHAPE, "decode: position %zu, the cache holds %zu", e->position,
                        e->cache_context);
-    return run_forward(e, tokens, e->batch, 1, e->position);
+    return run_forward(e, tokens, e->batch, 1, e->position, false);
 }
 
 static qb_status check_rows(const qb_engine *e, size_t first_row, size_t row_step, size_t n_rows)
 {
-    if (n_rows && row_step && first_row < e->n_rows &&
-        n_rows - 1 <= (e->n_rows - 1 - first_row) / row_step)
+    size_t n = e->n_rows ? e->n_rows / e->row_step : 0;
+    if (n_rows && row_step && first_row < n && n_rows - 1 <= (n - 1 - first_row) / row_step)
         return QB_OK;
     return QB_FAIL(QB_ERR_SHAPE, "logits: found rows %zu + %zu x %zu, the last call had %zu",
-                   first_row, n_rows, row_step, e->n_rows);
+                   first_row, n_rows, row_step, n);
+}
+
+/* The backend's number of a row that can be asked for. */
+static size_t backend_row(const qb_engine *e, size_t row)
+{
+    return (row + 1) * e->row_step - 1;
 }
 
 qb_status qb_engine_logits(qb_engine *e, size_t first_row, size_t n_rows, float *logits)
 {
+    const qb_backend *backend = e->backbone->backend;
+    size_t vocab = e->backbone->config->vocab;
     QB_TRY(check_rows(e, first_row, 1, n_rows));
-    return e->backbone->backend->logits(e, first_row, n_rows, logits);
+    if (e->row_step == 1) return backend->logits(e, first_row, n_rows, logits);
+    for (size_t i = 0; i < n_rows; i++)
+        QB_TRY(backend->logits(e, backend_row(e, first_row + i), 1, logits + i * vocab));
+    return QB_OK;
 }
 
 static qb_status check_slot(const qb_backbone *b, int slot, size_t n_rows)
@@ -242,7 +272,8 @@ qb_status qb_engine_head(qb_engine *e, size_t slot, size_t first_row, size_t row
 {
     QB_TRY(check_rows(e, first_row, row_step, n_rows));
     QB_TRY(check_slot(e->backbone, (int)slot, n_rows));
-    return e->backbone->backend->head(e, slot, first_row, row_step, n_rows);
+    return e->backbone->backend->head(e, slot, backend_row(e, first_row), row_step * e->row_step,
+                                      n_rows);
 }
 
 qb_status qb_backbone_compare(qb_backbone *b, int slot_a, int slot_b, size_t n_rows,

@@ -71,6 +71,11 @@ void qb_engine_destroy(qb_engine *engine); /* accepts NULL */
  * cache then holds these sequences. Ids are checked (QB_ERR_SHAPE); so are the limits. */
 qb_status qb_engine_prefill(qb_engine *engine, const int32_t *tokens, size_t batch,
                             size_t n_tokens);
+/* The same for who wants only the logits of each sequence's last token: they are rows 0 to batch -
+ * 1 then, as after a decode step. Where no scale spans rows, the rest of the last layer, behind the
+ * cache, runs for these rows alone. */
+qb_status qb_engine_prefill_last(qb_engine *engine, const int32_t *tokens, size_t batch,
+                                 size_t n_tokens);
 /* Appends one token to each of the sequences of the last prefill; tokens (batch). It sees all
  * before it, and those do not see it: a free prefix (model/arch.h) is that of one prefill. */
 qb_status qb_engine_decode_step(qb_engine *engine, const int32_t *tokens);
@@ -78,8 +83,8 @@ qb_status qb_engine_decode_step(qb_engine *engine, const int32_t *tokens);
 size_t qb_engine_position(const qb_engine *engine);
 
 /* Logits of rows [first_row, first_row + n_rows) of the last prefill (row = sequence * n_tokens +
- * t) or decode step (row = sequence), (n_rows, V) dense. May be called for any rows in any order.
- */
+ * t), prefill_last or decode step (row = sequence), (n_rows, V) dense. May be called for any rows
+ * in any order. */
 qb_status qb_engine_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
 /* The same for rows first_row, first_row + row_step, ... (n_rows of them), left where the engine
  * runs: in a slot of its backbone, for qb_backbone_compare or for nothing (to time it). */

@@ -114,8 +114,8 @@ static qb_status sample_prefill(stopwatch *s, size_t e, double *ms)
     qb_engine *engine = p->engines[e];
     QB_TRY(sync(engine));
     double start = now_ms();
-    QB_TRY(qb_engine_prefill(engine, s->tokens, p->batch, p->context));
-    QB_TRY(qb_engine_head(engine, 0, p->context - 1, p->context, p->batch));
+    QB_TRY(qb_engine_prefill_last(engine, s->tokens, p->batch, p->context));
+    QB_TRY(qb_engine_head(engine, 0, 0, 1, p->batch));
     QB_TRY(sync(engine));
     *ms = now_ms() - start;
     return QB_OK;
@@ -136,7 +136,7 @@ static qb_status sample_decode(stopwatch *s, size_t e, double *ms)
     size_t run = p->decode_steps > s->run ? s->run : p->decode_steps - 1;
     size_t position = qb_engine_position(engine);
     if (position < p->decode_from || position + run + 1 > p->decode_from + p->decode_steps)
-        QB_TRY(qb_engine_prefill(engine, s->tokens, p->batch, p->decode_from));
+        QB_TRY(qb_engine_prefill_last(engine, s->tokens, p->batch, p->decode_from));
     QB_TRY(decode_token(s, engine));
     QB_TRY(sync(engine));
     double start = now_ms();

@@ -70,6 +70,7 @@ typedef struct cuda_graph {
     void *exec; /* cudaGraphExec_t; NULL = none yet */
     size_t batch, n_tokens;
     size_t layout; /* of the backbone when it was captured */
+    bool last_only;
 } cuda_graph;
 
 /* The products of a block. */
@@ -163,7 +164,7 @@ qb_cuda_pending qb__cuda_pending(const qb_cuda_linear *linear, const cuda_output
 /* ---- cuda_forward.c ---- */
 
 qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
-                           size_t past);
+                           size_t past, bool last_only);
 /* The input of a product that `stage` made. */
 cuda_input qb__cuda_staged(const qb_cuda_linear *linear, const qb_cuda_stage *stage, size_t m,
                            const cuda_backbone *b);

@@ -17,6 +17,9 @@ typedef struct forward {
     const qb_config *c;
     size_t batch, n_tokens, past, m; /* past: of a captured step the most it may be */
     const int32_t *tokens, *past_dev;
+    bool last_only;
+    float *x;  /* (m, C) residual stream */
+    void *att; /* (m, H D) */
     size_t layer;
     const cuda_block *block;
     qb_cuda_pending pending; /* of the product before, to be added to the residual stream */
@@ -70,8 +73,7 @@ static qb_status run_into_x(forward *f, const qb_cuda_linear *l, const cuda_inpu
     cuda_output out = float_output(f, l, f->b->out, f->c->d_model);
     f->pending = (qb_cuda_pending){0};
     if (l->requant == QB_CUDA_REQUANT_NONE)
-        out =
-            (cuda_output){.type = QB_CUDA_F32, .residual = f->b->x, .residual_stride = f->x_stride};
+        out = (cuda_output){.type = QB_CUDA_F32, .residual = f->x, .residual_stride = f->x_stride};
     else
         f->pending = qb__cuda_pending(l, &out);
     return qb__cuda_linear_run(l, in, &out, f->b);
@@ -92,7 +94,7 @@ static qb_status embed(const forward *f)
                                .tok_embd = b->tok_embd[f->e->type],
                                .pos_embd = b->pos_embd[f->e->type],
                                .table_stride = b->table_stride,
-                               .x = b->x,
+                               .x = f->x,
                                .x_stride = f->x_stride};
     return qb_cuda_embed(&args, b->stream);
 }
@@ -101,7 +103,7 @@ static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_st
 {
     qb_cuda_norm_args args = {.m = f->m,
                               .width = f->c->d_model,
-                              .x = f->b->x,
+                              .x = f->x,
                               .x_stride = f->x_stride,
                               .pending = f->pending,
                               .norm = f->c->norm,
@@ -218,10 +220,29 @@ static qb_status attend(const forward *f, const qkv_place *place)
                                    .v = place->v,
                                    .kv_stride = place->kv_stride,
                                    .kv_batch_stride = place->kv_batch_stride,
-                                   .out = f->b->att,
+                                   .out = f->att,
                                    .out_stride = qb_cuda_stride(f->q_width),
                                    .workspace = f->b->attention_workspace};
     return qb_cuda_attention(&args, f->b->stream);
+}
+
+/* Behind the last layer's attention only the rows that are asked for go on: in the final hidden
+ * states' place, and where q, k and v have been. */
+static qb_status keep_last_rows(forward *f)
+{
+    size_t batch = f->batch, n = f->n_tokens;
+    size_t x_bytes = f->x_stride * sizeof(float),
+           att_bytes = qb_cuda_stride(f->q_width) * qb_cuda_dtype_bytes(f->e->type);
+    QB_CUDA_TRY(cudaMemcpy2DAsync(f->e->hidden, x_bytes, (char *)f->x + (n - 1) * x_bytes,
+                                  n * x_bytes, x_bytes, batch, cudaMemcpyDeviceToDevice,
+                                  f->b->stream));
+    QB_CUDA_TRY(cudaMemcpy2DAsync(f->b->qkv, att_bytes, (char *)f->att + (n - 1) * att_bytes,
+                                  n * att_bytes, att_bytes, batch, cudaMemcpyDeviceToDevice,
+                                  f->b->stream));
+    f->m = batch;
+    f->x = f->e->hidden;
+    f->att = f->b->qkv;
+    return QB_OK;
 }
 
 static qb_status attention_part(forward *f)
@@ -238,15 +259,16 @@ static qb_status attention_part(forward *f)
     qb_cuda_pending pending = qb__cuda_pending(qkv, &out);
     if (!out.cache.n_tokens) QB_TRY(position(f, &pending, &place));
     QB_TRY(attend(f, &place));
+    if (f->last_only && f->layer + 1 == f->c->n_layers) QB_TRY(keep_last_rows(f));
     qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
     if (o->input == QB_STAGE_FLOAT) {
-        next.y = f->b->att;
+        next.y = f->att;
         QB_TRY(clear_padding(f, next.y, f->q_width));
     } else {
         qb_cuda_act_args args = {
             .m = f->m,
             .width = f->q_width,
-            .in = {.y = f->b->att, .type = f->e->type, .stride = qb_cuda_stride(f->q_width)},
+            .in = {.y = f->att, .type = f->e->type, .stride = qb_cuda_stride(f->q_width)},
             .stage = next};
         QB_TRY(qb_cuda_act(&args, f->b->stream));
     }
@@ -313,6 +335,8 @@ static forward make_forward(cuda_engine *e, size_t batch, size_t n_tokens, size_
                  .n_tokens = n_tokens,
                  .past = past,
                  .m = batch * n_tokens,
+                 .x = qb__cuda_backbone(e->base.backbone)->x,
+                 .att = qb__cuda_backbone(e->base.backbone)->att,
                  .q_width = c->n_heads * c->head_dim,
                  .kv_width = c->n_kv_heads * c->head_dim,
                  .x_stride = qb_cuda_stride(c->d_model)};
@@ -341,10 +365,14 @@ static qb_status capture(forward *f, cuda_graph *g)
  * call of a shape runs as it is and the second is captured. */
 static qb_status run_captured(forward *f, cuda_graph *g)
 {
-    bool same = g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout;
+    bool same = g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout &&
+                g->last_only == f->last_only;
     if (!same) {
         if (g->exec) cudaGraphExecDestroy(g->exec);
-        *g = (cuda_graph){.batch = f->batch, .n_tokens = f->n_tokens, .layout = f->b->layout};
+        *g = (cuda_graph){.batch = f->batch,
+                          .n_tokens = f->n_tokens,
+                          .layout = f->b->layout,
+                          .last_only = f->last_only};
         return run_layers(f);
     }
     if (!g->exec) QB_TRY(capture(f, g));
@@ -384,7 +412,7 @@ static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, siz
 }
 
 qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
-                           size_t past)
+                           size_t past, bool last_only)
 {
     cuda_engine *e = qb__cuda_engine(engine);
     cuda_backbone *b = qb__cuda_backbone(engine->backbone);
@@ -394,6 +422,7 @@ qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batc
     if (past) return decode(e, tokens, batch, past);
     forward f = make_forward(e, batch, n_tokens, past);
     f.tokens = b->tokens;
+    f.last_only = last_only && n_tokens > 1;
     QB_TRY(qb_cuda_upload(b->tokens, tokens, f.m * sizeof *tokens, b->stream));
     return run_captured(&f, &e->prefill);
 }

@@ -255,6 +255,45 @@ static void whole_prompts_fill_the_cache(void **state)
     qb_model_close(model);
 }
 
+/* prefill_last gives the last rows of prefill, and decoding goes on from either alike. Products of
+ * floats may add up in another order where there are fewer rows. */
+static void last_rows_equal_those_of_all(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config config = qb_test_tiny_config("gpt2");
+    rig r = rig_create(&config);
+    static const char *const names[] = {"full-f32", "full", "fine", "coarse", "zeropoint4"};
+    for (size_t i = 0; i < 2 * QB_COUNT(names); i++) {
+        qb_engine *e;
+        qb_engine_options options = {.scheme = qb_scheme_find(names[i / 2]),
+                                     .quantize_head = i % 2,
+                                     .cache_batch = BATCH,
+                                     .cache_context = TOKENS + 1};
+        enum { N = BATCH * 61 };
+        float all[N], last[N], next[2][N];
+        QB_CHECK_OK(qb_engine_create(r.gpu, &options, &e));
+        QB_CHECK_OK(qb_engine_prefill(e, r.tokens, BATCH, TOKENS));
+        for (size_t b = 0; b < BATCH; b++)
+            QB_CHECK_OK(qb_engine_logits(e, (b + 1) * TOKENS - 1, 1, all + b * config.vocab));
+        QB_CHECK_OK(qb_engine_decode_step(e, r.tokens));
+        QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, next[0]));
+        for (int again = 0; again < 3; again++) { /* the third is captured */
+            QB_CHECK_OK(qb_engine_prefill_last(e, r.tokens, BATCH, TOKENS));
+            QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, last));
+            assert_int_equal(qb_engine_logits(e, BATCH, 1, next[1]), QB_ERR_SHAPE);
+            const double gap = qb_test_max_diff(last, all, N, NULL);
+            print_message("%s: last rows against all %.3g\n", names[i / 2], gap);
+            assert_true(gap < (options.scheme->weights.bits == 8 ? 1e-4 : 3e-2));
+        }
+        QB_CHECK_OK(qb_engine_decode_step(e, r.tokens));
+        QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, next[1]));
+        assert_true(qb_test_max_diff(next[1], next[0], N, NULL) == 0);
+        qb_engine_destroy(e);
+    }
+    rig_destroy(&r);
+}
+
 /* Statistics made on the device equal those of the logits that it hands over. */
 static void comparisons_equal_the_logits(void **state)
 {
@@ -320,6 +359,7 @@ int main(void)
         cmocka_unit_test(schemes_equal_the_cpu),
         cmocka_unit_test(decode_continues_prefill),
         cmocka_unit_test(whole_prompts_fill_the_cache),
+        cmocka_unit_test(last_rows_equal_those_of_all),
         cmocka_unit_test(comparisons_equal_the_logits),
         cmocka_unit_test(too_large_a_backbone_says_what_it_needs),
     };

@@ -215,6 +215,44 @@ static void decode_continues_prefill(void **state)
     }
 }
 
+/* prefill_last gives the last rows of prefill, bit for bit, under every flag and scheme; decoding
+ * goes on from either alike. */
+static void check_last_rows(const qb_config *config, const char *what)
+{
+    rig r = rig_create(config, 2);
+    size_t vocab = config->vocab;
+    for (const qb_scheme *s = qb_schemes; s->name; s++) {
+        qb_engine *e;
+        qb_engine_options options = {.scheme = s,
+                                     .quantize_head = true,
+                                     .calibration = r.calibration,
+                                     .cache_batch = BATCH,
+                                     .cache_context = TOKENS + 1};
+        float all[BATCH * 61], last[BATCH * 61], next[2][BATCH * 61];
+        QB_CHECK_OK(qb_engine_create(r.backbone, &options, &e));
+        QB_CHECK_OK(qb_engine_prefill(e, r.tokens, BATCH, TOKENS));
+        for (size_t b = 0; b < BATCH; b++)
+            QB_CHECK_OK(qb_engine_logits(e, (b + 1) * TOKENS - 1, 1, all + b * vocab));
+        QB_CHECK_OK(qb_engine_decode_step(e, r.tokens));
+        QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, next[0]));
+        QB_CHECK_OK(qb_engine_prefill_last(e, r.tokens, BATCH, TOKENS));
+        QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, last));
+        assert_int_equal(qb_engine_logits(e, BATCH, 1, next[1]), QB_ERR_SHAPE);
+        QB_CHECK_OK(qb_engine_decode_step(e, r.tokens));
+        QB_CHECK_OK(qb_engine_logits(e, 0, BATCH, next[1]));
+        if (memcmp(last, all, sizeof all) || memcmp(next[1], next[0], sizeof next[0]))
+            fail_msg("%s, %s: the last rows are not those of all", what, s->name);
+        qb_engine_destroy(e);
+    }
+    rig_destroy(&r);
+}
+
+static void last_rows_equal_those_of_all(void **state)
+{
+    (void)state;
+    qb_test_each_tiny_config(check_last_rows);
+}
+
 static void wrong_calls_are_refused(void **state)
 {
     (void)state;
@@ -258,6 +296,7 @@ int main(void)
         cmocka_unit_test(bits_do_not_depend_on_threads),
         cmocka_unit_test(decode_continues_prefill),
         cmocka_unit_test(decode_continues_prefill_for_every_flag),
+        cmocka_unit_test(last_rows_equal_those_of_all),
         cmocka_unit_test(wrong_calls_are_refused),
         cmocka_unit_test(nothing_leaks),
     };
