@@ -4,6 +4,7 @@
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
+#include "train/data/prefetch.h"
 #include "train/metrics_log.h"
 #include "train/saver.h"
 #include "train/trainer.h"
@@ -19,7 +20,8 @@ typedef struct loop {
     qb_trainer *trainer;
     qb_saver *saver;
     qb_metrics_log *log;
-    int32_t *tokens;              /* (batch, context + 1), or of an evaluation's pass */
+    qb_prefetch *windows;         /* of the steps */
+    int32_t *tokens;              /* (batch, context + 1), of an evaluation's pass */
     uint64_t n_steps, saved_step; /* saved: a checkpoint is there or on its way */
     double begun_s, earlier_s;    /* this process's start; seconds of those before it */
     double busy_s;                /* in steps since the last line of the log */
@@ -312,8 +314,9 @@ static qb_status one_step(loop *l)
     qb_run_state *state = &l->state;
     qb_step_stats stats = {0};
     double before = seconds_now(), lr = qb_schedule_lr(&c->schedule, state->step + 1, l->n_steps);
-    QB_TRY(qb_batches_fill(l->options->train, state->windows, c->batch, l->tokens));
-    QB_TRY(qb_trainer_step(l->trainer, l->tokens, c->batch, lr, state->step + 1, &stats));
+    const int32_t *tokens;
+    QB_TRY(qb_prefetch_get(l->windows, state->windows, &tokens));
+    QB_TRY(qb_trainer_step(l->trainer, tokens, c->batch, lr, state->step + 1, &stats));
     if (!stats.finite) return fail_not_finite(l, &stats);
     l->busy_s += seconds_now() - before;
     l->busy_steps++;
@@ -372,7 +375,8 @@ static qb_status prepare(loop *l)
     QB_TRY(c->micro_batch ? create_trainer(l, c->micro_batch) : choose_micro_batch(l));
     QB_TRY(o->from ? load_checkpoint(l, o->from) : draw_weights(l));
     snprintf(l->state.data_sha256, sizeof l->state.data_sha256, "%s", qb_batches_sha256(o->train));
-    QB_TRY(QB_NEW(&l->tokens, c->batch * (c->model.context + 1), "tokens of a step"));
+    QB_TRY(QB_NEW(&l->tokens, c->batch * (c->model.context + 1), "tokens of a pass"));
+    QB_TRY(qb_prefetch_create(o->train, c->batch, &l->windows));
     QB_TRY(qb_saver_create(o->folder, c, l->trainer, o->tokenizer, &l->saver));
     QB_TRY(qb_metrics_log_open(o->folder, c->tensorboard, l->state.metrics_bytes,
                                c->tensorboard ? l->state.events_bytes : 0, &l->log));
@@ -398,6 +402,7 @@ static void clean_up(loop *l)
     qb_saver_destroy(l->saver);
     qb_metrics_log_close(l->log);
     qb_trainer_destroy(l->trainer);
+    qb_prefetch_destroy(l->windows);
     qb_free(l->tokens);
 }
 

@@ -5,6 +5,7 @@
 #include "core/memory.h"
 #include "core/threads.h"
 #include "train/data/batches.h"
+#include "train/data/prefetch.h"
 #include "train/data/shards.h"
 
 #include <stdlib.h>
@@ -206,6 +207,60 @@ static void bb_is_a_source_too(void **state)
     qb_bb_deinit(&bb);
 }
 
+/* In a row, with jumps, from the same place twice; then windows that cannot be read. */
+static void prefetched_windows_are_the_same(void **state)
+{
+    (void)state;
+    enum { N = 7, ROW = CONTEXT + 1 };
+    static const uint64_t asked[] = {0, 7, 14, 21, 3, 10, 10, 17, 1000, 1007, 0, 7};
+    qb_batches *b = open_batches(CONTEXT, 42, false);
+    qb_prefetch *p;
+    QB_CHECK_OK(qb_prefetch_create(b, N, &p));
+    for (size_t i = 0; i < QB_COUNT(asked); i++) {
+        const int32_t *tokens;
+        int32_t want[N * ROW];
+        QB_CHECK_OK(qb_prefetch_get(p, asked[i], &tokens));
+        if (i % 3 == 0) usleep(1000); /* the thread is done with the next ones, or is not */
+        QB_CHECK_OK(qb_batches_fill(b, asked[i], N, want));
+        assert_memory_equal(tokens, want, sizeof want);
+    }
+    qb_prefetch_destroy(p);
+    for (size_t n = 1; n <= 4; n++) {
+        qb_memory_fail_at(n);
+        qb_status status = qb_prefetch_create(b, N, &p);
+        qb_memory_fail_at(0);
+        assert_int_equal(status, n < 4 ? QB_ERR_MEMORY : QB_OK);
+        if (status == QB_OK) qb_prefetch_destroy(p);
+    }
+    qb_batches_close(b);
+    assert_int_equal(qb_memory_live_blocks(), 0);
+}
+
+/* A token outside the vocabulary, behind the digest's back. */
+static void damaged_tokens_are_told_at_their_turn(void **state)
+{
+    (void)state;
+    FILE *f = fopen(paths[2], "r+b");
+    uint32_t outside = VOCAB;
+    assert_non_null(f);
+    /* the fourth of the last window */
+    size_t n_behind = n_all - (n_all - 1) / CONTEXT * CONTEXT + CONTEXT - 3;
+    assert_int_equal(fseek(f, -4 * (long)n_behind, SEEK_END), 0);
+    assert_int_equal(fwrite(&outside, 4, 1, f), 1);
+    fclose(f);
+    qb_batches *b = open_batches(CONTEXT, 42, true);
+    qb_prefetch *p;
+    const int32_t *tokens;
+    uint64_t last = qb_batches_windows_per_epoch(b) - 1;
+    QB_CHECK_OK(qb_prefetch_create(b, 1, &p));
+    for (uint64_t w = 0; w < last; w++) QB_CHECK_OK(qb_prefetch_get(p, w, &tokens));
+    assert_int_equal(qb_prefetch_get(p, last, &tokens), QB_ERR_FORMAT);
+    assert_non_null(strstr(qb_error_message(), "2.qbs: found token 70000, expected at most 69999"));
+    qb_prefetch_destroy(p);
+    qb_batches_close(b);
+    write_shard(2, 25, N_DOCS - 25, sha);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -239,6 +294,8 @@ int main(void)
         cmocka_unit_test(any_range_and_thread_sees_the_same),
         cmocka_unit_test(order_is_pinned),
         cmocka_unit_test(bb_is_a_source_too),
+        cmocka_unit_test(prefetched_windows_are_the_same),
+        cmocka_unit_test(damaged_tokens_are_told_at_their_turn),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, write_shards, remove_shards);
