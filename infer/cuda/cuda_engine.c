@@ -3,6 +3,7 @@
 
 #include "core/memory.h"
 #include "kernels/attention.h"
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/logits.h"
 #include "quant/quantize_model.h"
 
@@ -186,6 +187,7 @@ static void destroy_backbone(qb_backbone *backbone)
                             b->head_x,   b->head_q,    b->slots[0],
                             b->slots[1], b->slots[2],  b->attention_workspace};
     for (size_t i = 0; i < QB_COUNT(blocks); i++) qb_cuda_free(blocks[i]);
+    qb_cublaslt_forget(b->stream);
     qb_cuda_stream_destroy(b->stream);
     qb_free(b);
 }

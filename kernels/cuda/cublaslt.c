@@ -156,11 +156,27 @@ qb_status qb_cublaslt_workspace(qb_cuda_stream stream, void **out_dev)
     return status;
 }
 
+void qb_cublaslt_forget(qb_cuda_stream stream)
+{
+    pthread_mutex_lock(&lt.mutex);
+    for (size_t i = 0; i < lt.n_workspaces; i++)
+        if (lt.workspace[i].stream == stream) {
+            qb_cuda_free(lt.workspace[i].dev);
+            lt.workspace[i--] = lt.workspace[--lt.n_workspaces];
+        }
+    pthread_mutex_unlock(&lt.mutex);
+}
+
 #else
 
 const char *qb_cublaslt_refusal(void)
 {
     return "needs cuBLASLt: built without cublasLt.h";
+}
+
+void qb_cublaslt_forget(qb_cuda_stream stream)
+{
+    (void)stream;
 }
 
 #endif

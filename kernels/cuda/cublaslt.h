@@ -27,6 +27,8 @@ extern "C" {
 
 /* NULL = loaded; else why not, in one line ("needs cuBLASLt: libcublasLt.so.13 not found"). */
 const char *qb_cublaslt_refusal(void);
+/* Frees the stream's workspace, before the stream is destroyed and after its work has ended. */
+void qb_cublaslt_forget(qb_cuda_stream stream);
 
 #ifdef QB_HAVE_CUBLASLT
 typedef struct qb_cublaslt { /* the functions by their own names less the prefix cublasLt */
