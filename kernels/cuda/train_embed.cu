@@ -1,0 +1,140 @@
+/* kernels/cuda/train_embed.cu - embeddings forward and backward.
+ *
+ * The gradient of a token's vector is a sum over the rows where it stands. The host groups the rows
+ * by token (a counting sort, while the GPU is busy with the step before), so that each vector is
+ * summed by one block in a fixed order: no atomics, the same bits every time. */
+#include "kernels/cuda/pointwise.cuh"
+#include "kernels/cuda/train.h"
+
+namespace
+{
+enum { UNIT = 8, LANES = 16, ROWS = 16 }; /* a block: 16 rows at a time x 16 units of columns */
+
+__device__ __forceinline__ void load_unit(const void *p, qb_cuda_dtype type, size_t at,
+                                          int n_inside, bool aligned, float (&v)[UNIT])
+{
+    if (n_inside >= UNIT && aligned)
+        qb_load(p, type, at, v);
+    else
+        qb_load_edge(p, type, at, n_inside, v);
+}
+
+__device__ __forceinline__ size_t token_at(const qb_cuda_train_embed &a, size_t row)
+{
+    return row / a.n_tokens * (a.n_tokens + 1) + row % a.n_tokens;
+}
+
+__global__ void embed_rows(const __grid_constant__ qb_cuda_train_embed a, int n_columns)
+{
+    const size_t row = blockIdx.x;
+    const size_t token = (size_t)a.tokens[token_at(a, row)] * a.width;
+    const size_t position = row % a.n_tokens * a.width;
+    const bool aligned = a.width % UNIT == 0;
+    for (int column = threadIdx.x * UNIT; column < n_columns; column += blockDim.x * UNIT) {
+        const int n_inside = (int)a.width - column;
+        float v[UNIT], p[UNIT];
+        load_unit(a.tok_embd, a.type, token + column, n_inside, aligned, v);
+        if (a.pos_embd) {
+            load_unit(a.pos_embd, a.type, position + column, n_inside, aligned, p);
+#pragma unroll
+            for (int i = 0; i < UNIT; i++) v[i] = __fadd_rn(v[i], p[i]);
+        }
+        qb_store(a.x, a.type, row * a.x_stride + column, v);
+    }
+}
+
+/* The block's ROWS partial sums of a unit, added up in order into d. */
+__device__ __forceinline__ void add_partials(float (&sum)[UNIT], int column, int width,
+                                             float *d_row)
+{
+    __shared__ float part[ROWS][LANES * UNIT];
+#pragma unroll
+    for (int i = 0; i < UNIT; i++) part[threadIdx.y][threadIdx.x * UNIT + i] = sum[i];
+    __syncthreads();
+    const int own = threadIdx.y * LANES + threadIdx.x, first = blockIdx.y * LANES * UNIT;
+    if (own < LANES * UNIT && first + own < width) {
+        float total = 0.0f;
+        for (int r = 0; r < ROWS; r++) total += part[r][own];
+        d_row[first + own] += total;
+    }
+    (void)column;
+}
+
+__global__ void __launch_bounds__(LANES *ROWS)
+    token_gradients(const __grid_constant__ qb_cuda_train_embed a)
+{
+    const int column = (blockIdx.y * LANES + threadIdx.x) * UNIT;
+    const int begin = a.start[blockIdx.x], end = a.start[blockIdx.x + 1];
+    float sum[UNIT] = {};
+    if (column < (int)a.width)
+        for (int i = begin + threadIdx.y; i < end; i += ROWS) {
+            float v[UNIT];
+            qb_load(a.x, a.type, (size_t)a.order[i] * a.x_stride + column, v);
+#pragma unroll
+            for (int e = 0; e < UNIT; e++) sum[e] += v[e];
+        }
+    add_partials(sum, column, (int)a.width,
+                 a.d_tok_embd + (size_t)a.group_token[blockIdx.x] * a.width);
+}
+
+__global__ void __launch_bounds__(LANES *ROWS)
+    position_gradients(const __grid_constant__ qb_cuda_train_embed a)
+{
+    const int column = (blockIdx.y * LANES + threadIdx.x) * UNIT;
+    float sum[UNIT] = {};
+    if (column < (int)a.width)
+        for (size_t b = threadIdx.y; b < a.batch; b += ROWS) {
+            float v[UNIT];
+            qb_load(a.x, a.type, (b * a.n_tokens + blockIdx.x) * a.x_stride + column, v);
+#pragma unroll
+            for (int e = 0; e < UNIT; e++) sum[e] += v[e];
+        }
+    add_partials(sum, column, (int)a.width, a.d_pos_embd + (size_t)blockIdx.x * a.width);
+}
+} // namespace
+
+qb_status qb_cuda_train_embed_forward(const qb_cuda_train_embed *args, qb_cuda_stream stream)
+{
+    const int n_columns = (int)((args->width + UNIT - 1) / UNIT * UNIT);
+    int threads = (n_columns / UNIT + 31) / 32 * 32;
+    if (threads > 256) threads = 256;
+    embed_rows<<<(unsigned)(args->batch * args->n_tokens), threads, 0, stream>>>(*args, n_columns);
+    QB_CUDA_TRY(cudaGetLastError());
+    return QB_OK;
+}
+
+qb_status qb_cuda_train_embed_backward(const qb_cuda_train_embed *args, qb_cuda_stream stream)
+{
+    const unsigned columns = (unsigned)((args->width + LANES * UNIT - 1) / (LANES * UNIT));
+    const dim3 block(LANES, ROWS);
+    if (args->n_groups)
+        token_gradients<<<dim3((unsigned)args->n_groups, columns), block, 0, stream>>>(*args);
+    if (args->d_pos_embd)
+        position_gradients<<<dim3((unsigned)args->n_tokens, columns), block, 0, stream>>>(*args);
+    QB_CUDA_TRY(cudaGetLastError());
+    return QB_OK;
+}
+
+size_t qb_cuda_train_group_tokens(const int32_t *tokens, size_t batch, size_t n_tokens,
+                                  size_t vocab, int32_t *count, int32_t *order, int32_t *start,
+                                  int32_t *group_token)
+{
+    size_t n_groups = 0;
+    int32_t first = 0;
+    for (size_t v = 0; v < vocab; v++) count[v] = 0;
+    for (size_t b = 0; b < batch; b++)
+        for (size_t t = 0; t < n_tokens; t++) count[tokens[b * (n_tokens + 1) + t]]++;
+    for (size_t v = 0; v < vocab; v++) {
+        const int32_t n = count[v];
+        count[v] = first;
+        if (!n) continue;
+        group_token[n_groups] = (int32_t)v;
+        start[n_groups++] = first;
+        first += n;
+    }
+    start[n_groups] = first;
+    for (size_t b = 0; b < batch; b++)
+        for (size_t t = 0; t < n_tokens; t++)
+            order[count[tokens[b * (n_tokens + 1) + t]]++] = (int32_t)(b * n_tokens + t);
+    return n_groups;
+}
