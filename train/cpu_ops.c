@@ -135,10 +135,7 @@ static qb_status begin(qb_train_device *d, bool gradients)
 static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch)
 {
     size_t window = d->options->context + 1;
-    for (size_t i = 0; i < batch * window; i++)
-        if (tokens[i] < 0 || (size_t)tokens[i] >= d->c->vocab)
-            return QB_FAIL(QB_ERR_FORMAT, "token %zu of window %zu: found %d, expected 0 to %zu",
-                           i % window, i / window, tokens[i], d->c->vocab - 1);
+    QB_TRY(qb_train_check_tokens(tokens, batch, window, d->c->vocab));
     memcpy(d->tokens, tokens, batch * window * sizeof *tokens);
     d->batch = batch;
     d->m = batch * d->options->context;

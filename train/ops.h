@@ -75,11 +75,11 @@ typedef struct qb_train_ops {
     /* All n_elems of an array, from and to the host. */
     qb_status (*copy_in)(qb_train_device *d, qb_train_array array, const float *from);
     qb_status (*copy_out)(qb_train_device *d, qb_train_array array, float *to);
-    /* The basis of an axis that options->rotation rotates; all are set before the first update. Of
-     * kind BLOCK only the blocks are read. */
     /* The m rows of a buffer, as f32 on the host: for what an evaluation looks at. */
     qb_status (*read)(qb_train_device *d, qb_train_buffer kind, size_t width, const void *buffer,
                       float *to);
+    /* The basis of an axis that options->rotation rotates; all are set before the first update. Of
+     * kind BLOCK only the blocks are read. */
     qb_status (*set_rotation)(qb_train_device *d, const qb_param *param, size_t axis,
                               const float *q);
 
@@ -131,7 +131,10 @@ typedef struct qb_train_ops {
 } qb_train_ops;
 
 extern const qb_train_ops qb__train_ops_cpu;         /* the rows */
+extern const qb_train_ops qb__train_ops_cuda;        /* in a build with CUDA */
 extern const qb_train_ops *const qb_train_devices[]; /* ends with NULL */
+/* (batch, window) ids: QB_ERR_FORMAT names the first outside the vocabulary. */
+qb_status qb_train_check_tokens(const int32_t *tokens, size_t batch, size_t window, size_t vocab);
 
 /* Scored targets of one window: those that free_prefix does not show. */
 static inline size_t qb_train_first_target(const qb_config *config)

@@ -7,8 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-const qb_train_ops *const qb_train_devices[] = {&qb__train_ops_cpu, NULL};
-
 struct qb_trainer {
     qb_params params;
     qb_trainer_options options;

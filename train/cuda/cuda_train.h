@@ -1,0 +1,114 @@
+/* train/cuda/cuda_train.h - the GPU's row of train/ops.h, inside: what its files share.
+ *
+ * Weights, gradients and moments are f32 in the layout of train/params.h; products and activations
+ * are bf16 with f32 sums, with full_f32 all is f32. A bf16 copy of the weights follows every
+ * update. Activations are (m, width) matrices of row stride qb_cuda_stride(width). Everything is
+ * queued on one stream; the host runs ahead by as many passes as there are slots for tokens. */
+#ifndef QB_TRAIN_CUDA_CUDA_TRAIN_H
+#define QB_TRAIN_CUDA_CUDA_TRAIN_H
+
+#include "kernels/cuda/attention_train.h"
+#include "kernels/cuda/cublaslt_matmul.h"
+#include "kernels/cuda/train.h"
+#include "train/ops.h"
+
+enum { QB__CUDA_TOKEN_SLOTS = 4 };
+
+/* Matrices of one shape at equal distances (a role's in all layers), turned by one batched product.
+ */
+typedef struct cuda_turn {
+    size_t axis, rows, cols, n; /* n bases of rows x rows (axis 0) or cols x cols (axis 1) */
+    size_t offset, stride;      /* elements: of the first matrix, to the next */
+    size_t first_param;         /* its place in the list; the others follow at param_stride */
+    size_t param_stride;
+    float *q;         /* (n, size, size) */
+    bool first, last; /* of the axes that the matrices are turned on */
+    bool decays;
+} cuda_turn;
+
+/* One pass's tokens on the host, page-locked; free again when `sent` has happened. */
+typedef struct cuda_token_slot {
+    int32_t *host;
+    void *sent; /* cudaEvent_t */
+    bool used;
+} cuda_token_slot;
+
+struct qb_train_device {
+    const qb_params *params;
+    const qb_config *c;
+    const qb_trainer_options *options;
+    int index;
+    qb_cuda_stream stream;
+    qb_cuda_dtype type;
+    size_t max_rows, batch, m; /* m = batch * context: rows of the pass */
+
+    void **blocks; /* device memory, freed by destroy */
+    size_t n_blocks, bytes;
+    float *arrays[QB_ARRAY_COUNT];
+    uint16_t *copy; /* bf16 weights; NULL with full_f32 */
+
+    int32_t *tokens; /* device: tokens, order, start, group_token, as in a slot */
+    int32_t *order, *start, *group_token;
+    size_t slot_elems, n_groups;
+    cuda_token_slot slots[QB__CUDA_TOKEN_SLOTS];
+    size_t next_slot;
+    int32_t *counts; /* host scratch (vocab) */
+
+    float *cosine, *sine; /* rope */
+    float *partials;      /* of norms and column sums */
+    float *losses;        /* (max_rows) */
+    double *norm_partials;
+    void *logits; /* (head_rows, stride of the vocabulary) */
+    size_t head_rows;
+    void *d_act;   /* (m, d_ff): SwiGLU's gradient before it is split; else NULL */
+    float *d_sink; /* (n_heads) */
+    void *attention_workspace;
+    qb_cuda_train_totals *totals; /* device */
+
+    qb_cuda_train_piece *pieces; /* device */
+    size_t n_pieces;
+    float *rotated, *half_turned; /* half_turned: matrices turned on one of two axes */
+    cuda_turn *turns;
+    size_t n_turns;
+};
+
+qb_status qb__cuda_train_alloc(qb_train_device *d, size_t n_elems, size_t elem_bytes,
+                               const char *what, void **out_dev);
+#define QB__CUDA_TRAIN_NEW(d, ptr, n, what)                                                        \
+    qb__cuda_train_alloc((d), (n), sizeof **(ptr), (what), (void **)(ptr))
+
+/* Weights as the products read them. NULL for QB_NO_PARAM. */
+static inline const void *qb__cuda_train_weights(const qb_train_device *d, size_t offset)
+{
+    if (offset == QB_NO_PARAM) return NULL;
+    return d->copy ? (const void *)(d->copy + offset)
+                   : (const void *)(d->arrays[QB_ARRAY_WEIGHTS] + offset);
+}
+static inline float *qb__cuda_train_array(const qb_train_device *d, qb_train_array array,
+                                          size_t offset)
+{
+    return offset == QB_NO_PARAM || !d->arrays[array] ? NULL : d->arrays[array] + offset;
+}
+static inline size_t qb__cuda_train_head_offset(const qb_train_device *d)
+{
+    return qb_params_find(d->params, d->c->tied_head ? QB_ROLE_TOK_EMBD : QB_ROLE_HEAD, 0)->offset;
+}
+
+qb_status qb__cuda_train_linear_forward(qb_train_device *d, const qb_train_linear *linear,
+                                        const void *x, void *pre, void *y);
+qb_status qb__cuda_train_linear_backward_input(qb_train_device *d, const qb_train_linear *linear,
+                                               const void *dy, const void *pre, bool accumulate,
+                                               void *dx);
+qb_status qb__cuda_train_linear_backward_weights(qb_train_device *d, const qb_train_linear *linear,
+                                                 const void *x, const void *dy);
+qb_status qb__cuda_train_classifier_create(qb_train_device *d);
+qb_status qb__cuda_train_classifier(qb_train_device *d, const void *h, float scale, void *dh);
+
+qb_status qb__cuda_train_update_create(qb_train_device *d);
+void qb__cuda_train_update_destroy(qb_train_device *d);
+qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
+                                      const float *q);
+qb_status qb__cuda_train_gradient_norm(qb_train_device *d);
+qb_status qb__cuda_train_update(qb_train_device *d, const qb_update *update, double clip);
+
+#endif

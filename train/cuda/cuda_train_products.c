@@ -1,0 +1,201 @@
+/* train/cuda/cuda_train_products.c - linear layers forward and backward, and the classifier.
+ *
+ * bf16 GELU and its derivative are epilogues of the products; other activations are passes of their
+ * own. */
+#include "train/cuda/cuda_train.h"
+
+#ifdef QB_HAVE_CUBLASLT
+
+enum { LOGIT_ELEMS = 1 << 29 }; /* logits at a time: 1 GiB in bf16 */
+
+static bool fuses_act(const qb_train_device *d)
+{
+    return d->type == QB_CUDA_BF16 && d->c->act == QB_ACT_GELU_TANH;
+}
+
+static qb_cuda_train_act act_of(const qb_train_device *d, const void *pre)
+{
+    return (qb_cuda_train_act){.m = d->m,
+                               .width = d->c->d_ff,
+                               .type = d->type,
+                               .act = d->c->act,
+                               .pre = pre,
+                               .pre_stride = qb_cuda_stride(qb_train_pre_width(d->c)),
+                               .y_stride = qb_cuda_stride(d->c->d_ff)};
+}
+
+qb_status qb__cuda_train_linear_forward(qb_train_device *d, const qb_train_linear *l, const void *x,
+                                        void *pre, void *y)
+{
+    const bool fused = pre && fuses_act(d);
+    qb_lt_matmul_args product = {.m = d->m,
+                                 .n = l->n,
+                                 .k = l->k,
+                                 .in = d->type,
+                                 .out = d->type,
+                                 .x = x,
+                                 .x_stride = qb_cuda_stride(l->k),
+                                 .w = qb__cuda_train_weights(d, l->w),
+                                 .w_stride = l->k,
+                                 .d = pre && !fused ? pre : y,
+                                 .d_stride = qb_cuda_stride(l->n),
+                                 .alpha = 1,
+                                 .bias = qb__cuda_train_weights(d, l->bias)};
+    if (fused) {
+        product.epilogue = QB_LT_GELU_AUX;
+        product.aux = pre;
+        product.aux_stride = qb_cuda_stride(l->n);
+    }
+    QB_TRY(qb_lt_matmul(&product, d->stream));
+    if (!pre || fused) return QB_OK;
+    qb_cuda_train_act act = act_of(d, pre);
+    act.y = y;
+    return qb_cuda_train_act_forward(&act, d->stream);
+}
+
+qb_status qb__cuda_train_linear_backward_input(qb_train_device *d, const qb_train_linear *l,
+                                               const void *dy, const void *pre, bool accumulate,
+                                               void *dx)
+{
+    const bool fused = pre && fuses_act(d);
+    void *to = pre && d->d_act ? d->d_act : dx;
+    qb_lt_matmul_args product = {.m = d->m,
+                                 .n = l->k,
+                                 .k = l->n,
+                                 .in = d->type,
+                                 .out = d->type,
+                                 .x = dy,
+                                 .x_stride = qb_cuda_stride(l->n),
+                                 .w = qb__cuda_train_weights(d, l->w),
+                                 .w_is_kn = true,
+                                 .w_stride = l->k,
+                                 .d = to,
+                                 .d_stride = qb_cuda_stride(l->k),
+                                 .alpha = 1,
+                                 .beta = accumulate};
+    if (fused) {
+        product.epilogue = QB_LT_DGELU;
+        product.aux = (void *)pre; /* read */
+        product.aux_stride = qb_cuda_stride(l->k);
+    }
+    QB_TRY(qb_lt_matmul(&product, d->stream));
+    if (!pre || fused) return QB_OK;
+    qb_cuda_train_act act = act_of(d, pre);
+    act.y = to;
+    act.d_pre = dx;
+    return qb_cuda_train_act_backward(&act, d->stream);
+}
+
+/* dw (n, k) += dy^T x over `rows` rows */
+static qb_status add_weight_gradient(const qb_train_device *d, size_t rows, size_t n, size_t k,
+                                     const void *dy, const void *x, float *dw)
+{
+    qb_lt_matmul_args product = {.m = n,
+                                 .n = k,
+                                 .k = rows,
+                                 .in = d->type,
+                                 .out = QB_CUDA_F32,
+                                 .x = dy,
+                                 .x_is_km = true,
+                                 .x_stride = qb_cuda_stride(n),
+                                 .w = x,
+                                 .w_is_kn = true,
+                                 .w_stride = qb_cuda_stride(k),
+                                 .d = dw,
+                                 .d_stride = k,
+                                 .alpha = 1,
+                                 .beta = 1};
+    return qb_lt_matmul(&product, d->stream);
+}
+
+qb_status qb__cuda_train_linear_backward_weights(qb_train_device *d, const qb_train_linear *l,
+                                                 const void *x, const void *dy)
+{
+    float *d_bias = qb__cuda_train_array(d, QB_ARRAY_GRADIENTS, l->bias);
+    QB_TRY(add_weight_gradient(d, d->m, l->n, l->k, dy, x,
+                               qb__cuda_train_array(d, QB_ARRAY_GRADIENTS, l->w)));
+    if (!d_bias) return QB_OK;
+    return qb_cuda_train_column_sums(dy, d->type, d->m, l->n, qb_cuda_stride(l->n), d->partials,
+                                     d_bias, d->stream);
+}
+
+/* ---- the classifier ---- */
+
+qb_status qb__cuda_train_classifier_create(qb_train_device *d)
+{
+    size_t stride = qb_cuda_stride(d->c->vocab), rows = LOGIT_ELEMS / stride;
+    rows = rows < 256 ? 256 : rows / 256 * 256;
+    d->head_rows = rows < d->max_rows ? rows : d->max_rows;
+    return qb__cuda_train_alloc(d, d->head_rows * stride, qb_cuda_dtype_bytes(d->type), "logits",
+                                &d->logits);
+}
+
+static const void *row_at(const qb_train_device *d, const void *x, size_t row, size_t width)
+{
+    return (const char *)x + row * qb_cuda_stride(width) * qb_cuda_dtype_bytes(d->type);
+}
+
+static qb_status logits_of(const qb_train_device *d, const void *x, size_t rows)
+{
+    qb_lt_matmul_args product = {.m = rows,
+                                 .n = d->c->vocab,
+                                 .k = d->c->d_model,
+                                 .in = d->type,
+                                 .out = d->type,
+                                 .x = x,
+                                 .x_stride = qb_cuda_stride(d->c->d_model),
+                                 .w = qb__cuda_train_weights(d, qb__cuda_train_head_offset(d)),
+                                 .w_stride = d->c->d_model,
+                                 .d = d->logits,
+                                 .d_stride = qb_cuda_stride(d->c->vocab),
+                                 .alpha = 1};
+    return qb_lt_matmul(&product, d->stream);
+}
+
+/* dh = d_logits W, and the head's own gradient */
+static qb_status logits_backward(const qb_train_device *d, const void *x, size_t rows, void *dh)
+{
+    const size_t width = d->c->d_model, vocab = d->c->vocab, head = qb__cuda_train_head_offset(d);
+    qb_lt_matmul_args product = {.m = rows,
+                                 .n = width,
+                                 .k = vocab,
+                                 .in = d->type,
+                                 .out = d->type,
+                                 .x = d->logits,
+                                 .x_stride = qb_cuda_stride(vocab),
+                                 .w = qb__cuda_train_weights(d, head),
+                                 .w_is_kn = true,
+                                 .w_stride = width,
+                                 .d = dh,
+                                 .d_stride = qb_cuda_stride(width),
+                                 .alpha = 1};
+    QB_TRY(qb_lt_matmul(&product, d->stream));
+    return add_weight_gradient(d, rows, vocab, width, d->logits, x,
+                               qb__cuda_train_array(d, QB_ARRAY_GRADIENTS, head));
+}
+
+qb_status qb__cuda_train_classifier(qb_train_device *d, const void *h, float scale, void *dh)
+{
+    const size_t width = d->c->d_model;
+    for (size_t row = 0; row < d->m; row += d->head_rows) {
+        const size_t rows = d->m - row < d->head_rows ? d->m - row : d->head_rows;
+        const void *x = row_at(d, h, row, width);
+        qb_cuda_train_loss loss = {.first_row = row,
+                                   .n_rows = rows,
+                                   .vocab = d->c->vocab,
+                                   .n_tokens = d->options->context,
+                                   .first_target = qb_train_first_target(d->c),
+                                   .type = d->type,
+                                   .logits = d->logits,
+                                   .stride = qb_cuda_stride(d->c->vocab),
+                                   .tokens = d->tokens,
+                                   .scale = dh ? scale : 0,
+                                   .losses = d->losses};
+        QB_TRY(logits_of(d, x, rows));
+        QB_TRY(qb_cuda_train_cross_entropy(&loss, d->stream));
+        if (dh) QB_TRY(logits_backward(d, x, rows, (void *)row_at(d, dh, row, width)));
+    }
+    return qb_cuda_train_add_losses(d->losses, d->m, d->totals, d->stream);
+}
+
+#endif

@@ -1,0 +1,246 @@
+/* train/cuda/cuda_train_update.c - the optimiser's step on the GPU.
+ *
+ * Rotated matrices (OrthoAdam, arXiv:2410.17174, Algorithm 1), Q_r and Q_c the bases of rows and
+ * columns, where they have one:
+ *     G' = Q_r G Q_c^T    delta' = rule(G'; moments)    W <- keep W - lr Q_r^T delta' Q_c       (1)
+ * The matrices of a role in all layers are one batched product. The last product of the way back
+ * has -lr and keep as its factors and the weights as its output, so that turning back is the
+ * update. Products are in tf32: each factor is rounded to 11 bits, a relative error of an entry of
+ * at most 2^-10 |Q| |G| / |Q G|, which for Haar Q averages out to about 2^-11 / sqrt(n) of the
+ * row's norm. */
+#include "core/memory.h"
+#include "train/cuda/cuda_train.h"
+
+#ifdef QB_HAVE_CUBLASLT
+
+/* ---- what is turned ---- */
+
+static bool is_rotated(const qb_train_device *d, const qb_param *p)
+{
+    const qb_rotation *r = &d->options->rotation;
+    return d->options->optimizer->rotated &&
+           (qb_rotation_axis_elems(r, p, 0) || qb_rotation_axis_elems(r, p, 1));
+}
+
+static bool decays(const qb_train_device *d, const qb_param *p)
+{
+    return p->is_matrix || d->options->settings.decay_all;
+}
+
+/* The parameter of the same role in the next layer, NULL = none. */
+static const qb_param *next_layer(const qb_train_device *d, const qb_param *p)
+{
+    if (!qb_roles[p->role].per_layer || p->layer_idx + 1 >= d->c->n_layers) return NULL;
+    return qb_params_find(d->params, p->role, p->layer_idx + 1);
+}
+
+static cuda_turn turn_of(const qb_train_device *d, const qb_param *p, size_t axis)
+{
+    const qb_rotation *r = &d->options->rotation;
+    const qb_param *next = next_layer(d, p);
+    return (cuda_turn){.axis = axis,
+                       .rows = p->rows,
+                       .cols = p->cols,
+                       .n = next ? d->c->n_layers : 1,
+                       .offset = p->offset,
+                       .stride = next ? next->offset - p->offset : 0,
+                       .first_param = (size_t)(p - d->params->list),
+                       .param_stride = next ? (size_t)(next - p) : 1,
+                       .first = axis == 0 || !qb_rotation_axis_elems(r, p, 0),
+                       .last = axis == 1 || !qb_rotation_axis_elems(r, p, 1),
+                       .decays = decays(d, p)};
+}
+
+static size_t turn_size(const cuda_turn *t)
+{
+    return t->axis ? t->cols : t->rows;
+}
+
+/* Layers are laid out alike, so the first layer's parameters stand for all. */
+static qb_status create_turns(qb_train_device *d)
+{
+    bool twice = false;
+    QB_TRY(QB_NEW_ZERO(&d->turns, 2 * d->params->n, "bases"));
+    for (size_t axis = 0; axis < 2; axis++)
+        for (size_t i = 0; i < d->params->n; i++) {
+            const qb_param *p = &d->params->list[i];
+            if (p->layer_idx || !qb_rotation_axis_elems(&d->options->rotation, p, axis)) continue;
+            cuda_turn *t = &d->turns[d->n_turns++];
+            *t = turn_of(d, p, axis);
+            twice = twice || !t->first || !t->last;
+            size_t size = turn_size(t);
+            QB_TRY(QB__CUDA_TRAIN_NEW(d, &t->q, t->n * size * size, "bases of OrthoAdam"));
+        }
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->rotated, d->params->n_elems, "rotated gradients"));
+    if (!twice) return QB_OK;
+    return QB__CUDA_TRAIN_NEW(d, &d->half_turned, d->params->n_elems, "rotated gradients");
+}
+
+static size_t n_pieces_of(const qb_param *p)
+{
+    return (p->rows * p->cols + QB_CUDA_TRAIN_PIECE - 1) / QB_CUDA_TRAIN_PIECE;
+}
+
+static qb_status create_pieces(qb_train_device *d)
+{
+    qb_cuda_train_piece *pieces;
+    for (size_t i = 0; i < d->params->n; i++) d->n_pieces += n_pieces_of(&d->params->list[i]);
+    QB_TRY(QB_NEW(&pieces, d->n_pieces, "pieces of parameters"));
+    size_t n = 0;
+    for (size_t i = 0; i < d->params->n; i++) {
+        const qb_param *p = &d->params->list[i];
+        for (size_t at = 0; at < p->rows * p->cols; at += QB_CUDA_TRAIN_PIECE) {
+            size_t left = p->rows * p->cols - at;
+            pieces[n++] = (qb_cuda_train_piece){
+                .first = p->offset + at,
+                .n_elems = (uint32_t)(left < QB_CUDA_TRAIN_PIECE ? left : QB_CUDA_TRAIN_PIECE),
+                .decays = decays(d, p),
+                .rotated = is_rotated(d, p)};
+        }
+    }
+    qb_status status = QB__CUDA_TRAIN_NEW(d, &d->pieces, d->n_pieces, "pieces of parameters");
+    if (status == QB_OK) status = qb_cuda_upload(d->pieces, pieces, n * sizeof *pieces, d->stream);
+    if (status == QB_OK) status = qb_cuda_sync(d->stream);
+    qb_free(pieces);
+    return status;
+}
+
+qb_status qb__cuda_train_update_create(qb_train_device *d)
+{
+    QB_TRY(create_pieces(d));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->norm_partials, QB_CUDA_TRAIN_SUM_PARTIALS, "norms"));
+    return d->options->optimizer->rotated ? create_turns(d) : QB_OK;
+}
+
+void qb__cuda_train_update_destroy(qb_train_device *d)
+{
+    qb_free(d->turns);
+}
+
+qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
+                                      const float *q)
+{
+    const size_t at = (size_t)(param - d->params->list);
+    for (size_t i = 0; i < d->n_turns; i++) {
+        const cuda_turn *t = &d->turns[i];
+        if (t->axis != axis || at < t->first_param) continue;
+        const size_t steps = (at - t->first_param) / t->param_stride;
+        if ((at - t->first_param) % t->param_stride || steps >= t->n) continue;
+        if (d->params->list[at].role != d->params->list[t->first_param].role) continue;
+        const size_t elems = turn_size(t) * turn_size(t);
+        QB_TRY(qb_cuda_upload(t->q + steps * elems, q, elems * sizeof *q, d->stream));
+        return qb_cuda_sync(d->stream);
+    }
+    return QB_FAIL(QB_ERR_USAGE, "basis of axis %zu: this run does not rotate it", axis);
+}
+
+/* ---- the step ---- */
+
+qb_status qb__cuda_train_gradient_norm(qb_train_device *d)
+{
+    return qb_cuda_train_norm_of(d->arrays[QB_ARRAY_GRADIENTS], d->params->n_elems,
+                                 d->norm_partials, d->totals, d->stream);
+}
+
+/* One factor of (1) for all matrices of a turn: `to` = Q from, Q^T from, from Q^T or from Q. */
+static qb_lt_matmul_args turn_product(const qb_train_device *d, const cuda_turn *t, bool back,
+                                      const float *from, float *to)
+{
+    const size_t size = turn_size(t);
+    qb_lt_matmul_args product = {.m = t->rows,
+                                 .n = t->cols,
+                                 .k = size,
+                                 .in = QB_CUDA_F32,
+                                 .out = QB_CUDA_F32,
+                                 .arithmetic = d->options->full_f32 ? QB_LT_STRICT : QB_LT_TF32,
+                                 .d = to + t->offset,
+                                 .d_stride = t->cols,
+                                 .d_batch_stride = t->stride,
+                                 .batch = t->n,
+                                 .alpha = 1};
+    if (t->axis == 0) {
+        product.x = t->q, product.x_stride = size, product.x_batch_stride = size * size;
+        product.x_is_km = back;
+        product.w = from + t->offset, product.w_stride = t->cols;
+        product.w_batch_stride = t->stride;
+        product.w_is_kn = true;
+    } else {
+        product.x = from + t->offset, product.x_stride = t->cols;
+        product.x_batch_stride = t->stride;
+        product.w = t->q, product.w_stride = size, product.w_batch_stride = size * size;
+        product.w_is_kn = back;
+    }
+    return product;
+}
+
+static qb_status turn_gradients(const qb_train_device *d)
+{
+    for (size_t i = 0; i < d->n_turns; i++) {
+        const cuda_turn *t = &d->turns[i];
+        const float *from = t->first ? d->arrays[QB_ARRAY_GRADIENTS] : d->half_turned;
+        float *to = t->last ? d->rotated : d->half_turned;
+        qb_lt_matmul_args product = turn_product(d, t, false, from, to);
+        QB_TRY(qb_lt_matmul(&product, d->stream));
+    }
+    return QB_OK;
+}
+
+static qb_status turn_back(const qb_train_device *d)
+{
+    for (size_t i = 0; i < d->n_turns; i++) {
+        const cuda_turn *t = &d->turns[i];
+        const float *from = t->first ? d->rotated : d->half_turned;
+        float *to = t->last ? d->arrays[QB_ARRAY_WEIGHTS] : d->half_turned;
+        qb_lt_matmul_args product = turn_product(d, t, true, from, to);
+        if (t->last) {
+            product.alpha_dev = &d->totals->minus_lr;
+            product.beta_dev = t->decays ? &d->totals->keep : &d->totals->keep_all;
+        }
+        QB_TRY(qb_lt_matmul(&product, d->stream));
+    }
+    return QB_OK;
+}
+
+static qb_cuda_train_update update_args(const qb_train_device *d, const qb_update *u, double clip)
+{
+    static const qb_cuda_rule rules[QB_RULE_COUNT] = {[QB_RULE_ADAM] = QB_CUDA_ADAM,
+                                                      [QB_RULE_RMSPROP] = QB_CUDA_RMSPROP,
+                                                      [QB_RULE_SGD] = QB_CUDA_SGD};
+    float *state0 = d->arrays[QB_ARRAY_STATE0];
+    const bool only_v = u->rule == QB_RULE_RMSPROP;
+    return (qb_cuda_train_update){.rule = rules[u->rule],
+                                  .beta1 = u->beta1,
+                                  .beta2 = u->beta2,
+                                  .one_minus_beta1 = u->one_minus_beta1,
+                                  .one_minus_beta2 = u->one_minus_beta2,
+                                  .eps = u->eps,
+                                  .momentum = u->momentum,
+                                  .inv_bias1 = u->inv_bias1,
+                                  .inv_sqrt_bias2 = u->inv_sqrt_bias2,
+                                  .lr = u->lr,
+                                  .decay = u->decay,
+                                  .grad_scale = u->grad_scale,
+                                  .clip = (float)clip,
+                                  .pieces = d->pieces,
+                                  .n_pieces = d->n_pieces,
+                                  .gradients = d->arrays[QB_ARRAY_GRADIENTS],
+                                  .rotated = d->rotated,
+                                  .weights = d->arrays[QB_ARRAY_WEIGHTS],
+                                  .m = only_v ? NULL : state0,
+                                  .v = only_v ? state0 : d->arrays[QB_ARRAY_STATE1],
+                                  .copy = d->copy,
+                                  .totals = d->totals};
+}
+
+qb_status qb__cuda_train_update(qb_train_device *d, const qb_update *update, double clip)
+{
+    qb_cuda_train_update args = update_args(d, update, clip);
+    QB_TRY(qb_cuda_train_scales(&args, d->stream));
+    QB_TRY(turn_gradients(d));
+    QB_TRY(qb_cuda_train_apply(&args, d->stream));
+    QB_TRY(turn_back(d));
+    if (!d->n_turns || !d->copy) return QB_OK;
+    return qb_cuda_train_round(args.weights, d->copy, d->params->n_elems, d->stream);
+}
+
+#endif
