@@ -33,8 +33,8 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "writes DIR/NAME.qbs, and DIR/tokenizer.json beside them. The vocabulary is trained on the "
         "texts (--train-bpe) or given (--tokenizer). In plain text a line holding exactly "
         "<|endoftext|> ends a document.",
-        {"qbench data train-*.txt.xz --train-bpe 8192 --decontaminate valid.txt --out train",
-         "qbench data valid.txt --tokenizer train/tokenizer.json --out valid"},
+        {"qbench data train-*.txt.xz --train-bpe 8192 --decontaminate valid.txt --out shards",
+         "qbench data valid.txt --tokenizer shards/tokenizer.json --out shards"},
         1, 65536, qb_cmd_data},
     [QB_VERB_CONVERT] = {"convert", "IN OUT",
         "any model format to model.bin, or model.bin to a Hugging Face folder",

@@ -63,6 +63,9 @@ static qb_status count_document(worker *w, const char *text, size_t n_bytes)
 {
     const char *word;
     size_t n;
+    if (n_bytes > QB_TOKENIZER_MAX_TEXT)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "a document of %zu bytes, at most %zu", n_bytes,
+                       QB_TOKENIZER_MAX_TEXT);
     qb_words_start(w->words, text, n_bytes);
     for (;;) {
         QB_TRY(qb_words_next(w->words, &word, &n));
@@ -108,8 +111,9 @@ qb_status qb_bpe_trainer_add(qb_bpe_trainer *t, const qb_text *text)
     qb_status status = atomic_load(&c.status);
     if (status == QB_OK) return QB_OK;
     /* the message is another thread's */
-    return status == QB_ERR_INTERRUPTED ? qb_interrupt_check()
-                                        : QB_FAIL(status, "%s: cannot count its words", text->name);
+    if (status == QB_ERR_INTERRUPTED) return qb_interrupt_check();
+    return QB_FAIL(status, "%s: cannot count its words: %s", text->name,
+                   status == QB_ERR_MEMORY ? "no memory" : "a document is too long");
 }
 
 /* ---- the vocabulary ---- */
