@@ -8,9 +8,9 @@ import shutil
 import struct
 import subprocess
 
+import data_tests
 import support
 import tiny_models
-import train_tests
 from support import VERBS, expect, models, no_leftovers, qbench, smollm2
 
 
@@ -221,11 +221,10 @@ def test_documented_examples_run(folder):
     for name, source in {"model.bin": made["model.bin"], "model.gguf": made["gguf"],
                          "tokenizer.json": made["hf"] / "tokenizer.json"}.items():
         shutil.copy(source, folder / name)
-    train_tests.write_data_folder(folder / "shards")
     (folder / "in.safetensors").write_bytes(tiny_models.tokens_file())
     (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
-    (folder / "train-0.txt.xz").write_bytes(lzma.compress(b"Some text to learn from. " * 200))
-    (folder / "valid.txt").write_text("Some text to judge by. " * 20)
+    (folder / "train-0.txt.xz").write_bytes(lzma.compress(data_tests.document(1, 1500).encode()))
+    (folder / "valid.txt").write_text(data_tests.document(2, 500))
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     (bin_folder / "qbench").symlink_to(support.QBENCH)
