@@ -373,14 +373,16 @@ static bool are_for_one_kernel(const cuda_engine *e)
     return true;
 }
 
+/* Most sequences for which one kernel is faster than single ones (docs/cuda.md). */
+enum { DECODE_BATCH = 2 };
+
 /* One persistent kernel for a step, where a row takes this model. */
 static qb_status make_decode(cuda_engine *e)
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     const qb_config *c = b->base.config;
-    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 ||
-        e->base.cache_batch > QB_CUDA_DECODE_MAX_BATCH || !are_for_one_kernel(e))
-        return QB_OK;
+    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || !are_for_one_kernel(e)) return QB_OK;
+    e->decode_batch = e->base.cache_batch < DECODE_BATCH ? e->base.cache_batch : DECODE_BATCH;
     QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
     describe_layers(e);
     qb_cuda_decode_model model = {.n_layers = c->n_layers,
@@ -390,7 +392,7 @@ static qb_status make_decode(cuda_engine *e)
                                   .head_dim = c->head_dim,
                                   .d_ff = c->d_ff,
                                   .vocab = c->vocab,
-                                  .max_batch = e->base.cache_batch,
+                                  .max_batch = e->decode_batch,
                                   .context = e->base.cache_context,
                                   .norm = c->norm,
                                   .act = c->act,

@@ -95,8 +95,9 @@ typedef struct cuda_engine {
     size_t n_steps;
     const qb_cuda_decode_row *decode_row; /* NULL = single kernels under a graph */
     qb_cuda_decode *decode;
+    size_t decode_batch; /* most sequences of it; more go by single kernels */
     qb_cuda_decode_layer *decode_layers;
-    cuda_graph prefill, single_step; /* single_step: where no row takes the model */
+    cuda_graph prefill, single_step; /* single_step: where no row takes the step */
 } cuda_engine;
 
 static inline cuda_backbone *qb__cuda_backbone(qb_backbone *backbone)
@@ -149,8 +150,9 @@ typedef struct cuda_output {
     qb_epilogue_act act;
     float *residual;
     size_t residual_stride;
-    uint32_t *max_bits;     /* per segment, cleared here; where the layer requantises dynamically */
-    uint32_t *row_max_bits; /* cleared here; NULL = not wanted. Left untouched by float products */
+    uint32_t *max_bits; /* per segment, cleared here; where the layer requantises dynamically */
+    uint32_t
+        *row_max_bits; /* cleared by the caller; NULL = not wanted. Untouched by float products */
     qb_cuda_gemm_s8_cache cache; /* only where qb__cuda_linear_caches */
 } cuda_output;
 /* The product can store its later segments to the cache itself. */

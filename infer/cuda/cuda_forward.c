@@ -99,7 +99,8 @@ static qb_status embed(const forward *f)
     return qb_cuda_embed(&args, b->stream);
 }
 
-static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_stage *stage)
+static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_stage *stage,
+                          uint32_t *cleared)
 {
     qb_cuda_norm_args args = {.m = f->m,
                               .width = f->c->d_model,
@@ -110,13 +111,15 @@ static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_st
                               .gain = w->gain,
                               .bias = w->bias,
                               .eps = (float)f->c->norm_eps,
-                              .stage = *stage};
+                              .stage = *stage,
+                              .cleared = cleared};
     return qb_cuda_add_norm(&args, f->b->stream);
 }
 
-/* Where attention finds q, k and v. */
+/* Where attention finds q, k and v; k_new: the token's own, for attention to put with the others.
+ */
 typedef struct qkv_place {
-    void *q, *k, *v;
+    void *q, *k, *v, *k_new, *v_new;
     size_t q_stride, kv_stride, kv_batch_stride;
 } qkv_place;
 
@@ -137,6 +140,41 @@ static qkv_place place_in(const forward *f, void *qkv)
                        .kv_batch_stride = f->n_tokens * stride};
 }
 
+static qb_cuda_attention_args attention_args(const forward *f, const qkv_place *place)
+{
+    return (qb_cuda_attention_args){.type = f->e->type,
+                                    .batch = f->batch,
+                                    .n_q = f->n_tokens,
+                                    .n_past = f->past,
+                                    .n_past_dev = f->past_dev,
+                                    .n_heads = f->c->n_heads,
+                                    .n_kv_heads = f->c->n_kv_heads,
+                                    .head_dim = f->c->head_dim,
+                                    .softmax = f->c->softmax,
+                                    .scale = 1.0f / sqrtf((float)f->c->head_dim),
+                                    .q = place->q,
+                                    .q_stride = place->q_stride,
+                                    .k = place->k,
+                                    .v = place->v,
+                                    .kv_stride = place->kv_stride,
+                                    .kv_batch_stride = place->kv_batch_stride,
+                                    .k_new = place->k_new,
+                                    .v_new = place->v_new,
+                                    .new_stride = place->q_stride,
+                                    .past_is_constant = f->past_dev != NULL,
+                                    .out = f->att,
+                                    .out_stride = qb_cuda_stride(f->q_width),
+                                    .workspace = f->b->attention_workspace};
+}
+
+/* Whether attention can take k and v of a step as the product left them. */
+static bool attention_appends(const forward *f, const qkv_place *place)
+{
+    if (!f->past_dev || f->b->cosine || f->block->qkv.requant != QB_CUDA_REQUANT_NONE) return false;
+    qb_cuda_attention_args args = attention_args(f, place);
+    return qb_cuda_attention_takes(&args);
+}
+
 /* Keys and values in the cache, where there is one. */
 static qkv_place place_of_layer(const forward *f)
 {
@@ -146,10 +184,13 @@ static qkv_place place_of_layer(const forward *f)
     if (!e->k_cache) return place;
     size_t sequence = e->base.cache_context * e->kv_stride;
     size_t layer = f->layer * e->base.cache_batch * sequence;
+    place.k_new = place.k;
+    place.v_new = place.v;
     place.k = element(e->k_cache, e->type, layer);
     place.v = element(e->v_cache, e->type, layer);
     place.kv_stride = e->kv_stride;
     place.kv_batch_stride = sequence;
+    if (!attention_appends(f, &place)) place.k_new = place.v_new = NULL;
     return place;
 }
 
@@ -204,25 +245,7 @@ static qb_status clear_padding(const forward *f, void *y, size_t width)
 
 static qb_status attend(const forward *f, const qkv_place *place)
 {
-    qb_cuda_attention_args args = {.type = f->e->type,
-                                   .batch = f->batch,
-                                   .n_q = f->n_tokens,
-                                   .n_past = f->past,
-                                   .n_past_dev = f->past_dev,
-                                   .n_heads = f->c->n_heads,
-                                   .n_kv_heads = f->c->n_kv_heads,
-                                   .head_dim = f->c->head_dim,
-                                   .softmax = f->c->softmax,
-                                   .scale = 1.0f / sqrtf((float)f->c->head_dim),
-                                   .q = place->q,
-                                   .q_stride = place->q_stride,
-                                   .k = place->k,
-                                   .v = place->v,
-                                   .kv_stride = place->kv_stride,
-                                   .kv_batch_stride = place->kv_batch_stride,
-                                   .out = f->att,
-                                   .out_stride = qb_cuda_stride(f->q_width),
-                                   .workspace = f->b->attention_workspace};
+    const qb_cuda_attention_args args = attention_args(f, place);
     return qb_cuda_attention(&args, f->b->stream);
 }
 
@@ -249,7 +272,7 @@ static qb_status attention_part(forward *f)
 {
     const qb_cuda_linear *qkv = &f->block->qkv, *o = &f->block->o;
     qb_cuda_stage stage = qb__cuda_stage(f->e, qkv, f->b->normed);
-    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer], &stage));
+    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer], &stage, NULL));
     cuda_input in = qb__cuda_staged(qkv, &stage, f->m, f->b);
     cuda_output out = float_output(f, qkv, f->b->qkv, f->qkv_width);
     const qkv_place place = place_of_layer(f);
@@ -257,7 +280,7 @@ static qb_status attention_part(forward *f)
     if (!qb__cuda_linear_caches(qkv, &in, &out)) out.cache = (qb_cuda_gemm_s8_cache){0};
     QB_TRY(qb__cuda_linear_run(qkv, &in, &out, f->b));
     qb_cuda_pending pending = qb__cuda_pending(qkv, &out);
-    if (!out.cache.n_tokens) QB_TRY(position(f, &pending, &place));
+    if (!out.cache.n_tokens && !place.k_new) QB_TRY(position(f, &pending, &place));
     QB_TRY(attend(f, &place));
     if (f->last_only && f->layer + 1 == f->c->n_layers) QB_TRY(keep_last_rows(f));
     qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
@@ -286,13 +309,13 @@ static qb_status mlp_part(forward *f)
 {
     const qb_cuda_linear *up = &f->block->up, *down = &f->block->down;
     qb_cuda_stage stage = qb__cuda_stage(f->e, up, f->b->normed);
-    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer + 1], &stage));
     cuda_input in = qb__cuda_staged(up, &stage, f->m, f->b);
     cuda_output out = float_output(f, up, f->b->ff, up->n);
     out.act = epilogue_act(f, up);
     bool acted = out.act != QB_EPI_NONE;
     if (acted && up->kind == QB_CUDA_LINEAR_S8 && down->input == QB_STAGE_TOKEN)
         out.row_max_bits = f->b->row_max_bits;
+    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer + 1], &stage, out.row_max_bits));
     QB_TRY(qb__cuda_linear_run(up, &in, &out, f->b));
     qb_cuda_stage next = qb__cuda_stage(f->e, down, f->b->act);
     if (acted && down->input == QB_STAGE_FLOAT) {
@@ -312,6 +335,12 @@ static qb_status mlp_part(forward *f)
     return run_into_x(f, down, &in);
 }
 
+/* A step's logits, which go to slot 0; not where they need scales that span the call. */
+static bool has_step_head(const forward *f)
+{
+    return f->past_dev && !f->e->own_head.n;
+}
+
 static qb_status run_layers(forward *f)
 {
     QB_TRY(embed(f));
@@ -322,7 +351,8 @@ static qb_status run_layers(forward *f)
     }
     qb_cuda_stage last = {
         .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
-    return add_norm(f, &f->b->norms[2 * f->c->n_layers], &last);
+    QB_TRY(add_norm(f, &f->b->norms[2 * f->c->n_layers], &last, NULL));
+    return has_step_head(f) ? qb__cuda_head(&f->e->base, 0, 0, 1, f->m) : QB_OK;
 }
 
 static forward make_forward(cuda_engine *e, size_t batch, size_t n_tokens, size_t past)
@@ -399,15 +429,17 @@ static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, siz
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     QB_TRY(send_step(e, tokens, batch, past));
-    if (!e->decode) {
-        forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
-        f.tokens = e->step + 1;
-        f.past_dev = e->step;
-        return run_captured(&f, &e->single_step);
+    if (e->decode && batch <= e->decode_batch) {
+        QB_TRY(e->decode_row->step(e->decode, batch, e->step + 1, e->step, e->hidden, b->slots[0],
+                                   b->slot_stride, b->stream));
+        b->slot_owner = &e->base;
+        return QB_OK;
     }
-    QB_TRY(e->decode_row->step(e->decode, batch, e->step + 1, e->step, e->hidden, b->slots[0],
-                               b->slot_stride, b->stream));
-    b->slot_owner = &e->base;
+    forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
+    f.tokens = e->step + 1;
+    f.past_dev = e->step;
+    QB_TRY(run_captured(&f, &e->single_step));
+    if (has_step_head(&f)) b->slot_owner = &e->base;
     return QB_OK;
 }
 

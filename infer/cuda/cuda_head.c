@@ -54,6 +54,7 @@ static qb_status prepare_head(cuda_engine *e, size_t slot)
     uint32_t *max_bits = b->max_bits + 2 * QB_CUDA_SEGMENTS;
     size_t n = e->base.n_rows, stride = qb_cuda_stride(b->base.config->d_model);
     e->head_ready = true;
+    if (head->input != QB_STAGE_TENSOR && head->requant != QB_CUDA_REQUANT_DYNAMIC) return QB_OK;
     QB_TRY(qb_cuda_zero(max_bits, QB_CUDA_SEGMENTS * sizeof *max_bits, b->stream));
     if (head->input == QB_STAGE_TENSOR) {
         qb_cuda_segments all = {1, {(int)b->base.config->d_model}};

@@ -293,9 +293,7 @@ bool qb__cuda_linear_caches(const qb_cuda_linear *l, const cuda_input *in, const
 static qb_status run_s8(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out,
                         cuda_backbone *b)
 {
-    qb_cuda_gemm_s8_args args = s8_args(l, in, out);
-    if (out->row_max_bits)
-        QB_TRY(qb_cuda_zero(out->row_max_bits, in->m * sizeof *out->row_max_bits, b->stream));
+    const qb_cuda_gemm_s8_args args = s8_args(l, in, out);
     return qb_cuda_gemm_s8(&args, b->stream);
 }
 

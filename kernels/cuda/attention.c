@@ -30,26 +30,47 @@ size_t qb_cuda_attention_workspace(const qb_cuda_attention_args *args)
 }
 
 const qb_cuda_attention_row qb_cuda_attention_kernels[] = {
+    {{"attention/step", "cuda", QB_CUDA_SM80},
+     qb__cuda_attention_refuse_step,
+     qb__cuda_attention_run_step,
+     true},
     {{"attention/splitkv", "cuda", QB_CUDA_SM80},
      qb__cuda_attention_refuse_splitkv,
-     qb__cuda_attention_run_splitkv},
+     qb__cuda_attention_run_splitkv,
+     false},
     {{"attention/sm90", "cuda", QB_CUDA_SM90A},
      qb__cuda_attention_refuse_sm90,
-     qb__cuda_attention_run_sm90},
+     qb__cuda_attention_run_sm90,
+     false},
     {{"attention/sm80", "cuda", QB_CUDA_SM80},
      qb__cuda_attention_refuse_sm80,
-     qb__cuda_attention_run_sm80},
+     qb__cuda_attention_run_sm80,
+     false},
     {{"attention/f32", "cuda", QB_CUDA_SM80},
      qb__cuda_attention_refuse_f32,
-     qb__cuda_attention_run_f32},
-    {{0}, 0, 0},
+     qb__cuda_attention_run_f32,
+     false},
+    {{0}, 0, 0, false},
 };
+
+static const qb_cuda_attention_row *row_for(const qb_cuda_attention_args *args)
+{
+    for (const qb_cuda_attention_row *row = qb_cuda_attention_kernels; row->info.name; row++)
+        if (!qb_kernel_refusal(&row->info) && (row->appends || !args->k_new) && !row->refuse(args))
+            return row;
+    return NULL;
+}
+
+bool qb_cuda_attention_takes(const qb_cuda_attention_args *args)
+{
+    return row_for(args) != NULL;
+}
 
 qb_status qb_cuda_attention(const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
     if (args->batch == 0 || args->n_q == 0) return QB_OK;
-    for (const qb_cuda_attention_row *row = qb_cuda_attention_kernels; row->info.name; row++)
-        if (!qb_kernel_refusal(&row->info) && !row->refuse(args)) return row->run(args, stream);
+    const qb_cuda_attention_row *row = row_for(args);
+    if (row) return row->run(args, stream);
     return QB_FAIL(QB_ERR_UNSUPPORTED, "attention on the GPU: no row for head_dim %zu, type %d",
                    args->head_dim, (int)args->type);
 }

@@ -24,6 +24,13 @@ typedef struct qb_cuda_attention_args { /* device pointers; elements of `type` *
     const void *k, *v; /* sequence b, position j, key head g at
                           k + b * kv_batch_stride + j * kv_stride + g * head_dim */
     size_t kv_stride, kv_batch_stride;
+    /* The token's own key and value, which the cache gets on the way: key head g of sequence b at
+     * + b * new_stride + g * head_dim. NULL = the cache has them. n_q is 1; see appends. */
+    const void *k_new, *v_new;
+    size_t new_stride;
+    /* The first n_past keys and n_past_dev were complete when the kernel before this one was
+     * queued, as in a step of decoding: they may be read while that one still runs. */
+    bool past_is_constant;
     void *out; /* as q */
     size_t out_stride;
     void *workspace; /* qb_cuda_attention_workspace bytes, for split-KV; may be NULL if 0 */
@@ -35,8 +42,11 @@ typedef struct qb_cuda_attention_row {
     qb_kernel_info info;
     const char *(*refuse)(const qb_cuda_attention_args *args);
     qb_status (*run)(const qb_cuda_attention_args *args, qb_cuda_stream stream);
+    bool appends; /* takes k_new */
 } qb_cuda_attention_row;
 extern const qb_cuda_attention_row qb_cuda_attention_kernels[];
+/* Whether there is a row that takes these arguments, k_new included. */
+bool qb_cuda_attention_takes(const qb_cuda_attention_args *args);
 qb_status qb_cuda_attention(const qb_cuda_attention_args *args, qb_cuda_stream stream);
 
 #ifdef __cplusplus

@@ -12,6 +12,7 @@ extern "C" {
     const char *qb__cuda_attention_refuse_##isa(const qb_cuda_attention_args *args);               \
     qb_status qb__cuda_attention_run_##isa(const qb_cuda_attention_args *args,                     \
                                            qb_cuda_stream stream);
+QB__CUDA_ATTENTION_ROW(step)
 QB__CUDA_ATTENTION_ROW(splitkv)
 QB__CUDA_ATTENTION_ROW(sm90)
 QB__CUDA_ATTENTION_ROW(sm80)

@@ -9,8 +9,10 @@
  * the next ones on their way. f32: a key is read by the 1 to 32 lanes that hold its vector, 8
  * elements each, and every such group of lanes keeps a running softmax of its own. */
 #include "kernels/cuda/attention_mma.cuh"
+#include "kernels/cuda/attention_parts.cuh"
 
 using namespace attention_mma;
+using namespace attention_parts;
 
 namespace
 {
@@ -18,40 +20,11 @@ namespace
 constexpr int WARPS = 4, KEYS = 4;  /* f32: keys in flight a group of lanes */
 constexpr int ROWS = 16, STEP = 16; /* bf16: heads a block, keys a warp at a time */
 
-struct split_params {
-    attention_params a;
-    float *partial; /* (batch, n_heads, n_parts, head_dim + 2): sums of p v, maximum, sum of p */
-    int n_parts, lanes; /* lanes a key */
-
-    /* The keys of part i. */
-    __device__ void range(int i, int n_keys, int *begin, int *end) const
-    {
-        int part = (n_keys + n_parts - 1) / n_parts;
-        part = (part + QB__CUDA_ATTENTION_PART - 1) / QB__CUDA_ATTENTION_PART *
-               QB__CUDA_ATTENTION_PART;
-        *begin = min(i * part, n_keys);
-        *end = min(*begin + part, n_keys);
-    }
-    __device__ float *partial_of(size_t row, int part) const
-    {
-        return partial + (row * n_parts + part) * (a.head_dim + 2);
-    }
-};
-
 __device__ void load8(const float *from, float (&x)[8])
 {
     *(float4 *)x = *(const float4 *)from;
     *(float4 *)(x + 4) = *(const float4 *)(from + 4);
 }
-__device__ void store1(float x, float *to)
-{
-    *to = x;
-}
-__device__ void store1(float x, __nv_bfloat16 *to)
-{
-    *to = __float2bfloat16_rn(x);
-}
-
 /* The state of one query head in one group of lanes. */
 struct state {
     float max, sum, out[8];
@@ -79,29 +52,6 @@ __device__ void add_keys(state &x, float (&s)[KEYS], const float (&v)[KEYS][8], 
     }
 }
 
-/* Adds part y to x; both hold sums relative to their own maxima. */
-__device__ void join(float *max, float *sum, float y_max, float y_sum, float *x_factor,
-                     float *y_factor, bool relu)
-{
-    *x_factor = *y_factor = 1;
-    if (relu) return;
-    float new_max = fmaxf(*max, y_max), shift = new_max == -CUDART_INF_F ? 0 : new_max;
-    *x_factor = expf(*max - shift);
-    *y_factor = expf(y_max - shift);
-    *sum = *sum * *x_factor + y_sum * *y_factor;
-    *max = new_max;
-}
-
-template <typename T>
-__device__ void finish(const attention_params &a, T *out, int d, float max, float sum, float value,
-                       int n_keys)
-{
-    float x_factor = 1, y_factor;
-    if (a.kind == QB_SOFTMAX1) join(&max, &sum, 0, 1, &x_factor, &y_factor, false);
-    float divisor = attention_row_divisor(a.kind, sum, n_keys);
-    store1(divisor > 0 ? value * x_factor / divisor : 0.0f, out + d);
-}
-
 /* One part of the keys of one key head; HEADS query heads at a time. */
 template <int HEADS> __global__ void __launch_bounds__(32 * WARPS) attend_f32(const split_params s)
 {
@@ -110,6 +60,8 @@ template <int HEADS> __global__ void __launch_bounds__(32 * WARPS) attend_f32(co
     const int tid = threadIdx.x, lane = tid % s.lanes, group = tid / s.lanes;
     const int n_groups = 32 * WARPS / s.lanes;
     const int part = blockIdx.x, g = blockIdx.y, b = blockIdx.z;
+    qb__start_next_grid();
+    qb__wait_previous_grid();
     const int n_keys = a.past() + 1;
     int begin, end;
     s.range(part, n_keys, &begin, &end);
@@ -209,6 +161,8 @@ __global__ void __launch_bounds__(32 * N_WARPS<DIM>) attend_bf16(const split_par
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = blockIdx.x, b = blockIdx.z;
     const int n_row_tiles = (a.group + ROWS - 1) / ROWS, g = blockIdx.y / n_row_tiles;
     const int first = blockIdx.y % n_row_tiles * ROWS, n_rows = min(ROWS, a.group - first);
+    qb__start_next_grid();
+    qb__wait_previous_grid();
     const int n_keys = a.past() + 1, h0 = g * a.group + first;
     const bool relu = a.kind == QB_SOFTMAX_RELU;
     const size_t kv = b * a.kv_batch_stride + (size_t)g * a.head_dim;
@@ -282,46 +236,12 @@ __global__ void __launch_bounds__(32 * N_WARPS<DIM>) attend_bf16(const split_par
     }
 }
 
-/* A block a query head of a sequence. */
-template <typename T> __global__ void combine(const split_params s)
-{
-    const attention_params &a = s.a;
-    const float *from = s.partial_of((size_t)blockIdx.y * a.n_heads + blockIdx.x, 0);
-    const int d = threadIdx.x, stride = a.head_dim + 2;
-    const bool relu = a.kind == QB_SOFTMAX_RELU;
-    if (d >= a.head_dim) return;
-    float max = -CUDART_INF_F, sum = 0, value = 0;
-    for (int i = 0; i < s.n_parts; i++) max = fmaxf(max, from[i * stride + a.head_dim]);
-    float shift = max == -CUDART_INF_F ? 0 : max;
-#pragma unroll 8
-    for (int i = 0; i < s.n_parts; i++) {
-        float factor = relu ? 1 : expf(from[i * stride + a.head_dim] - shift);
-        sum = fmaf(from[i * stride + a.head_dim + 1], factor, sum);
-        value = fmaf(from[i * stride + d], factor, value);
-    }
-    finish(a, (T *)a.out + blockIdx.y * a.out_stride + (size_t)blockIdx.x * a.head_dim, d, max, sum,
-           value, a.past() + 1);
-}
-
-template <typename T>
-qb_status launch_combine(const split_params &s, size_t batch, qb_cuda_stream stream)
-{
-    if (s.n_parts == 1) return QB_OK;
-    dim3 heads((unsigned)s.a.n_heads, (unsigned)batch);
-    combine<T><<<heads, (unsigned)((s.a.head_dim + 31) / 32 * 32), 0, stream>>>(s);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
-}
-
 qb_status run_f32(split_params s, const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
     for (s.lanes = 1; 8 * s.lanes < s.a.head_dim;) s.lanes *= 2;
     dim3 grid((unsigned)s.n_parts, (unsigned)args->n_kv_heads, (unsigned)args->batch);
-    if (s.a.group == 1)
-        attend_f32<1><<<grid, 32 * WARPS, 0, stream>>>(s);
-    else
-        attend_f32<4><<<grid, 32 * WARPS, 0, stream>>>(s);
-    QB_CUDA_TRY(cudaGetLastError());
+    QB_TRY(qb__launch_overlapped(s.a.group == 1 ? attend_f32<1> : attend_f32<4>, grid,
+                                 dim3(32 * WARPS), 0, stream, s));
     return launch_combine<float>(s, args->batch, stream);
 }
 
@@ -332,8 +252,8 @@ qb_status run_bf16(const split_params &s, const qb_cuda_attention_args *args, qb
                                      SMEM_BYTES<DIM>));
     size_t row_tiles = (size_t)(s.a.group + ROWS - 1) / ROWS;
     dim3 grid((unsigned)s.n_parts, (unsigned)(args->n_kv_heads * row_tiles), (unsigned)args->batch);
-    attend_bf16<DIM><<<grid, 32 * N_WARPS<DIM>, SMEM_BYTES<DIM>, stream>>>(s);
-    QB_CUDA_TRY(cudaGetLastError());
+    QB_TRY(qb__launch_overlapped(attend_bf16<DIM>, grid, dim3(32 * N_WARPS<DIM>), SMEM_BYTES<DIM>,
+                                 stream, s));
     return launch_combine<__nv_bfloat16>(s, args->batch, stream);
 }
 

@@ -72,6 +72,7 @@ typedef struct qb_cuda_norm_args {
     const float *bias; /* NULL = none */
     float eps;
     qb_cuda_stage stage;
+    uint32_t *cleared; /* NULL, or (m) words set to 0 on the way: row maxima of the next product */
 } qb_cuda_norm_args;
 qb_status qb_cuda_add_norm(const qb_cuda_norm_args *args, qb_cuda_stream stream);
 

@@ -1,5 +1,6 @@
 /* kernels/cuda/pointwise_act.cu - requantise, activate, stage: what stands between two products
  * without a norm. */
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/pointwise.cuh"
 
 namespace
@@ -230,6 +231,8 @@ __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 2 ? 2 : 1)
     const size_t step = (size_t)gridDim.x * blockDim.y;
     const bool by_row = stage.kind == QB_STAGE_TOKEN || c.pass == PASS_MAXIMUM;
     size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
+    qb__start_next_grid();
+    qb__wait_previous_grid();
     qb_requantiser_init(requantiser, a.in);
     float told;
     if (c.pass == PASS_MAXIMUM && is_told<OP>(c, requantiser, &told)) {
@@ -265,9 +268,8 @@ qb_status launch_case(const act_call &c, dim3 block, qb_cuda_stream stream)
                  bytes = unit_bytes * halves * STAGES * V * block.x * block.y;
     unsigned grid;
     QB_TRY((qb_row_grid<act_rows<V, OP, STAGES, WHOLE>>)(block, bytes, c.args.m, &grid));
-    act_rows<V, OP, STAGES, WHOLE><<<grid, block, bytes, stream>>>(c);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb__launch_overlapped(act_rows<V, OP, STAGES, WHOLE>, dim3(grid), block, bytes, stream,
+                                 c);
 }
 
 template <act_op OP> qb_status launch_op(act_call c, qb_cuda_stream stream)

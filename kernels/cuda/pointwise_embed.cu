@@ -1,5 +1,6 @@
 /* kernels/cuda/pointwise_embed.cu - a token's vector on the way in, and positions of q and k; the
  * table of the pointwise row. */
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/pointwise.cuh"
 
 namespace
@@ -20,6 +21,8 @@ __device__ __forceinline__ void load_table(const void *table, qb_cuda_dtype type
 __global__ void embed_rows(const __grid_constant__ qb_cuda_embed_args a, int n_columns)
 {
     const size_t row = blockIdx.x;
+    qb__start_next_grid();
+    qb__wait_previous_grid();
     const size_t past = a.past_dev ? (size_t)*a.past_dev : a.past;
     const size_t token = (size_t)a.tokens[row] * a.table_stride;
     const size_t position = (past + row % a.n_tokens) * a.table_stride;
@@ -127,6 +130,8 @@ __global__ void position_rows(const __grid_constant__ qb_cuda_position_args a, i
     const size_t row = blockIdx.x, half = a.head_dim / 2;
     const int units_a_head = (int)(half + N - 1) / N;
     __shared__ qb_requantiser requantiser;
+    qb__start_next_grid();
+    qb__wait_previous_grid();
     qb_requantiser_init(requantiser, a.qkv);
     for (int unit = threadIdx.x; unit < n_heads * units_a_head; unit += blockDim.x)
         position_unit<N>(a, row, first_head + unit / units_a_head,
@@ -159,9 +164,8 @@ qb_status qb_cuda_embed(const qb_cuda_embed_args *a, qb_cuda_stream stream)
                        a->x_stride, a->table_stride, UNIT);
     int n_columns = (int)(a->x_stride < padded ? a->x_stride : padded);
     int threads = n_columns <= 32 * UNIT ? 32 : n_columns <= 128 * UNIT ? 128 : 256;
-    embed_rows<<<(unsigned)m, threads, 0, stream>>>(*a, n_columns);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb__launch_overlapped(embed_rows, dim3((unsigned)m), dim3((unsigned)threads), 0, stream,
+                                 *a, n_columns);
 }
 
 qb_status qb_cuda_position(const qb_cuda_position_args *args, qb_cuda_stream stream)
@@ -186,12 +190,9 @@ qb_status qb_cuda_position(const qb_cuda_position_args *args, qb_cuda_stream str
     bool skip_q = same && a.q_out == y;
     int first = skip_q ? (int)a.n_heads : 0, n = (int)(a.n_heads + 2 * a.n_kv_heads) - first;
     if (skip_q && a.k_out == y + q_width * bytes) return QB_OK;
-    if (is_aligned(&a, 8))
-        position_rows<8><<<(unsigned)m, 128, 0, stream>>>(a, first, n);
-    else
-        position_rows<1><<<(unsigned)m, 256, 0, stream>>>(a, first, n);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    const bool aligned = is_aligned(&a, 8);
+    return qb__launch_overlapped(aligned ? position_rows<8> : position_rows<1>, dim3((unsigned)m),
+                                 dim3(aligned ? 128 : 256), 0, stream, a, first, n);
 }
 
 const qb_cuda_pointwise_row qb_cuda_pointwise_kernels[] = {

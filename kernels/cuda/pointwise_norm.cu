@@ -1,5 +1,6 @@
 /* kernels/cuda/pointwise_norm.cu - x += pending; norm; stage: one trip over x. A per-tensor dynamic
  * scale takes a second one, since no code can be made before the last row's maximum. */
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/pointwise.cuh"
 
 namespace
@@ -237,6 +238,8 @@ __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 4 ? 2 : 1)
     const size_t step = (size_t)gridDim.x * blockDim.y;
     const bool by_row = stage.kind == QB_STAGE_TOKEN || c.pass == PASS_MAXIMUM;
     size_t row = (size_t)blockIdx.x * blockDim.y + threadIdx.y;
+    qb__start_next_grid();
+    qb__wait_previous_grid();
     for (int ahead = 0; ahead < STAGES - 1; ahead++)
         copy_row<V, CASE>(c, s, row + ahead * step, ahead);
 
@@ -247,6 +250,7 @@ __global__ void __launch_bounds__(32 * QB_ROW_WARPS, V <= 4 ? 2 : 1)
 
     for (int i = 0; row - threadIdx.y < a.m; i++, row += step) {
         float v[V][UNIT];
+        if (a.cleared && threadIdx.x == 0 && row < a.m) a.cleared[row] = 0;
         copy_row<V, CASE>(c, s, row + (STAGES - 1) * step, (i + STAGES - 1) % STAGES);
         qb_copies_wait<STAGES - 1>();
         take_row<V, CASE>(c, s, row, i % STAGES, requantiser, v);
@@ -276,9 +280,8 @@ qb_status launch_case(const norm_call &c, dim3 block, qb_cuda_stream stream)
                  bytes = unit_bytes * STAGES * V * block.x * block.y;
     unsigned grid;
     QB_TRY((qb_row_grid<add_norm_rows<V, STAGES, CASE>>)(block, bytes, c.args.m, &grid));
-    add_norm_rows<V, STAGES, CASE><<<grid, block, bytes, stream>>>(c);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb__launch_overlapped(add_norm_rows<V, STAGES, CASE>, dim3(grid), block, bytes, stream,
+                                 c);
 }
 
 /* The sums of a row are the same in all cases: they depend on V alone. */

@@ -319,13 +319,20 @@ static void norm_case_free(norm_case *t)
     free(t->sum);
 }
 
-/* On a fresh copy of x, which must come out as the sum. */
+/* On a fresh copy of x, which must come out as the sum; the words to be cleared are. */
 static void norm_run(norm_case *t, const qb_cuda_stage *stage)
 {
     size_t n = t->x.m * t->x.stride;
+    uint32_t *words = malloc(t->x.m * sizeof *words);
     t->args.x = qb_gpu_upload(t->x.host, n * sizeof(float));
     t->args.stage = *stage;
+    t->args.cleared = qb_gpu_poison(t->x.m * sizeof *words);
     QB_CHECK_OK(qb_cuda_add_norm(&t->args, NULL));
+    qb_gpu_fetch(words, t->args.cleared, t->x.m * sizeof *words);
+    for (size_t i = 0; i < t->x.m; i++) assert_int_equal(words[i], 0);
+    qb_gpu_free(t->args.cleared);
+    t->args.cleared = NULL;
+    free(words);
     float *x = fetch_as_f32(t->args.x, n, QB_CUDA_F32);
     for (size_t i = 0; i < n; i++)
         if (i % t->x.stride < t->x.width && !same_bits(x[i], t->sum[i]))
