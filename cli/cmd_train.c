@@ -142,35 +142,65 @@ static void print_start(const train *t)
         qb_cli_note(t->cli, "going on after step %llu", (unsigned long long)t->from.state.step);
 }
 
-static void print_cell(int width, int precision, double value)
+/* One column of the table of evaluations. */
+typedef struct column {
+    const char *head;
+    int width, precision;
+    double value;
+} column;
+
+static void print_row(train *t, const column *columns, size_t n, const char *end)
 {
-    if (isfinite(value))
-        printf(" %*.*f", width, precision, value);
-    else
-        printf(" %*s", width, "-");
+    for (size_t i = 0; i < n && !t->header_printed; i++)
+        printf("%s%*s", i ? " " : "", columns[i].width, columns[i].head);
+    if (!t->header_printed) printf("\n");
+    t->header_printed = true;
+    for (size_t i = 0; i < n; i++) {
+        const column *c = &columns[i];
+        if (isfinite(c->value))
+            printf("%s%*.*f", i ? " " : "", c->width, c->precision, c->value);
+        else
+            printf("%s%*s", i ? " " : "", c->width, "-");
+    }
+    printf("%s\n", end);
+    fflush(stdout);
 }
 
 static void print_evaluation(void *context, const qb_loop_seen *s)
 {
     train *t = context;
-    const qb_outliers *o = &s->outliers;
-    if (!t->header_printed)
-        printf("%8s %8s %8s %9s %9s %8s %8s %8s %8s %7s %9s\n", "step", "train", "valid", "ppl",
-               "bits/byte", "kurt 1", "kurt >1", "max 1", "max >1", "%first", "tok/s");
-    t->header_printed = true;
-    printf("%8llu", (unsigned long long)s->step);
-    print_cell(8, 4, s->loss);
-    print_cell(8, 4, s->valid_loss);
-    print_cell(9, 3, exp(s->valid_loss));
-    print_cell(9, 4, s->bits_per_byte);
-    print_cell(8, 2, o->kurt_token_first);
-    print_cell(8, 2, o->kurt_token_rest);
-    print_cell(8, 2, o->max_abs_first);
-    print_cell(8, 2, o->max_abs_rest);
-    print_cell(7, 1, 100 * o->attn_first_argmax);
-    print_cell(9, 0, s->tok_per_s);
-    printf("%s\n", s->is_best ? "  best" : "");
-    fflush(stdout);
+    const qb_evaluation *e = &s->evaluation;
+    const qb_outliers *o = &e->outliers;
+    const qb_bb_layer *first = &e->bb.layers[0], *last = first;
+    if (e->bb.n_layers) last += e->bb.n_layers - 1;
+    const column text[] = {{"step", 8, 0, (double)s->step},
+                           {"train", 8, 4, s->loss},
+                           {"valid", 8, 4, e->loss},
+                           {"ppl", 9, 3, qb_perplexity(e->loss)},
+                           {"bits/byte", 9, 4, e->bits_per_byte},
+                           {"kurt 1", 8, 2, o->kurt_token_first},
+                           {"kurt >1", 8, 2, o->kurt_token_rest},
+                           {"max 1", 8, 2, o->max_abs_first},
+                           {"max >1", 8, 2, o->max_abs_rest},
+                           {"%first", 7, 1, 100 * o->attn_first_argmax},
+                           {"tok/s", 9, 0, s->tok_per_s}};
+    const column bb[] = {{"step", 8, 0, (double)s->step},
+                         {"train", 8, 4, s->loss},
+                         {"valid", 8, 4, e->loss},
+                         {"backcopy", 10, 6, e->bb.backcopy_risk},
+                         {"bigram", 8, 4, e->bb.bigram_risk},
+                         {"attn <s>", 9, 3, last->attn_bos},
+                         {"gap <s>", 8, 2, last->score_gap},
+                         {"value <s>", 9, 2, last->value_bos},
+                         {"others", 7, 2, last->value_rest},
+                         {"stream <s>", 10, 2, first->stream_bos},
+                         {"others", 7, 2, first->stream_rest},
+                         {"tok/s", 9, 0, s->tok_per_s}};
+    const char *end = s->is_best ? "  best" : "";
+    if (e->bb.n_layers)
+        print_row(t, bb, QB_COUNT(bb), end);
+    else
+        print_row(t, text, QB_COUNT(text), end);
 }
 
 static void print_end(const train *t, const qb_loop_result *r)
@@ -227,6 +257,7 @@ static qb_status run(train *t)
                                      .from = t->from.file.path ? &t->from : NULL,
                                      .train = t->data.train,
                                      .valid = t->data.valid,
+                                     .bb = t->config.task == QB_TASK_BB ? &t->data.bb : NULL,
                                      .tokenizer = t->data.tokenizer,
                                      .peak = t->peak,
                                      .evaluated = print_evaluation,

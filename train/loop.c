@@ -5,7 +5,6 @@
 #include "core/memory.h"
 #include "core/progress.h"
 #include "train/data/prefetch.h"
-#include "train/metrics_log.h"
 #include "train/saver.h"
 #include "train/trainer.h"
 
@@ -21,7 +20,6 @@ typedef struct loop {
     qb_saver *saver;
     qb_metrics_log *log;
     qb_prefetch *windows;         /* of the steps */
-    int32_t *tokens;              /* (batch, context + 1), of an evaluation's pass */
     uint64_t n_steps, saved_step; /* saved: a checkpoint is there or on its way */
     double begun_s, earlier_s;    /* this process's start; seconds of those before it */
     double busy_s;                /* in steps since the last line of the log */
@@ -117,11 +115,6 @@ static qb_status load_checkpoint(loop *l, const qb_checkpoint *from)
 
 /* ---- what is reported ---- */
 
-static double perplexity(double loss)
-{
-    return loss < 100 ? exp(loss) : INFINITY;
-}
-
 static void keep_loss(qb_run_state *s, double loss)
 {
     if (s->n_losses == QB_LOSS_TAIL)
@@ -188,69 +181,32 @@ static qb_status log_step(loop *l, double loss)
 
 /* ---- evaluation ---- */
 
-static qb_status validation_loss(loop *l, double *loss)
-{
-    const qb_batches *valid = l->options->valid;
-    uint64_t there = qb_batches_windows_per_epoch(valid), n = l->config->eval_windows;
-    double sum = 0;
-    if (n > there) n = there;
-    for (uint64_t first = 0; first < n; first += l->config->micro_batch) {
-        size_t now = n - first < l->config->micro_batch ? n - first : l->config->micro_batch;
-        double mean;
-        QB_TRY(qb_interrupt_check());
-        QB_TRY(qb_batches_fill(valid, first, now, l->tokens));
-        QB_TRY(qb_trainer_evaluate(l->trainer, l->tokens, now, &mean));
-        sum += mean * (double)now;
-    }
-    *loss = sum / (double)n;
-    return QB_OK;
-}
-
-enum { OBSERVED_WINDOWS = 16 }; /* what one looks at closely: 16 first tokens, and all others */
-
-static qb_status observe(loop *l)
-{
-    const qb_batches *valid = l->options->valid;
-    uint64_t there = qb_batches_windows_per_epoch(valid);
-    size_t n = OBSERVED_WINDOWS;
-    if (n > there) n = (size_t)there;
-    if (n > l->config->eval_windows) n = l->config->eval_windows;
-    if (n > l->config->batch) n = l->config->batch; /* what `tokens` holds */
-    QB_TRY(qb_batches_fill(valid, 0, n, l->tokens));
-    return qb_trainer_observe(l->trainer, l->tokens, n, &l->seen.outliers);
-}
-
-static double bits_per_byte(const qb_batches *valid, double loss)
-{
-    uint64_t bytes = qb_batches_text_bytes(valid);
-    return bytes ? loss / M_LN2 * (double)qb_batches_n_tokens(valid) / (double)bytes : NAN;
-}
-
 static qb_status log_evaluation(loop *l)
 {
-    const qb_loop_seen *s = &l->seen;
-    const double *outliers = (const double *)&s->outliers;
-    qb_metric metrics[3 + QB_N_OUTLIERS] = {{"loss", s->valid_loss},
-                                            {"ppl", perplexity(s->valid_loss)},
-                                            {"bits_per_byte", s->bits_per_byte}};
-    for (size_t i = 0; i < QB_N_OUTLIERS; i++)
-        metrics[3 + i] = (qb_metric){qb_outlier_names[i], outliers[i]};
-    return qb_metrics_log_write(l->log, "eval", l->state.step, metrics,
-                                l->config->outliers ? QB_COUNT(metrics) : 3);
+    char names[QB_EVALUATION_MAX_METRICS][32];
+    qb_metric metrics[QB_EVALUATION_MAX_METRICS];
+    size_t n = qb_evaluation_metrics(&l->seen.evaluation, names, metrics);
+    return qb_metrics_log_write(l->log, "eval", l->state.step, metrics, n);
 }
 
 static qb_status evaluate(loop *l)
 {
+    const qb_train_config *c = l->config;
+    const qb_evaluation_plan plan = {.valid = l->options->valid,
+                                     .bb = l->options->bb,
+                                     .n_windows = c->eval_windows,
+                                     .micro_batch = c->micro_batch,
+                                     .outliers = c->outliers,
+                                     .n_threads = c->threads};
     qb_run_state *state = &l->state;
     qb_loop_seen *s = &l->seen;
-    QB_TRY(validation_loss(l, &s->valid_loss));
-    if (l->config->outliers) QB_TRY(observe(l));
-    s->bits_per_byte = bits_per_byte(l->options->valid, s->valid_loss);
-    s->is_best = isfinite(s->valid_loss) && !(s->valid_loss >= state->best_loss); /* or NaN */
+    QB_TRY(qb_evaluate(&plan, l->trainer, &s->evaluation));
+    double loss = s->evaluation.loss;
+    s->is_best = isfinite(loss) && !(loss >= state->best_loss); /* which may be NaN: none yet */
     state->evaluated_step = state->step;
-    state->valid_loss = s->valid_loss;
+    state->valid_loss = loss;
     if (s->is_best) {
-        state->best_loss = s->valid_loss;
+        state->best_loss = loss;
         state->best_step = state->step;
     }
     QB_TRY(log_evaluation(l));
@@ -375,7 +331,6 @@ static qb_status prepare(loop *l)
     QB_TRY(c->micro_batch ? create_trainer(l, c->micro_batch) : choose_micro_batch(l));
     QB_TRY(o->from ? load_checkpoint(l, o->from) : draw_weights(l));
     snprintf(l->state.data_sha256, sizeof l->state.data_sha256, "%s", qb_batches_sha256(o->train));
-    QB_TRY(QB_NEW(&l->tokens, c->batch * (c->model.context + 1), "tokens of a pass"));
     QB_TRY(qb_prefetch_create(o->train, c->batch, &l->windows));
     QB_TRY(qb_saver_create(o->folder, c, l->trainer, o->tokenizer, &l->saver));
     QB_TRY(qb_metrics_log_open(o->folder, c->tensorboard, l->state.metrics_bytes,
@@ -387,9 +342,6 @@ static qb_status prepare(loop *l)
                              .grad_norm = NAN,
                              .tok_per_s = NAN,
                              .mfu = NAN,
-                             .valid_loss = l->state.valid_loss,
-                             .bits_per_byte = NAN,
-                             .outliers = qb_outlier_finish(&(qb_outlier_sums){.n_queries = 0}),
                              .seconds = l->state.seconds,
                              .memory_bytes = qb_trainer_memory_bytes(l->trainer)};
     l->earlier_s = l->state.seconds;
@@ -403,7 +355,6 @@ static void clean_up(loop *l)
     qb_metrics_log_close(l->log);
     qb_trainer_destroy(l->trainer);
     qb_prefetch_destroy(l->windows);
-    qb_free(l->tokens);
 }
 
 qb_status qb_loop_run(const qb_loop_options *options, qb_train_config *config, qb_loop_result *out)

@@ -9,7 +9,7 @@
 #include "model/tokenizer.h"
 #include "train/checkpoint.h"
 #include "train/data/batches.h"
-#include "train/outliers.h"
+#include "train/evaluation.h"
 #include "train/peak.h"
 
 #ifdef __cplusplus
@@ -21,8 +21,7 @@ typedef struct qb_loop_seen {
     uint64_t step, n_steps;
     double loss; /* mean of the last log_every steps */
     double lr, grad_norm, tok_per_s, mfu;
-    double valid_loss, bits_per_byte; /* of an evaluation */
-    qb_outliers outliers;
+    qb_evaluation evaluation; /* the last one */
     bool is_best;
     double seconds; /* of training so far */
     size_t memory_bytes;
@@ -34,6 +33,7 @@ typedef struct qb_loop_options {
     const qb_checkpoint *from; /* NULL = from the start */
     const qb_batches *train;
     const qb_batches *valid;       /* NULL = no evaluation */
+    const qb_bb *bb;               /* NULL = text */
     const qb_tokenizer *tokenizer; /* goes into the models; may be NULL */
     qb_peak peak;
     void (*evaluated)(void *context, const qb_loop_seen *seen); /* after each evaluation */

@@ -216,7 +216,7 @@ void qb_metrics_log_close(qb_metrics_log *log)
 qb_status qb_metrics_log_write(qb_metrics_log *log, const char *kind, uint64_t step,
                                const qb_metric *metrics, size_t n)
 {
-    char line[2048];
+    char line[8192];
     size_t at = (size_t)snprintf(line, sizeof line, "{\"kind\": \"%s\", \"step\": %llu", kind,
                                  (unsigned long long)step);
     for (size_t i = 0; i < n && at < sizeof line; i++) {

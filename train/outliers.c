@@ -57,7 +57,8 @@ typedef struct heads {
     size_t context, width;
     float *scratch; /* of each thread: keys, packed keys, queries, scores */
     size_t keys_elems, packed_elems, query_elems, thread_elems;
-    double (*found)[2]; /* (batch H): argmax, share */
+    double (*found)[2];            /* (batch H): argmax, share */
+    const qb_first_key_view *view; /* or NULL */
 } heads;
 
 /* Key 0's weight and the largest of the others', given scores s of the keys that a query sees. */
@@ -113,6 +114,27 @@ static void multiply(const heads *h, const float *q, const float *packed, size_t
     for (size_t i = 0; i < n_tasks; i++) h->gemm->task(&args, i, n_tasks);
 }
 
+static float gap_of(const float *s, size_t query)
+{
+    double sum = 0;
+    for (size_t j = 1; j < query; j++) sum += s[j];
+    return query > 1 ? (float)(s[0] - sum / (double)(query - 1)) : 0;
+}
+
+static void look_at_query(const heads *h, size_t head, size_t query, const float *s, double silent)
+{
+    size_t seen = query + 1 > h->c->free_prefix ? query + 1 : h->c->free_prefix;
+    if (seen > h->context) seen = h->context;
+    first_key first = judge(h->c, s, seen, silent);
+    if (h->view) {
+        h->view->weight[head * h->context + query] = (float)first.weight;
+        h->view->gap[head * h->context + query] = gap_of(s, query);
+    }
+    if (query == 0) return; /* it has no choice */
+    h->found[head][0] += first.is_argmax;
+    h->found[head][1] += first.weight;
+}
+
 static void head_task(void *context, size_t i, size_t thread_idx)
 {
     const heads *h = context;
@@ -129,13 +151,7 @@ static void head_task(void *context, size_t i, size_t thread_idx)
         size_t n = h->context - i0 < QUERY_BLOCK ? h->context - i0 : QUERY_BLOCK;
         copy_rows(h, window + i0 * h->width + head * dim, n, 1.0f / sqrtf((float)dim), q);
         multiply(h, q, packed, n, s);
-        for (size_t r = i0 ? 0 : 1; r < n; r++) {
-            size_t seen = i0 + r + 1 > c->free_prefix ? i0 + r + 1 : c->free_prefix;
-            if (seen > h->context) seen = h->context;
-            first_key first = judge(c, s + r * h->context, seen, silent);
-            h->found[i][0] += first.is_argmax;
-            h->found[i][1] += first.weight;
-        }
+        for (size_t r = 0; r < n; r++) look_at_query(h, i, i0 + r, s + r * h->context, silent);
     }
 }
 
@@ -152,13 +168,15 @@ static qb_status alloc_scratch(heads *h, size_t batch, qb_pool *pool)
 }
 
 qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *config, const float *qkv,
-                                   const float *sink, size_t batch, size_t context, qb_pool *pool)
+                                   const float *sink, size_t batch, size_t context, qb_pool *pool,
+                                   const qb_first_key_view *view)
 {
     heads h = {.c = config,
                .gemm = QB_KERNEL_PICK(qb_gemm_f32_kernels),
                .qkv = qkv,
                .sink = sink,
                .context = context,
+               .view = view,
                .width = (config->n_heads + 2 * config->n_kv_heads) * config->head_dim};
     size_t n = batch * config->n_heads;
     qb_status status = alloc_scratch(&h, batch, pool);

@@ -33,13 +33,20 @@ typedef struct qb_outlier_sums {
     double argmax, share, n_queries;
 } qb_outlier_sums;
 
+/* What single queries do with the first key, (batch, H, context) each; borrowed. */
+typedef struct qb_first_key_view {
+    float *weight; /* of the first key */
+    float *gap;    /* its score less the mean score of keys 2 to i - 1 of query i; 0 for i < 3 */
+} qb_first_key_view;
+
 /* x (batch, context, width): the stream after one block. */
 void qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
                            size_t width);
 /* qkv (batch, context, (H + 2 Hkv) D) as they enter the scores of one layer; sink (H) where softmax
- * is sink. */
+ * is sink; view may be NULL. */
 qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *config, const float *qkv,
-                                   const float *sink, size_t batch, size_t context, qb_pool *pool);
+                                   const float *sink, size_t batch, size_t context, qb_pool *pool,
+                                   const qb_first_key_view *view);
 /* NaN where nothing was added. */
 qb_outliers qb_outlier_finish(const qb_outlier_sums *sums);
 

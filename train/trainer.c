@@ -274,70 +274,66 @@ qb_status qb_trainer_evaluate(qb_trainer *t, const int32_t *tokens, size_t n_win
     return QB_OK;
 }
 
-/* ---- outlier metrics ---- */
+/* ---- observation ---- */
 
 typedef struct observation {
     qb_trainer *t;
-    qb_pool *pool;
-    size_t batch;   /* of the present pass */
-    float *host;    /* the widest buffer that is looked at */
-    float *weights; /* only where attention has sink logits, else NULL */
-    qb_outlier_sums sums;
+    const qb_observer *observer;
+    size_t first, batch; /* of the present pass */
+    float *host;         /* the widest buffer that is looked at */
 } observation;
 
-static qb_status see_attention(void *context, size_t layer, const void *qkv)
+static qb_status show(observation *o, qb_status (*to)(void *, const qb_observed *), size_t layer,
+                      size_t width, const void *buffer)
 {
-    observation *o = context;
-    const qb_params *params = &o->t->params;
-    const qb_param *sink = qb_params_find(params, QB_ROLE_SINK, layer);
-    QB_TRY(o->t->ops->read(o->t->device, QB_BUFFER_ACTIVATION, qb_train_qkv_width(&params->config),
-                           qkv, o->host));
-    return qb_outlier_add_attention(&o->sums, &params->config, o->host,
-                                    sink ? o->weights + sink->offset : NULL, o->batch,
-                                    o->t->options.context, o->pool);
+    const qb_observed seen = {layer, o->first, o->batch, o->host, width};
+    QB_TRY(o->t->ops->read(o->t->device, QB_BUFFER_ACTIVATION, width, buffer, o->host));
+    return to(o->observer->context, &seen);
 }
 
-static qb_status see_stream(void *context, size_t layer, const void *x)
+static qb_status show_attention(void *context, size_t layer, const void *qkv)
 {
     observation *o = context;
-    size_t width = o->t->params.config.d_model;
-    (void)layer;
-    QB_TRY(o->t->ops->read(o->t->device, QB_BUFFER_ACTIVATION, width, x, o->host));
-    qb_outlier_add_stream(&o->sums, o->host, o->batch, o->t->options.context, width);
-    return QB_OK;
+    return show(o, o->observer->attention, layer, qb_train_qkv_width(&o->t->params.config), qkv);
+}
+
+static qb_status show_stream(void *context, size_t layer, const void *x)
+{
+    observation *o = context;
+    return show(o, o->observer->stream, layer, o->t->params.config.d_model, x);
+}
+
+static qb_status show_head_input(void *context, const void *h)
+{
+    observation *o = context;
+    return show(o, o->observer->head_input, 0, o->t->params.config.d_model, h);
 }
 
 static qb_status observe(observation *o, const int32_t *tokens, size_t n_windows)
 {
     qb_trainer *t = o->t;
-    const qb_config *c = &t->params.config;
-    const qb_walk_tap tap = {see_attention, see_stream, o};
-    size_t micro_batch = t->options.micro_batch, qkv = qb_train_qkv_width(c);
-    size_t width = qkv > c->d_model ? qkv : c->d_model;
-    QB_TRY(qb_pool_create(t->options.n_threads, &o->pool));
-    QB_TRY(QB_NEW(&o->host, micro_batch * t->options.context * width, "observed activations"));
-    if (c->softmax == QB_SOFTMAX_SINK) {
-        QB_TRY(QB_NEW(&o->weights, t->params.n_elems, "observed weights"));
-        QB_TRY(qb_trainer_get_weights(t, o->weights));
-    }
+    const qb_walk_tap tap = {show_attention, show_stream, show_head_input, o};
+    size_t micro_batch = t->options.micro_batch;
     QB_TRY(t->ops->begin(t->device, false));
-    for (size_t w = 0; w < n_windows; w += micro_batch) {
-        o->batch = n_windows - w < micro_batch ? n_windows - w : micro_batch;
-        QB_TRY(t->ops->load_tokens(t->device, tokens + w * (t->options.context + 1), o->batch));
+    for (o->first = 0; o->first < n_windows; o->first += micro_batch) {
+        o->batch = n_windows - o->first < micro_batch ? n_windows - o->first : micro_batch;
+        QB_TRY(
+            t->ops->load_tokens(t->device, tokens + o->first * (t->options.context + 1), o->batch));
         QB_TRY(qb_transformer_observe(t->walk, &tap));
     }
     return QB_OK;
 }
 
 qb_status qb_trainer_observe(qb_trainer *t, const int32_t *tokens, size_t n_windows,
-                             qb_outliers *out)
+                             const qb_observer *observer)
 {
-    observation o = {.t = t};
+    observation o = {.t = t, .observer = observer};
+    const qb_config *c = &t->params.config;
+    size_t qkv = qb_train_qkv_width(c), width = qkv > c->d_model ? qkv : c->d_model;
+    QB_TRY(QB_NEW(&o.host, t->options.micro_batch * t->options.context * width,
+                  "observed activations"));
     qb_status status = observe(&o, tokens, n_windows);
-    if (status == QB_OK) *out = qb_outlier_finish(&o.sums);
-    qb_pool_destroy(o.pool);
     qb_free(o.host);
-    qb_free(o.weights);
     return status;
 }
 

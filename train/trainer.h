@@ -9,7 +9,6 @@
 
 #include "core/threads.h"
 #include "train/optimizers.h"
-#include "train/outliers.h"
 #include "train/params.h"
 #include "train/rotation.h"
 
@@ -68,9 +67,21 @@ qb_status qb_trainer_step(qb_trainer *trainer, const int32_t *tokens, size_t n_w
 /* Mean loss over windows (any number; the last pass may be partly filled), without gradients. */
 qb_status qb_trainer_evaluate(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
                               double *loss);
-/* The outlier metrics of a pass forward over the windows (any number). */
+/* Host copies of what passes forward over the windows (any number) compute, as they go. */
+typedef struct qb_observed {
+    size_t layer;        /* of attention and stream */
+    size_t first, batch; /* windows of this pass, of those given */
+    const float *values; /* (batch, context, width); good during the call */
+    size_t width;
+} qb_observed;
+typedef struct qb_observer {
+    qb_status (*attention)(void *context, const qb_observed *qkv); /* as it enters the scores */
+    qb_status (*stream)(void *context, const qb_observed *x);      /* after each block */
+    qb_status (*head_input)(void *context, const qb_observed *h);  /* after the last norm */
+    void *context;
+} qb_observer;
 qb_status qb_trainer_observe(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
-                             qb_outliers *out);
+                             const qb_observer *observer);
 /* Floating-point operations of a step over that many windows, as MFU counts them: 6 per parameter
  * of a product and token, and attention's causal half. */
 double qb_trainer_flops(const qb_trainer *trainer, size_t n_windows);

@@ -188,7 +188,7 @@ static qb_status forward(qb_transformer *t, const qb_walk_tap *tap)
     QB_TRY(o->norm_forward(t->d, &t->norm_f, saved_of(t, last - 1)->x2, t->branch, t->inputs[last],
                            t->stats_f, t->h_f));
     for (size_t l = 0; tap && l < last; l++) QB_TRY(tap->stream(tap->context, l, t->inputs[l + 1]));
-    return QB_OK;
+    return tap ? tap->head_input(tap->context, t->h_f) : QB_OK;
 }
 
 qb_status qb_transformer_observe(qb_transformer *t, const qb_walk_tap *tap)

@@ -27,6 +27,7 @@ qb_status qb_transformer_evaluate(qb_transformer *transformer);
 typedef struct qb_walk_tap {
     qb_status (*attention)(void *context, size_t layer, const void *qkv); /* as it enters scores */
     qb_status (*stream)(void *context, size_t layer, const void *x);      /* after the block */
+    qb_status (*head_input)(void *context, const void *h);                /* after the last norm */
     void *context;
 } qb_walk_tap;
 /* Forward without a loss. */

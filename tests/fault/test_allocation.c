@@ -213,7 +213,8 @@ static qb_status run_one_more_step(const qb_run_folder *run_folder)
                                          .device = "cpu",
                                          .from = from.file.path ? &from : NULL,
                                          .train = data.train,
-                                         .valid = data.valid};
+                                         .valid = data.valid,
+                                         .bb = &data.bb};
         qb_loop_result result;
         status = qb_loop_run(&options, &config, &result);
         qb_run_data_close(&data);

@@ -1,9 +1,9 @@
 /* tests/unit/test_outliers.c - the outlier metrics of an evaluation: against plain loops for every
- * softmax, and through the trainer on a model whose answer is known. */
+ * softmax. Through a trainer: test_evaluation.c. */
 #include "support.h"
 
 #include "core/memory.h"
-#include "train/trainer.h"
+#include "train/outliers.h"
 
 #include <math.h>
 #include <string.h>
@@ -94,7 +94,8 @@ static void attention_equals_plain_loops_for_every_softmax(void **state)
                 qb_test_fill_f32(qkv, QB_COUNT(qkv), 100 + (uint64_t)kind);
                 plain(&c, qkv, sink, &argmax, &share);
                 QB_CHECK_OK(qb_pool_create(n_threads, &pool));
-                QB_CHECK_OK(qb_outlier_add_attention(&sums, &c, qkv, sink, BATCH, CONTEXT, pool));
+                QB_CHECK_OK(
+                    qb_outlier_add_attention(&sums, &c, qkv, sink, BATCH, CONTEXT, pool, NULL));
                 qb_pool_destroy(pool);
                 qb_outliers o = qb_outlier_finish(&sums);
                 assert_true(fabs(o.attn_first_argmax - argmax) < 1e-12);
@@ -103,54 +104,11 @@ static void attention_equals_plain_loops_for_every_softmax(void **state)
             }
 }
 
-/* ---- through the trainer ---- */
-
-/* Zero weights but in the embedding: the stream is the embedding after each block, and attention is
- * even over the keys, so the first is the largest (ties to the lower index). */
-static void trainer_observes_a_model_with_a_known_answer(void **state)
-{
-    (void)state;
-    enum { T = 5, V = 7, C = 8 };
-    qb_config c = qb_arch_find("gpt2")->defaults;
-    c.arch = qb_arch_find("gpt2");
-    c.n_layers = 3, c.d_model = C, c.n_heads = c.n_kv_heads = 2, c.head_dim = 4, c.d_ff = 16;
-    c.vocab = V, c.context = T;
-    for (int recompute = 0; recompute < 2; recompute++) {
-        const qb_trainer_options options = {.device = "cpu",
-                                            .micro_batch = 2,
-                                            .context = T,
-                                            .optimizer = qb_optimizer_find("sgd"),
-                                            .recompute = recompute,
-                                            .n_threads = 2};
-        qb_trainer *t;
-        float *weights;
-        int32_t tokens[3 * (T + 1)];
-        for (size_t i = 0; i < QB_COUNT(tokens); i++) tokens[i] = i % (T + 1) ? 1 : 0;
-        QB_CHECK_OK(qb_trainer_create(&c, &options, &t));
-        const qb_params *params = qb_trainer_params(t);
-        QB_CHECK_OK(QB_NEW_ZERO(&weights, params->n_elems, "weights"));
-        float *embedding = weights + qb_params_find(params, QB_ROLE_TOK_EMBD, 0)->offset;
-        for (size_t i = 0; i < C; i++) embedding[C + i] = i % 2 ? 3.0f : -3.0f; /* token 1 */
-        embedding[2] = 16;                                                      /* token 0 */
-        QB_CHECK_OK(qb_trainer_set_weights(t, weights));
-        qb_outliers o;
-        QB_CHECK_OK(qb_trainer_observe(t, tokens, 3, &o)); /* the last pass is half full */
-        double share = (1.0 / 2 + 1.0 / 3 + 1.0 / 4 + 1.0 / 5) / 4;
-        assert_true(fabs(o.kurt_token_first - (C - 2 + 1.0 / (C - 1))) < 1e-9);
-        assert_true(fabs(o.kurt_token_rest - 1) < 1e-9);
-        assert_true(o.max_abs_first == 16 && o.max_abs_rest == 3);
-        assert_true(o.attn_first_argmax == 1 && fabs(o.attn_first_share - share) < 1e-7);
-        qb_free(weights);
-        qb_trainer_destroy(t);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kurtosis_and_maxima_of_known_rows),
         cmocka_unit_test(attention_equals_plain_loops_for_every_softmax),
-        cmocka_unit_test(trainer_observes_a_model_with_a_known_answer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
