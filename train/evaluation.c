@@ -47,7 +47,7 @@ static double bits_per_byte(const qb_batches *valid, double loss)
 
 typedef struct look {
     const qb_params *params;
-    size_t context, batch;
+    size_t context;
     qb_pool *pool;
     float *weights; /* where sink logits or the probe need them, else NULL */
     qb_outlier_sums sums;
@@ -80,10 +80,11 @@ static qb_status see_head_input(void *context, const qb_observed *h)
 }
 
 static qb_status prepare_look(const qb_evaluation_plan *plan, qb_trainer *trainer,
-                              const int32_t *tokens, look *l)
+                              const int32_t *tokens, size_t n_windows, look *l)
 {
     const qb_config *c = &l->params->config;
-    size_t queries = plan->micro_batch * c->n_heads * l->context;
+    size_t batch = n_windows < plan->micro_batch ? n_windows : plan->micro_batch;
+    size_t queries = batch * c->n_heads * l->context;
     QB_TRY(qb_pool_create(plan->n_threads, &l->pool));
     if (plan->bb || c->softmax == QB_SOFTMAX_SINK) {
         QB_TRY(QB_NEW(&l->weights, l->params->n_elems, "observed weights"));
@@ -102,7 +103,7 @@ static qb_status look_closely(const qb_evaluation_plan *plan, qb_trainer *traine
     look l = {.params = qb_trainer_params(trainer), .context = qb_batches_context(plan->valid)};
     const qb_observer observer = {see_attention, see_stream, see_head_input, &l};
     qb_status status = qb_batches_fill(plan->valid, 0, n_windows, tokens);
-    if (status == QB_OK) status = prepare_look(plan, trainer, tokens, &l);
+    if (status == QB_OK) status = prepare_look(plan, trainer, tokens, n_windows, &l);
     if (status == QB_OK) status = qb_trainer_observe(trainer, tokens, n_windows, &observer);
     if (status == QB_OK) {
         out->outliers = qb_outlier_finish(&l.sums);

@@ -330,8 +330,8 @@ qb_status qb_trainer_observe(qb_trainer *t, const int32_t *tokens, size_t n_wind
     observation o = {.t = t, .observer = observer};
     const qb_config *c = &t->params.config;
     size_t qkv = qb_train_qkv_width(c), width = qkv > c->d_model ? qkv : c->d_model;
-    QB_TRY(QB_NEW(&o.host, t->options.micro_batch * t->options.context * width,
-                  "observed activations"));
+    size_t batch = n_windows < t->options.micro_batch ? n_windows : t->options.micro_batch;
+    QB_TRY(QB_NEW(&o.host, batch * t->options.context * width, "observed activations"));
     qb_status status = observe(&o, tokens, n_windows);
     qb_free(o.host);
     return status;
