@@ -38,16 +38,10 @@ static bool wants_folder(const qb_model *model, const char *out)
     return ends_with(out, "/") || qb_is_folder(out) || (from_bin && !ends_with(out, ".bin"));
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 static qb_status check_target(const qb_cli *cli, const qb_model *model, const char *out)
 {
-    bool same = same_file(model->path, out);
-    for (size_t i = 0; i < model->n_files; i++) same |= same_file(model->files[i].path, out);
+    bool same = qb_same_file(model->path, out);
+    for (size_t i = 0; i < model->n_files; i++) same |= qb_same_file(model->files[i].path, out);
     if (same)
         return QB_FAIL(QB_ERR_USAGE, "%s: is the input, which convert never writes over", out);
     if (!wants_folder(model, out)) return QB_OK;

@@ -168,12 +168,6 @@ static qb_status make_folder(const char *path)
     return QB_FAIL(QB_ERR_IO, "%s: cannot make the folder: %s", path, strerror(errno));
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 /* The folder tells by itself what its ids mean. */
 static qb_status write_tokenizer(data_run *r)
 {
@@ -182,7 +176,7 @@ static qb_status write_tokenizer(data_run *r)
     json_t *json = NULL;
     QB_TRY(qb_path_join(r->folder, "tokenizer.json", &path));
     qb_status status = QB_OK;
-    if (!given || !same_file(given, path)) {
+    if (!given || !qb_same_file(given, path)) {
         status = qb_tokenizer_to_hf_json(r->tokenizer.tokenizer, &json);
         if (status == QB_OK) status = qb_cli_emit_json(path, json, "tokenizer.json");
         if (status == QB_ERR_UNSUPPORTED) {

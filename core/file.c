@@ -76,6 +76,12 @@ bool qb_is_folder(const char *path)
     return !stat(path, &st) && S_ISDIR(st.st_mode);
 }
 
+bool qb_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 qb_status qb_path_join(const char *folder, const char *name, char **out)
 {
     size_t n = strlen(folder), m = strlen(name);

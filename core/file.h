@@ -33,6 +33,8 @@ void qb_file_close(qb_file *file); /* accepts a zeroed one */
 void qb_file_forget(const qb_file *file, size_t offset, size_t bytes);
 /* True for a folder. */
 bool qb_is_folder(const char *path);
+/* True where both names lead to one file, by links too. */
+bool qb_same_file(const char *a, const char *b);
 /* FOLDER/NAME, owned by the caller. */
 qb_status qb_path_join(const char *folder, const char *name, char **out);
 

@@ -231,14 +231,34 @@ void qb_text_deinit(qb_text *text)
     *text = (qb_text){0};
 }
 
+const char *qb_text_document(const qb_text *text, size_t i, size_t *n_bytes)
+{
+    size_t start = i ? text->doc_end[i - 1] : 0;
+    *n_bytes = text->doc_end[i] - start;
+    return text->bytes + start;
+}
+
+size_t qb_text_document_from(const qb_text *text, size_t byte)
+{
+    size_t low = 0, high = text->n_docs;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if ((middle ? text->doc_end[middle - 1] : 0) < byte)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 static qb_status encode_documents(const qb_text *text, int32_t eos, qb_encoder *encoder,
                                   qb_tokens *out)
 {
-    size_t start = 0;
-    for (size_t i = 0; i < text->n_docs; start = text->doc_end[i++]) {
+    for (size_t i = 0; i < text->n_docs; i++) {
+        size_t n;
+        const char *document = qb_text_document(text, i, &n);
         if (i && eos >= 0) QB_TRY(qb_tokens_push(out, eos));
-        QB_TRY(
-            qb_encoder_encode(encoder, text->bytes + start, text->doc_end[i] - start, false, out));
+        QB_TRY(qb_encoder_encode(encoder, document, n, false, out));
     }
     return QB_OK;
 }

@@ -33,6 +33,12 @@ qb_status qb_text_builtin(qb_text *out);
 qb_status qb_text_builtin_calibration(qb_text *out);
 void qb_text_deinit(qb_text *text);
 
+/* The i-th document; its bytes are borrowed. */
+const char *qb_text_document(const qb_text *text, size_t i, size_t *n_bytes);
+/* The first document that starts at this byte or behind it, n_docs = none does: cuts a text into
+ * tasks of about equal size. */
+size_t qb_text_document_from(const qb_text *text, size_t byte);
+
 /* Tokens of all documents, in order; between documents stands the eos token where there is one. */
 qb_status qb_text_tokenize(const qb_text *text, const qb_tokenizer *tokenizer, qb_tokens *out);
 /* Tokens of the raw bytes, for protocols that read a file as one text (llama.cpp's perplexity tool

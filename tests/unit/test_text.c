@@ -289,6 +289,27 @@ static void every_failed_allocation_is_reported(void **state)
     }
 }
 
+static void documents_by_number_and_by_place(void **state)
+{
+    (void)state;
+    static const char data[] = "one\n<|endoftext|>\ntwo or so\n<|endoftext|>\nthree";
+    qb_text text;
+    QB_CHECK_OK(qb_text_from_memory("x", data, sizeof data - 1, &text));
+    static const char *const documents[] = {"one\n", "two or so\n", "three"};
+    static const size_t starts[] = {0, 4, 14};
+    assert_int_equal(text.n_docs, 3);
+    for (size_t i = 0; i < 3; i++) {
+        size_t n;
+        const char *document = qb_text_document(&text, i, &n);
+        assert_int_equal(n, strlen(documents[i]));
+        assert_memory_equal(document, documents[i], n);
+        assert_int_equal(qb_text_document_from(&text, starts[i]), i);
+        assert_int_equal(qb_text_document_from(&text, starts[i] + 1), i + 1);
+    }
+    assert_int_equal(qb_text_document_from(&text, 1000), 3);
+    qb_text_deinit(&text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,6 +322,7 @@ int main(void)
         cmocka_unit_test(built_in_texts_are_there),
         cmocka_unit_test(eos_stands_between_documents),
         cmocka_unit_test(every_failed_allocation_is_reported),
+        cmocka_unit_test(documents_by_number_and_by_place),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -74,32 +74,19 @@ static qb_status count_document(worker *w, const char *text, size_t n_bytes)
     }
 }
 
-static size_t doc_start(const qb_text *text, size_t doc)
-{
-    return doc ? text->doc_end[doc - 1] : 0;
-}
-
-/* Task i takes the documents that start in the i-th megabyte. */
+/* Task i takes the documents that start in its TASK_BYTES. */
 static void count_task(void *context, size_t i, size_t thread_idx)
 {
     counting *c = context;
-    const qb_text *text = c->text;
-    size_t low = 0, high = text->n_docs; /* the first document from i TASK_BYTES on */
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (doc_start(text, middle) < i * TASK_BYTES)
-            low = middle + 1;
-        else
-            high = middle;
-    }
+    worker *w = &c->trainer->workers[thread_idx];
+    size_t end = qb_text_document_from(c->text, (i + 1) * TASK_BYTES);
     qb_status status = atomic_load(&c->status);
-    for (size_t d = low; d < text->n_docs && status == QB_OK; d++) {
-        size_t start = doc_start(text, d);
-        if (start >= (i + 1) * TASK_BYTES) break;
+    for (size_t d = qb_text_document_from(c->text, i * TASK_BYTES); d < end && status == QB_OK;
+         d++) {
+        size_t n;
+        const char *document = qb_text_document(c->text, d, &n);
         status = qb_interrupt_check();
-        if (status == QB_OK)
-            status = count_document(&c->trainer->workers[thread_idx], text->bytes + start,
-                                    text->doc_end[d] - start);
+        if (status == QB_OK) status = count_document(w, document, n);
     }
     if (status != QB_OK) atomic_store(&c->status, status);
 }

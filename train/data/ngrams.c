@@ -221,10 +221,11 @@ static qb_status add_document(qb_ngrams *g, const char *text, size_t n_bytes)
 
 qb_status qb_ngrams_add(qb_ngrams *g, const qb_text *text)
 {
-    size_t start = 0;
-    for (size_t d = 0; d < text->n_docs; start = text->doc_end[d++]) {
+    for (size_t d = 0; d < text->n_docs; d++) {
+        size_t n;
+        const char *document = qb_text_document(text, d, &n);
         QB_TRY(qb_interrupt_check());
-        QB_TRY(add_document(g, text->bytes + start, text->doc_end[d] - start));
+        QB_TRY(add_document(g, document, n));
     }
     return QB_OK;
 }

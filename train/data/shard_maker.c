@@ -44,8 +44,8 @@ void qb_shard_maker_destroy(qb_shard_maker *m)
 
 /* ---- encoding ---- */
 
+/* Task i takes the documents that start in its TASK_BYTES. */
 typedef struct task {
-    size_t first_doc, n_docs;
     qb_tokens tokens;
     qb_status status;
 } task;
@@ -58,16 +58,11 @@ typedef struct job {
     uint64_t *doc_tokens;       /* (n_docs) 0 = dropped, or nothing in it has a token */
 } job;
 
-static size_t doc_start(const qb_text *text, size_t doc)
-{
-    return doc ? text->doc_end[doc - 1] : 0;
-}
-
 static qb_status encode_document(const job *j, qb_encoder *encoder, size_t doc, qb_tokens *out)
 {
     const qb_shard_maker *m = j->maker;
-    size_t start = doc_start(j->text, doc), n = j->text->doc_end[doc] - start, before = out->n;
-    const char *text = j->text->bytes + start;
+    size_t n, before = out->n;
+    const char *text = qb_text_document(j->text, doc, &n);
     if (m->unwanted && qb_ngrams_shares(m->unwanted, text, n)) return QB_OK;
     int32_t eos = qb_tokenizer_eos(m->tokenizer);
     if (eos >= 0) QB_TRY(qb_tokens_push(out, eos));
@@ -79,26 +74,12 @@ static qb_status encode_document(const job *j, qb_encoder *encoder, size_t doc, 
 static void run_task(void *context, size_t i, size_t thread_idx)
 {
     job *j = context;
-    task *t = &j->tasks[j->first_task + i];
-    for (size_t d = 0; d < t->n_docs && t->status == QB_OK; d++)
-        t->status =
-            encode_document(j, j->maker->encoders[thread_idx], t->first_doc + d, &t->tokens);
-}
-
-/* Documents in a row that together pass TASK_BYTES. */
-static qb_status cut_tasks(job *j)
-{
-    const qb_text *text = j->text;
-    size_t most = text->n_bytes / TASK_BYTES + 1;
-    QB_TRY(QB_NEW_ZERO(&j->tasks, most, "documents"));
-    for (size_t d = 0; d < text->n_docs; j->n_tasks++) {
-        task *t = &j->tasks[j->n_tasks];
-        size_t start = doc_start(text, t->first_doc = d);
-        while (d < text->n_docs && text->doc_end[d] - start < TASK_BYTES) d++;
-        if (d < text->n_docs) d++; /* the one that passes it */
-        t->n_docs = d - t->first_doc;
-    }
-    return QB_OK;
+    i += j->first_task;
+    task *t = &j->tasks[i];
+    size_t end = qb_text_document_from(j->text, (i + 1) * TASK_BYTES);
+    for (size_t d = qb_text_document_from(j->text, i * TASK_BYTES); d < end && t->status == QB_OK;
+         d++)
+        t->status = encode_document(j, j->maker->encoders[thread_idx], d, &t->tokens);
 }
 
 static qb_status run_round(job *j, size_t n)
@@ -148,9 +129,11 @@ static qb_status join(job *j, joined *all, qb_shard_made *made)
         qb_tokens_deinit(tokens);
     }
     for (size_t d = 0; d < text->n_docs; d++) {
+        size_t n;
         if (!j->doc_tokens[d]) continue;
+        qb_text_document(text, d, &n);
         all->doc_end[made->n_docs++] = end += j->doc_tokens[d];
-        made->text_bytes += text->doc_end[d] - doc_start(text, d);
+        made->text_bytes += n;
     }
     made->n_dropped = text->n_docs - made->n_docs;
     return QB_OK;
@@ -176,7 +159,8 @@ static qb_status make(job *j, joined *all, const char *path, qb_progress *progre
                       qb_shard_made *made)
 {
     QB_TRY(QB_NEW_ZERO(&j->doc_tokens, j->text->n_docs, "documents"));
-    QB_TRY(cut_tasks(j));
+    QB_TRY(QB_NEW_ZERO(&j->tasks, j->text->n_bytes / TASK_BYTES + 1, "documents"));
+    j->n_tasks = j->text->n_bytes / TASK_BYTES + 1;
     QB_TRY(run_all(j, progress));
     QB_TRY(join(j, all, made));
     return write_joined(j, all, path, made);
