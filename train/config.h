@@ -172,6 +172,8 @@ typedef enum {
         "windows of an evaluation")                                                                \
     X(outliers, "outliers", SWITCH, FREE, 0, 0, "on", NULL, NULL,                                  \
         "kurtosis, largest activations and first-token attention in each evaluation")              \
+    X(observe_windows, "observe-windows", SIZE, FREE, 0, 1048576, "0", NULL, "N",                  \
+        "windows that those are measured on; 0 = 16, of Bigram-Backcopy 64")                       \
     X(save_every, "save-every", SIZE, FREE, 0, 1e12, "500", NULL, "STEPS",                         \
         "steps between checkpoints; 0 = at the end alone")                                         \
     X(keep, "keep", SIZE, FREE, 1, 1000, "2", NULL, "N",                                           \
@@ -207,7 +209,7 @@ typedef struct qb_train_config {
     unsigned precision; /* qb_train_precision */
     bool recompute, deterministic;
     size_t threads;
-    size_t log_every, eval_every, eval_windows, save_every, keep;
+    size_t log_every, eval_every, eval_windows, observe_windows, save_every, keep;
     bool outliers, tensorboard;
     double peak_tflops;
     bool given[QB_TRAIN_N_KEYS]; /* set by a preset, a file or a flag */

@@ -119,15 +119,14 @@ static qb_status look_closely(const qb_evaluation_plan *plan, qb_trainer *traine
 
 qb_status qb_evaluate(const qb_evaluation_plan *plan, qb_trainer *trainer, qb_evaluation *out)
 {
-    size_t n = plan->bb ? QB_OBSERVED_BB_WINDOWS : QB_OBSERVED_WINDOWS;
-    n = at_most(plan, n < plan->n_windows ? n : plan->n_windows);
+    size_t n = at_most(plan, plan->n_observed);
     size_t held = n > plan->micro_batch ? n : plan->micro_batch;
     int32_t *tokens;
     QB_TRY(QB_NEW(&tokens, held * (qb_batches_context(plan->valid) + 1), "validation windows"));
     *out = (qb_evaluation){.outliers = qb_outlier_finish(&(qb_outlier_sums){.n_queries = 0})};
     qb_status status = mean_loss(plan, trainer, tokens, &out->loss);
     out->bits_per_byte = bits_per_byte(plan->valid, out->loss);
-    if (status == QB_OK && plan->outliers) status = look_closely(plan, trainer, tokens, n, out);
+    if (status == QB_OK && n) status = look_closely(plan, trainer, tokens, n, out);
     qb_free(tokens);
     return status;
 }

@@ -11,14 +11,14 @@
 extern "C" {
 #endif
 
-enum { QB_OBSERVED_WINDOWS = 16, QB_OBSERVED_BB_WINDOWS = 64, QB_EVALUATION_MAX_METRICS = 80 };
+enum { QB_EVALUATION_MAX_METRICS = 80 };
 
 typedef struct qb_evaluation_plan {
     const qb_batches *valid;
     const qb_bb *bb;    /* NULL = text */
     size_t n_windows;   /* for the loss; fewer where there are not so many */
     size_t micro_batch; /* windows of one pass */
-    bool outliers;      /* else only the loss */
+    size_t n_observed;  /* of them for all but the loss; 0 = none */
     size_t n_threads;
 } qb_evaluation_plan;
 

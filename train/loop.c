@@ -192,11 +192,12 @@ static qb_status log_evaluation(loop *l)
 static qb_status evaluate(loop *l)
 {
     const qb_train_config *c = l->config;
+    size_t n_observed = c->observe_windows ? c->observe_windows : l->options->bb ? 64 : 16;
     const qb_evaluation_plan plan = {.valid = l->options->valid,
                                      .bb = l->options->bb,
                                      .n_windows = c->eval_windows,
                                      .micro_batch = c->micro_batch,
-                                     .outliers = c->outliers,
+                                     .n_observed = c->outliers ? n_observed : 0,
                                      .n_threads = c->threads};
     qb_run_state *state = &l->state;
     qb_loop_seen *s = &l->seen;

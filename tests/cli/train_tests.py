@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
 
 import support
@@ -346,6 +347,22 @@ def test_presets_are_listed_and_can_be_used(folder):
     train("--config", folder / "c.json", "--d-model", "16", "--head-dim", "16", "--d-ff", "32",
           "--context", "8", "--batch", "2", "--steps", "1", "--out", folder / "run", "--quiet")
     assert "did you mean" in expect(qbench("presets", "gpt2-13om"), 2).err.decode()
+
+
+# ---- bench/bb_runs.py ----
+
+def test_bb_runs_judges_every_variant(folder):
+    done = subprocess.run(
+        [support.ROOT / "bench" / "bb_runs.py", support.QBENCH, folder / "out", "--", "--d-model",
+         "16", "--context", "8", "--batch", "2", "--steps", "2", "--observe-windows", "4"],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1 and not done.stderr, done  # two steps reach nothing
+    assert "l1-adamw: missed: backcopy_risk" in done.stdout, done.stdout
+    assert "l3-both: no published values" in done.stdout, done.stdout
+    records = [json.loads(line) for line in (folder / "out" / "bb.jsonl").read_text().splitlines()]
+    assert len(records) == 11 and all(r["exit"] == 0 for r in records)
+    assert all(r["evaluations"][-1]["bigram_risk"] > 2 for r in records)
+    assert "stream_bos_3" in records[-1]["evaluations"][-1]
 
 
 # ---- docs/training.md ----

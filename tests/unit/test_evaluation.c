@@ -59,7 +59,7 @@ static qb_evaluation evaluate(world *w)
                                      .bb = &w->bb,
                                      .n_windows = WINDOWS,
                                      .micro_batch = MICRO_BATCH,
-                                     .outliers = true,
+                                     .n_observed = WINDOWS,
                                      .n_threads = 2};
     QB_CHECK_OK(qb_trainer_set_weights(w->trainer, w->weights));
     QB_CHECK_OK(qb_evaluate(&plan, w->trainer, &e));
