@@ -248,21 +248,9 @@ static qb_status between_steps(loop *l)
 
 static qb_status fail_not_finite(loop *l, const qb_step_stats *stats)
 {
-    uint64_t *steps;
-    size_t n;
-    char *path = NULL;
-    QB_TRY(qb_saver_wait(l->saver));
-    QB_TRY(qb_checkpoint_list(l->options->folder, &steps, &n));
-    qb_status status = n ? qb_checkpoint_path(l->options->folder, steps[0], &path) : QB_OK;
-    if (status == QB_OK)
-        status = QB_FAIL(QB_ERR_DEVICE,
-                         "%s: step %llu: found a NaN or infinity in %s, expected finite numbers; "
-                         "last good checkpoint: %s",
-                         l->options->folder, (unsigned long long)l->state.step + 1,
-                         stats->culprit[0] ? stats->culprit : "the loss", path ? path : "none yet");
-    qb_free(path);
-    qb_free(steps);
-    return status;
+    QB_TRY(qb_saver_wait(l->saver)); /* the newest checkpoint is the one that is named */
+    return qb_fail_not_finite(l->options->folder, l->state.step + 1,
+                              stats->culprit[0] ? stats->culprit : "the loss");
 }
 
 static qb_status one_step(loop *l)

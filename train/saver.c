@@ -7,6 +7,7 @@
 #include "model/model_bin.h"
 
 #include <errno.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -52,7 +53,32 @@ qb_status qb_train_record(const qb_train_config *config, const qb_run_state *sta
     return status;
 }
 
+qb_status qb_fail_not_finite(const char *folder, uint64_t step, const char *what)
+{
+    uint64_t *steps;
+    size_t n;
+    char *path = NULL;
+    QB_TRY(qb_checkpoint_list(folder, &steps, &n));
+    qb_status status = n ? qb_checkpoint_path(folder, steps[0], &path) : QB_OK;
+    if (status == QB_OK)
+        status = QB_FAIL(QB_ERR_DEVICE,
+                         "%s: step %llu: found a NaN or infinity in %s, expected finite numbers; "
+                         "last good checkpoint: %s",
+                         folder, (unsigned long long)step, what, path ? path : "none yet");
+    qb_free(path);
+    qb_free(steps);
+    return status;
+}
+
 /* ---- in the thread ---- */
+
+/* A step may be too large for the weights although its loss and gradient were finite. */
+static bool all_finite(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) return false;
+    return true;
+}
 
 static qb_status write_model(const qb_saver *s, const char *name)
 {
@@ -74,6 +100,8 @@ static qb_status write_model(const qb_saver *s, const char *name)
 
 static qb_status write_files(const qb_saver *s)
 {
+    if (!all_finite(s->buffers[0], s->n_elems))
+        return qb_fail_not_finite(s->folder, s->state.step, "the weights");
     if (s->what & QB_SAVE_BEST) QB_TRY(write_model(s, "best.bin"));
     if (!(s->what & QB_SAVE_CHECKPOINT)) return QB_OK;
     QB_TRY(write_model(s, "model.bin"));

@@ -3,8 +3,9 @@
  * start copies what is to be written out of the trainer and returns; a thread writes
  *     best.bin        where this is the best model so far
  *     model.bin, step-N.ckpt
- * in this order, each atomically, and removes old checkpoints. So where a checkpoint stands, the
- * models that it speaks of stand too, whenever the process is killed. One is in flight at most. */
+ * in this order, each atomically, and removes old checkpoints. Weights that hold a NaN or infinity
+ * are not written. So where a checkpoint stands, the models that it speaks of stand too, whenever
+ * the process is killed. One is in flight at most. */
 #ifndef QB_TRAIN_SAVER_H
 #define QB_TRAIN_SAVER_H
 
@@ -31,6 +32,8 @@ void qb_saver_destroy(qb_saver *saver); /* waits; accepts NULL */
 /* Host memory that it holds. */
 size_t qb_saver_memory_bytes(const qb_saver *saver);
 
+/* QB_ERR_DEVICE: a NaN or infinity in `what` at that step; names the last checkpoint on disk. */
+qb_status qb_fail_not_finite(const char *folder, uint64_t step, const char *what);
 /* The training record of a model file. */
 qb_status qb_train_record(const qb_train_config *config, const qb_run_state *state, json_t **out);
 
