@@ -172,13 +172,13 @@ static qb_status set_key(qb_train_config *config, const qb_train_key *key, const
 
 static qb_status fail_unknown(const char *name)
 {
-    qb_nearest nearest = qb_nearest_begin(name);
-    for (const qb_train_key *key = qb_train_keys; key->name; key++) {
-        char json_name[32];
-        qb_train_key_json_name(key, json_name);
-        qb_nearest_consider(&nearest, strchr(name, '_') ? json_name : key->name);
-        if (nearest.word == json_name) nearest.word = key->name; /* the other is gone by then */
-    }
+    char dashed[64];
+    snprintf(dashed, sizeof dashed, "%s", name);
+    for (char *p = dashed; *p; p++)
+        if (*p == '_') *p = '-';
+    qb_nearest nearest = qb_nearest_begin(dashed);
+    for (const qb_train_key *key = qb_train_keys; key->name; key++)
+        qb_nearest_consider(&nearest, key->name);
     if (nearest.word)
         return QB_FAIL(QB_ERR_USAGE, "no such key: found '%.40s', did you mean '%s'?", name,
                        nearest.word);

@@ -95,6 +95,27 @@ def test_train_preset_on_a_data_folder(folder):
     assert model["optimizer"] == "adam" and model["train_tokens"] == 30 * 8 * 32
 
 
+def test_train_without_validation_shards_or_with_others(folder):
+    data = write_data_folder(folder / "shards")
+    (folder / "judge").mkdir()
+    (data / "valid.qbs").rename(folder / "judge" / "any.qbs")
+    args = ["--preset", "gpt2-1m", "--data", data, "--steps", "3", "--batch", "2", "--context", "16"]
+    done = train(*args, "--out", folder / "a")
+    assert b"no validation shards" in done.err and not lines_of(folder / "a", "eval")
+    assert (folder / "a" / "model.bin").exists() and not (folder / "a" / "best.bin").exists()
+    (data / "tokenizer.json").rename(folder / "tokenizer.json")
+    done = train(*args, "--out", folder / "b", "--valid", folder / "judge", "--outliers=off")
+    assert b"no tokenizer.json" in done.err
+    (line,) = lines_of(folder / "b", "eval")
+    assert line["loss"] > 0 and line["kurt_token_first"] is None
+    assert [r["loss"] for r in lines_of(folder / "a", "train")] == \
+        [r["loss"] for r in lines_of(folder / "b", "train")]
+    train(*args, "--out", folder / "c", "--valid", data / "absent", code=3)
+    (folder / "empty").mkdir()
+    assert "empty" in train(*args, "--out", folder / "c", "--valid", folder / "empty",
+                            code=3).err.decode()
+
+
 def test_train_same_command_gives_the_same_bits(folder):
     for name, threads in (("a", "1"), ("b", "2")):
         train(*TINY, "--steps", "9", "--threads", threads, "--eval-every", "4", "--out",
