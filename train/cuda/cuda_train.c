@@ -138,7 +138,6 @@ static qb_status create_scratch(qb_train_device *d)
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->partials, qb_cuda_train_partials(widest(d->c)), "sums"));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->losses, d->max_rows, "losses"));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->totals, 1, "totals"));
-    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->d_sink, d->c->n_heads, "gradients of sinks"));
     QB_TRY(qb__cuda_train_alloc(d, qb_cuda_attention_train_workspace(&attention), 1, "attention",
                                 &d->attention_workspace));
     if (d->c->act != QB_ACT_SWIGLU) return QB_OK;
@@ -394,16 +393,12 @@ static qb_status attention_backward(qb_train_device *d, const qb_train_attention
                                     const void *dout, void *dqkv)
 {
     const size_t k = d->c->n_heads * d->c->head_dim, v = k + d->c->n_kv_heads * d->c->head_dim;
-    float *d_sink = qb__cuda_train_array(d, QB_ARRAY_GRADIENTS, attention->sink);
     qb_cuda_attention_train_args args = attention_of(d, attention);
     args.d_out = dout;
     args.d_q = dqkv, args.d_k = column(d, dqkv, k), args.d_v = column(d, dqkv, v);
-    args.d_sink = d->d_sink;
+    args.d_sink = qb__cuda_train_array(d, QB_ARRAY_GRADIENTS, attention->sink);
     args.workspace = d->attention_workspace;
-    QB_TRY(qb_cuda_attention_train_backward(&args, d->stream));
-    if (!d_sink) return QB_OK;
-    return qb_cuda_train_column_sums(d->d_sink, QB_CUDA_F32, 1, d->c->n_heads,
-                                     qb_cuda_stride(d->c->n_heads), d->partials, d_sink, d->stream);
+    return qb_cuda_attention_train_backward(&args, d->stream);
 }
 
 static qb_cuda_train_gate gate_args(const qb_train_device *d, const void *out, const void *gate)

@@ -61,7 +61,6 @@ struct qb_train_device {
     void *logits; /* (head_rows, stride of the vocabulary) */
     size_t head_rows;
     void *d_act;   /* (m, d_ff): SwiGLU's gradient before it is split; else NULL */
-    float *d_sink; /* (n_heads) */
     void *attention_workspace;
     qb_cuda_train_totals *totals; /* device */
 
