@@ -186,7 +186,9 @@ qb_status qb_cuda_alloc_zero(void **out, size_t elems, size_t elem_bytes, const 
 {
     QB_TRY(qb_cuda_alloc(out, elems, elem_bytes, what));
     if (!*out) return QB_OK;
+    /* It is queued on the default stream, for which our streams do not wait. */
     qb_status status = qb_cuda_check((int)cudaMemset(*out, 0, elems * elem_bytes), what);
+    if (status == QB_OK) status = qb_cuda_check((int)cudaStreamSynchronize(cudaStreamLegacy), what);
     if (status == QB_OK) return QB_OK;
     qb_cuda_free(*out);
     *out = NULL;
