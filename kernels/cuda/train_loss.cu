@@ -42,16 +42,18 @@ __device__ softmax_part block_joined(softmax_part a)
     return warp_joined(a);
 }
 
+template <qb_cuda_dtype TYPE>
 __device__ __forceinline__ void load_logits(const qb_cuda_train_loss &a, size_t at, int n_inside,
                                             float (&v)[UNIT])
 {
-    qb_load(a.logits, a.type, at, v);
+    qb_load(a.logits, TYPE, at, v);
     if (n_inside < UNIT)
 #pragma unroll
         for (int i = 0; i < UNIT; i++)
             if (i >= n_inside) v[i] = -CUDART_INF_F;
 }
 
+template <qb_cuda_dtype TYPE>
 __global__ void __launch_bounds__(THREADS)
     cross_entropy(const __grid_constant__ qb_cuda_train_loss a)
 {
@@ -61,9 +63,10 @@ __global__ void __launch_bounds__(THREADS)
     const bool scored = t >= a.first_target;
     const int vocab = (int)a.vocab;
     softmax_part own = {-CUDART_INF_F, 0.0f};
+#pragma unroll 2
     for (int c = threadIdx.x * UNIT; c < vocab; c += THREADS * UNIT) {
         float v[UNIT];
-        load_logits(a, base + c, vocab - c, v);
+        load_logits<TYPE>(a, base + c, vocab - c, v);
         softmax_part p = {v[0], 0.0f};
 #pragma unroll
         for (int i = 1; i < UNIT; i++) p.max = fmaxf(p.max, v[i]);
@@ -80,15 +83,16 @@ __global__ void __launch_bounds__(THREADS)
     if (a.scale == 0.0f) return;
     __syncthreads(); /* the target's logit has been read */
     const float scale = scored ? a.scale : 0.0f, inverse = scale / own.sum;
+#pragma unroll 2
     for (int c = threadIdx.x * UNIT; c < vocab; c += THREADS * UNIT) {
         float v[UNIT];
-        load_logits(a, base + c, vocab - c, v);
+        load_logits<TYPE>(a, base + c, vocab - c, v);
 #pragma unroll
         for (int i = 0; i < UNIT; i++) {
             v[i] = scored ? __expf(v[i] - own.max) * inverse : 0.0f;
             if (c + i == target) v[i] -= scale;
         }
-        qb_store(a.logits, a.type, base + c, v);
+        qb_store(a.logits, TYPE, base + c, v);
     }
 }
 } // namespace
@@ -96,7 +100,10 @@ __global__ void __launch_bounds__(THREADS)
 qb_status qb_cuda_train_cross_entropy(const qb_cuda_train_loss *args, qb_cuda_stream stream)
 {
     if (args->n_rows == 0) return QB_OK;
-    cross_entropy<<<(unsigned)args->n_rows, THREADS, 0, stream>>>(*args);
+    if (args->type == QB_CUDA_F32)
+        cross_entropy<QB_CUDA_F32><<<(unsigned)args->n_rows, THREADS, 0, stream>>>(*args);
+    else
+        cross_entropy<QB_CUDA_BF16><<<(unsigned)args->n_rows, THREADS, 0, stream>>>(*args);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }

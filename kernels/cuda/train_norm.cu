@@ -17,32 +17,48 @@ __device__ __forceinline__ float warp_sum(float v)
     return v;
 }
 
-/* The values of a row, zeros beyond its width. */
-template <int U>
-__device__ __forceinline__ void load_row(const void *p, qb_cuda_dtype type, size_t at, int width,
-                                         float (&v)[U][UNIT])
-{
+/* 8 neighbouring values as they lie in memory. Rows are kept so until they are worked with: in bf16
+ * that is half the registers, and all of a row's loads are under way before the first is waited
+ * for. */
+template <qb_cuda_dtype TYPE> struct unit {
+    uint4 bits[TYPE == QB_CUDA_F32 ? 2 : 1];
+
+    __device__ __forceinline__ void load(const void *p, size_t at)
+    {
+        const uint4 *from = (const uint4 *)((const char *)p + at * (TYPE == QB_CUDA_F32 ? 4 : 2));
 #pragma unroll
-    for (int u = 0; u < U; u++) {
-        const int column = (u * LANES + threadIdx.x) * UNIT;
-        if (column < width)
-            qb_load(p, type, at + column, v[u]);
-        else
-#pragma unroll
-            for (int i = 0; i < UNIT; i++) v[u][i] = 0.0f;
-        qb_clear_edge(width - column, v[u]);
+        for (int i = 0; i < (TYPE == QB_CUDA_F32 ? 2 : 1); i++) bits[i] = from[i];
     }
+    __device__ __forceinline__ void clear()
+    {
+#pragma unroll
+        for (int i = 0; i < (TYPE == QB_CUDA_F32 ? 2 : 1); i++) bits[i] = make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ float operator[](int i) const
+    {
+        const uint4 &b = bits[TYPE == QB_CUDA_F32 ? i / 4 : 0];
+        const int word = TYPE == QB_CUDA_F32 ? i % 4 : i / 2;
+        const uint32_t w = word == 0 ? b.x : word == 1 ? b.y : word == 2 ? b.z : b.w;
+        if constexpr (TYPE == QB_CUDA_F32) return __uint_as_float(w);
+        return i % 2 ? qb_bf16_high(w) : qb_bf16_low(w);
+    }
+};
+
+__device__ __forceinline__ int column_of(int u)
+{
+    return (u * LANES + (int)threadIdx.x) * UNIT;
 }
 
-template <int U>
-__device__ __forceinline__ void store_row(void *p, qb_cuda_dtype type, size_t at, int width,
-                                          const float (&v)[U][UNIT])
+/* A row's units of this lane, zeros beyond the width's last unit. */
+template <int U, qb_cuda_dtype TYPE>
+__device__ __forceinline__ void load_row(const void *p, size_t at, int width, unit<TYPE> (&v)[U])
 {
 #pragma unroll
-    for (int u = 0; u < U; u++) {
-        const int column = (u * LANES + threadIdx.x) * UNIT;
-        if (column < width) qb_store(p, type, at + column, v[u]);
-    }
+    for (int u = 0; u < U; u++)
+        if (column_of(u) < width)
+            v[u].load(p, at + column_of(u));
+        else
+            v[u].clear();
 }
 
 /* gain of a column; one value for all where it is single */
@@ -51,49 +67,39 @@ __device__ __forceinline__ float gain_at(const float *p, bool single, int column
     return column < width ? p[single ? 0 : column] : 0.0f;
 }
 
-template <int U> __device__ __forceinline__ float sum_row(const float (&v)[U][UNIT])
-{
-    float s = 0.0f;
-#pragma unroll
-    for (int u = 0; u < U; u++)
-#pragma unroll
-        for (int i = 0; i < UNIT; i++) s += v[u][i];
-    return warp_sum(s);
-}
-
-template <int U>
+template <int U, qb_cuda_dtype TYPE>
 __global__ void __launch_bounds__(LANES *WARPS)
     norm_rows(const __grid_constant__ qb_cuda_train_norm a)
 {
     const int width = (int)a.width;
     const bool centred = a.norm == QB_NORM_LAYERNORM, single = a.norm == QB_NORM_RMSNORM_SINGLE;
-    float v[U][UNIT];
     for (size_t row = (size_t)blockIdx.x * WARPS + threadIdx.y; row < a.m;
          row += (size_t)gridDim.x * WARPS) {
         const size_t at = row * a.stride;
-        load_row(a.x, a.type, at, width, v);
-        if (a.add) {
-            float b[U][UNIT];
-            load_row(a.add, a.type, at, width, b);
+        unit<TYPE> x[U], add[U];
+        float v[U][UNIT], sum = 0.0f, square = 0.0f;
+        load_row(a.x, at, width, x);
+        if (a.add) load_row(a.add, at, width, add);
 #pragma unroll
-            for (int u = 0; u < U; u++)
+        for (int u = 0; u < U; u++) {
 #pragma unroll
-                for (int i = 0; i < UNIT; i++) {
-                    v[u][i] += b[u][i];
-                    /* as the backward pass will read it */
-                    if (a.type == QB_CUDA_BF16)
-                        v[u][i] = __bfloat162float(__float2bfloat16_rn(v[u][i]));
-                }
-            store_row(a.sum, a.type, at, width, v);
+            for (int i = 0; i < UNIT; i++) {
+                v[u][i] = x[u][i];
+                if (a.add) v[u][i] += add[u][i];
+                /* as the backward pass will read it */
+                if (TYPE == QB_CUDA_BF16) v[u][i] = __bfloat162float(__float2bfloat16_rn(v[u][i]));
+            }
+            qb_clear_edge(width - column_of(u), v[u]);
+            if (a.add && column_of(u) < width) qb_store(a.sum, TYPE, at + column_of(u), v[u]);
+#pragma unroll
+            for (int i = 0; i < UNIT; i++) sum += v[u][i];
         }
-        const float mean = centred ? sum_row(v) / width : 0.0f;
-        float square = 0.0f;
+        const float mean = centred ? warp_sum(sum) / width : 0.0f;
 #pragma unroll
         for (int u = 0; u < U; u++)
 #pragma unroll
             for (int i = 0; i < UNIT; i++) {
-                const bool inside = (u * LANES + (int)threadIdx.x) * UNIT + i < width;
-                const float d = inside ? v[u][i] - mean : 0.0f;
+                const float d = column_of(u) + i < width ? v[u][i] - mean : 0.0f;
                 square += d * d;
             }
         const float inverse = rsqrtf(warp_sum(square) / width + a.eps);
@@ -101,7 +107,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
         const float gain = single ? a.gain[0] : 0.0f;
 #pragma unroll
         for (int u = 0; u < U; u++) {
-            const int column = (u * LANES + threadIdx.x) * UNIT;
+            const int column = column_of(u);
             if (column >= width) continue;
 #pragma unroll
             for (int i = 0; i < UNIT; i++) {
@@ -110,7 +116,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
                 const float b = a.bias && inside ? a.bias[column + i] : 0.0f;
                 v[u][i] = inside ? (v[u][i] - mean) * inverse * g + b : 0.0f;
             }
-            qb_store(a.y, a.type, at + column, v[u]);
+            qb_store(a.y, TYPE, at + column, v[u]);
         }
     }
 }
@@ -133,62 +139,79 @@ __device__ void store_partials(const float (&sum)[U][UNIT], int width, float *pa
     }
 }
 
-/* HAS_BIAS also stands for a mean that is taken off (LayerNorm): both cost registers. */
-template <int U, bool HAS_BIAS>
+/* What a norm's gradients need: with a gain a channel its gradient, with a bias that too and a mean
+ * that is taken off. Each costs registers. */
+enum { SINGLE_GAIN, CHANNEL_GAIN, GAIN_AND_BIAS };
+
+template <int U, qb_cuda_dtype TYPE, int KIND>
 __global__ void __launch_bounds__(LANES *WARPS)
     norm_gradients(const __grid_constant__ qb_cuda_train_norm a)
 {
+    constexpr bool SINGLE = KIND == SINGLE_GAIN, BIASED = KIND == GAIN_AND_BIAS;
+    constexpr bool KEPT = !SINGLE && U <= 4; /* gains in registers; else read each time */
     const int width = (int)a.width;
-    const bool centred = HAS_BIAS && a.norm == QB_NORM_LAYERNORM;
-    const bool single = a.norm == QB_NORM_RMSNORM_SINGLE;
-    constexpr bool KEPT = U <= 4; /* gains in registers; else read each time */
-    float gain[KEPT ? U : 1][UNIT], d_gain[U][UNIT] = {}, d_bias[HAS_BIAS ? U : 1][UNIT] = {};
+    const bool centred = BIASED && a.norm == QB_NORM_LAYERNORM;
+    const float one_gain = SINGLE ? a.gain[0] : 0.0f;
+    float gain[KEPT ? U : 1][UNIT], d_single = 0.0f;
+    float d_gain[SINGLE ? 1 : U][UNIT] = {}, d_bias[BIASED ? U : 1][UNIT] = {};
     if constexpr (KEPT)
 #pragma unroll
         for (int u = 0; u < U; u++)
 #pragma unroll
             for (int i = 0; i < UNIT; i++)
-                gain[u][i] = gain_at(a.gain, single, (u * LANES + threadIdx.x) * UNIT + i, width);
+                gain[u][i] = gain_at(a.gain, false, column_of(u) + i, width);
     for (size_t row = (size_t)blockIdx.x * WARPS + threadIdx.y; row < a.m;
          row += (size_t)gridDim.x * WARPS) {
         const size_t at = row * a.stride;
+        unit<TYPE> x[U], dy[U], before[U];
+        load_row(a.x, at, width, x);
+        load_row(a.dy, at, width, dy);
+        if (a.accumulate) load_row(a.dx, at, width, before);
         const float mean = a.stats[2 * row], inverse = a.stats[2 * row + 1];
-        float x[U][UNIT], h[U][UNIT];
-        load_row(a.x, a.type, at, width, x);
-        load_row(a.dy, a.type, at, width, h);
         float s1 = 0.0f, s2 = 0.0f;
+        /* the gain's part of a value, and the value normed */
+        const auto h_of = [&](int u, int i) {
+            const int column = column_of(u) + i;
+            if constexpr (SINGLE) return column < width ? dy[u][i] * one_gain : 0.0f;
+            if constexpr (KEPT) return dy[u][i] * gain[u][i];
+            return dy[u][i] * gain_at(a.gain, false, column, width);
+        };
+        const auto normed = [&](int u, int i) {
+            return column_of(u) + i < width ? (x[u][i] - mean) * inverse : 0.0f;
+        };
 #pragma unroll
         for (int u = 0; u < U; u++)
 #pragma unroll
             for (int i = 0; i < UNIT; i++) {
-                const int column = (u * LANES + (int)threadIdx.x) * UNIT + i;
-                x[u][i] = column < width ? (x[u][i] - mean) * inverse : 0.0f;
-                d_gain[u][i] += h[u][i] * x[u][i];
-                if constexpr (HAS_BIAS) d_bias[u][i] += h[u][i];
-                if constexpr (KEPT)
-                    h[u][i] *= gain[u][i];
+                const float n = normed(u, i), h = h_of(u, i);
+                if constexpr (SINGLE)
+                    d_single += dy[u][i] * n;
                 else
-                    h[u][i] *= gain_at(a.gain, single, column, width);
-                s1 += h[u][i];
-                s2 += h[u][i] * x[u][i];
+                    d_gain[u][i] += dy[u][i] * n;
+                if constexpr (BIASED) d_bias[u][i] += dy[u][i];
+                s1 += h;
+                s2 += h * n;
             }
         s2 = warp_sum(s2) / width;
         s1 = centred ? warp_sum(s1) / width : 0.0f;
 #pragma unroll
         for (int u = 0; u < U; u++) {
-            const int column = (u * LANES + threadIdx.x) * UNIT;
-            if (column >= width) continue;
-            float before[UNIT] = {};
-            if (a.accumulate) qb_load(a.dx, a.type, at + column, before);
+            if (column_of(u) >= width) continue;
+            float dx[UNIT];
 #pragma unroll
             for (int i = 0; i < UNIT; i++)
-                h[u][i] = before[i] + inverse * (h[u][i] - s1 - x[u][i] * s2);
-            qb_clear_edge(width - column, h[u]);
-            qb_store(a.dx, a.type, at + column, h[u]);
+                dx[i] = (a.accumulate ? before[u][i] : 0.0f) +
+                        inverse * (h_of(u, i) - s1 - normed(u, i) * s2);
+            qb_clear_edge(width - column_of(u), dx);
+            qb_store(a.dx, TYPE, at + column_of(u), dx);
         }
     }
-    store_partials(d_gain, width, a.partials);
-    if constexpr (HAS_BIAS)
+    if constexpr (SINGLE) {
+        d_single = warp_sum(d_single);
+        if (threadIdx.x == 0) a.partials[blockIdx.x * WARPS + threadIdx.y] = d_single;
+    } else
+        store_partials(d_gain, width, a.partials);
+    if constexpr (BIASED)
         if (a.d_bias) store_partials(d_bias, width, a.partials + (size_t)PARTIAL_BLOCKS * width);
 }
 
@@ -217,7 +240,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
     if (first + own < width) partials[(size_t)blockIdx.x * width + first + own] = total;
 }
 
-/* d[column] += sum of the partials of all blocks, or of all columns too where the gain is single */
+/* d[column] += sum of the partials of all blocks */
 __global__ void add_columns(const float *partials, int width, float *d)
 {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
@@ -227,6 +250,7 @@ __global__ void add_columns(const float *partials, int width, float *d)
     d[column] += total;
 }
 
+/* d[0] += sum of n partials */
 __global__ void __launch_bounds__(1024) add_all(const float *partials, int n, float *d)
 {
     __shared__ float part[32];
@@ -241,32 +265,41 @@ __global__ void __launch_bounds__(1024) add_all(const float *partials, int n, fl
     }
 }
 
-template <int U> void launch_forward(const qb_cuda_train_norm &a, qb_cuda_stream stream)
+template <int U, qb_cuda_dtype TYPE>
+void launch_forward(const qb_cuda_train_norm &a, qb_cuda_stream stream)
 {
     const size_t blocks = (a.m + WARPS - 1) / WARPS;
-    norm_rows<U><<<(unsigned)(blocks < 2112 ? blocks : 2112), dim3(LANES, WARPS), 0, stream>>>(a);
+    norm_rows<U, TYPE>
+        <<<(unsigned)(blocks < 2112 ? blocks : 2112), dim3(LANES, WARPS), 0, stream>>>(a);
 }
 
-template <int U> void launch_backward(const qb_cuda_train_norm &a, qb_cuda_stream stream)
+template <int U, qb_cuda_dtype TYPE>
+void launch_backward(const qb_cuda_train_norm &a, qb_cuda_stream stream)
 {
     const dim3 block(LANES, WARPS);
-    if (a.d_bias || a.norm == QB_NORM_LAYERNORM)
-        norm_gradients<U, true><<<PARTIAL_BLOCKS, block, 0, stream>>>(a);
+    if (a.norm == QB_NORM_RMSNORM_SINGLE)
+        norm_gradients<U, TYPE, SINGLE_GAIN><<<PARTIAL_BLOCKS, block, 0, stream>>>(a);
+    else if (a.d_bias || a.norm == QB_NORM_LAYERNORM)
+        norm_gradients<U, TYPE, GAIN_AND_BIAS><<<PARTIAL_BLOCKS, block, 0, stream>>>(a);
     else
-        norm_gradients<U, false><<<PARTIAL_BLOCKS, block, 0, stream>>>(a);
+        norm_gradients<U, TYPE, CHANNEL_GAIN><<<PARTIAL_BLOCKS, block, 0, stream>>>(a);
 }
 
 typedef void (*launcher)(const qb_cuda_train_norm &, qb_cuda_stream);
 /* By units a lane: 256 columns each. */
-const launcher forward[] = {launch_forward<1>, launch_forward<2>, launch_forward<3>,
-                            launch_forward<4>, launch_forward<8>};
-const launcher backward[] = {launch_backward<1>, launch_backward<2>, launch_backward<3>,
-                             launch_backward<4>, launch_backward<8>};
+#define BY_UNITS(launch, type)                                                                     \
+    {                                                                                              \
+        launch<1, type>, launch<2, type>, launch<3, type>, launch<4, type>, launch<8, type>        \
+    }
+const launcher forward[2][5] = {BY_UNITS(launch_forward, QB_CUDA_F32),
+                                BY_UNITS(launch_forward, QB_CUDA_BF16)};
+const launcher backward[2][5] = {BY_UNITS(launch_backward, QB_CUDA_F32),
+                                 BY_UNITS(launch_backward, QB_CUDA_BF16)};
 
-int launcher_of(size_t width)
+launcher launcher_of(const launcher (&table)[2][5], const qb_cuda_train_norm &a)
 {
-    const size_t units = (width + LANES * UNIT - 1) / (LANES * UNIT);
-    return units <= 4 ? (int)units - 1 : 4;
+    const size_t units = (a.width + LANES * UNIT - 1) / (LANES * UNIT);
+    return table[a.type == QB_CUDA_BF16][units <= 4 ? units - 1 : 4];
 }
 } // namespace
 
@@ -280,7 +313,7 @@ qb_status qb_cuda_train_norm_forward(const qb_cuda_train_norm *args, qb_cuda_str
     if (args->width > QB_CUDA_TRAIN_MAX_NORM)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "norm: width %zu, at most %d", args->width,
                        QB_CUDA_TRAIN_MAX_NORM);
-    forward[launcher_of(args->width)](*args, stream);
+    launcher_of(forward, *args)(*args, stream);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
@@ -291,10 +324,10 @@ qb_status qb_cuda_train_norm_backward(const qb_cuda_train_norm *args, qb_cuda_st
     if (args->width > QB_CUDA_TRAIN_MAX_NORM)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "norm: width %zu, at most %d", args->width,
                        QB_CUDA_TRAIN_MAX_NORM);
-    backward[launcher_of(args->width)](*args, stream);
+    launcher_of(backward, *args)(*args, stream);
     const unsigned blocks = (unsigned)(width + 127) / 128;
     if (args->norm == QB_NORM_RMSNORM_SINGLE)
-        add_all<<<1, 1024, 0, stream>>>(args->partials, PARTIAL_BLOCKS * width, args->d_gain);
+        add_all<<<1, 1024, 0, stream>>>(args->partials, PARTIAL_BLOCKS * WARPS, args->d_gain);
     else
         add_columns<<<blocks, 128, 0, stream>>>(args->partials, width, args->d_gain);
     if (args->d_bias)

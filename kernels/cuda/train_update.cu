@@ -142,8 +142,12 @@ __device__ __forceinline__ void put_bf16(void *p, size_t at, int n, const float 
 template <int RULE>
 __global__ void __launch_bounds__(THREADS) update(const __grid_constant__ qb_cuda_train_update a)
 {
-    if (!a.totals->finite) return;
     const qb_cuda_train_piece piece = a.pieces[blockIdx.x];
+    if (!a.totals->finite) { /* the products that turn delta back add 0 times it: no NaN then */
+        for (uint32_t i = threadIdx.x; piece.rotated && i < piece.n_elems; i += THREADS)
+            a.rotated[piece.first + i] = 0.0f;
+        return;
+    }
     const float scale = a.totals->grad_scale, keep = piece.decays ? 1.0f - a.decay : 1.0f;
     const float *from = piece.rotated ? a.rotated : a.gradients;
     for (uint32_t i = 4 * threadIdx.x; i < piece.n_elems; i += 4 * THREADS) {

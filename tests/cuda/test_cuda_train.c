@@ -148,6 +148,17 @@ static void draw_weights(fixture *f)
     QB_CHECK_OK(qb_trainer_set_weights(f->trainer, f->weights));
 }
 
+/* Under Adam every weight of the last block moves in the first step, by about lr. */
+static void check_moved(fixture *f, double lr)
+{
+    const qb_param *p = qb_params_find(f->params, QB_ROLE_DOWN, f->params->config.n_layers - 1);
+    size_t n = p->rows * p->cols, n_moved = 0;
+    QB_CHECK_OK(qb_trainer_get_weights(f->trainer, f->gradients));
+    for (size_t i = p->offset; i < p->offset + n; i++)
+        n_moved += fabs((double)f->gradients[i] - (double)f->weights[i]) > 0.5 * lr;
+    assert_true(n_moved > n / 10 * 9);
+}
+
 /* Widths that take the fast attention and the vector paths, and windows of many tokens. */
 static void usual_sizes(void **state)
 {
@@ -166,18 +177,20 @@ static void usual_sizes(void **state)
             c.vocab = 320;
             c.context = sizes[i].context;
             c.softmax = softmax ? QB_SOFTMAX1 : QB_SOFTMAX;
-            qb_trainer_options on_cpu = options_of("sgd", "cpu", false);
-            qb_trainer_options on_gpu = options_of("sgd", "cuda", false);
+            qb_trainer_options on_cpu = options_of("adam", "cpu", false);
+            qb_trainer_options on_gpu = options_of("adam", "cuda", false);
             on_cpu.context = on_gpu.context = c.context;
             fixture cpu = fixture_create(&c, &on_cpu), gpu = fixture_create(&c, &on_gpu);
             draw_weights(&cpu);
             draw_weights(&gpu);
-            const qb_step_stats want = step(&cpu, 0, 1), got = step(&gpu, 0, 1);
+            const qb_step_stats want = step(&cpu, 1e-3, 1), got = step(&gpu, 1e-3, 1);
             printf("d %zu, %zu heads, T %zu, %s: loss %.6f against %.6f, norm %.5f against %.5f\n",
                    c.d_model, c.n_heads, c.context, qb_softmax_names[c.softmax], got.loss,
                    want.loss, got.grad_norm, want.grad_norm);
             assert_true(fabs(got.loss / want.loss - 1) < 1e-3);
             assert_true(fabs(got.grad_norm / want.grad_norm - 1) < 2e-2);
+            check_moved(&cpu, 1e-3);
+            check_moved(&gpu, 1e-3);
             fixture_destroy(&cpu);
             fixture_destroy(&gpu);
         }
