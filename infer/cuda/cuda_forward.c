@@ -299,9 +299,14 @@ static qb_status attention_part(forward *f)
     return run_into_x(f, o, &in);
 }
 
-static qb_epilogue_act epilogue_act(const forward *f, const qb_cuda_linear *up)
+/* With many rows a pass that follows anyway waits for memory, while each instruction of an epilogue
+ * takes time from the products beside it. */
+static qb_epilogue_act epilogue_act(const forward *f, const qb_cuda_linear *up,
+                                    const qb_cuda_linear *down)
 {
+    enum { FEW_ROWS = 128 };
     if (up->requant != QB_CUDA_REQUANT_NONE || f->c->act == QB_ACT_SWIGLU) return QB_EPI_NONE;
+    if (down->input != QB_STAGE_FLOAT && f->m > FEW_ROWS) return QB_EPI_NONE;
     return f->c->act == QB_ACT_RELU ? QB_EPI_RELU : QB_EPI_GELU;
 }
 
@@ -311,7 +316,7 @@ static qb_status mlp_part(forward *f)
     qb_cuda_stage stage = qb__cuda_stage(f->e, up, f->b->normed);
     cuda_input in = qb__cuda_staged(up, &stage, f->m, f->b);
     cuda_output out = float_output(f, up, f->b->ff, up->n);
-    out.act = epilogue_act(f, up);
+    out.act = epilogue_act(f, up, down);
     bool acted = out.act != QB_EPI_NONE;
     if (acted && up->kind == QB_CUDA_LINEAR_S8 && down->input == QB_STAGE_TOKEN)
         out.row_max_bits = f->b->row_max_bits;

@@ -208,17 +208,18 @@ static void decode_continues_prefill(void **state)
 }
 
 /* The logits of a prompt of whole blocks, then of steps after it. */
+enum { PROMPTS = 3, PROMPT = 64 };
 typedef struct continued {
-    float prompt[2 * 64 * 61], steps[4][2 * 61];
+    float prompt[PROMPTS * PROMPT * 61], steps[4][PROMPTS * 61];
 } continued;
 
 static void continue_prompt(qb_engine *e, const int32_t *tokens, continued *out)
 {
-    QB_CHECK_OK(qb_engine_prefill(e, tokens, 2, 64));
-    QB_CHECK_OK(qb_engine_logits(e, 0, 2 * 64, out->prompt));
+    QB_CHECK_OK(qb_engine_prefill(e, tokens, PROMPTS, PROMPT));
+    QB_CHECK_OK(qb_engine_logits(e, 0, PROMPTS * PROMPT, out->prompt));
     for (size_t i = 0; i < 4; i++) {
         QB_CHECK_OK(qb_engine_decode_step(e, tokens + i));
-        QB_CHECK_OK(qb_engine_logits(e, 0, 2, out->steps[i]));
+        QB_CHECK_OK(qb_engine_logits(e, 0, PROMPTS, out->steps[i]));
     }
 }
 
@@ -231,20 +232,20 @@ static void whole_prompts_fill_the_cache(void **state)
     config.n_heads = config.n_kv_heads = 4;
     config.head_dim = 16;
     config.d_model = 64;
-    config.context = 68;
+    config.context = PROMPT + 4;
     qb_model *model = qb_test_tiny_model(&config, 5);
-    qb_backbone_options options = {.max_tokens = 2 * 64};
+    qb_backbone_options options = {.max_tokens = PROMPTS * PROMPT};
     qb_engine_options engine = {
-        .scheme = qb_scheme_find("fine"), .cache_batch = 3, .cache_context = 68};
+        .scheme = qb_scheme_find("fine"), .cache_batch = 4, .cache_context = PROMPT + 4};
     const char *note;
     qb_backbone *b;
     qb_engine *e;
-    int32_t tokens[2 * 64];
+    int32_t tokens[PROMPTS * PROMPT];
     static continued by_product, by_pass;
     QB_CHECK_OK(qb_device_find("cuda", &options.device, &note));
     QB_CHECK_OK(qb_backbone_create(model, &options, &b));
     QB_CHECK_OK(qb_engine_create(b, &engine, &e));
-    qb_test_tokens(&config, tokens, 2 * 64, 3);
+    qb_test_tokens(&config, tokens, PROMPTS * PROMPT, 3);
     continue_prompt(e, tokens, &by_product);
     QB_CHECK_OK(qb_kernel_force("gemm_s8/sm80"));
     continue_prompt(e, tokens, &by_pass);
