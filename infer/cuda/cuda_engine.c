@@ -30,6 +30,32 @@ static qb_status load_norms(cuda_backbone *b)
     return load_norm(model, QB_ROLE_NORM_F, 0, &b->norms[2 * n_layers]);
 }
 
+static qb_status load_gates(cuda_backbone *b)
+{
+    const qb_config *c = b->base.config;
+    const qb_model *model = b->base.model;
+    if (!c->attn_gate) return QB_OK;
+    QB_TRY(QB_NEW_ZERO(&b->gates, c->n_layers, "gates"));
+    for (size_t layer = 0; layer < c->n_layers; layer++) {
+        cuda_gate *gate = &b->gates[layer];
+        QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, QB_ROLE_ATTN_GATE, layer), &gate->w));
+        QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, QB_ROLE_ATTN_GATE_B, layer),
+                                      &gate->bias));
+    }
+    return QB_OK;
+}
+
+static qb_status load_sinks(cuda_backbone *b)
+{
+    const qb_config *c = b->base.config;
+    if (c->softmax != QB_SOFTMAX_SINK) return QB_OK;
+    QB_TRY(QB_NEW_ZERO(&b->sinks, c->n_layers, "sink logits"));
+    for (size_t layer = 0; layer < c->n_layers; layer++)
+        QB_TRY(qb__cuda_upload_vector(qb_model_tensor(b->base.model, QB_ROLE_SINK, layer),
+                                      &b->sinks[layer]));
+    return QB_OK;
+}
+
 /* Tables and the full-precision head of one activation type, made by the first engine of it. */
 static qb_status need_tables(cuda_backbone *b, qb_cuda_dtype type)
 {
@@ -172,6 +198,14 @@ static void destroy_backbone(qb_backbone *backbone)
         qb_cuda_free(b->norms[i].bias);
     }
     qb_free(b->norms);
+    for (size_t i = 0; i < b->base.config->n_layers; i++) {
+        if (b->sinks) qb_cuda_free(b->sinks[i]);
+        if (!b->gates) continue;
+        qb_cuda_free(b->gates[i].w);
+        qb_cuda_free(b->gates[i].bias);
+    }
+    qb_free(b->gates);
+    qb_free(b->sinks);
     for (size_t i = 0; i < CUDA_TYPES; i++) {
         if (b->head[i].w != b->tok_embd[i]) qb_cuda_free(b->head[i].w);
         qb_cuda_free(b->tok_embd[i]);
@@ -199,11 +233,6 @@ static qb_status create_backbone(const qb_backbone *base, qb_backbone **out)
     if (c->head_dim > QB_ATTENTION_MAX_HEAD_DIM)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", base->model->path,
                        c->head_dim, QB_ATTENTION_MAX_HEAD_DIM);
-    if (c->softmax > QB_SOFTMAX_RELU || c->attn_gate || c->free_prefix)
-        return QB_FAIL(QB_ERR_DEVICE, "%s: softmax %s%s%s: not on CUDA, expected --device cpu",
-                       base->model->path, qb_softmax_names[c->softmax],
-                       c->attn_gate ? ", gated attention" : "",
-                       c->free_prefix ? ", a free prefix" : "");
     QB_TRY(qb_cuda_use(base->device_idx));
     QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
     b->base = *base;
@@ -211,6 +240,8 @@ static qb_status create_backbone(const qb_backbone *base, qb_backbone **out)
     qb_status status;
     QB_TRY_GOTO(status, qb_cuda_stream_create(&b->stream), failed);
     QB_TRY_GOTO(status, load_norms(b), failed);
+    QB_TRY_GOTO(status, load_gates(b), failed);
+    QB_TRY_GOTO(status, load_sinks(b), failed);
     QB_TRY_GOTO(status, make_rope(b, b->base.max_tokens), failed);
     QB_TRY_GOTO(status, make_scratch(b), failed);
     QB_TRY_GOTO(status, make_slots(b), failed);
@@ -381,7 +412,8 @@ static qb_status make_decode(cuda_engine *e)
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     const qb_config *c = b->base.config;
-    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || !are_for_one_kernel(e)) return QB_OK;
+    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || c->attn_gate || !are_for_one_kernel(e))
+        return QB_OK;
     e->decode_batch = e->base.cache_batch < DECODE_BATCH ? e->base.cache_batch : DECODE_BATCH;
     QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
     describe_layers(e);

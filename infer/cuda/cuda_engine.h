@@ -9,6 +9,7 @@
 #include "infer/backend.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/head_gates.h"
 #include "kernels/cuda/linear.h"
 
 #ifdef __cplusplus
@@ -25,10 +26,16 @@ enum { CUDA_TYPES = 2 }; /* QB_CUDA_F32, QB_CUDA_BF16: of tables, heads and acti
  * piece is used again after RING steps, by then it was read. */
 enum { RING = 128 };
 
+typedef struct cuda_gate {
+    float *w, *bias; /* (H, C), (H) */
+} cuda_gate;
+
 typedef struct cuda_backbone {
     qb_backbone base;
     qb_cuda_stream stream;
     cuda_norm *norms; /* 2 a layer (norm1, norm2), then the final norm; host array */
+    cuda_gate *gates; /* (n_layers) of gated attention, or NULL; host array */
+    float **sinks;    /* (n_layers) of H logits, or NULL; host array */
     void *tok_embd[CUDA_TYPES], *pos_embd[CUDA_TYPES];
     qb_cuda_linear head[CUDA_TYPES]; /* full precision; may be tok_embd */
     size_t table_stride;             /* of the embeddings and the head */

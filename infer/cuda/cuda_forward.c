@@ -1,7 +1,7 @@
 /* infer/cuda/cuda_forward.c - one forward pass on the GPU, for every architecture and scheme.
  *
- *     add + norm1 -> [qkv] -> requantise, rotate, cache -> attention -> [o] -> add + norm2 -> [up]
- *     -> act -> [down]
+ *     add + norm1 -> [qkv] -> requantise, rotate, cache -> attention (times gates) -> [o] ->
+ *     add + norm2 -> [up] -> act -> [down]
  *
  * A product that is not requantised adds to the residual stream and applies its activation in its
  * own epilogue; one that is (coarse) leaves that to the next pass, which knows its largest value.
@@ -151,6 +151,10 @@ static qb_cuda_attention_args attention_args(const forward *f, const qkv_place *
                                     .n_kv_heads = f->c->n_kv_heads,
                                     .head_dim = f->c->head_dim,
                                     .softmax = f->c->softmax,
+                                    .gamma = (float)f->c->softmax_gamma,
+                                    .zeta = (float)f->c->softmax_zeta,
+                                    .sink = f->b->sinks ? f->b->sinks[f->layer] : NULL,
+                                    .free_prefix = f->c->free_prefix,
                                     .scale = 1.0f / sqrtf((float)f->c->head_dim),
                                     .q = place->q,
                                     .q_stride = place->q_stride,
@@ -268,6 +272,30 @@ static qb_status keep_last_rows(forward *f)
     return QB_OK;
 }
 
+/* Attention's output times the gates of its heads. */
+static qb_status gate_heads(const forward *f)
+{
+    const cuda_backbone *b = f->b;
+    if (!b->gates) return QB_OK;
+    const cuda_norm *norm = &b->norms[2 * f->layer];
+    qb_cuda_head_gates_args args = {.m = f->m,
+                                    .width = f->c->d_model,
+                                    .n_heads = f->c->n_heads,
+                                    .head_dim = f->c->head_dim,
+                                    .x = f->x,
+                                    .x_stride = f->x_stride,
+                                    .norm = f->c->norm,
+                                    .gain = norm->gain,
+                                    .bias = norm->bias,
+                                    .eps = (float)f->c->norm_eps,
+                                    .gate_w = b->gates[f->layer].w,
+                                    .gate_bias = b->gates[f->layer].bias,
+                                    .type = f->e->type,
+                                    .y = f->att,
+                                    .y_stride = qb_cuda_stride(f->q_width)};
+    return qb_cuda_head_gates(&args, b->stream);
+}
+
 static qb_status attention_part(forward *f)
 {
     const qb_cuda_linear *qkv = &f->block->qkv, *o = &f->block->o;
@@ -283,6 +311,7 @@ static qb_status attention_part(forward *f)
     if (!out.cache.n_tokens && !place.k_new) QB_TRY(position(f, &pending, &place));
     QB_TRY(attend(f, &place));
     if (f->last_only && f->layer + 1 == f->c->n_layers) QB_TRY(keep_last_rows(f));
+    QB_TRY(gate_heads(f));
     qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
     if (o->input == QB_STAGE_FLOAT) {
         next.y = f->att;

@@ -12,6 +12,13 @@ const char *qb__cuda_attention_misaligned(const qb_cuda_attention_args *a)
     return NULL;
 }
 
+const char *qb__cuda_attention_uncommon(const qb_cuda_attention_args *a)
+{
+    if (a->softmax > QB_SOFTMAX_RELU) return "the softmax is clipped or has sink logits";
+    if (a->free_prefix > 1 && a->n_q > 1) return "a free prefix";
+    return NULL;
+}
+
 /* Parts that the keys of one query are cut into. */
 size_t qb__cuda_attention_splits(const qb_cuda_attention_args *args)
 {

@@ -18,6 +18,9 @@ typedef struct qb_cuda_attention_args { /* device pointers; elements of `type` *
                                   graph); n_past is then the most it may be */
     size_t n_heads, n_kv_heads, head_dim; /* head_dim 1 to 256 */
     qb_softmax_kind softmax;
+    float gamma, zeta;  /* clipped */
+    const float *sink;  /* sink: (n_heads) f32 */
+    size_t free_prefix; /* as in kernels/attention.h */
     float scale;
     const void *q; /* token b * n_q + i, head h at q + token * q_stride + h * head_dim */
     size_t q_stride;

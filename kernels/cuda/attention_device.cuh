@@ -17,6 +17,9 @@ struct attention_params {
     int n_q, n_past, n_heads, group, head_dim;
     qb_softmax_kind kind;
     float scale;
+    float gamma, zeta; /* attention/f32 alone */
+    const float *sink; /* likewise */
+    int free_prefix;   /* likewise */
 
     __device__ int past() const
     {
@@ -33,6 +36,7 @@ static inline attention_params attention_params_of(const qb_cuda_attention_args 
     p.n_past_dev = a->n_past_dev, p.n_past = (int)a->n_past, p.n_q = (int)a->n_q;
     p.n_heads = (int)a->n_heads, p.group = (int)(a->n_heads / a->n_kv_heads);
     p.head_dim = (int)a->head_dim, p.kind = a->softmax, p.scale = a->scale;
+    p.gamma = a->gamma, p.zeta = a->zeta, p.sink = a->sink, p.free_prefix = (int)a->free_prefix;
     return p;
 }
 

@@ -4,7 +4,9 @@
  * their exponentials against a running maximum, products with the values. A thread holds 4 x 4
  * scores and 4 x (dim / 16) outputs. The sums of a tile are made apart and then added to the
  * running ones, so that the error grows with the number of tiles and not of keys. bf16 is widened
- * on the way in: the last resort of layouts that the other rows refuse. */
+ * on the way in: the last resort of layouts that the other rows refuse, and the one row for sink
+ * logits, free prefixes and a clipped softmax, which goes over the keys twice: for the maximum and
+ * the sum, then for the weights. */
 #include "kernels/cuda/attention_device.cuh"
 
 namespace
@@ -106,6 +108,26 @@ __device__ float softmax_row(float (&s)[4], int tx, int last, float scale, qb_so
     return rescale;
 }
 
+/* A sink logit is one key more, whose value is 0; clipping starts as softmax does. */
+__device__ void start_uncommon_row(const attention_params &a, int head, float *max, float *sum)
+{
+    if (a.kind == QB_SOFTMAX_CLIPPED) *max = -CUDART_INF_F;
+    if (a.kind != QB_SOFTMAX_SINK) return;
+    *max = a.sink[head];
+    *sum = *max == -CUDART_INF_F ? 0 : 1;
+}
+
+/* Scores become clipped weights, the maximum and (zeta - gamma) / sum of the row being known. */
+__device__ void clip_row(float (&s)[4], int tx, int last, const attention_params &a, float max,
+                         float factor)
+{
+    const float shift = max == -CUDART_INF_F ? 0 : max;
+    for (int c = 0; c < 4; c++) {
+        const float p = fmaf(expf(s[c] * a.scale - shift), factor, a.gamma);
+        s[c] = tx + 16 * c > last || p < 0 ? 0 : p > 1 ? 1 : p;
+    }
+}
+
 /* s += q . k over one chunk of the dimensions. */
 template <int CHUNK>
 __device__ void add_scores(float (&s)[4][4], const float *q, const float *k, int q_stride, int n)
@@ -146,8 +168,9 @@ __device__ void add_values(float (&out)[4][N], int at, const float (&rescale)[4]
             out[r][at + i] = fmaf(out[r][at + i], rescale[r], tile[r][i]);
 }
 
-template <typename T, int DIM>
-__global__ void __launch_bounds__(THREADS, DIM > 128 ? 1 : 2)
+/* UNCOMMON: with what only this row has, which costs registers. */
+template <typename T, int DIM, bool UNCOMMON>
+__global__ void __launch_bounds__(THREADS, DIM > 128 || UNCOMMON ? 1 : 2)
     attention(const attention_params a, bool wide)
 {
     constexpr int CHUNK = CHUNK_OF<DIM>, LD = CHUNK + 4;
@@ -156,7 +179,10 @@ __global__ void __launch_bounds__(THREADS, DIM > 128 ? 1 : 2)
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     const int first = ((int)gridDim.x - 1 - (int)blockIdx.x) * TILE; /* the longest rows first */
     const int h = blockIdx.y, past = a.past(), n_rows = min(TILE, a.n_q - first);
-    const int n_keys = past + first + n_rows; /* of the last row */
+    const bool clipped = UNCOMMON && a.kind == QB_SOFTMAX_CLIPPED;
+    const int prefix = UNCOMMON ? min(a.free_prefix, past + a.n_q) : 0; /* keys that all see */
+    const int n_keys = UNCOMMON ? ::max(past + first + n_rows, prefix)  /* of the last row */
+                                : past + first + n_rows;
     const size_t token = (size_t)blockIdx.z * a.n_q + first;
     const size_t kv = blockIdx.z * a.kv_batch_stride + (size_t)(h / a.group) * a.head_dim;
     const T *k = (const T *)a.k + kv, *v = (const T *)a.v + kv;
@@ -164,9 +190,17 @@ __global__ void __launch_bounds__(THREADS, DIM > 128 ? 1 : 2)
     load<DIM>(q_tile, (const T *)a.q + token * a.q_stride + (size_t)h * a.head_dim, a.q_stride,
               n_rows, a.head_dim, wide);
     float max[4], sum[4], out[4][DIM / 16] = {};
-    for (int r = 0; r < 4; r++) attention_row_start(a.kind, &max[r], &sum[r]);
+    for (int r = 0; r < 4; r++) {
+        attention_row_start(a.kind, &max[r], &sum[r]);
+        if (UNCOMMON) start_uncommon_row(a, h, &max[r], &sum[r]);
+    }
 
-    for (int j = 0; j < n_keys; j += TILE) {
+    /* A clipped softmax sees the tiles twice; the first time, from begin to 0, without values. */
+    const int begin = clipped ? -((n_keys + TILE - 1) / TILE * TILE) : 0;
+    for (int at = begin; at < n_keys; at += TILE) {
+        const int j = UNCOMMON && at < 0 ? at - begin : at;
+        if (clipped && at == 0)
+            for (int r = 0; r < 4; r++) sum[r] = sum[r] > 0 ? (a.zeta - a.gamma) / sum[r] : 0;
         float s[4][4] = {}, rescale[4];
         for (int d = 0; d < a.head_dim; d += CHUNK) {
             if (d) __syncthreads();
@@ -178,12 +212,16 @@ __global__ void __launch_bounds__(THREADS, DIM > 128 ? 1 : 2)
         }
         for (int r = 0; r < 4; r++) {
             int last = past + first + 4 * ty + r - j;
-            rescale[r] = softmax_row(s[r], tx, last, a.scale, a.kind, &max[r], &sum[r]);
+            if (UNCOMMON) last = ::max(last, prefix - 1 - j);
+            if (clipped && at >= 0)
+                clip_row(s[r], tx, last, a, max[r], sum[r]), rescale[r] = 1;
+            else
+                rescale[r] = softmax_row(s[r], tx, last, a.scale, a.kind, &max[r], &sum[r]);
             for (int c = 0; c < 4; c++) p_tile[(4 * ty + r) * P_STRIDE + tx + 16 * c] = s[r][c];
         }
 #pragma unroll
         for (int d = 0; d < DIM; d += CHUNK) {
-            if (d >= a.head_dim) break;
+            if (d >= a.head_dim || (UNCOMMON && at < 0)) break;
             __syncthreads(); /* what is in kv_tile is used up, p is there */
             load<CHUNK>(kv_tile, v + j * a.kv_stride + d, a.kv_stride, n_keys - j, a.head_dim - d,
                         wide);
@@ -195,7 +233,9 @@ __global__ void __launch_bounds__(THREADS, DIM > 128 ? 1 : 2)
     for (int r = 0; r < 4; r++) {
         int row = 4 * ty + r;
         if (row >= n_rows) break;
-        float divisor = attention_row_divisor(a.kind, sum[r], past + first + row + 1);
+        int sees = past + first + row + 1;
+        if (UNCOMMON) sees = ::max(sees, prefix);
+        float divisor = clipped ? 1 : attention_row_divisor(a.kind, sum[r], sees);
         T *to = (T *)a.out + (token + row) * a.out_stride + (size_t)h * a.head_dim;
         for (int i = 0; i < DIM / 16; i++) {
             int d = i / 4 * 64 + 4 * tx + i % 4;
@@ -204,25 +244,32 @@ __global__ void __launch_bounds__(THREADS, DIM > 128 ? 1 : 2)
     }
 }
 
-template <typename T, int DIM>
+template <typename T, int DIM, bool UNCOMMON>
 qb_status launch(const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
     constexpr int bytes = SMEM_BYTES<DIM>;
-    QB_CUDA_TRY(cudaFuncSetAttribute(attention<T, DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     bytes));
+    QB_CUDA_TRY(cudaFuncSetAttribute(attention<T, DIM, UNCOMMON>,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     bool wide = args->type == QB_CUDA_F32 && !qb__cuda_attention_misaligned(args);
     dim3 grid((unsigned)((args->n_q + TILE - 1) / TILE), (unsigned)args->n_heads,
               (unsigned)args->batch);
-    attention<T, DIM><<<grid, THREADS, bytes, stream>>>(attention_params_of(args), wide);
+    attention<T, DIM, UNCOMMON><<<grid, THREADS, bytes, stream>>>(attention_params_of(args), wide);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
 
+template <typename T, int DIM>
+qb_status launch_kind(const qb_cuda_attention_args *args, qb_cuda_stream stream)
+{
+    if (qb__cuda_attention_uncommon(args)) return launch<T, DIM, true>(args, stream);
+    return launch<T, DIM, false>(args, stream);
+}
+
 template <typename T> qb_status run(const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
-    if (args->head_dim <= 64) return launch<T, 64>(args, stream);
-    if (args->head_dim <= 128) return launch<T, 128>(args, stream);
-    return launch<T, 256>(args, stream);
+    if (args->head_dim <= 64) return launch_kind<T, 64>(args, stream);
+    if (args->head_dim <= 128) return launch_kind<T, 128>(args, stream);
+    return launch_kind<T, 256>(args, stream);
 }
 
 } // namespace

@@ -25,6 +25,9 @@ QB__CUDA_ATTENTION_ROW(f32)
 size_t qb__cuda_attention_splits(const qb_cuda_attention_args *args);
 size_t qb__cuda_attention_blocks(void);
 
+/* Why a row that has the common arithmetic alone cannot be used, or NULL. */
+const char *qb__cuda_attention_uncommon(const qb_cuda_attention_args *args);
+
 /* Why 16-byte accesses to q, k, v and out cannot be used, or NULL. */
 const char *qb__cuda_attention_misaligned(const qb_cuda_attention_args *args);
 

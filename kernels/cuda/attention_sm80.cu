@@ -112,6 +112,7 @@ template <int DIM> qb_status launch(const qb_cuda_attention_args *args, qb_cuda_
 const char *qb__cuda_attention_refuse_sm80(const qb_cuda_attention_args *args)
 {
     if (args->type != QB_CUDA_BF16) return "type is not bf16";
+    if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->head_dim > 256) return "head_dim is over 256";
     if (!(args->scale > 0)) return "the scale is not positive";
     return qb__cuda_attention_misaligned(args);

@@ -477,6 +477,7 @@ template <class C> qb_status launch(const qb_cuda_attention_args *a, qb_cuda_str
 const char *qb__cuda_attention_refuse_sm90(const qb_cuda_attention_args *args)
 {
     if (args->type != QB_CUDA_BF16) return "type is not bf16";
+    if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->n_past_dev) return "the number of past tokens is on the device";
     if (args->head_dim > 256) return "head_dim is over 256";
     if (!(args->scale > 0)) return "the scale is not positive";

@@ -227,6 +227,7 @@ int parts_of(const qb_cuda_attention_args *args)
 const char *qb__cuda_attention_refuse_step(const qb_cuda_attention_args *args)
 {
     if (args->n_q != 1) return "more than one query a sequence";
+    if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->n_heads != args->n_kv_heads) return "heads share keys";
     if (args->type != QB_CUDA_BF16) return "type is not bf16";
     if (args->head_dim % 8) return "head_dim is no multiple of 8";

@@ -173,6 +173,7 @@ const char *qb__decode_refuse(const qb_cuda_decode_model *m)
 {
     if (m->max_batch > QB_CUDA_DECODE_MAX_BATCH) return "more than 16 sequences";
     if (m->head_dim % 8 || m->head_dim > 256) return "head_dim is not a multiple of 8 up to 256";
+    if (m->softmax > QB_SOFTMAX_RELU) return "the softmax is clipped or has sink logits";
     if (m->d_model > 8192) return "d_model is larger than 8192";
     if (m->n_kv_heads == 0 || m->n_heads % m->n_kv_heads) return "n_heads % n_kv_heads != 0";
     const char *why = refuse_linear(&m->head);

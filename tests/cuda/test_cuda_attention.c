@@ -22,6 +22,7 @@ typedef struct shape {
     qb_cuda_dtype type;
     bool fused;       /* q, k and v in one matrix, as a product leaves them */
     bool past_on_gpu; /* n_past_dev, with n_past larger than what it holds */
+    size_t free_prefix;
 } shape;
 
 typedef struct attention_case {
@@ -29,8 +30,10 @@ typedef struct attention_case {
     qb_attention_args cpu;
     qb_cuda_attention_args gpu;
     size_t in_elems, kv_elems, out_elems, k_at, v_at; /* kv_elems: of k or of v */
-    float *in, *want, *size; /* in: q, then k, then v; size: sum of p |v| for each output */
-    void *in_dev, *out_dev, *work_dev, *past_dev;
+    float *in, *want, *size; /* in: q, then k, then v; size: sum of p |v| for each output, p before
+                                it is clipped */
+    float *sink;             /* (n_heads) */
+    void *in_dev, *out_dev, *work_dev, *past_dev, *sink_dev;
     double max_v, max_score;
 } attention_case;
 
@@ -119,6 +122,7 @@ static void reference(attention_case *c)
     a->q = c->in, a->k = c->in + c->k_at, a->v = c->in + c->v_at, a->out = c->want;
     qb_attention_run(row, a, pool);
     a->v = abs_v, a->out = c->size;
+    if (c->s.softmax == QB_SOFTMAX_CLIPPED) a->softmax = QB_SOFTMAX;
     qb_attention_run(row, a, pool);
     free(abs_v);
     qb_free(a->scratch);
@@ -146,7 +150,13 @@ static attention_case case_create(shape s, uint64_t seed)
                                 .n_kv_heads = s.n_kv_heads,
                                 .head_dim = s.head_dim,
                                 .softmax = s.softmax,
+                                .gamma = -0.5f / (float)(s.n_past + s.n_q), /* both ends */
+                                .zeta = 4,
+                                .free_prefix = s.free_prefix,
                                 .scale = 1 / sqrtf((float)s.head_dim)};
+    c.cpu.sink = c.sink = malloc(s.n_heads * sizeof *c.sink);
+    assert_non_null(c.sink);
+    qb_rng_normal_f32(seed, QB_STREAM_TEST + 1, 0, s.n_heads, 3, c.sink);
     lay_out(&c);
     fill(&c, seed);
     reference(&c);
@@ -155,6 +165,7 @@ static attention_case case_create(shape s, uint64_t seed)
     c.in_dev = qb_gpu_upload(in, c.in_elems * elem);
     free(in);
     int32_t past = (int32_t)s.n_past;
+    c.sink_dev = qb_gpu_upload(c.sink, s.n_heads * sizeof *c.sink);
     if (s.past_on_gpu) c.past_dev = qb_gpu_upload(&past, sizeof past);
     char *base = c.in_dev;
     c.gpu = (qb_cuda_attention_args){.type = s.type,
@@ -166,6 +177,10 @@ static attention_case case_create(shape s, uint64_t seed)
                                      .n_kv_heads = s.n_kv_heads,
                                      .head_dim = s.head_dim,
                                      .softmax = s.softmax,
+                                     .gamma = c.cpu.gamma,
+                                     .zeta = c.cpu.zeta,
+                                     .sink = c.sink_dev,
+                                     .free_prefix = s.free_prefix,
                                      .scale = c.cpu.scale,
                                      .q = base,
                                      .q_stride = c.cpu.q_stride,
@@ -184,6 +199,8 @@ static void case_destroy(attention_case *c)
     qb_gpu_free(c->in_dev);
     qb_gpu_free(c->work_dev);
     qb_gpu_free(c->past_dev);
+    qb_gpu_free(c->sink_dev);
+    free(c->sink);
     free(c->in);
     free(c->want);
     free(c->size);
@@ -192,15 +209,18 @@ static void case_destroy(attention_case *c)
 /* A score errs by E = (D + 2) u max|q| max|k| scale, and so, relatively, does a weight; the two
  * enter once more by the sum. Sums over n keys add (64 + 3 n / 64 + 16) u. In bf16 the weights and
  * the result are rounded, 2^-8 each, and the tensor cores drop bits of a product's sum: 4 u for u.
- * ReLU's weights err by E absolutely. */
+ * ReLU's weights err by E absolutely, clipped ones by zeta - gamma times what they were. */
 static double bound(const attention_case *c, size_t i)
 {
     bool bf16 = c->s.type == QB_CUDA_BF16;
     double u = bf16 ? 4 * U : U, n = (double)(c->s.n_past + c->s.n_q);
     double score = (double)(c->s.head_dim + 2) * u * c->max_score + 4 * U;
     double spread = c->s.softmax == QB_SOFTMAX_RELU ? c->max_v : 2 * c->size[i];
-    return score * spread + ((80 + 3 * n / 64) * u + (bf16 ? 1.01 * 0x1p-7 : 0)) * c->size[i] +
-           1e-30;
+    double total =
+        score * spread + ((80 + 3 * n / 64) * u + (bf16 ? 1.01 * 0x1p-7 : 0)) * c->size[i] + 1e-30;
+    if (c->s.softmax != QB_SOFTMAX_CLIPPED) return total;
+    double slope = (double)c->cpu.zeta - c->cpu.gamma;
+    return slope * (total + U * c->max_v); /* n roundings of |gamma| / 2 n */
 }
 
 /* Largest error as a share of its bound; infinite where something was not or wrongly written. */
@@ -302,11 +322,13 @@ static void check(attention_case *c, const qb_cuda_attention_row *row, tally *t)
     t->share = fmax(t->share, share);
     if (share > 1 || !same) {
         t->n_wrong++;
-        printf("FAIL %s %s D %zu n_q %zu past %zu batch %zu heads %zu:%zu softmax %d%s%s: error "
+        printf("FAIL %s %s D %zu n_q %zu past %zu batch %zu heads %zu:%zu softmax %d%s%s prefix "
+               "%zu: error "
                "%.3g of the bound%s\n",
                row->info.name, s->type == QB_CUDA_F32 ? "f32" : "bf16", s->head_dim, s->n_q,
                s->n_past, s->batch, s->n_heads, s->n_kv_heads, s->softmax, s->fused ? " fused" : "",
-               s->past_on_gpu ? " past on the GPU" : "", share, same ? "" : ", two runs differ");
+               s->past_on_gpu ? " past on the GPU" : "", s->free_prefix, share,
+               same ? "" : ", two runs differ");
     }
     free(once);
     free(again);
@@ -339,6 +361,20 @@ static shape draw_shape(uint32_t draw, size_t n_q, size_t head_dim, qb_cuda_dtyp
     if (n_q == 1 && x >> 14 & 1 && !qb_test_is_small()) s.n_past = 1000 + (x >> 20) % 1000;
     s.fused = s.n_past == 0 && !s.past_on_gpu && x >> 13 & 1;
     return s;
+}
+
+static void tell(const tally *tallies, qb_cuda_dtype type)
+{
+    size_t n_wrong = 0;
+    for (size_t r = 0; qb_cuda_attention_kernels[r].info.name; r++) {
+        const tally *t = &tallies[r];
+        n_wrong += t->n_wrong;
+        printf("%-20s %s: %zu run, %zu refused, %zu wrong; error at most %.2f of the bound, %.2g "
+               "of the largest |v|\n",
+               qb_cuda_attention_kernels[r].info.name, type == QB_CUDA_F32 ? "f32" : "bf16", t->n,
+               t->n_refused, t->n_wrong, t->share, t->error);
+    }
+    assert_int_equal(n_wrong, 0);
 }
 
 /* Rows x head sizes x lengths. */
@@ -377,16 +413,7 @@ static void sweep(qb_cuda_dtype type)
                                 .type = type},
                         i, tallies);
     }
-    size_t n_wrong = 0;
-    for (size_t r = 0; qb_cuda_attention_kernels[r].info.name; r++) {
-        const tally *t = &tallies[r];
-        n_wrong += t->n_wrong;
-        printf("%-20s %s: %zu run, %zu refused, %zu wrong; error at most %.2f of the bound, %.2g "
-               "of the largest |v|\n",
-               qb_cuda_attention_kernels[r].info.name, type == QB_CUDA_F32 ? "f32" : "bf16", t->n,
-               t->n_refused, t->n_wrong, t->share, t->error);
-    }
-    assert_int_equal(n_wrong, 0);
+    tell(tallies, type);
 }
 
 static void f32_equals_the_reference(void **state)
@@ -401,6 +428,37 @@ static void bf16_equals_the_reference(void **state)
     (void)state;
     QB_NEEDS_GPU();
     sweep(QB_CUDA_BF16);
+}
+
+/* Every kind of softmax with free prefixes that end before, within and after the queries, and the
+ * kinds that few models have without one. */
+static void uncommon_kinds(qb_cuda_dtype type)
+{
+    static const size_t dims[] = {64, 5, 128, 80, 256}, n_qs[] = {17, 100, 1, 257},
+                        prefixes[] = {0, 3, 70, 1000, 1};
+    tally tallies[16] = {0};
+    uint32_t draw = 0;
+    for (int kind = 0; kind < QB_SOFTMAX_COUNT; kind++)
+        for (size_t p = kind <= QB_SOFTMAX_RELU; p < QB_COUNT(prefixes); p++)
+            for (size_t i = 0; i < (qb_test_is_small() ? 2 : 6); i++, draw++) {
+                shape s = draw_shape(draw, n_qs[draw % 4], dims[draw % 5], type);
+                s.softmax = (qb_softmax_kind)kind;
+                s.free_prefix = prefixes[p];
+                check_shape(s, draw, tallies);
+            }
+    tell(tallies, type);
+    bool plain_ran = false; /* one row at least takes them all */
+    for (size_t r = 0; qb_cuda_attention_kernels[r].info.name; r++)
+        plain_ran |= tallies[r].n == draw;
+    assert_true(plain_ran);
+}
+
+static void uncommon_kinds_equal_the_reference(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    uncommon_kinds(QB_CUDA_F32);
+    uncommon_kinds(QB_CUDA_BF16);
 }
 
 /* Every (type, head size) has a row, and no tokens are no work. */
@@ -451,6 +509,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32_equals_the_reference),
         cmocka_unit_test(bf16_equals_the_reference),
+        cmocka_unit_test(uncommon_kinds_equal_the_reference),
         cmocka_unit_test(some_row_takes_any_head),
     };
     return cmocka_run_group_tests(tests, pool_create, pool_destroy);

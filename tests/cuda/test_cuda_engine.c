@@ -67,7 +67,6 @@ static float *run(const rig *r, qb_backbone *backbone, const qb_scheme *scheme, 
 
 static void check_full(const qb_config *config, const char *what)
 {
-    if (config->softmax > QB_SOFTMAX_RELU || config->attn_gate || config->free_prefix) return;
     rig r = rig_create(config);
     double *want = malloc(r.n_logits * sizeof *want), top = 0;
     qb_test_forward(r.model, r.tokens, BATCH, TOKENS, want);
@@ -115,8 +114,9 @@ static void schemes_equal_the_cpu(void **state)
 {
     (void)state;
     QB_NEEDS_GPU();
-    for (int arch = 0; arch < 2; arch++) {
-        qb_config config = qb_test_tiny_config(arch ? "llama" : "gpt2");
+    for (int arch = 0; arch < 3; arch++) {
+        qb_config config = qb_test_tiny_config(arch == 1 ? "llama" : "gpt2");
+        config.attn_gate = arch == 2; /* from the norm's output before it is quantised */
         rig r = rig_create(&config);
         float *full = run(&r, r.cpu, qb_scheme_find("full"), false, false);
         for (const qb_scheme *s = qb_schemes; s->name; s++)
@@ -191,8 +191,14 @@ static void decode_continues_prefill(void **state)
     } cases[] = {{"full-f32", false, 1e-5},   {"full", false, 3e-2},
                  {"fine", false, 5e-2},       {"fine", true, 1e-2},
                  {"zeropoint4", false, 3e-2}, {"zeropoint4-in", false, 3e-2}};
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < 8; kind++) {
         qb_config config = qb_test_tiny_config(kind & 1 ? "llama" : "gpt2");
+        if (kind & 4) { /* what the persistent kernel refuses, or the engine for it */
+            config.softmax = kind & 1 ? QB_SOFTMAX_SINK : QB_SOFTMAX_CLIPPED;
+            config.softmax_zeta = 1.2;
+            config.attn_gate = kind & 2;
+            config.free_prefix = 5; /* inside the prompt */
+        }
         if (kind & 2) { /* a head size that the persistent kernel takes */
             config.head_dim = 16;
             config.d_model = config.n_heads * config.head_dim;
