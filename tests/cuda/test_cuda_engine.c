@@ -179,7 +179,8 @@ static double decode_gap(const rig *r, const char *name, bool fake, size_t batch
 }
 
 /* Prefill of 9 tokens and 8 decode steps give the logits of the prefill of 17. Per-tensor scales
- * span a call, so this holds for schemes with none. */
+ * span a call, so this holds for schemes with none. Sums in another order move a code to the other
+ * side of a rounding boundary now and then, in the twin too: about 0.01 of the largest logit. */
 static void decode_continues_prefill(void **state)
 {
     (void)state;
@@ -189,7 +190,7 @@ static void decode_continues_prefill(void **state)
         bool fake;
         double bound;
     } cases[] = {{"full-f32", false, 1e-5},   {"full", false, 3e-2},
-                 {"fine", false, 5e-2},       {"fine", true, 1e-2},
+                 {"fine", false, 5e-2},       {"fine", true, 3e-2},
                  {"zeropoint4", false, 3e-2}, {"zeropoint4-in", false, 3e-2}};
     for (int kind = 0; kind < 8; kind++) {
         qb_config config = qb_test_tiny_config(kind & 1 ? "llama" : "gpt2");
