@@ -1,11 +1,10 @@
 /* kernels/cuda/decode.c - the host side of the persistent decode kernel, and the table.
  *
  * create() flattens the model and allocates the scratch; step() is one launch. */
-#include "kernels/cuda/decode_internal.h"
+#include "kernels/cuda/decode_chain.h"
 
 #include "core/memory.h"
 
-#include <math.h>
 #include <string.h>
 
 enum { ROWS = QB_CUDA_DECODE_MAX_BATCH, N_COUNTERS = 96 };
@@ -18,23 +17,6 @@ struct qb_cuda_decode {
     void *scratch_dev;
     size_t max_batch, bytes;
 };
-
-static void set_shape(const qb_cuda_decode_model *m, qb__decode_params *p)
-{
-    p->n_layers = (uint32_t)m->n_layers, p->d_model = (uint32_t)m->d_model;
-    p->n_heads = (uint32_t)m->n_heads, p->n_kv_heads = (uint32_t)m->n_kv_heads;
-    p->head_dim = (uint32_t)m->head_dim, p->d_ff = (uint32_t)m->d_ff;
-    p->vocab = (uint32_t)m->vocab, p->context = (uint32_t)m->context;
-    p->norm = m->norm, p->act = m->act, p->softmax = m->softmax;
-    p->inverse_d = 1.0f / (float)m->d_model;
-    p->eps = m->norm_eps, p->scale = 1.0f / sqrtf((float)m->head_dim);
-    p->tok_embd = m->tok_embd, p->pos_embd = m->pos_embd;
-    p->table_stride = (uint32_t)m->table_stride;
-    p->cosine = m->cosine, p->sine = m->sine;
-    p->qkv_stride = (uint32_t)qb_cuda_stride((m->n_heads + 2 * m->n_kv_heads) * m->head_dim);
-    p->o_stride = (uint32_t)qb_cuda_stride(m->d_model);
-    p->up_stride = (uint32_t)qb_cuda_stride(m->d_ff * (m->act == QB_ACT_SWIGLU ? 2 : 1));
-}
 
 static void flatten_layers(const qb_cuda_decode_model *m, qb_cuda_decode *d)
 {
@@ -112,7 +94,7 @@ static void destroy(qb_cuda_decode *d)
 static qb_status prepare(const qb_cuda_decode_model *m, qb_cuda_decode *d)
 {
     QB_TRY(qb__decode_limits_sm90(&d->limits));
-    set_shape(m, &d->params);
+    qb__decode_set_shape(m, &d->params);
     const size_t n = m->n_layers + 1; /* and the head */
     QB_TRY(QB_NEW_ZERO(&d->layers, n, "layers of the decode kernel"));
     flatten_layers(m, d);
@@ -162,11 +144,19 @@ static qb_status step(qb_cuda_decode *d, size_t batch, const int32_t *tokens_dev
 }
 
 const qb_cuda_decode_row qb_cuda_decode_kernels[] = {
+    {{"decode/chain_sm90", "cuda", QB_CUDA_SM90A},
+     1,
+     qb__chain_refuse,
+     qb__chain_create,
+     qb__chain_destroy,
+     qb__chain_scratch_bytes,
+     qb__chain_step},
     {{"decode/sm90", "cuda", QB_CUDA_SM90A},
+     QB_CUDA_DECODE_MAX_BATCH,
      qb__decode_refuse,
      create,
      destroy,
      scratch_bytes,
      step},
-    {{0}, 0, 0, 0, 0, 0},
+    {{0}, 0, 0, 0, 0, 0, 0},
 };

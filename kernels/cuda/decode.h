@@ -1,12 +1,12 @@
-/* kernels/cuda/decode.h - one token a sequence through the whole model in one persistent kernel.
+/* kernels/cuda/decode.h - one token a sequence through the whole model.
  *
  * Decoding reads every weight once a token, so the limit is the copy bandwidth; launches and the
- * waits between the phases of a layer are what keeps one from it. One cooperative kernel runs all
- * layers: weights do not depend on activations, so they stream through shared memory ahead of the
- * grid-wide barriers between phases. The arithmetic is that of the prefill rows: the same codes and
- * integer sums; float sums may differ in order.
+ * waits between the phases of a layer are what keeps one from it. Weights do not depend on
+ * activations, so that they are on their way to shared memory before a phase's input is there. The
+ * arithmetic is that of the prefill rows: the same codes and integer sums; float sums may differ in
+ * order.
  *
- * Rows: kernels that take a whole model. infer/ captures the call in a CUDA graph. */
+ * Rows: kernels, or graphs of them, that take a whole model, best first. */
 #ifndef QB_KERNELS_CUDA_DECODE_H
 #define QB_KERNELS_CUDA_DECODE_H
 
@@ -44,6 +44,7 @@ typedef struct qb_cuda_decode qb_cuda_decode;
 
 typedef struct qb_cuda_decode_row {
     qb_kernel_info info;
+    size_t max_batch;                                         /* most sequences; more are refused */
     const char *(*refuse)(const qb_cuda_decode_model *model); /* NULL = takes it */
     /* Copies the description, allocates its scratch; the arrays on the device stay borrowed. */
     qb_status (*create)(const qb_cuda_decode_model *model, qb_cuda_decode **out);
@@ -52,7 +53,8 @@ typedef struct qb_cuda_decode_row {
     /* Queues one step. tokens_dev (batch) ids; position_dev: one word, the position of the new
      * tokens (= tokens in the cache before); the caller advances it. Writes k and v of the new
      * tokens to the caches, the final hidden states to hidden_dev (batch, d_model) f32 and the
-     * logits to logits_dev (batch, logits_stride) f32. Can be captured; never waits. */
+     * logits to logits_dev (batch, logits_stride) f32. Never waits, but for the first call with
+     * other pointers than the one before. */
     qb_status (*step)(qb_cuda_decode *decode, size_t batch, const int32_t *tokens_dev,
                       const int32_t *position_dev, float *hidden_dev, float *logits_dev,
                       size_t logits_stride, qb_cuda_stream stream);

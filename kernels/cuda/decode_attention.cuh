@@ -73,18 +73,22 @@ __device__ __forceinline__ float dot8(const float a[8], const uint4 &b)
     return sum;
 }
 
-/* Adds N keys; `there` is false for keys past the end. All lanes of a warp take part. */
+/* Adds N keys; `there` is false for keys past the end. All lanes of a warp take part; only the
+ * first n_some have keys in any of the block's lanes. */
 template <int N>
-__device__ __forceinline__ void add_keys(const qb__decode_params &p, partial &r, const float q[8],
-                                         const uint4 (&k)[N], const uint4 (&v)[N],
-                                         const bool (&there)[N], int lanes_a_key, int n_keys)
+__device__ __forceinline__ void
+add_keys(const qb__decode_params &p, partial &r, const float q[8], const uint4 (&k)[N],
+         const uint4 (&v)[N], const bool (&there)[N], int n_some, int lanes_a_key, int n_keys)
 {
     float s[N], most = r.most;
 #pragma unroll
-    for (int i = 0; i < N; i++) s[i] = dot8(q, k[i]);
-    for (int step = lanes_a_key / 2; step > 0; step /= 2)
-#pragma unroll
-        for (int i = 0; i < N; i++) s[i] += __shfl_xor_sync(0xffffffffu, s[i], step);
+    for (int i = 0; i < N; i++) {
+        s[i] = 0.0f;
+        if (i >= n_some) continue;
+        s[i] = dot8(q, k[i]);
+        for (int step = lanes_a_key / 2; step > 0; step /= 2)
+            s[i] += __shfl_xor_sync(0xffffffffu, s[i], step);
+    }
     const bool relu = p.softmax == QB_SOFTMAX_RELU;
 #pragma unroll
     for (int i = 0; i < N; i++)
@@ -97,6 +101,7 @@ __device__ __forceinline__ void add_keys(const qb__decode_params &p, partial &r,
 #pragma unroll
     for (int i = 0; i < N; i++) {
         float f = 0.0f, x[8];
+        if (i >= n_some) continue;
         if (there[i])
             f = relu ? fmaxf(s[i], 0.0f) * reciprocal((float)n_keys) : exp2_fast(s[i] - most);
         r.sum += f;
@@ -155,6 +160,12 @@ __device__ __forceinline__ void merge_warps(context &c, const unit &u)
     p.att[at * d_head + c.tid] = y;
 }
 
+/* Of q: base 2 for the exponentials; ReLU takes the scores as they are. */
+__device__ __forceinline__ float attention_scale(const qb__decode_params &p)
+{
+    return p.softmax == QB_SOFTMAX_RELU ? p.scale : p.scale * 1.44269504088896341f;
+}
+
 /* q, scaled, and the new token's k and v to shared memory; the block that has the last keys of one
  * of the heads that share them keeps k and v in the cache. */
 __device__ __forceinline__ void load_head(context &c, const qb__decode_layer &layer,
@@ -164,8 +175,7 @@ __device__ __forceinline__ void load_head(context &c, const qb__decode_layer &la
     const int d_head = (int)p.head_dim, group = divide(u.head, p.by_repeat);
     const float *row = p.qkv + (size_t)u.sequence * p.qkv_stride;
     const bool last = u.first <= position && position < u.end;
-    /* base 2 for the exponentials; ReLU takes the scores as they are */
-    const float scale = p.softmax == QB_SOFTMAX_RELU ? p.scale : p.scale * 1.44269504088896341f;
+    const float scale = attention_scale(p);
     for (int i = c.tid; i < (last ? 3 : 1) * d_head; i += N_CONSUMERS) {
         const int which = (i >= d_head) + (i >= 2 * d_head), d = i - which * d_head;
         int column = u.head * d_head;
@@ -223,15 +233,15 @@ __device__ __forceinline__ void load_keys(const context &c, const qb__decode_lay
     }
 }
 
-__device__ __forceinline__ void attend(context &c, const qb__decode_layer &layer,
-                                       const requantizer &finish, const unit &u, some_keys &x)
+/* The head is in shared memory; leaves the warps' parts there. */
+__device__ __forceinline__ void attend(context &c, const qb__decode_layer &layer, const unit &u,
+                                       some_keys &x)
 {
     const qb__decode_params &p = c.p;
     const int d_head = (int)p.head_dim;
     const lane_place a = place_of(c);
     const int d = a.d, lanes = a.lanes;
     const bool active = a.active;
-    load_head(c, layer, finish, u, c.position);
     float q[8] = {};
     partial r = {p.softmax == QB_SOFTMAX_RELU ? 0.0f : -INFINITY, 0.0f, {}};
 #pragma unroll
@@ -239,15 +249,17 @@ __device__ __forceinline__ void attend(context &c, const qb__decode_layer &layer
         if (active) q[e] = c.h->q[d + e];
     for (int at = u.first; at < u.end; at += N_KEYS * a.step) {
         bool there[N_KEYS];
+        int n_some = 0;
         if (at > u.first) load_keys(c, layer, u, a, at, x);
 #pragma unroll
         for (int i = 0; i < N_KEYS; i++) {
             const int key = at + i * a.step + a.key;
             there[i] = key < u.end;
-            if (key != c.position || !active) continue;
+            n_some += at + i * a.step < u.end;
+            if (key != c.position || !there[i] || !active) continue; /* else it is not there */
             x.k[i] = *(const uint4 *)(c.h->new_k + d), x.v[i] = *(const uint4 *)(c.h->new_v + d);
         }
-        add_keys(p, r, q, x.k, x.v, there, lanes, c.position + 1);
+        add_keys(p, r, q, x.k, x.v, there, n_some, lanes, c.position + 1);
     }
     merge_lanes(p, r, lanes);
     float *acc = partial_sums(c.smem), *most = acc + N_WARPS * 256, *sum = most + N_WARPS;
@@ -256,8 +268,6 @@ __device__ __forceinline__ void attend(context &c, const qb__decode_layer &layer
         for (int e = 0; e < 8; e++) acc[c.warp * d_head + d + e] = r.acc[e];
     }
     if (c.lane == 0) most[c.warp] = r.most, sum[c.warp] = r.sum;
-    consumers_sync();
-    merge_warps(c, u);
     consumers_sync();
 }
 
@@ -281,7 +291,10 @@ __device__ __forceinline__ void attention(context &c, const qb__decode_layer &la
     for (int i = (int)blockIdx.x; i < n; i += (int)p.n_blocks) {
         const unit u = unit_of(p, i, c.position + 1);
         if (i != (int)blockIdx.x) load_keys(c, layer, u, place_of(c), u.first, ahead);
-        attend(c, layer, finish, u, ahead);
+        load_head(c, layer, finish, u, c.position);
+        attend(c, layer, u, ahead);
+        merge_warps(c, u);
+        consumers_sync();
     }
 }
 

@@ -104,9 +104,13 @@ typedef struct qb__decode_limits {
 
 /* NULL = the persistent kernel takes it. */
 const char *qb__decode_refuse(const qb_cuda_decode_model *model);
+/* What params take from the model alone. */
+void qb__decode_set_shape(const qb_cuda_decode_model *model, qb__decode_params *params);
 /* Flattens one layer; slots and rotation follow each other through *n_slots and *rotate. */
 void qb__decode_flatten(const qb_cuda_linear *in, const qb__decode_limits *limits,
                         uint32_t *n_slots, uint32_t *rotate, qb__decode_linear *out);
+/* How attention is shared out: n_splits, and the divisors that follow from the model. */
+void qb__decode_split(qb__decode_params *params, const qb__decode_limits *limits, uint32_t batch);
 /* The parts of params that depend on the batch; layers as in params. QB_ERR_UNSUPPORTED: shared
  * memory is too small. */
 qb_status qb__decode_plan(qb__decode_params *params, const qb__decode_layer *layers,

@@ -265,6 +265,9 @@ __device__ __forceinline__ float scale_of_bits(uint32_t max_bits)
 struct requantizer {
     int n, end0, end1;
     float scale[3];
+    __device__ requantizer()
+    {
+    }
     __device__ requantizer(const qb__decode_params &p, const qb__decode_linear &l)
     {
         n = l.requant == QB_CUDA_REQUANT_NONE ? 0 : l.seg_n;

@@ -6,6 +6,7 @@
  * staged input of all sequences, or as much of it as fits (the product then runs in passes). */
 #include "kernels/cuda/decode_internal.h"
 
+#include <math.h>
 #include <string.h>
 
 /* A group of warps may be up to 6 chunks ahead of another (decode_gemm.cuh). */
@@ -27,6 +28,23 @@ static const char *refuse_linear(const qb_cuda_linear *l)
     if (l->kind == QB_CUDA_LINEAR_U4 && l->u4.n_groups > 1 && l->u4.group % 64)
         return "groups that are not a multiple of 64";
     return NULL;
+}
+
+void qb__decode_set_shape(const qb_cuda_decode_model *m, qb__decode_params *p)
+{
+    p->n_layers = (uint32_t)m->n_layers, p->d_model = (uint32_t)m->d_model;
+    p->n_heads = (uint32_t)m->n_heads, p->n_kv_heads = (uint32_t)m->n_kv_heads;
+    p->head_dim = (uint32_t)m->head_dim, p->d_ff = (uint32_t)m->d_ff;
+    p->vocab = (uint32_t)m->vocab, p->context = (uint32_t)m->context;
+    p->norm = m->norm, p->act = m->act, p->softmax = m->softmax;
+    p->inverse_d = 1.0f / (float)m->d_model;
+    p->eps = m->norm_eps, p->scale = 1.0f / sqrtf((float)m->head_dim);
+    p->tok_embd = m->tok_embd, p->pos_embd = m->pos_embd;
+    p->table_stride = (uint32_t)m->table_stride;
+    p->cosine = m->cosine, p->sine = m->sine;
+    p->qkv_stride = (uint32_t)qb_cuda_stride((m->n_heads + 2 * m->n_kv_heads) * m->head_dim);
+    p->o_stride = (uint32_t)qb_cuda_stride(m->d_model);
+    p->up_stride = (uint32_t)qb_cuda_stride(m->d_ff * (m->act == QB_ACT_SWIGLU ? 2 : 1));
 }
 
 void qb__decode_flatten(const qb_cuda_linear *in, const qb__decode_limits *limits,
@@ -99,8 +117,21 @@ static void set_divisors(qb__decode_params *p)
     while ((8u << p->lanes_shift) < p->head_dim) p->lanes_shift++;
     p->by_splits = divisor_of(p->n_splits), p->by_heads = divisor_of(p->n_heads);
     p->by_head_dim = divisor_of(p->head_dim), p->by_repeat = divisor_of(p->repeat);
-    p->by_stages = divisor_of(p->n_stages);
     p->by_lines = divisor_of((p->head_dim * 2 + 127) / 128 * 2);
+}
+
+void qb__decode_split(qb__decode_params *p, const qb__decode_limits *limits, uint32_t batch)
+{
+    p->batch = batch;
+    p->n_blocks = limits->n_blocks;
+    uint32_t splits = limits->splits;
+    if (!splits) {
+        splits = limits->n_blocks / (batch * p->n_heads);
+        if (splits < 1) splits = 1;
+        if (splits > QB__DECODE_MAX_SPLITS) splits = QB__DECODE_MAX_SPLITS;
+    }
+    p->n_splits = splits;
+    set_divisors(p);
 }
 
 /* The parts of params that depend on the batch; false if shared memory is too small. */
@@ -108,12 +139,7 @@ static bool cut_memory(qb__decode_params *p, const widest *widths, const qb__dec
                        uint32_t batch)
 {
     const widest w = *widths;
-    p->batch = batch;
-    p->n_blocks = limits->n_blocks;
-    uint32_t splits = limits->splits;
-    if (!splits) splits = limits->n_blocks / (batch * p->n_heads);
-    if (splits < 1) splits = 1;
-    p->n_splits = splits > QB__DECODE_MAX_SPLITS ? QB__DECODE_MAX_SPLITS : splits;
+    qb__decode_split(p, limits, batch);
     p->row_pitch = padded(w.row_chunk);
     p->stage_bytes = p->row_pitch * QB__DECODE_TILE;
     if (w.u4_chunk > p->stage_bytes || w.row_chunk == 0) p->stage_bytes = w.u4_chunk;
@@ -130,7 +156,7 @@ static bool cut_memory(qb__decode_params *p, const widest *widths, const qb__dec
     p->n_stages = (limits->smem_bytes - p->ring_off) / p->stage_bytes;
     if (p->n_stages > QB__DECODE_MAX_STAGES) p->n_stages = QB__DECODE_MAX_STAGES;
     p->smem_bytes = p->ring_off + p->n_stages * p->stage_bytes;
-    set_divisors(p);
+    p->by_stages = divisor_of(p->n_stages);
     return true;
 }
 

@@ -1,4 +1,4 @@
-/* tests/cuda/test_cuda_decode.c - the persistent decode kernel against a plain model in double.
+/* tests/cuda/test_cuda_decode.c - the rows that decode a token against a plain model in double.
  *
  * Tiny models of odd sizes, every scheme, norm, activation, softmax kind, rotary or learned
  * positions, grouped heads, 1 to 16 sequences, some steps after a random past. The reference rounds
@@ -547,7 +547,7 @@ static void check(const shape *s, scheme_kind scheme, size_t batch, size_t past)
 {
     enum { STEPS = 3 };
     for (const qb_cuda_decode_row *row = qb_cuda_decode_kernels; row->info.name; row++) {
-        if (row->info.needs & ~qb_cuda_features(0)) continue;
+        if (qb_kernel_refusal(&row->info) || batch > row->max_batch) continue;
         model *m = make_model(s, scheme, batch, past);
         const char *why = row->refuse(&m->dev);
         if (why) fail_msg("%s refuses: %s", row->info.name, why);

@@ -2,7 +2,7 @@
  * shared memory: host arithmetic, tested without a GPU. */
 #include "support.h"
 
-#include "kernels/cuda/decode_internal.h"
+#include "kernels/cuda/decode_chain.h"
 
 #include <string.h>
 
@@ -102,11 +102,26 @@ static void too_wide_a_model_is_refused(void **state)
     assert_non_null(qb__decode_refuse(&x.m));
 }
 
+static void the_chain_takes_one_sequence(void **state)
+{
+    (void)state;
+    model x;
+    make_model(&x, QB_CUDA_LINEAR_S8, 768, 3072, 0, 1);
+    assert_null(qb__chain_refuse(&x.m));
+    x.m.vocab = (1 << 18) + 1;
+    assert_non_null(qb__chain_refuse(&x.m));
+    make_model(&x, QB_CUDA_LINEAR_S8, 768, 3072, 0, 2);
+    assert_non_null(qb__chain_refuse(&x.m));
+    make_model(&x, QB_CUDA_LINEAR_S8, 768, 8256, 0, 1);
+    assert_non_null(qb__chain_refuse(&x.m));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_shape_fits),
         cmocka_unit_test(too_wide_a_model_is_refused),
+        cmocka_unit_test(the_chain_takes_one_sequence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
