@@ -276,6 +276,7 @@ template <typename T> qb_status run(const qb_cuda_attention_args *args, qb_cuda_
 
 const char *qb__cuda_attention_refuse_f32(const qb_cuda_attention_args *args)
 {
+    if (args->lse) return "it does not give lse";
     if (args->type != QB_CUDA_F32 && args->type != QB_CUDA_BF16) return "type is not f32 or bf16";
     if (args->head_dim == 0 || args->head_dim > 256) return "head_dim is not 1 to 256";
     return NULL;

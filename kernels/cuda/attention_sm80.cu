@@ -111,6 +111,7 @@ template <int DIM> qb_status launch(const qb_cuda_attention_args *args, qb_cuda_
 
 const char *qb__cuda_attention_refuse_sm80(const qb_cuda_attention_args *args)
 {
+    if (args->lse) return "it does not give lse";
     if (args->type != QB_CUDA_BF16) return "type is not bf16";
     if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->head_dim > 256) return "head_dim is over 256";

@@ -39,6 +39,7 @@ struct sm90_params {
     int n_q, n_past, n_heads, group, n_tiles, n_pairs, n_items;
     qb_softmax_kind kind;
     float scale;
+    float *lse; /* (batch, head, query) or NULL */
 };
 
 /* ---- the order of work, the same for all warps of a block ---- */
@@ -94,34 +95,6 @@ template <class C> struct tile_at {
     }
 };
 
-/* ---- 4-dimensional boxes ---- */
-
-__device__ void load_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int d, int h, int token,
-                         int b)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
-                 "l"(map), "r"(bar), "r"(d), "r"(h), "r"(token), "r"(b)
-                 : "memory");
-}
-__device__ void store_box(const CUtensorMap *map, uint32_t from, int d, int h, int token, int b)
-{
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group "
-                 "[%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
-                 "r"(from), "r"(d), "r"(h), "r"(token), "r"(b)
-                 : "memory");
-}
-
-/* Position in a ring: slot and the parity of its round. */
-template <int STAGES> struct ring {
-    int slot = 0;
-    uint32_t parity = 0;
-    __device__ void step()
-    {
-        if (++slot == STAGES) slot = 0, parity ^= 1;
-    }
-};
-
 template <class C> struct barriers {
     uint32_t base;
     __device__ uint32_t q_full(int i) const
@@ -162,44 +135,47 @@ template <class C> __device__ void produce(const sm90_params &p, uint32_t smem, 
             qb_mbar_wait_block(bars.k_empty(at.slot), at.parity ^ 1);
             qb_mbar_expect(bars.k_full(at.slot), C::KV_BYTES);
             for (int i = 0; i < C::BLOCKS; i++)
-                load_box(smem + C::K_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.k,
-                         bars.k_full(at.slot), 64 * i, g, j * C::KEYS, b);
+                qb_tma_load_4d(smem + C::K_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.k,
+                               bars.k_full(at.slot), 64 * i, g, j * C::KEYS, b);
             if (j == 0) {
                 qb_mbar_wait_block(bars.q_empty(q_at.slot), q_at.parity ^ 1);
                 qb_mbar_expect(bars.q_full(q_at.slot), C::WGS * C::Q_BYTES);
                 for (int i = 0; i < C::WGS * C::BLOCKS; i++)
-                    load_box(smem + q_at.slot * C::WGS * C::Q_BYTES + i * ROWS * 128, &p.q,
-                             bars.q_full(q_at.slot), i % C::BLOCKS * 64, h,
-                             (now.tile * C::WGS + i / C::BLOCKS) * ROWS, b);
+                    qb_tma_load_4d(smem + q_at.slot * C::WGS * C::Q_BYTES + i * ROWS * 128, &p.q,
+                                   bars.q_full(q_at.slot), i % C::BLOCKS * 64, h,
+                                   (now.tile * C::WGS + i / C::BLOCKS) * ROWS, b);
                 q_at.step();
             }
             qb_mbar_wait_block(bars.v_empty(at.slot), at.parity ^ 1);
             qb_mbar_expect(bars.v_full(at.slot), C::KV_BYTES);
             for (int i = 0; i < C::BLOCKS; i++)
-                load_box(smem + C::V_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.v,
-                         bars.v_full(at.slot), 64 * i, g, j * C::KEYS, b);
+                qb_tma_load_4d(smem + C::V_AT + at.slot * C::KV_BYTES + i * C::KEYS * 128, &p.v,
+                               bars.v_full(at.slot), 64 * i, g, j * C::KEYS, b);
         }
 }
 
 /* ---- the warpgroups that multiply ---- */
 
 /* The warpgroup's 64 rows of a finished tile, through shared memory in the swizzle of the copy
- * engine's boxes. sums: of this thread's keys. */
+ * engine's boxes. run: of this thread's keys. */
 template <class C>
 __device__ __forceinline__ void store_out(const sm90_params &p, const float (&out)[C::DIM / 2],
-                                          const float (&sums)[2], uint32_t to, int wg,
+                                          const attention_running &run, uint32_t to, int wg,
                                           const tile_at<C> &of)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const int row = 16 * warp + lane % 16, token = (of.tile * C::WGS + wg) * ROWS;
     float factor[2];
     for (int r = 0; r < 2; r++) {
-        float sum = sums[r];
+        float sum = run.sum[r];
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        int n_keys = p.n_past + token + 16 * warp + lane / 4 + 8 * r + 1;
+        int query = token + 16 * warp + lane / 4 + 8 * r, n_keys = p.n_past + query + 1;
         float divisor = attention_row_divisor(p.kind, sum, n_keys);
         factor[r] = divisor > 0 ? (p.kind == QB_SOFTMAX_RELU ? p.scale : 1) / divisor : 0;
+        if (p.lse && lane % 4 == 0 && query < p.n_q)
+            p.lse[((size_t)of.w.b * p.n_heads + of.w.h) * p.n_q + query] =
+                run.max[r] * p.scale + logf(sum);
     }
     if (C::OVERLAP) { /* the tile before may still be on its way out of there */
         if (threadIdx.x % 128 == 0) qb_tma_wait_read<0>();
@@ -219,7 +195,7 @@ __device__ __forceinline__ void store_out(const sm90_params &p, const float (&ou
     if (threadIdx.x % 128 == 0) {
         if (token < p.n_q)
             for (int i = 0; i < C::BLOCKS; i++)
-                store_box(&p.out, to + i * ROWS * 128, 64 * i, of.w.h, token, of.w.b);
+                qb_tma_store_4d(&p.out, to + i * ROWS * 128, 64 * i, of.w.h, token, of.w.b);
         qb_tma_commit();
     }
 }
@@ -328,7 +304,7 @@ template <class C> struct consumer {
                                               const tile_at<C> &before, const tile_at<C> &now)
     {
         float rescale[2];
-        const float sums[2] = {run.sum[0], run.sum[1]};
+        const attention_running finished = run;
         qb_mbar_wait_block(bars.q_full(q_at.slot), q_at.parity);
         start_both(s, out, weights);
         begin_tile(now);
@@ -337,7 +313,7 @@ template <class C> struct consumer {
         pin(out);
         pin(s);
         pv_done();
-        store_out<C>(p, out, sums, smem + C::OUT_AT + wg * C::Q_BYTES, wg, before);
+        store_out<C>(p, out, finished, smem + C::OUT_AT + wg * C::Q_BYTES, wg, before);
         clear(out);
         pack_p<C::KEYS>(s, weights);
     }
@@ -349,7 +325,7 @@ template <class C> struct consumer {
         qb_wgmma_wait<0>();
         pin(out);
         pv_done();
-        store_out<C>(p, out, run.sum, smem + C::OUT_AT + wg * C::Q_BYTES, wg, of);
+        store_out<C>(p, out, run, smem + C::OUT_AT + wg * C::Q_BYTES, wg, of);
     }
 };
 
@@ -425,38 +401,25 @@ __global__ void __launch_bounds__(C::THREADS, 1) attention(const __grid_constant
 
 /* ---- host ---- */
 
-/* Boxes of 64 dimensions of one head of `box_tokens` tokens; zeros outside. Strides in elements. */
-qb_status make_map(CUtensorMap *out, const void *base, size_t head_dim, size_t n_heads,
-                   size_t n_tokens, size_t batch, size_t stride, size_t batch_stride,
-                   int box_tokens)
-{
-    PFN_cuTensorMapEncodeTiled_v12000 encode;
-    QB_TRY(qb__tensor_map_encoder(&encode));
-    const cuuint64_t dims[4] = {head_dim, n_heads, n_tokens, batch};
-    const cuuint64_t strides[3] = {head_dim * 2, stride * 2, batch_stride * 2};
-    const cuuint32_t box[4] = {64, 1, (cuuint32_t)box_tokens, 1}, steps[4] = {1, 1, 1, 1};
-    CUresult code = encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)base, dims, strides,
-                           box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (code == CUDA_SUCCESS) return QB_OK;
-    return QB_FAIL(QB_ERR_DEVICE, "cuda: attention/sm90: tensor map: code %d", (int)code);
-}
-
 template <class C> qb_status launch(const qb_cuda_attention_args *a, qb_cuda_stream stream)
 {
     sm90_params p = {};
     size_t n_keys = a->n_past + a->n_q;
     size_t kv_batch = a->batch > 1 ? a->kv_batch_stride : n_keys * a->kv_stride;
-    QB_TRY(make_map(&p.q, a->q, a->head_dim, a->n_heads, a->n_q, a->batch, a->q_stride,
-                    a->n_q * a->q_stride, ROWS));
-    QB_TRY(make_map(&p.k, a->k, a->head_dim, a->n_kv_heads, n_keys, a->batch, a->kv_stride,
-                    kv_batch, C::KEYS));
-    QB_TRY(make_map(&p.v, a->v, a->head_dim, a->n_kv_heads, n_keys, a->batch, a->kv_stride,
-                    kv_batch, C::KEYS));
-    QB_TRY(make_map(&p.out, a->out, a->head_dim, a->n_heads, a->n_q, a->batch, a->out_stride,
-                    a->n_q * a->out_stride, ROWS));
+    const qb__head_map_args q = {a->q,     a->head_dim, a->n_heads,           a->n_q,
+                                 a->batch, a->q_stride, a->n_q * a->q_stride, ROWS};
+    const qb__head_map_args k = {a->k,     a->head_dim,  a->n_kv_heads, n_keys,
+                                 a->batch, a->kv_stride, kv_batch,      C::KEYS};
+    qb__head_map_args v = k, out = q;
+    v.base = a->v;
+    out.base = a->out, out.stride = a->out_stride, out.batch_stride = a->n_q * a->out_stride;
+    QB_TRY(qb__head_map(&p.q, &q));
+    QB_TRY(qb__head_map(&p.k, &k));
+    QB_TRY(qb__head_map(&p.v, &v));
+    QB_TRY(qb__head_map(&p.out, &out));
     p.n_q = (int)a->n_q, p.n_past = (int)a->n_past, p.n_heads = (int)a->n_heads;
-    p.group = (int)(a->n_heads / a->n_kv_heads), p.kind = a->softmax, p.scale = a->scale;
+    p.group = (int)(a->n_heads / a->n_kv_heads), p.kind = a->softmax, p.scale = a->scale,
+    p.lse = a->lse;
     int device, n_sms;
     QB_CUDA_TRY(cudaGetDevice(&device));
     QB_CUDA_TRY(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));

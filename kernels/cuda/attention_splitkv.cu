@@ -270,6 +270,7 @@ size_t qb__cuda_attention_blocks(void)
 
 const char *qb__cuda_attention_refuse_splitkv(const qb_cuda_attention_args *args)
 {
+    if (args->lse) return "it does not give lse";
     if (args->n_q != 1) return "more than one query a sequence";
     if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->type != QB_CUDA_BF16 && args->type != QB_CUDA_F32) return "type is not f32 or bf16";

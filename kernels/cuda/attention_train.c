@@ -9,6 +9,10 @@ size_t qb_cuda_attention_train_workspace(const qb_cuda_attention_train_args *arg
 }
 
 const qb_cuda_attention_train_row qb_cuda_attention_train_kernels[] = {
+    {{"attention_train/sm90", "cuda", QB_CUDA_SM90A},
+     qb__cuda_attention_train_refuse_sm90,
+     qb__cuda_attention_train_forward_sm90,
+     qb__cuda_attention_train_backward_sm90},
     {{"attention_train/plain", "cuda", QB_CUDA_SM80},
      qb__cuda_attention_train_refuse_plain,
      qb__cuda_attention_train_forward_plain,

@@ -19,7 +19,7 @@ template <class T> struct plain_params {
     const T *q, *k, *v, *d_out;
     T *out, *d_q, *d_k, *d_v;
     const float *sink;
-    float *lse, *delta, *d_sink;
+    float *lse, *delta;
     size_t qkv_stride, out_stride, d_out_stride, d_qkv_stride;
     int batch, n_tokens, n_heads, n_kv_heads, head_dim;
     qb_softmax_kind kind;
@@ -213,23 +213,27 @@ __global__ void __launch_bounds__(32 * WARPS) backward_keys(const plain_params<T
     store(p.d_v + row * p.d_qkv_stride + kv_at, p.head_dim, dv, 1);
 }
 
-/* attention_train.h (3), a block a head. */
-template <class T>
-__global__ void __launch_bounds__(SINK_THREADS) backward_sink(const plain_params<T> p)
+/* attention_train.h (3), a block a head; delta of head h of sequence b at (b * n_heads + h) *
+ * stride. */
+__global__ void __launch_bounds__(SINK_THREADS)
+    sink_gradient(const float *sink, const float *lse, const float *delta, size_t stride, int batch,
+                  int n_tokens, float *d_sink)
 {
     __shared__ float sums[SINK_THREADS];
-    const int head = (int)blockIdx.x, n_rows = p.batch * p.n_tokens;
+    const int h = (int)blockIdx.x, n_heads = (int)gridDim.x;
     float sum = 0;
-    for (int r = (int)threadIdx.x; r < n_rows; r += SINK_THREADS) {
-        const size_t stat = p.stat(r / p.n_tokens, head, r % p.n_tokens);
-        sum -= expf(p.sink[head] - p.lse[stat]) * p.delta[stat];
+#pragma unroll 4
+    for (int r = (int)threadIdx.x; r < batch * n_tokens; r += SINK_THREADS) {
+        const size_t head = (size_t)(r / n_tokens) * n_heads + h;
+        const int i = r % n_tokens;
+        sum -= expf(sink[h] - lse[head * n_tokens + i]) * delta[head * stride + i];
     }
     sums[threadIdx.x] = sum;
     for (int step = SINK_THREADS / 2; step > 0; step /= 2) {
         __syncthreads();
         if ((int)threadIdx.x < step) sums[threadIdx.x] += sums[threadIdx.x + step];
     }
-    if (threadIdx.x == 0) p.d_sink[head] += sums[0];
+    if (threadIdx.x == 0) d_sink[h] += sums[0];
 }
 
 /* ---- host ---- */
@@ -241,7 +245,7 @@ template <class T> plain_params<T> params_of(const qb_cuda_attention_train_args 
     p.d_out = (const T *)a->d_out, p.out = (T *)a->out;
     p.d_q = (T *)a->d_q, p.d_k = (T *)a->d_k, p.d_v = (T *)a->d_v;
     p.lse = a->lse, p.delta = (float *)a->workspace;
-    p.sink = a->sink, p.d_sink = a->d_sink, p.gamma = a->gamma, p.zeta = a->zeta;
+    p.sink = a->sink, p.gamma = a->gamma, p.zeta = a->zeta;
     p.prefix = (int)(a->free_prefix < a->n_tokens ? a->free_prefix : a->n_tokens);
     p.qkv_stride = a->qkv_stride, p.out_stride = a->out_stride;
     p.d_out_stride = a->d_out_stride, p.d_qkv_stride = a->d_qkv_stride;
@@ -266,13 +270,20 @@ qb_status run_backward(const qb_cuda_attention_train_args *a, qb_cuda_stream str
 {
     QB_TRY(launch<T>(backward_queries<T>, a, a->n_heads, stream));
     QB_TRY(launch<T>(backward_keys<T>, a, a->n_kv_heads, stream));
-    if (a->softmax != QB_SOFTMAX_SINK) return QB_OK;
-    backward_sink<<<(unsigned)a->n_heads, SINK_THREADS, 0, stream>>>(params_of<T>(a));
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb__attention_train_sink(a, (const float *)a->workspace, a->n_tokens, stream);
 }
 
 } // namespace
+
+qb_status qb__attention_train_sink(const qb_cuda_attention_train_args *a, const float *delta,
+                                   size_t stride, qb_cuda_stream stream)
+{
+    if (a->softmax != QB_SOFTMAX_SINK) return QB_OK;
+    sink_gradient<<<(unsigned)a->n_heads, SINK_THREADS, 0, stream>>>(
+        a->sink, a->lse, delta, stride, (int)a->batch, (int)a->n_tokens, a->d_sink);
+    QB_CUDA_TRY(cudaGetLastError());
+    return QB_OK;
+}
 
 const char *qb__cuda_attention_train_refuse_plain(const qb_cuda_attention_train_args *args)
 {

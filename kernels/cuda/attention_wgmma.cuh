@@ -28,6 +28,16 @@ template <int N> __device__ __forceinline__ void clear(float (&x)[N])
     for (int i = 0; i < N; i++) x[i] = 0;
 }
 
+/* Position in a ring: slot and the parity of its round. */
+template <int STAGES> struct ring {
+    int slot = 0;
+    uint32_t parity = 0;
+    __device__ void step()
+    {
+        if (++slot == STAGES) slot = 0, parity ^= 1;
+    }
+};
+
 template <int DIM, int KEYS>
 __device__ __forceinline__ void start_scores(float (&s)[KEYS / 2], uint32_t q, uint32_t k)
 {

@@ -125,6 +125,26 @@ static __device__ __forceinline__ void qb_tma_load_multicast(uint32_t dst, const
                  : "memory");
 }
 
+/* The same of 4D maps. */
+static __device__ __forceinline__ void qb_tma_load_4d(uint32_t dst, const CUtensorMap *map,
+                                                      uint32_t bar, int c0, int c1, int c2, int c3)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(dst),
+                 "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+                 : "memory");
+}
+
+/* Contiguous bytes, a multiple of 16, 16-byte aligned on both sides. */
+static __device__ __forceinline__ void qb_bulk_load(uint32_t dst, const void *src, uint32_t bar,
+                                                    uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar)
+                 : "memory");
+}
+
 /* Shared memory to the box at (c, r); what lies outside of the map is not written. */
 static __device__ __forceinline__ void qb_tma_store(const CUtensorMap *map, uint32_t src, int c,
                                                     int r)
@@ -146,7 +166,16 @@ static __device__ __forceinline__ void qb_tma_store_plane(const CUtensorMap *map
         : "memory");
 }
 
-/* The same as qb_tma_store, adding to what is there, in the map's type. */
+static __device__ __forceinline__ void qb_tma_store_4d(const CUtensorMap *map, uint32_t src, int c0,
+                                                       int c1, int c2, int c3)
+{
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group "
+                 "[%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+                 "r"(src), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+                 : "memory");
+}
+
+/* As qb_tma_store, adding to what is there, in the map's type. */
 static __device__ __forceinline__ void qb_tma_add(const CUtensorMap *map, uint32_t src, int c,
                                                   int r)
 {

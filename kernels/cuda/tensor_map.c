@@ -43,3 +43,19 @@ qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *a)
 {
     return qb__tensor_map_planes(out, a, 0, 0);
 }
+
+qb_status qb__head_map(CUtensorMap *out, const qb__head_map_args *a)
+{
+    const cuuint64_t dims[] = {a->head_dim, a->n_heads, a->n_tokens, a->batch};
+    const cuuint64_t strides[] = {a->head_dim * 2, a->stride * 2, a->batch_stride * 2};
+    const cuuint32_t box[] = {64, 1, (cuuint32_t)a->box_tokens, 1}, steps[] = {1, 1, 1, 1};
+    PFN_cuTensorMapEncodeTiled_v12000 encode;
+    QB_TRY(qb__tensor_map_encoder(&encode));
+    CUresult code =
+        encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)(uintptr_t)a->base, dims, strides,
+               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (code == CUDA_SUCCESS) return QB_OK;
+    return QB_FAIL(QB_ERR_DEVICE, "cuda: tensor map of %zu heads of %zu, stride %zu: error %d",
+                   a->n_heads, a->head_dim, a->stride, (int)code);
+}

@@ -29,6 +29,16 @@ qb_status qb__tensor_map(CUtensorMap *out, const qb__tensor_map_args *args);
 qb_status qb__tensor_map_planes(CUtensorMap *out, const qb__tensor_map_args *args, size_t n_planes,
                                 size_t plane_stride_elems);
 
+/* Heads of bf16 matrices as 4D maps (dimension, head, token, sequence): boxes of 64 dimensions of
+ * one head by box_tokens tokens, in 128-byte swizzle, zeros outside. */
+typedef struct qb__head_map_args {
+    const void *base;
+    size_t head_dim, n_heads, n_tokens, batch;
+    size_t stride, batch_stride; /* elements, multiples of 8 */
+    int box_tokens;
+} qb__head_map_args;
+qb_status qb__head_map(CUtensorMap *out, const qb__head_map_args *args);
+
 #ifdef __cplusplus
 }
 #endif

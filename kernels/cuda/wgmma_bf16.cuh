@@ -3,7 +3,8 @@
  * d is the thread's fragment of a 64 x N tile: d[4 j + 2 h + i] is row 16 warp + lane / 4 + 8 h,
  * column 8 j + 2 (lane % 4) + i. qb_wgmma_bf16: both operands K-major in shared memory;
  * accumulate = 0 overwrites d. qb_wgmma_bf16_ra: adds to d; A in registers, as
- * mma.m16n8k16 has it, B in shared memory with N contiguous. */
+ * mma.m16n8k16 has it, B in shared memory with N contiguous. qb_wgmma_bf16_mn: both in shared memory
+ * with M and N contiguous. */
 #ifndef QB_KERNELS_CUDA_WGMMA_BF16_CUH
 #define QB_KERNELS_CUDA_WGMMA_BF16_CUH
 
@@ -90,6 +91,18 @@ static __device__ __forceinline__ void qb_wgmma_bf16_ra(float (&d)[128], uint32_
         "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 1;"
         : QB__D16(0), QB__D16(16), QB__D16(32), QB__D16(48), QB__D16(64), QB__D16(80), QB__D16(96), QB__D16(112)
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
+}
+
+static __device__ __forceinline__ void qb_wgmma_bf16_mn(float (&d)[32], uint64_t a, uint64_t b,
+                                                        int accumulate)
+{
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %34, 0;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, %32, %33, p, 1, 1, 1, 1;\n\t}"
+        : QB__D16(0), QB__D16(16)
+        : "l"(a), "l"(b), "r"(accumulate));
 }
 
 #undef QB__D4

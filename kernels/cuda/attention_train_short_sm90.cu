@@ -1,0 +1,452 @@
+/* kernels/cuda/attention_train_short_sm90.cu - the gradients of attention over at most 256 tokens
+ * with heads of 64: a block takes a whole head, so that everything is read once, the scores are
+ * made once and no sum crosses blocks.
+ *
+ * Tokens are cut into n <= 4 tiles of 64. Roles of a block's four warpgroups:
+ *   0, 1  own the key tiles 0 and 3, 1 and 2: for each tile of queries from the diagonal on they
+ *         make p and ds, transposed, in registers, add to dv and dk, and leave ds in shared memory;
+ *   2     makes dq of each tile of queries from the ds of all keys;
+ *   3     one warp feeds tiles through the copy engine, three make delta
+ *         a head ahead.
+ * The tiles are rings, refilled as soon as both readers are through, so that a head's loads and the
+ * stores of the one before run beside the products: memory sets the pace. */
+#include "kernels/cuda/attention_train_sm90.cuh"
+
+using namespace attention_train;
+
+namespace
+{
+
+constexpr int DIM = 64, TILES = QB__ATTENTION_TRAIN_SHORT / ROWS, TILE_BYTES = ROWS * DIM * 2;
+/* Pairs of tiles: q and d_out of the same queries, k and v of the same keys. Tiles of ds by the
+ * warpgroup that makes them. */
+constexpr int QUERY_SLOTS = 4, KEY_SLOTS = 6, DS_SLOTS_0 = 3, DS_SLOTS_1 = 4,
+              DS_SLOTS = DS_SLOTS_0 + DS_SLOTS_1;
+constexpr int QUERIES_AT = 0, KEYS_AT = QUERIES_AT + QUERY_SLOTS * 2 * TILE_BYTES,
+              DS_AT = KEYS_AT + KEY_SLOTS * 2 * TILE_BYTES,
+              STATS_AT = DS_AT + DS_SLOTS * TILE_BYTES,
+              STATS_BYTES = TILES * ROWS * 4, /* of lse, of delta */
+    BARS_AT = STATS_AT + 2 * 2 * STATS_BYTES;
+
+/* Barriers, by place. */
+enum {
+    QUERIES_FULL = 0,
+    QUERIES_EMPTY = QUERIES_FULL + QUERY_SLOTS,
+    KEYS_FULL = QUERIES_EMPTY + QUERY_SLOTS,
+    KEYS_EMPTY = KEYS_FULL + KEY_SLOTS,
+    DS_FULL = KEYS_EMPTY + KEY_SLOTS,
+    DS_EMPTY = DS_FULL + DS_SLOTS,
+    STATS_FULL = DS_EMPTY + DS_SLOTS,
+    STATS_EMPTY = STATS_FULL + 2,
+    N_BARS = STATS_EMPTY + 2
+};
+constexpr int SMEM_BYTES = BARS_AT + 8 * N_BARS + 1024;
+static_assert(SMEM_BYTES <= 227 * 1024, "shared memory");
+
+constexpr int THREADS = 512, FEED_WARPS = 4, DELTA_WARPS = FEED_WARPS - 1;
+constexpr int OWNER_REGS = 200, DQ_REGS = 72, FEED_REGS = 40;
+
+struct short_params {
+    CUtensorMap q, k, v, d_out;
+    const __nv_bfloat16 *out, *d_out_rows;
+    const float *lse;
+    float *delta; /* (batch, n_heads, n_tokens) to be left, or NULL */
+    __nv_bfloat16 *d_q, *d_k, *d_v;
+    size_t out_stride, d_out_stride, d_qkv_stride;
+    int n_tokens, n_tiles, n_heads, n_items; /* items: heads of all sequences */
+    float scale;
+    bool relu;
+};
+
+/* The n-th use of a ring's slot. */
+template <int SLOTS> struct turn {
+    int slot;
+    uint32_t parity;
+    __device__ explicit turn(uint32_t n) : slot(n % SLOTS), parity(n / SLOTS & 1)
+    {
+    }
+};
+
+struct block {
+    const short_params &p;
+    uint32_t smem;
+
+    __device__ uint32_t bar(int i) const
+    {
+        return smem + BARS_AT + 8 * i;
+    }
+    __device__ uint32_t queries(int slot) const /* q, then d_out */
+    {
+        return smem + QUERIES_AT + slot * 2 * TILE_BYTES;
+    }
+    __device__ uint32_t keys(int slot) const /* k, then v */
+    {
+        return smem + KEYS_AT + slot * 2 * TILE_BYTES;
+    }
+    __device__ uint32_t ds(int slot) const
+    {
+        return smem + DS_AT + slot * TILE_BYTES;
+    }
+    __device__ uint32_t stats(int buffer) const /* query_stats: the first of all rows, the second */
+    {
+        return smem + STATS_AT + buffer * 2 * STATS_BYTES;
+    }
+};
+
+/* Which warpgroup owns a key tile, and which of its two it is. */
+__device__ __forceinline__ int owner_of(int key_tile)
+{
+    return key_tile == 1 || key_tile == 2;
+}
+__device__ __forceinline__ int second_tile(int wg)
+{
+    return 3 - wg;
+}
+/* ds tiles that a warpgroup makes of a head of n tiles; the place of (query tile i, key tile j). */
+__device__ __forceinline__ int ds_count(int wg, int n)
+{
+    return max(n - wg, 0) + max(n - second_tile(wg), 0);
+}
+__device__ __forceinline__ int ds_place(int wg, int n, int i, int j)
+{
+    return i - j + (j == wg ? 0 : n - wg);
+}
+/* Slot and parity of the n-th ds tile of a warpgroup. */
+struct ds_turn {
+    int slot;
+    uint32_t parity;
+    __device__ ds_turn(int wg, uint32_t n)
+        : slot(wg ? DS_SLOTS_0 + n % DS_SLOTS_1 : n % DS_SLOTS_0),
+          parity((wg ? n / DS_SLOTS_1 : n / DS_SLOTS_0) & 1)
+    {
+    }
+};
+
+/* ---- loads ---- */
+
+__device__ void load_pair(const block &b, uint32_t to, uint32_t full, const CUtensorMap *first,
+                          const CUtensorMap *second, int item, int tile)
+{
+    const int h = item % b.p.n_heads, sequence = item / b.p.n_heads;
+    qb_mbar_expect(full, 2 * TILE_BYTES);
+    qb_tma_load_4d(to, first, full, 0, h, tile * ROWS, sequence);
+    qb_tma_load_4d(to + TILE_BYTES, second, full, 0, h, tile * ROWS, sequence);
+}
+
+__device__ void feed(const block &b)
+{
+    const int n = b.p.n_tiles;
+    uint32_t used = 0; /* tiles of queries, and of keys, of the items before */
+    for (int item = (int)blockIdx.x; item < b.p.n_items; item += (int)gridDim.x, used += n) {
+        auto keys = [&](int j) {
+            const turn<KEY_SLOTS> at(used + j);
+            qb_mbar_wait_block(b.bar(KEYS_EMPTY + at.slot), at.parity ^ 1);
+            load_pair(b, b.keys(at.slot), b.bar(KEYS_FULL + at.slot), &b.p.k, &b.p.v, item, j);
+        };
+        for (int j = 0; j < min(n, 2); j++) keys(j);
+        for (int i = 0; i < n; i++) {
+            const turn<QUERY_SLOTS> at(used + i);
+            qb_mbar_wait_block(b.bar(QUERIES_EMPTY + at.slot), at.parity ^ 1);
+            load_pair(b, b.queries(at.slot), b.bar(QUERIES_FULL + at.slot), &b.p.q, &b.p.d_out,
+                      item, i);
+        }
+        for (int j = 2; j < n; j++) keys(j);
+    }
+}
+
+/* ---- delta ---- */
+
+__device__ __forceinline__ void prefetch(const void *line)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
+
+/* A head's rows of out and d_out, which the next turn reads, into L2. */
+__device__ void prefetch_rows(const short_params &p, int item, int worker)
+{
+    if (item >= p.n_items) return;
+    const size_t first = (size_t)(item / p.n_heads) * p.n_tokens;
+    const int column = item % p.n_heads * DIM;
+    for (int row = worker; row < p.n_tokens; row += 32 * DELTA_WARPS) {
+        prefetch(p.out + (first + row) * p.out_stride + column);
+        prefetch(p.d_out_rows + (first + row) * p.d_out_stride + column);
+    }
+}
+
+/* Eight lanes a row. */
+__device__ void make_stats(const block &b, int worker)
+{
+    const short_params &p = b.p;
+    const int part = worker % 8;
+    constexpr int STEP = 32 * DELTA_WARPS / 8, BATCH = 2;
+    prefetch_rows(p, (int)blockIdx.x, worker);
+    uint32_t round = 0;
+    for (int item = (int)blockIdx.x; item < p.n_items; item += (int)gridDim.x, round++) {
+        const int buffer = round & 1;
+        const size_t first = (size_t)(item / p.n_heads) * p.n_tokens;
+        const int column = item % p.n_heads * DIM + part * 8;
+        float *lse2 = (float *)__cvta_shared_to_generic(b.stats(buffer)),
+              *delta = lse2 + TILES * ROWS;
+        prefetch_rows(p, item + (int)gridDim.x, worker);
+        qb_mbar_wait_block(b.bar(STATS_EMPTY + buffer), (round >> 1 & 1) ^ 1);
+        for (int row0 = worker / 8; row0 < p.n_tiles * ROWS; row0 += BATCH * STEP) {
+            uint4 out[BATCH], d_out[BATCH];
+            float lse[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                const int row = row0 + i * STEP;
+                const bool used = row < p.n_tokens;
+                const size_t at = first + (used ? row : 0);
+                out[i] = __ldg((const uint4 *)(p.out + at * p.out_stride + column));
+                d_out[i] = __ldg((const uint4 *)(p.d_out_rows + at * p.d_out_stride + column));
+                lse[i] = used && !p.relu ? p.lse[(size_t)item * p.n_tokens + row] : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                const int row = row0 + i * STEP;
+                float sum = dot8(out[i], d_out[i]);
+                for (int step = 1; step < 8; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+                if (part || row >= p.n_tiles * ROWS) continue;
+                const float2 stats = query_stats(p.relu, row < p.n_tokens, row, lse[i], sum);
+                if (p.delta && row < p.n_tokens) p.delta[(size_t)item * p.n_tokens + row] = sum;
+                lse2[row] = stats.x;
+                delta[row] = stats.y;
+            }
+        }
+        __syncwarp();
+        if (worker % 32 == 0) qb_mbar_arrive(b.bar(STATS_FULL + buffer));
+    }
+}
+
+/* ---- p, ds, dv, dk ---- */
+
+__device__ __forceinline__ void store_ds(const uint32_t (&ds)[16], uint32_t to)
+{
+    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+        uint32_t chunk = (uint32_t)((n + lane / 16) ^ row % 8);
+        qb_stmatrix_x4(to + row * 128 + chunk * 16, ds[2 * n], ds[2 * n + 1], ds[2 * n + 2],
+                       ds[2 * n + 3]);
+    }
+}
+
+struct owner {
+    const block &b;
+    const int wg, n;
+    const bool leader;
+    uint32_t used, ds_used; /* tiles of the items before */
+    int unreleased;         /* barrier to arrive at once the products under way are done, or -1 */
+
+    __device__ __forceinline__ void release()
+    {
+        if (leader && unreleased >= 0) qb_mbar_arrive(b.bar(unreleased));
+        unreleased = -1;
+    }
+    /* Query tile i against key tile j, whose k and v lie at `keys`. */
+    __device__ __forceinline__ void pair(float (&dk)[32], float (&dv)[32], int i, int j,
+                                         uint32_t keys, uint32_t stats)
+    {
+        float s[32], dp[32];
+        uint32_t a[16], c[16];
+        const int ahead = threadIdx.x % 4 * 2 - threadIdx.x % 128 / 32 * 16 - threadIdx.x % 32 / 4;
+        const turn<QUERY_SLOTS> q_at(used + i);
+        const uint32_t queries = b.queries(q_at.slot);
+        qb_mbar_wait_block(b.bar(QUERIES_FULL + q_at.slot), q_at.parity);
+        qb_wgmma_fence();
+        start_scores<DIM, ROWS>(s, keys, queries);
+        qb_wgmma_commit();
+        start_scores<DIM, ROWS>(dp, keys + TILE_BYTES, queries + TILE_BYTES);
+        qb_wgmma_commit();
+        qb_wgmma_wait<1>();
+        pin(s);
+        release();
+        make_p(s, by_column{stats + i * ROWS * 4}, b.p.scale, b.p.relu, i == j, ahead);
+        pack_p<ROWS>(s, a);
+        qb_wgmma_fence();
+        start_values<DIM, ROWS>(dv, a, queries + TILE_BYTES);
+        qb_wgmma_commit();
+        qb_wgmma_wait<1>();
+        pin(dp);
+        make_ds(dp, s, by_column{stats + STATS_BYTES + i * ROWS * 4}, b.p.relu);
+        pack_p<ROWS>(dp, c);
+        qb_wgmma_fence();
+        start_values<DIM, ROWS>(dk, c, queries);
+        qb_wgmma_commit();
+        const ds_turn to(wg, ds_used + ds_place(wg, n, i, j));
+        qb_mbar_wait_block(b.bar(DS_EMPTY + to.slot), to.parity ^ 1);
+        store_ds(c, b.ds(to.slot));
+        qb_fence_async();
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) qb_mbar_arrive(b.bar(DS_FULL + to.slot));
+        /* the last of this warpgroup's tiles that these queries meet */
+        if (j != wg || i < second_tile(wg)) unreleased = QUERIES_EMPTY + q_at.slot;
+    }
+    /* Everything of key tile j. */
+    __device__ __forceinline__ void key_tile(int item, int j, uint32_t stats)
+    {
+        float dk[32], dv[32];
+        const turn<KEY_SLOTS> k_at(used + j);
+        clear(dk);
+        clear(dv);
+        qb_mbar_wait_block(b.bar(KEYS_FULL + k_at.slot), k_at.parity);
+        for (int i = j; i < n; i++) pair(dk, dv, i, j, b.keys(k_at.slot), stats);
+        qb_wgmma_wait<0>();
+        pin(dk);
+        pin(dv);
+        release();
+        if (leader) qb_mbar_arrive(b.bar(KEYS_EMPTY + k_at.slot));
+        const short_params &p = b.p;
+        const size_t row = (size_t)(item / p.n_heads) * p.n_tokens + j * ROWS,
+                     at = row * p.d_qkv_stride + item % p.n_heads * DIM;
+        store_rows(dk, p.scale, p.d_k + at, p.d_qkv_stride, p.n_tokens - j * ROWS);
+        store_rows(dv, 1, p.d_v + at, p.d_qkv_stride, p.n_tokens - j * ROWS);
+    }
+};
+
+__device__ void own_keys(const block &b, int wg)
+{
+    const int n = b.p.n_tiles;
+    owner o = {b, wg, n, threadIdx.x % 128 == 0, 0, 0, -1};
+    uint32_t round = 0;
+    for (int item = (int)blockIdx.x; item < b.p.n_items; item += (int)gridDim.x, round++) {
+        const int buffer = round & 1;
+        qb_mbar_wait_block(b.bar(STATS_FULL + buffer), round >> 1 & 1);
+        if (wg == 1) { /* its keys come after the first queries */
+            const turn<QUERY_SLOTS> at(o.used);
+            if (o.leader) qb_mbar_arrive(b.bar(QUERIES_EMPTY + at.slot));
+        }
+#pragma unroll 1
+        for (int j = wg; j < n; j = j == wg ? second_tile(wg) : TILES)
+            o.key_tile(item, j, b.stats(buffer));
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) qb_mbar_arrive(b.bar(STATS_EMPTY + buffer));
+        o.used += n;
+        o.ds_used += ds_count(wg, n);
+    }
+}
+
+/* ---- dq ---- */
+
+/* dq of 64 queries += ds * k, both tiles with what the product does not sum over contiguous. */
+__device__ __forceinline__ void start_dq(float (&dq)[32], uint32_t ds, uint32_t k)
+{
+    const uint64_t a = qb_wgmma_desc(ds), b = qb_wgmma_desc(k);
+#pragma unroll
+    for (int step = 0; step < ROWS / 16; step++)
+        qb_wgmma_bf16_mn(dq, a + step * 16 * 128 / 16, b + step * 16 * 128 / 16, 1);
+}
+
+__device__ void sum_queries(const block &b)
+{
+    const short_params &p = b.p;
+    const int n = p.n_tiles;
+    const bool leader = threadIdx.x % 128 == 0;
+    uint32_t used = 0, used0 = 0, used1 = 0; /* of keys; of ds by warpgroup */
+    for (int item = (int)blockIdx.x; item < p.n_items; item += (int)gridDim.x) {
+        for (int i = 0; i < n; i++) {
+            float dq[32];
+            clear(dq);
+            const turn<KEY_SLOTS> diagonal(used + i);
+            qb_mbar_wait_block(b.bar(KEYS_FULL + diagonal.slot), diagonal.parity);
+            for (int j = 0; j <= i; j++) {
+                const int wg = owner_of(j), key_slot = turn<KEY_SLOTS>(used + j).slot;
+                const ds_turn at(wg, (wg ? used1 : used0) + ds_place(wg, n, i, j));
+                qb_mbar_wait_block(b.bar(DS_FULL + at.slot), at.parity);
+                qb_wgmma_fence();
+                start_dq(dq, b.ds(at.slot), b.keys(key_slot));
+                qb_wgmma_commit();
+                qb_wgmma_wait<0>();
+                pin(dq);
+                if (leader) qb_mbar_arrive(b.bar(DS_EMPTY + at.slot));
+                if (leader && i == n - 1) qb_mbar_arrive(b.bar(KEYS_EMPTY + key_slot));
+            }
+            const size_t row = (size_t)(item / p.n_heads) * p.n_tokens + i * ROWS;
+            store_rows(dq, p.scale, p.d_q + row * p.d_qkv_stride + item % p.n_heads * DIM,
+                       p.d_qkv_stride, p.n_tokens - i * ROWS);
+        }
+        used += n;
+        used0 += ds_count(0, n);
+        used1 += ds_count(1, n);
+    }
+}
+
+__device__ void init_barriers(const block &b)
+{
+    auto init = [&](int first, int count, uint32_t arrivals) {
+        for (int i = 0; i < count; i++) qb_mbar_init(b.bar(first + i), arrivals);
+    };
+    init(QUERIES_FULL, QUERY_SLOTS, 1);
+    init(QUERIES_EMPTY, QUERY_SLOTS, 2);
+    init(KEYS_FULL, KEY_SLOTS, 1);
+    init(KEYS_EMPTY, KEY_SLOTS, 2);
+    init(DS_FULL, DS_SLOTS, 4); /* warps of an owner */
+    init(DS_EMPTY, DS_SLOTS, 1);
+    init(STATS_FULL, 2, DELTA_WARPS);
+    init(STATS_EMPTY, 2, 8); /* warps of the owners */
+    qb_mbar_init_fence();
+}
+
+__global__ void __launch_bounds__(THREADS, 1) backward_short(const __grid_constant__ short_params p)
+{
+    extern __shared__ char raw[];
+    const block b = {p, (qb_smem(raw) + 1023) & ~1023u};
+    const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (threadIdx.x == 0) init_barriers(b);
+    __syncthreads();
+    if (wg == 3) {
+        qb_regs_give<FEED_REGS>();
+        if (threadIdx.x == 384) feed(b);
+        if (threadIdx.x >= 416) make_stats(b, threadIdx.x - 416);
+    } else if (wg == 2) {
+        qb_regs_give<DQ_REGS>();
+        sum_queries(b);
+    } else {
+        qb_regs_take<OWNER_REGS>();
+        own_keys(b, wg);
+    }
+}
+
+} // namespace
+
+const char *qb__attention_train_refuse_short(const qb_cuda_attention_train_args *args)
+{
+    if (args->head_dim != DIM) return "head_dim is not 64";
+    if (args->n_tokens > QB__ATTENTION_TRAIN_SHORT) return "more than 256 tokens a sequence";
+    if (args->n_heads != args->n_kv_heads) return "heads share keys";
+    return NULL;
+}
+
+qb_status qb__attention_train_backward_short(const qb_cuda_attention_train_args *a,
+                                             qb_cuda_stream stream)
+{
+    short_params p = {};
+    qb__head_map_args map = {
+        a->q, DIM, a->n_heads, a->n_tokens, a->batch, a->qkv_stride, a->n_tokens * a->qkv_stride,
+        ROWS};
+    QB_TRY(qb__head_map(&p.q, &map));
+    map.base = a->k;
+    QB_TRY(qb__head_map(&p.k, &map));
+    map.base = a->v;
+    QB_TRY(qb__head_map(&p.v, &map));
+    map.base = a->d_out, map.stride = a->d_out_stride;
+    map.batch_stride = a->n_tokens * a->d_out_stride;
+    QB_TRY(qb__head_map(&p.d_out, &map));
+    p.out = (const __nv_bfloat16 *)a->out, p.out_stride = a->out_stride;
+    p.d_out_rows = (const __nv_bfloat16 *)a->d_out, p.d_out_stride = a->d_out_stride;
+    p.lse = a->lse, p.delta = a->softmax == QB_SOFTMAX_SINK ? (float *)a->workspace : NULL;
+    p.d_q = (__nv_bfloat16 *)a->d_q, p.d_k = (__nv_bfloat16 *)a->d_k;
+    p.d_v = (__nv_bfloat16 *)a->d_v, p.d_qkv_stride = a->d_qkv_stride;
+    p.n_tokens = (int)a->n_tokens, p.n_tiles = (p.n_tokens + ROWS - 1) / ROWS;
+    p.n_heads = (int)a->n_heads, p.n_items = (int)(a->n_heads * a->batch);
+    p.scale = a->scale, p.relu = a->softmax == QB_SOFTMAX_RELU;
+    int device, n_sms;
+    QB_CUDA_TRY(cudaGetDevice(&device));
+    QB_CUDA_TRY(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
+    QB_CUDA_TRY(cudaFuncSetAttribute(backward_short, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     SMEM_BYTES));
+    int n_blocks = p.n_items < n_sms ? p.n_items : n_sms;
+    backward_short<<<(unsigned)n_blocks, THREADS, SMEM_BYTES, stream>>>(p);
+    QB_CUDA_TRY(cudaGetLastError());
+    return qb__attention_train_sink(a, p.delta, a->n_tokens, stream);
+}
