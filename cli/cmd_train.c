@@ -133,7 +133,7 @@ static void print_start(const train *t)
     if (t->peak.tflops > 0)
         qb_cli_note(t->cli, "MFU is the share of %.3g TFLOP/s (%s)", t->peak.tflops,
                     t->peak.source);
-    if (!t->data.valid)
+    if (!t->data.valid && c->task == QB_TASK_TEXT)
         qb_cli_note(t->cli, "%s: no validation shards (valid*.qbs), so nothing is evaluated",
                     c->data);
     if (!t->data.tokenizer && c->task == QB_TASK_TEXT)

@@ -32,7 +32,7 @@ static const char *word(const char *const *names, size_t n, size_t i)
     {                                                                                              \
         return word(names, QB_COUNT(names), i);                                                    \
     }
-static const char *const task_names[QB_TASK_COUNT] = {"text", "bb"};
+static const char *const task_names[QB_TASK_COUNT] = {"text", "bb", "random"};
 static const char *const precision_names[QB_PRECISION_COUNT] = {"bf16", "f32"};
 WORDS(act, qb_act_names)
 WORDS(pos, qb_pos_names)

@@ -20,8 +20,9 @@ extern "C" {
 enum { QB_TRAIN_TEXT_BYTES = 1024 }; /* of a text value, with its NUL */
 
 typedef enum {
-    QB_TASK_TEXT, /* shards of tokens (train/data/batches.h) */
-    QB_TASK_BB,   /* Bigram-Backcopy sequences (train/data/bb.h) */
+    QB_TASK_TEXT,   /* shards of tokens (train/data/batches.h) */
+    QB_TASK_BB,     /* Bigram-Backcopy sequences (train/data/bb.h) */
+    QB_TASK_RANDOM, /* random tokens */
     QB_TASK_COUNT
 } qb_train_task;
 typedef enum { QB_PRECISION_BF16, QB_PRECISION_F32, QB_PRECISION_COUNT } qb_train_precision;
@@ -96,7 +97,7 @@ typedef enum {
     X(init, "init", WORD, FIXED, 0, 0, "gpt2", qb_words_init, "KIND", "how weights are drawn")     \
     /* what it learns from */                                                                      \
     X(task, "task", WORD, FIXED, 0, 0, "text", qb_words_task, "TASK",                              \
-        "token shards, or Bigram-Backcopy sequences (arXiv:2410.13835)")                           \
+        "token shards, Bigram-Backcopy sequences (arXiv:2410.13835), or random tokens")                           \
     X(data, "data", TEXT, FREE, 0, 0, NULL, NULL, "DIR",                                           \
         "folder of token shards, as `qbench data` writes it")                                      \
     X(valid, "valid", TEXT, FREE, 0, 0, NULL, NULL, "DIR",                                         \

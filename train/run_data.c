@@ -132,10 +132,20 @@ static qb_status open_bb(const qb_train_config *config, qb_run_data *data)
     return qb_batches_open_bb(&data->bb, &options, &data->valid);
 }
 
+static qb_status open_random(const qb_train_config *config, qb_run_data *data)
+{
+    const qb_batches_options options = {.context = config->model.context, .seed = config->seed};
+    if (!config->model.vocab)
+        return QB_FAIL(QB_ERR_USAGE, "vocab: not set, which random tokens are drawn from");
+    return qb_batches_open_random(config->model.vocab, &options, &data->train);
+}
+
 qb_status qb_run_data_open(const qb_train_config *config, qb_run_data *out)
 {
+    static qb_status (*const open[QB_TASK_COUNT])(const qb_train_config *, qb_run_data *) = {
+        [QB_TASK_TEXT] = open_text, [QB_TASK_BB] = open_bb, [QB_TASK_RANDOM] = open_random};
     *out = (qb_run_data){0};
-    qb_status status = config->task == QB_TASK_BB ? open_bb(config, out) : open_text(config, out);
+    qb_status status = open[config->task](config, out);
     if (status != QB_OK) {
         qb_run_data_close(out);
         return status;

@@ -189,6 +189,36 @@ static void order_is_pinned(void **state)
     qb_batches_close(b);
 }
 
+static void random_is_a_source_too(void **state)
+{
+    (void)state;
+    enum { N = 500, WORDS = 30 };
+    static int32_t some[N * (CONTEXT + 1)], part[3 * (CONTEXT + 1)], other[CONTEXT + 1];
+    size_t counts[WORDS] = {0};
+    qb_batches *b, *b2;
+    QB_CHECK_OK(qb_batches_open_random(WORDS, &(qb_batches_options){CONTEXT, 42, false}, &b));
+    QB_CHECK_OK(qb_batches_open_random(WORDS, &(qb_batches_options){CONTEXT, 43, false}, &b2));
+    QB_CHECK_OK(qb_batches_fill(b, 0, N, some));
+    for (size_t i = 0; i < QB_COUNT(some); i++) {
+        assert_in_range(some[i], 0, WORDS - 1);
+        counts[some[i]]++;
+    }
+    for (size_t i = 0; i < WORDS; i++) /* 283 expected, with a deviation of 17 */
+        assert_in_range(counts[i], 200, 370);
+    QB_CHECK_OK(qb_batches_fill(b, 7, 3, part));
+    assert_memory_equal(part, some + 7 * (CONTEXT + 1), sizeof part);
+    assert_memory_not_equal(part, part + CONTEXT + 1, sizeof other);
+    QB_CHECK_OK(qb_batches_fill(b2, 7, 1, other));
+    assert_memory_not_equal(part, other, sizeof other);
+    assert_string_not_equal(qb_batches_sha256(b), qb_batches_sha256(b2));
+    assert_int_equal(qb_batches_vocab(b), WORDS);
+    qb_batches_close(b);
+    qb_batches_close(b2);
+    qb_batches *none;
+    assert_int_equal(qb_batches_open_random(0, &(qb_batches_options){CONTEXT, 42, false}, &none),
+                     QB_ERR_USAGE);
+}
+
 static void bb_is_a_source_too(void **state)
 {
     (void)state;
@@ -293,6 +323,7 @@ int main(void)
         cmocka_unit_test(epochs_hold_every_document_once),
         cmocka_unit_test(any_range_and_thread_sees_the_same),
         cmocka_unit_test(order_is_pinned),
+        cmocka_unit_test(random_is_a_source_too),
         cmocka_unit_test(bb_is_a_source_too),
         cmocka_unit_test(prefetched_windows_are_the_same),
         cmocka_unit_test(damaged_tokens_are_told_at_their_turn),

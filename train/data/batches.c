@@ -20,8 +20,8 @@ typedef struct epoch_table {
 
 struct qb_batches {
     qb_batches_options options;
-    const qb_bb *bb; /* NULL = shards */
-    qb_shard *shards;
+    const qb_bb *bb;      /* or NULL */
+    qb_shard *shards;     /* or NULL; without either: random */
     size_t n_shards;      /* opened so far */
     uint64_t *shard_docs; /* (n_shards + 1) documents before each shard */
     uint64_t n_docs, n_tokens, windows_per_epoch, text_bytes;
@@ -91,6 +91,9 @@ static qb_status digest_source(qb_batches *b)
         snprintf(text, sizeof text, "bb %zu %zu ", b->bb->n_triggers, b->bb->n_bos);
         qb_sha256_update(hash, text, strlen(text));
         qb_sha256_update(hash, b->bb->sha256, 64);
+    } else if (!b->shards) {
+        snprintf(text, sizeof text, "random %zu", b->vocab);
+        qb_sha256_update(hash, text, strlen(text));
     }
     qb_sha256_finish(hash, b->sha256);
     return QB_OK;
@@ -138,12 +141,14 @@ qb_status qb_batches_open(const char *const *paths, size_t n_paths,
     return status;
 }
 
-qb_status qb_batches_open_bb(const qb_bb *bb, const qb_batches_options *options, qb_batches **out)
+/* bb NULL: random. */
+static qb_status open_endless(const qb_bb *bb, size_t vocab, const qb_batches_options *options,
+                              qb_batches **out)
 {
     qb_batches *b;
     QB_TRY(create(options, &b));
     b->bb = bb;
-    b->vocab = bb->vocab;
+    b->vocab = vocab;
     b->n_tokens = b->windows_per_epoch = UINT64_MAX;
     qb_status status = digest_source(b);
     if (status != QB_OK)
@@ -151,6 +156,18 @@ qb_status qb_batches_open_bb(const qb_bb *bb, const qb_batches_options *options,
     else
         *out = b;
     return status;
+}
+
+qb_status qb_batches_open_bb(const qb_bb *bb, const qb_batches_options *options, qb_batches **out)
+{
+    return open_endless(bb, bb->vocab, options, out);
+}
+
+qb_status qb_batches_open_random(size_t vocab, const qb_batches_options *options, qb_batches **out)
+{
+    if (vocab < 1 || vocab > (size_t)1 << 31)
+        return QB_FAIL(QB_ERR_USAGE, "vocab: found %zu, expected 1 to 2^31", vocab);
+    return open_endless(NULL, vocab, options, out);
 }
 
 void qb_batches_close(qb_batches *b)
@@ -268,6 +285,19 @@ static qb_status fill_epoch(qb_batches *b, uint64_t epoch, uint64_t first, size_
     return status;
 }
 
+/* Four ids of a block of the generator, multiply-shift. */
+static void fill_random(const qb_batches *b, uint64_t first, size_t n, int32_t *tokens)
+{
+    const size_t row = b->options.context + 1, blocks = (row + 3) / 4;
+    uint32_t words[4];
+    for (size_t w = 0; w < n; w++, tokens += row)
+        for (size_t i = 0; i < row; i++) {
+            if (i % 4 == 0)
+                qb_philox(b->options.seed, QB_STREAM_DATA, (first + w) * blocks + i / 4, words);
+            tokens[i] = (int32_t)((uint64_t)words[i % 4] * b->vocab >> 32);
+        }
+}
+
 qb_status qb_batches_fill(const qb_batches *batches, uint64_t first_window, size_t n_windows,
                           int32_t *tokens)
 {
@@ -275,6 +305,10 @@ qb_status qb_batches_fill(const qb_batches *batches, uint64_t first_window, size
     size_t row = b->options.context + 1;
     if (b->bb) {
         qb_bb_fill(b->bb, b->options.seed, first_window, n_windows, row, tokens);
+        return QB_OK;
+    }
+    if (!b->shards) {
+        fill_random(b, first_window, n_windows, tokens);
         return QB_OK;
     }
     while (n_windows) {

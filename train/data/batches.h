@@ -1,13 +1,13 @@
 /* train/data/batches.h - the windows of tokens that training sees, in their order.
  *
  * Window w is a pure function of (files, context, seed, w): any window can be asked for at any
- * time, by any number of threads, so a run is resumed by its number of windows alone. There are two
- * sources, with one interface:
- *   shards  the documents of all shards, shuffled anew each epoch (Fisher-Yates on the
- * counter-based generator), laid end to end; window w of an epoch holds the tokens w * context to
- *           (w + 1) * context of that, both ends included: every token but the first is a target
- *           once, what does not fill a window at the end of an epoch is left out;
- *   bb      Bigram-Backcopy sequences (train/data/bb.h), fresh ones without end. */
+ * time, by any number of threads, so a run is resumed by its number of windows alone. There are
+ * three sources, with one interface: shards  the documents of all shards, shuffled anew each epoch
+ * (Fisher-Yates on the counter-based generator), laid end to end; window w of an epoch holds the
+ * tokens w * context to (w + 1) * context of that, both ends included: every token but the first is
+ * a target once, what does not fill a window at the end of an epoch is left out; bb Bigram-Backcopy
+ * sequences (train/data/bb.h), fresh ones without end; random  tokens drawn uniformly from the
+ * vocabulary, without end: nothing can be learnt from them, but speed be measured without data. */
 #ifndef QB_TRAIN_DATA_BATCHES_H
 #define QB_TRAIN_DATA_BATCHES_H
 
@@ -36,6 +36,8 @@ qb_status qb_batches_open(const char *const *paths, size_t n_paths,
                           const qb_batches_options *options, qb_batches **out);
 /* bb is borrowed and outlives the batches. in_order has no meaning here. */
 qb_status qb_batches_open_bb(const qb_bb *bb, const qb_batches_options *options, qb_batches **out);
+/* Ids below vocab, 1 to 2^31. in_order has no meaning here either. */
+qb_status qb_batches_open_random(size_t vocab, const qb_batches_options *options, qb_batches **out);
 void qb_batches_close(qb_batches *batches); /* accepts NULL */
 
 /* tokens (n_windows, context + 1) of windows first_window, first_window + 1, ...; thread-safe.
