@@ -2,12 +2,11 @@
 #include "kernels/cuda/cublaslt.h"
 
 #ifdef QB_HAVE_CUBLASLT
+#include "kernels/cuda/library.h"
+
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { MAX_DEVICES = 64, MAX_WORKSPACES = 64 };
 
@@ -26,36 +25,14 @@ static struct {
     } workspace[MAX_WORKSPACES];
 } lt = {.once = PTHREAD_ONCE_INIT, .mutex = PTHREAD_MUTEX_INITIALIZER};
 
-static void *open_in(const char *folder, const char *name)
-{
-    char path[1024];
-    int n = snprintf(path, sizeof path, "%s%s%s", folder, *folder ? "/" : "", name);
-    return n > 0 && (size_t)n < sizeof path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-}
-
-static void *open_library(void)
-{
-    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
-    const char *folders[] = {getenv("QB_CUBLASLT_PATH"), "", "/usr/local/cuda/lib64",
-                             "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"};
-    for (size_t i = 0; i < QB_COUNT(names); i++)
-        for (size_t j = 0; j < QB_COUNT(folders); j++) {
-            void *library = folders[j] ? open_in(folders[j], names[i]) : NULL;
-            if (library) return library;
-        }
-    return NULL;
-}
-
 static void load(void)
 {
 #define ENTRY(name)                                                                                \
     {                                                                                              \
         "cublasLt" #name, &lt.api.name                                                             \
     }
-    const struct {
-        const char *name;
-        void *slot;
-    } entries[] = {
+    static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
+    const qb_cuda_entry entries[] = {
         ENTRY(Create),
         ENTRY(GetVersion),
         ENTRY(GetStatusName),
@@ -72,21 +49,11 @@ static void load(void)
         ENTRY(MatmulPreferenceSetAttribute),
     };
 #undef ENTRY
-    void *library = open_library();
-    if (!library) {
-        lt.refusal = "needs cuBLASLt: libcublasLt.so.13 not found";
-        return;
-    }
-    for (size_t i = 0; i < QB_COUNT(entries); i++) {
-        void *function = dlsym(library, entries[i].name);
-        if (!function) {
-            snprintf(lt.refusal_text, sizeof lt.refusal_text, "needs cuBLASLt: no %s in it",
-                     entries[i].name);
-            lt.refusal = lt.refusal_text;
-            return;
-        }
-        memcpy(entries[i].slot, &function, sizeof function);
-    }
+    const char *missing = qb_cuda_library_load("QB_CUBLASLT_PATH", names, QB_COUNT(names), entries,
+                                               QB_COUNT(entries));
+    if (!missing) return;
+    snprintf(lt.refusal_text, sizeof lt.refusal_text, "needs cuBLASLt: %s not found", missing);
+    lt.refusal = lt.refusal_text;
 }
 
 const char *qb_cublaslt_refusal(void)
