@@ -2,7 +2,10 @@
 #include "cli/cli.h"
 
 #include "cli/prepare.h"
+#include "core/cuda.h"
 #include "core/json.h"
+#include "core/memory.h"
+#include "core/progress.h"
 #include "infer/engine.h"
 #include "report/format.h"
 #include "train/loop.h"
@@ -19,6 +22,7 @@
 /* Everything that a run needs, as it is opened. */
 typedef struct train {
     const qb_cli *cli;
+    qb_comm *comm;
     bool resumed;
     qb_train_config config;
     qb_run_folder folder;
@@ -48,6 +52,11 @@ static qb_status apply_flags(train *t)
     return QB_OK;
 }
 
+static bool is_root(const train *t)
+{
+    return qb_comm_rank(t->comm) == 0;
+}
+
 static qb_status begin_new(train *t)
 {
     const char *preset = qb_cli_string(t->cli, "preset"), *file = qb_cli_string(t->cli, "config");
@@ -59,7 +68,8 @@ static qb_status begin_new(train *t)
     QB_TRY(apply_flags(t));
     QB_TRY(qb_run_data_open(&t->config, &t->data));
     QB_TRY(qb_train_config_resolve(&t->config, t->data.vocab));
-    return qb_run_folder_open(out, true, &t->folder);
+    return is_root(t) ? qb_run_folder_open(out, true, &t->folder)
+                      : qb_run_folder_join(out, &t->folder);
 }
 
 static qb_status check_resumed(const train *t, const qb_train_config *stored)
@@ -78,20 +88,42 @@ static qb_status check_resumed(const train *t, const qb_train_config *stored)
     return QB_OK;
 }
 
+static qb_status find_checkpoint(train *t, const char *path)
+{
+    size_t n_broken = 0;
+    QB_TRY(is_root(t) ? qb_run_folder_open(path, false, &t->folder)
+                      : qb_run_folder_join(path, &t->folder));
+    QB_TRY(qb_run_folder_resume(&t->folder, &t->config, &t->from, &n_broken));
+    if (n_broken && is_root(t))
+        qb_cli_note(t->cli, "%s: %zu newer checkpoint%s cannot be read: %s", path, n_broken,
+                    n_broken > 1 ? "s" : "", qb_error_message());
+    return QB_OK;
+}
+
+/* Each rank reads the folder itself. */
+static qb_status check_same_checkpoint(train *t)
+{
+    uint64_t own = t->from.file.path ? t->from.state.step : UINT64_MAX, *all;
+    size_t n = qb_comm_size(t->comm), r = 0;
+    QB_TRY(QB_NEW(&all, n, "steps"));
+    qb_status status = qb_comm_all(t->comm, &own, sizeof own, all);
+    while (status == QB_OK && r < n && all[r] == own) r++;
+    qb_free(all);
+    if (status != QB_OK || r == n) return status;
+    return QB_FAIL(QB_ERR_IO,
+                   "%s: the ranks see different checkpoints, expected a folder that all share",
+                   t->folder.path);
+}
+
 static qb_status begin_resumed(train *t, const char *path)
 {
     static const char *const others[] = {"preset", "config", "out"};
-    size_t n_broken;
     for (size_t i = 0; i < QB_COUNT(others); i++)
         if (qb_cli_is_set(t->cli, others[i]))
             return QB_FAIL(QB_ERR_USAGE, "--%s: found together with --resume, expected one of them",
                            others[i]);
     t->resumed = true;
-    QB_TRY(qb_run_folder_open(path, false, &t->folder));
-    QB_TRY(qb_run_folder_resume(&t->folder, &t->config, &t->from, &n_broken));
-    if (n_broken)
-        qb_cli_note(t->cli, "%s: %zu newer checkpoint%s cannot be read: %s", path, n_broken,
-                    n_broken > 1 ? "s" : "", qb_error_message());
+    QB_TRY(find_checkpoint(t, path));
     QB_TRY(qb_train_config_resolve(&t->config, 0));
     qb_train_config stored = t->config;
     QB_TRY(apply_flags(t));
@@ -102,15 +134,26 @@ static qb_status begin_resumed(train *t, const char *path)
 
 /* ---- the device ---- */
 
+/* Several ranks on a host: each its own GPU. Where the launcher shows each but one, that is it. */
+static const char *take_local_gpu(const train *t, char own[32])
+{
+    const char *wanted = t->config.device;
+    size_t n_gpus = qb_comm_size(t->comm) > 1 ? qb_cuda_count() : 0;
+    if (!n_gpus || (strcmp(wanted, "cuda") && strcmp(wanted, "auto"))) return wanted;
+    snprintf(own, 32, "cuda:%zu", qb_comm_local_rank(t->comm) % n_gpus);
+    return own;
+}
+
 static qb_status choose_device(train *t)
 {
     qb_device device;
     const char *note;
-    QB_TRY(qb_device_find(t->config.device, &device, &note));
-    if (note) qb_cli_note(t->cli, "no GPU is used: %s", note);
+    char own[32];
+    QB_TRY(qb_device_find(take_local_gpu(t, own), &device, &note));
+    if (note && is_root(t)) qb_cli_note(t->cli, "no GPU is used: %s", note);
     const char *backend = qb_device_backend_name(&device);
     bool can = qb_trainer_has_device(backend) || strcmp(t->config.device, "auto");
-    if (!can) qb_cli_note(t->cli, "no GPU is used: this build cannot train on one");
+    if (!can && is_root(t)) qb_cli_note(t->cli, "no GPU is used: this build cannot train on one");
     if (!can || !strcmp(backend, "cpu"))
         snprintf(t->device, sizeof t->device, "cpu");
     else
@@ -130,6 +173,9 @@ static void print_start(const train *t)
                 c->name[0] ? c->name : c->model.arch->name, params,
                 qb_softmax_names[c->model.softmax], qb_optimizers[c->optimizer].name, steps,
                 c->batch, c->model.context, t->device);
+    if (qb_comm_size(t->comm) > 1)
+        qb_cli_note(t->cli, "%zu ranks, each with %s and its share of every step's windows",
+                    qb_comm_size(t->comm), strcmp(t->device, "cpu") ? "a GPU" : "its processors");
     if (t->peak.tflops > 0)
         qb_cli_note(t->cli, "MFU is the share of %.3g TFLOP/s (%s)", t->peak.tflops,
                     t->peak.source);
@@ -255,6 +301,7 @@ static qb_status run(train *t)
     const qb_loop_options options = {.folder = t->folder.path,
                                      .device = t->device,
                                      .from = t->from.file.path ? &t->from : NULL,
+                                     .comm = t->comm,
                                      .train = t->data.train,
                                      .valid = t->data.valid,
                                      .bb = t->config.task == QB_TASK_BB ? &t->data.bb : NULL,
@@ -264,18 +311,27 @@ static qb_status run(train *t)
                                      .context = t};
     qb_loop_result result;
     QB_TRY(qb_loop_run(&options, &t->config, &result));
-    print_end(t, &result);
+    if (is_root(t)) print_end(t, &result);
     return QB_OK;
 }
 
-static qb_status begin_and_run(train *t)
+static qb_status begin(train *t)
 {
     const char *resume = qb_cli_string(t->cli, "resume");
     QB_TRY(resume ? begin_resumed(t, resume) : begin_new(t));
     QB_TRY(choose_device(t));
+    if (!is_root(t)) return QB_OK;
     QB_TRY(qb_peak_find(t->device, t->config.peak_tflops, t->config.threads, &t->peak));
-    QB_TRY(qb_run_folder_write_config(&t->folder, &t->config));
-    print_start(t);
+    return qb_run_folder_write_config(&t->folder, &t->config);
+}
+
+static qb_status begin_and_run(train *t)
+{
+    QB_TRY(qb_comm_open(&t->comm));
+    if (!is_root(t)) qb_progress_open(NULL, false);
+    QB_TRY(qb_comm_check(t->comm, begin(t)));
+    QB_TRY(check_same_checkpoint(t));
+    if (is_root(t)) print_start(t);
     return run(t);
 }
 
@@ -287,5 +343,6 @@ qb_status qb_cmd_train(const qb_cli *cli)
     qb_checkpoint_close(&t.from);
     qb_run_data_close(&t.data);
     qb_run_folder_close(&t.folder);
+    if (qb_comm_close(t.comm, status)) qb_cli_leave_error_to_another();
     return status;
 }

@@ -54,6 +54,8 @@ look() {
     [ "$what" = test ] || return 0
     need_library cmocka libcmocka-dev
     need_library benchmark libbenchmark-dev
+    need_library mpi libopenmpi-dev
+    need_program mpirun openmpi-bin
     need_program clang clang
     need libclang-rt has_fuzzer
 }

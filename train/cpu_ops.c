@@ -47,12 +47,17 @@ static size_t n_row_blocks(size_t m)
     return (m + QB__CPU_ROWS - 1) / QB__CPU_ROWS;
 }
 
+static size_t array_elems(const qb_train_device *d, qb_train_array array)
+{
+    return array < QB_ARRAY_STATE0 ? d->params->n_elems : d->share->end - d->share->first;
+}
+
 static qb_status create_buffers(qb_train_device *d)
 {
     size_t n_arrays = QB_ARRAY_STATE0 + d->options->optimizer->n_states;
     for (size_t i = 0; i < n_arrays; i++)
-        QB_TRY(qb__cpu_alloc(d, d->params->n_elems, sizeof(float), "weights and moments",
-                             (void **)&d->arrays[i]));
+        QB_TRY(qb__cpu_alloc(d, array_elems(d, (qb_train_array)i), sizeof(float),
+                             "weights and moments", (void **)&d->arrays[i]));
     QB_TRY(qb__cpu_alloc(d, d->options->micro_batch * (d->options->context + 1), sizeof(int32_t),
                          "tokens", (void **)&d->tokens));
     QB_TRY(qb__cpu_alloc(d, d->max_rows, sizeof(double), "losses", (void **)&d->row_loss));
@@ -72,13 +77,14 @@ static const char *refuse(const qb_config *config, const qb_trainer_options *opt
 }
 
 static qb_status create(const qb_params *params, const qb_trainer_options *options,
-                        qb_train_device **out)
+                        const qb_train_share *share, qb_train_device **out)
 {
     qb_train_device *d;
     QB_TRY(QB_NEW_ZERO(&d, 1, "training device"));
     d->params = params;
     d->c = &params->config;
     d->options = options;
+    d->share = share;
     d->pointwise = QB_KERNEL_PICK(qb_pointwise_kernels);
     d->gradient = QB_KERNEL_PICK(qb_gradient_kernels);
     d->gemm = QB_KERNEL_PICK(qb_gemm_f32_kernels);
@@ -113,13 +119,15 @@ static qb_status read_buffer(qb_train_device *d, qb_train_buffer kind, size_t wi
 
 static qb_status copy_in(qb_train_device *d, qb_train_array array, const float *from)
 {
-    memcpy(d->arrays[array], from, d->params->n_elems * sizeof *from);
+    size_t n = array_elems(d, array);
+    if (n) memcpy(d->arrays[array], from, n * sizeof *from);
     return QB_OK;
 }
 
 static qb_status copy_out(qb_train_device *d, qb_train_array array, float *to)
 {
-    memcpy(to, d->arrays[array], d->params->n_elems * sizeof *to);
+    size_t n = array_elems(d, array);
+    if (n) memcpy(to, d->arrays[array], n * sizeof *to);
     return QB_OK;
 }
 
@@ -419,6 +427,7 @@ const qb_train_ops qb__train_ops_cpu = {
     .gate_forward = gate_forward,
     .gate_backward = gate_backward,
     .classifier = qb__cpu_classifier,
+    .share_gradients = qb__cpu_share_gradients,
     .gradient_norm = qb__cpu_gradient_norm,
     .update = qb__cpu_update,
     .has_nonfinite = has_nonfinite,

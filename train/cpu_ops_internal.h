@@ -16,12 +16,13 @@ struct qb_train_device {
     const qb_params *params;
     const qb_config *c;
     const qb_trainer_options *options;
+    const qb_train_share *share;
     qb_pool *pool;
     const qb_pointwise_row *pointwise;
     const qb_gradient_row *gradient;
     const qb_gemm_f32_row *gemm;
 
-    float *arrays[QB_ARRAY_COUNT];
+    float *arrays[QB_ARRAY_COUNT]; /* of states the own elements alone */
     /* Bases of rows and of columns, (params->n) each: blocks along the diagonal one after the other
      * (one of all n, but for BLOCK), or factors; NULL or n = 0: that axis stays. */
     float **bases[2];
@@ -89,6 +90,7 @@ qb_status qb__cpu_update_create(qb_train_device *d);
 void qb__cpu_update_destroy(qb_train_device *d);
 qb_status qb__cpu_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
                                const float *q);
+qb_status qb__cpu_share_gradients(qb_train_device *d, size_t first, size_t end);
 qb_status qb__cpu_gradient_norm(qb_train_device *d);
 qb_status qb__cpu_update(qb_train_device *d, const qb_update *update, double clip);
 

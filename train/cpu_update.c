@@ -21,16 +21,24 @@ static size_t n_norm_sums(const qb_train_device *d)
 static void norm_task(void *context, size_t begin, size_t end)
 {
     qb_train_device *d = context;
-    d->norm_sums[begin / NORM_CHUNK] =
-        d->gradient->sum_squares(d->arrays[QB_ARRAY_GRADIENTS] + begin, end - begin);
+    const float *own = d->arrays[QB_ARRAY_GRADIENTS] + d->share->first;
+    d->norm_sums[begin / NORM_CHUNK] = d->gradient->sum_squares(own + begin, end - begin);
+}
+
+qb_status qb__cpu_share_gradients(qb_train_device *d, size_t first, size_t end)
+{
+    return qb_comm_reduce(d->share->comm, d->arrays[QB_ARRAY_GRADIENTS], d->share->bounds, first,
+                          end);
 }
 
 qb_status qb__cpu_gradient_norm(qb_train_device *d)
 {
-    double sum = 0;
-    qb_parallel_spans(d->pool, d->params->n_elems, NORM_CHUNK, norm_task, d);
-    for (size_t i = 0; i < n_norm_sums(d); i++) sum += d->norm_sums[i];
-    d->grad_norm = sqrt(sum);
+    double sums[] = {d->loss_sum, 0};
+    qb_parallel_spans(d->pool, d->share->end - d->share->first, NORM_CHUNK, norm_task, d);
+    for (size_t i = 0; i < n_norm_sums(d); i++) sums[1] += d->norm_sums[i];
+    QB_TRY(qb_comm_add(d->share->comm, sums, QB_COUNT(sums)));
+    d->loss_sum = sums[0];
+    d->grad_norm = sqrt(sums[1]);
     return QB_OK;
 }
 
@@ -52,7 +60,7 @@ static qb_status create_basis(qb_train_device *d, size_t i, size_t axis, basis_s
     const qb_param *p = &d->params->list[i];
     const qb_rotation *rotation = &d->options->rotation;
     size_t n = qb_rotation_axis_elems(rotation, p, axis), block = block_elems(d, n);
-    if (!n) return QB_OK;
+    if (!n || !qb_train_owns(d->share, p)) return QB_OK;
     if (p->rows * p->cols > most->matrix) most->matrix = p->rows * p->cols;
     if (n > most->axis) most->axis = n;
     if (rotation->kind == QB_ROTATION_HADAMARD)
@@ -238,7 +246,8 @@ static void update_param(qb_train_device *d, const qb_param *p, const qb_update 
     const qb_optimizer *optimizer = d->options->optimizer;
     size_t n = p->rows * p->cols;
     float *states[2] = {d->arrays[QB_ARRAY_STATE0], d->arrays[QB_ARRAY_STATE1]};
-    for (size_t i = 0; i < 2; i++) states[i] = states[i] ? states[i] + p->offset : NULL;
+    for (size_t i = 0; i < 2; i++)
+        states[i] = states[i] ? states[i] + (p->offset - d->share->first) : NULL;
     bool only_v = optimizer->rule == QB_RULE_RMSPROP;
     update_call c = {.u = u,
                      .g = d->arrays[QB_ARRAY_GRADIENTS] + p->offset,
@@ -270,8 +279,9 @@ qb_status qb__cpu_update(qb_train_device *d, const qb_update *update, double cli
             (float)((double)update->grad_scale * clip / d->grad_norm);
     for (size_t i = 0; i < d->params->n; i++) {
         const qb_param *p = &d->params->list[i];
+        if (!qb_train_owns(d->share, p)) continue;
         bool decays = p->is_matrix || d->options->settings.decay_all;
         update_param(d, p, decays ? &with_decay : &without);
     }
-    return QB_OK;
+    return qb_comm_gather(d->share->comm, d->arrays[QB_ARRAY_WEIGHTS], d->share->bounds);
 }

@@ -20,21 +20,37 @@ static size_t at_most(const qb_evaluation_plan *plan, size_t n)
     return n < there ? n : (size_t)there;
 }
 
-static qb_status mean_loss(const qb_evaluation_plan *plan, qb_trainer *trainer, int32_t *tokens,
-                           double *loss)
+/* This rank's passes, every so many-th; sums are those of all, 0 where it is not this rank's. */
+static qb_status own_passes(const qb_evaluation_plan *plan, qb_trainer *trainer, int32_t *tokens,
+                            size_t n, double *sums)
 {
-    size_t n = at_most(plan, plan->n_windows);
-    double sum = 0;
-    for (size_t first = 0; first < n; first += plan->micro_batch) {
-        size_t now = n - first < plan->micro_batch ? n - first : plan->micro_batch;
+    size_t step = qb_comm_size(plan->comm);
+    for (size_t i = qb_comm_rank(plan->comm); i * plan->micro_batch < n; i += step) {
+        size_t first = i * plan->micro_batch, left = n - first;
+        size_t now = left < plan->micro_batch ? left : plan->micro_batch;
         double mean;
         QB_TRY(qb_interrupt_check());
         QB_TRY(qb_batches_fill(plan->valid, first, now, tokens));
         QB_TRY(qb_trainer_evaluate(trainer, tokens, now, &mean));
-        sum += mean * (double)now;
+        sums[i] = mean * (double)now;
     }
-    *loss = sum / (double)n;
     return QB_OK;
+}
+
+static qb_status mean_loss(const qb_evaluation_plan *plan, qb_trainer *trainer, int32_t *tokens,
+                           double *loss)
+{
+    size_t n = at_most(plan, plan->n_windows);
+    size_t n_passes = (n + plan->micro_batch - 1) / plan->micro_batch;
+    double *sums, sum = 0;
+    QB_TRY(QB_NEW_ZERO(&sums, n_passes, "losses"));
+    qb_status status = own_passes(plan, trainer, tokens, n, sums);
+    status = qb_comm_check(plan->comm, status);
+    if (status == QB_OK) status = qb_comm_add(plan->comm, sums, n_passes);
+    for (size_t i = 0; i < n_passes; i++) sum += sums[i];
+    qb_free(sums);
+    *loss = sum / (double)n;
+    return status;
 }
 
 static double bits_per_byte(const qb_batches *valid, double loss)
@@ -126,7 +142,8 @@ qb_status qb_evaluate(const qb_evaluation_plan *plan, qb_trainer *trainer, qb_ev
     *out = (qb_evaluation){.outliers = qb_outlier_finish(&(qb_outlier_sums){.n_queries = 0})};
     qb_status status = mean_loss(plan, trainer, tokens, &out->loss);
     out->bits_per_byte = bits_per_byte(plan->valid, out->loss);
-    if (status == QB_OK && n) status = look_closely(plan, trainer, tokens, n, out);
+    if (status == QB_OK && n && !qb_comm_rank(plan->comm))
+        status = look_closely(plan, trainer, tokens, n, out);
     qb_free(tokens);
     return status;
 }

@@ -20,6 +20,7 @@ typedef struct qb_evaluation_plan {
     size_t micro_batch; /* windows of one pass */
     size_t n_observed;  /* of them for all but the loss; 0 = none */
     size_t n_threads;
+    qb_comm *comm; /* passes are shared out over its ranks; NULL = one process */
 } qb_evaluation_plan;
 
 typedef struct qb_evaluation {
@@ -28,7 +29,8 @@ typedef struct qb_evaluation {
     qb_bb_metrics bb; /* n_layers 0 = none */
 } qb_evaluation;
 
-/* QB_ERR_INTERRUPTED: between two passes. */
+/* QB_ERR_INTERRUPTED: between two passes. Every rank gets the loss, the same bits at any number of
+ * ranks; rank 0 alone all else. */
 qb_status qb_evaluate(const qb_evaluation_plan *plan, qb_trainer *trainer, qb_evaluation *out);
 /* exp(loss); infinity where that is beyond any use. */
 double qb_perplexity(double loss);

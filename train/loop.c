@@ -65,8 +65,35 @@ static qb_status create_trainer(loop *l, size_t micro_batch)
         .recompute = c->recompute,
         .deterministic = c->deterministic,
         .n_threads = c->threads,
+        .comm = l->options->comm,
     };
     return qb_trainer_create(&c->model, &options, &l->trainer);
+}
+
+/* The most windows of a step that a rank has. */
+static size_t windows_of_rank(const loop *l)
+{
+    size_t n_ranks = qb_comm_size(l->options->comm);
+    return (l->config->batch + n_ranks - 1) / n_ranks;
+}
+
+static bool is_root(const loop *l)
+{
+    return qb_comm_rank(l->options->comm) == 0;
+}
+
+/* What one rank lacks memory for no rank does. */
+static qb_status agree_on_memory(loop *l, qb_status status)
+{
+    enum { LACKS = 1, FAILED = 2 };
+    unsigned bits = status == QB_OK ? 0u : status == QB_ERR_MEMORY ? LACKS : FAILED;
+    QB_TRY(qb_comm_agree(l->options->comm, &bits));
+    if (!bits || (status != QB_OK && !(bits & FAILED))) return status;
+    if (status != QB_OK && status != QB_ERR_MEMORY) return status;
+    qb_trainer_destroy(l->trainer);
+    l->trainer = NULL;
+    return bits & FAILED ? QB_FAIL(QB_ERR_DEVICE, "another rank failed")
+                         : QB_FAIL(QB_ERR_MEMORY, "another rank lacks memory");
 }
 
 /* Where the configuration leaves it open: what keeps a processor's caches and a GPU busy, and less
@@ -76,9 +103,10 @@ static qb_status choose_micro_batch(loop *l)
     qb_train_config *c = l->config;
     size_t tokens = !strcmp(l->options->device, "cpu") ? 4096 : 131072;
     size_t most = tokens / c->model.context, micro_batch = c->batch;
+    if (most > windows_of_rank(l)) most = windows_of_rank(l);
     if (micro_batch > most) micro_batch = smaller_divisor(c->batch, most ? most + 1 : 2);
     for (;;) {
-        qb_status status = create_trainer(l, micro_batch);
+        qb_status status = agree_on_memory(l, create_trainer(l, micro_batch));
         if (status != QB_ERR_MEMORY || micro_batch == 1) {
             if (status == QB_OK) c->micro_batch = micro_batch;
             return status;
@@ -148,7 +176,8 @@ static void show_progress(loop *l)
 static void see_step(loop *l, const qb_step_stats *stats, double lr)
 {
     double tokens = (double)l->config->batch * (double)l->config->model.context;
-    double rate = (double)l->busy_steps / l->busy_s, peak = l->options->peak.tflops * 1e12;
+    double rate = (double)l->busy_steps / l->busy_s;
+    double peak = l->options->peak.tflops * 1e12 * (double)qb_comm_size(l->options->comm);
     qb_loop_seen *s = &l->seen;
     s->step = l->state.step;
     s->loss = mean_loss(&l->state, l->config->log_every);
@@ -161,6 +190,7 @@ static void see_step(loop *l, const qb_step_stats *stats, double lr)
 
 static qb_status log_step(loop *l, double loss)
 {
+    if (!is_root(l)) return QB_OK;
     const qb_loop_seen *s = &l->seen;
     const qb_metric metrics[] = {
         {"loss", loss},
@@ -198,7 +228,8 @@ static qb_status evaluate(loop *l)
                                      .n_windows = c->eval_windows,
                                      .micro_batch = c->micro_batch,
                                      .n_observed = c->outliers ? n_observed : 0,
-                                     .n_threads = c->threads};
+                                     .n_threads = c->threads,
+                                     .comm = l->options->comm};
     qb_run_state *state = &l->state;
     qb_loop_seen *s = &l->seen;
     QB_TRY(qb_evaluate(&plan, l->trainer, &s->evaluation));
@@ -210,6 +241,7 @@ static qb_status evaluate(loop *l)
         state->best_loss = loss;
         state->best_step = state->step;
     }
+    if (!is_root(l)) return QB_OK;
     QB_TRY(log_evaluation(l));
     qb_progress_end(&l->progress);
     if (l->options->evaluated) l->options->evaluated(l->options->context, s);
@@ -225,7 +257,8 @@ static bool every(uint64_t step, size_t n, uint64_t last)
 
 static qb_status save(loop *l, unsigned what)
 {
-    QB_TRY(qb_metrics_log_sync(l->log, &l->state.metrics_bytes, &l->state.events_bytes));
+    if (is_root(l))
+        QB_TRY(qb_metrics_log_sync(l->log, &l->state.metrics_bytes, &l->state.events_bytes));
     QB_TRY(qb_saver_start(l->saver, what, &l->state));
     if (what & QB_SAVE_CHECKPOINT) l->saved_step = l->state.step;
     return QB_OK;
@@ -260,7 +293,9 @@ static qb_status one_step(loop *l)
     qb_step_stats stats = {0};
     double before = seconds_now(), lr = qb_schedule_lr(&c->schedule, state->step + 1, l->n_steps);
     const int32_t *tokens;
-    QB_TRY(qb_prefetch_get(l->windows, state->windows, &tokens));
+    size_t first, own;
+    qb_comm_part(l->options->comm, c->batch, &first, &own);
+    QB_TRY(qb_prefetch_get(l->windows, state->windows + first, &tokens));
     QB_TRY(qb_trainer_step(l->trainer, tokens, c->batch, lr, state->step + 1, &stats));
     if (!stats.finite) return fail_not_finite(l, &stats);
     l->busy_s += seconds_now() - before;
@@ -272,6 +307,9 @@ static qb_status one_step(loop *l)
     show_progress(l);
     return every(state->step, c->log_every, l->n_steps) ? log_step(l, stats.loss) : QB_OK;
 }
+
+/* What makes a run stop between two steps; one rank's reason is all ranks'. */
+enum { STOP_INTERRUPTED = 1, STOP_TIME_UP = 2 };
 
 static bool time_is_up(const loop *l)
 {
@@ -291,7 +329,11 @@ static qb_status run_steps(loop *l, qb_loop_end *end)
     for (;;) {
         qb_status status = between_steps(l);
         if (status != QB_OK && status != QB_ERR_INTERRUPTED) return status;
-        if (status == QB_ERR_INTERRUPTED || (qb_interrupted() && l->state.step < l->n_steps)) {
+        unsigned stop =
+            (qb_interrupted() ? STOP_INTERRUPTED : 0u) | (time_is_up(l) ? STOP_TIME_UP : 0u);
+        QB_TRY(qb_comm_agree(l->options->comm, &stop));
+        if (status == QB_ERR_INTERRUPTED ||
+            ((stop & STOP_INTERRUPTED) && l->state.step < l->n_steps)) {
             QB_TRY(stop_early(l));
             return QB_FAIL(QB_ERR_INTERRUPTED,
                            "%s: interrupted after step %llu of %llu and saved; to go on: qbench "
@@ -300,7 +342,7 @@ static qb_status run_steps(loop *l, qb_loop_end *end)
                            (unsigned long long)l->n_steps, l->options->folder);
         }
         if (l->state.step >= l->n_steps) return qb_saver_wait(l->saver);
-        if (time_is_up(l)) {
+        if (stop & STOP_TIME_UP) {
             *end = QB_LOOP_TIME_UP;
             return stop_early(l);
         }
@@ -317,13 +359,18 @@ static qb_status prepare(loop *l)
     l->state = (qb_run_state){.valid_loss = NAN, .best_loss = NAN};
     l->saved_step = UINT64_MAX;
     l->n_steps = qb_train_config_n_steps(c);
-    QB_TRY(c->micro_batch ? create_trainer(l, c->micro_batch) : choose_micro_batch(l));
+    size_t most = windows_of_rank(l);
+    QB_TRY(c->micro_batch ? create_trainer(l, c->micro_batch < most ? c->micro_batch : most)
+                          : choose_micro_batch(l));
     QB_TRY(o->from ? load_checkpoint(l, o->from) : draw_weights(l));
     snprintf(l->state.data_sha256, sizeof l->state.data_sha256, "%s", qb_batches_sha256(o->train));
-    QB_TRY(qb_prefetch_create(o->train, c->batch, &l->windows));
-    QB_TRY(qb_saver_create(o->folder, c, l->trainer, o->tokenizer, &l->saver));
-    QB_TRY(qb_metrics_log_open(o->folder, c->tensorboard, l->state.metrics_bytes,
-                               c->tensorboard ? l->state.events_bytes : 0, &l->log));
+    size_t first, own;
+    qb_comm_part(o->comm, c->batch, &first, &own);
+    QB_TRY(qb_prefetch_create(o->train, own, c->batch, &l->windows));
+    QB_TRY(qb_saver_create(is_root(l) ? o->folder : NULL, c, l->trainer, o->tokenizer, &l->saver));
+    if (is_root(l))
+        QB_TRY(qb_metrics_log_open(o->folder, c->tensorboard, l->state.metrics_bytes,
+                                   c->tensorboard ? l->state.events_bytes : 0, &l->log));
     l->seen = (qb_loop_seen){.step = l->state.step,
                              .n_steps = l->n_steps,
                              .loss = mean_loss(&l->state, c->log_every),
@@ -338,6 +385,20 @@ static qb_status prepare(loop *l)
     return QB_OK;
 }
 
+/* A rank was lost, as the message says; what is being written is written first. */
+static qb_status fail_lost(loop *l)
+{
+    char why[160], *path;
+    qb_comm_check_alive(l->options->comm); /* says why, whatever failed after it */
+    snprintf(why, sizeof why, "%s", qb_error_message());
+    if (l->saver) QB_TRY(qb_saver_wait(l->saver));
+    QB_TRY(qb_saver_last_good(l->options->folder, &path));
+    qb_status status =
+        QB_FAIL(QB_ERR_DEVICE, "%s: %s; last good checkpoint: %s", l->options->folder, why, path);
+    qb_free(path);
+    return status;
+}
+
 static void clean_up(loop *l)
 {
     qb_saver_destroy(l->saver);
@@ -349,13 +410,14 @@ static void clean_up(loop *l)
 qb_status qb_loop_run(const qb_loop_options *options, qb_train_config *config, qb_loop_result *out)
 {
     loop l = {.options = options, .config = config};
-    qb_status status = prepare(&l);
+    qb_status status = qb_comm_check(options->comm, prepare(&l));
     if (status == QB_OK) {
         l.progress = qb_progress_begin("train", (size_t)l.n_steps);
         l.progress.first = l.progress.done = (size_t)l.state.step;
         status = run_steps(&l, &out->end);
         qb_progress_end(&l.progress);
     }
+    if (qb_comm_is_lost(options->comm)) status = fail_lost(&l);
     out->state = l.state;
     out->seen = l.seen;
     clean_up(&l);

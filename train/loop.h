@@ -31,6 +31,7 @@ typedef struct qb_loop_options {
     const char *folder;        /* of the run; exists */
     const char *device;        /* cpu, cuda, cuda:1 */
     const qb_checkpoint *from; /* NULL = from the start */
+    qb_comm *comm; /* ranks that run this together; NULL = alone. Rank 0 alone writes and tells */
     const qb_batches *train;
     const qb_batches *valid;       /* NULL = no evaluation */
     const qb_bb *bb;               /* NULL = text */

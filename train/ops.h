@@ -20,6 +20,19 @@ extern "C" {
 
 typedef struct qb_train_device qb_train_device; /* one a trainer; what it is the row knows */
 
+/* What is this process's among those that train together (train/comm.h): the elements first to end
+ * of the parameters. Alone (comm NULL) it owns all. Weights and gradients are whole in every rank,
+ * states of the optimiser are held by the owner alone (ZeRO-1, arXiv:1910.02054). */
+typedef struct qb_train_share {
+    qb_comm *comm;
+    size_t *bounds; /* of each rank's elements, as in comm.h */
+    size_t first, end;
+} qb_train_share;
+static inline bool qb_train_owns(const qb_train_share *share, const qb_param *p)
+{
+    return p->offset >= share->first && p->offset < share->end;
+}
+
 #define QB_NO_PARAM SIZE_MAX
 
 typedef enum {
@@ -64,22 +77,22 @@ typedef struct qb_train_ops {
     bool makes_hadamard;
     /* NULL, or why the device cannot train this. */
     const char *(*refuse)(const qb_config *config, const qb_trainer_options *options);
-    /* params and options outlive the device. */
+    /* params, options and share outlive the device. */
     qb_status (*create)(const qb_params *params, const qb_trainer_options *options,
-                        qb_train_device **out);
+                        const qb_train_share *share, qb_train_device **out);
     void (*destroy)(qb_train_device *d); /* accepts NULL; frees its buffers */
     size_t (*memory_bytes)(const qb_train_device *d);
     /* For the most rows that a pass may have. */
     qb_status (*alloc)(qb_train_device *d, qb_train_buffer kind, size_t width, void **out);
 
-    /* All n_elems of an array, from and to the host. */
+    /* An array from and to the host: all n_elems, but of states the own ones alone. */
     qb_status (*copy_in)(qb_train_device *d, qb_train_array array, const float *from);
     qb_status (*copy_out)(qb_train_device *d, qb_train_array array, float *to);
     /* The m rows of a buffer, as f32 on the host: for what an evaluation looks at. */
     qb_status (*read)(qb_train_device *d, qb_train_buffer kind, size_t width, const void *buffer,
                       float *to);
-    /* The basis of an axis that options->rotation rotates; all are set before the first update. Of
-     * kind BLOCK only the blocks are read. */
+    /* The basis of an axis that options->rotation rotates; those of own parameters are set before
+     * the first update. Of kind BLOCK only the blocks are read. */
     qb_status (*set_rotation)(qb_train_device *d, const qb_param *param, size_t axis,
                               const float *q);
 
@@ -120,8 +133,15 @@ typedef struct qb_train_ops {
      * weights', of `scale` times the sum of losses. Logits exist a few rows at a time. */
     qb_status (*classifier)(qb_train_device *d, const void *h, float scale, void *dh);
 
+    /* Several ranks: the gradients of elements first to end are final on this rank, and may be
+     * added up over the ranks from now on; the owner has the sums when gradient_norm begins. Every
+     * element is in one call a step, and the calls are the same on all ranks: one for all, or layer
+     * by layer while the backward pass goes on. */
+    qb_status (*share_gradients)(qb_train_device *d, size_t first, size_t end);
+    /* Of all ranks' gradients; the loss becomes that of all ranks too. */
     qb_status (*gradient_norm)(qb_train_device *d);
-    /* One optimiser step after gradient_norm. The gradient is also multiplied by
+    /* One optimiser step after gradient_norm: of own parameters, and the others' weights are
+     * fetched. The gradient is also multiplied by
      * min(1, clip / norm), clip 0 = none. Where the loss or the norm is not finite nothing
      * changes. */
     qb_status (*update)(qb_train_device *d, const qb_update *update, double clip);

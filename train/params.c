@@ -102,6 +102,25 @@ qb_status qb_params_create(const qb_config *config, qb_params *out)
     return QB_OK;
 }
 
+/* Each cut is where a parameter begins, as near as can be to where equal parts would be cut. */
+void qb_params_cut(const qb_params *params, size_t n_parts, size_t *bounds)
+{
+    size_t at = 0;
+    for (size_t part = 0; part < n_parts; part++) {
+        size_t want = params->n_elems / n_parts * part, place = params->list[at].offset;
+        for (size_t i = at; part && i < params->n; i++) {
+            size_t offset = params->list[i].offset;
+            size_t off = offset > want ? offset - want : want - offset;
+            if (offset % QB_PARAM_ALIGN || off >= (place > want ? place - want : want - place))
+                continue;
+            at = i;
+            place = offset;
+        }
+        bounds[part] = part ? place : 0;
+    }
+    bounds[n_parts] = params->n_elems;
+}
+
 void qb_params_destroy(qb_params *params)
 {
     qb_free(params->list);

@@ -46,6 +46,9 @@ qb_status qb_params_create(const qb_config *config, qb_params *out);
 void qb_params_destroy(qb_params *params); /* accepts a zeroed one */
 /* NULL = the configuration has no such tensor. */
 const qb_param *qb_params_find(const qb_params *params, qb_role role, size_t layer_idx);
+/* bounds[0..n_parts]: the buffer in n_parts ranges of about the same size, each of whole parameters
+ * and beginning at a multiple of QB_PARAM_ALIGN. Ranges may be empty. */
+void qb_params_cut(const qb_params *params, size_t n_parts, size_t *bounds);
 /* Numbers depend on (seed, role, layer, element) alone. */
 void qb_params_init(const qb_params *params, qb_init_kind kind, uint64_t seed, float *weights);
 /* Weights of a model of the same configuration, and a model that borrows nothing (its tensors are

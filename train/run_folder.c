@@ -71,6 +71,12 @@ qb_status qb_run_folder_open(const char *path, bool new_run, qb_run_folder *out)
     return status;
 }
 
+qb_status qb_run_folder_join(const char *path, qb_run_folder *out)
+{
+    *out = (qb_run_folder){.fd = -1};
+    return qb_strdup(&out->path, path);
+}
+
 void qb_run_folder_close(qb_run_folder *folder)
 {
     if (folder->fd >= 0) close(folder->fd);

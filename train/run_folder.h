@@ -24,6 +24,8 @@ typedef struct qb_run_folder {
 qb_status qb_run_folder_open(const char *path, bool new_run, qb_run_folder *out);
 void qb_run_folder_close(qb_run_folder *folder); /* accepts a zeroed one with fd -1 */
 
+/* The folder of a run that another rank holds the lock of: nothing is made, changed or checked. */
+qb_status qb_run_folder_join(const char *path, qb_run_folder *out);
 qb_status qb_run_folder_write_config(const qb_run_folder *folder, const qb_train_config *config);
 /* The configuration and the newest whole checkpoint to go on from; before the first one was
  * written, out->file.path is NULL and the run starts anew. */

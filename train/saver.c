@@ -53,20 +53,26 @@ qb_status qb_train_record(const qb_train_config *config, const qb_run_state *sta
     return status;
 }
 
-qb_status qb_fail_not_finite(const char *folder, uint64_t step, const char *what)
+qb_status qb_saver_last_good(const char *folder, char **path)
 {
     uint64_t *steps;
     size_t n;
-    char *path = NULL;
     QB_TRY(qb_checkpoint_list(folder, &steps, &n));
-    qb_status status = n ? qb_checkpoint_path(folder, steps[0], &path) : QB_OK;
-    if (status == QB_OK)
-        status = QB_FAIL(QB_ERR_DEVICE,
-                         "%s: step %llu: found a NaN or infinity in %s, expected finite numbers; "
-                         "last good checkpoint: %s",
-                         folder, (unsigned long long)step, what, path ? path : "none yet");
-    qb_free(path);
+    qb_status status = n ? qb_checkpoint_path(folder, steps[0], path) : qb_strdup(path, "none yet");
     qb_free(steps);
+    return status;
+}
+
+qb_status qb_fail_not_finite(const char *folder, uint64_t step, const char *what)
+{
+    char *path;
+    QB_TRY(qb_saver_last_good(folder, &path));
+    qb_status status =
+        QB_FAIL(QB_ERR_DEVICE,
+                "%s: step %llu: found a NaN or infinity in %s, expected finite numbers; "
+                "last good checkpoint: %s",
+                folder, (unsigned long long)step, what, path);
+    qb_free(path);
     return status;
 }
 
@@ -145,7 +151,7 @@ qb_status qb_saver_create(const char *folder, const qb_train_config *config, qb_
     s->n_elems = qb_trainer_params(trainer)->n_elems;
     s->n_buffers = 1 + qb_optimizers[config->optimizer].n_states;
     qb_status status = QB_OK;
-    for (size_t i = 0; i < s->n_buffers && status == QB_OK; i++)
+    for (size_t i = 0; i < s->n_buffers && status == QB_OK && folder; i++)
         status = QB_NEW(&s->buffers[i], s->n_elems, "snapshot");
     if (status != QB_OK)
         qb_saver_destroy(s);
@@ -164,7 +170,7 @@ qb_status qb_saver_wait(qb_saver *s)
 
 static qb_status take_snapshot(qb_saver *s)
 {
-    QB_TRY(qb_trainer_get_weights(s->trainer, s->buffers[0]));
+    if (s->folder) QB_TRY(qb_trainer_get_weights(s->trainer, s->buffers[0]));
     if (!(s->what & QB_SAVE_CHECKPOINT)) return QB_OK;
     for (size_t i = 1; i < s->n_buffers; i++)
         QB_TRY(qb_trainer_get_state(s->trainer, i - 1, s->buffers[i]));
@@ -177,6 +183,7 @@ qb_status qb_saver_start(qb_saver *s, unsigned what, const qb_run_state *state)
     s->what = what;
     s->state = *state;
     QB_TRY(take_snapshot(s));
+    if (!s->folder) return QB_OK;
     int error = start_thread(s);
     if (error) return QB_FAIL(QB_ERR_MEMORY, "saver: no thread: %s", strerror(error));
     s->running = true;
@@ -193,5 +200,5 @@ void qb_saver_destroy(qb_saver *s)
 
 size_t qb_saver_memory_bytes(const qb_saver *s)
 {
-    return s->n_buffers * s->n_elems * sizeof(float);
+    return s->folder ? s->n_buffers * s->n_elems * sizeof(float) : 0;
 }

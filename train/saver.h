@@ -21,7 +21,8 @@ enum { QB_SAVE_BEST = 1, QB_SAVE_CHECKPOINT = 2 };
 
 typedef struct qb_saver qb_saver;
 
-/* All borrowed for the saver's life. tokenizer may be NULL. The configuration is copied. */
+/* All borrowed for the saver's life. tokenizer may be NULL. The configuration is copied. Several
+ * ranks save together: folder NULL in all but rank 0, which hand over what they hold. */
 qb_status qb_saver_create(const char *folder, const qb_train_config *config, qb_trainer *trainer,
                           const qb_tokenizer *tokenizer, qb_saver **out);
 /* what: QB_SAVE_ bits. Waits for the one before first, and returns its error. */
@@ -32,6 +33,8 @@ void qb_saver_destroy(qb_saver *saver); /* waits; accepts NULL */
 /* Host memory that it holds. */
 size_t qb_saver_memory_bytes(const qb_saver *saver);
 
+/* The newest checkpoint of the folder, or "none yet"; the caller frees it. */
+qb_status qb_saver_last_good(const char *folder, char **path);
 /* QB_ERR_DEVICE: a NaN or infinity in `what` at that step; names the last checkpoint on disk. */
 qb_status qb_fail_not_finite(const char *folder, uint64_t step, const char *what);
 /* The training record of a model file. */

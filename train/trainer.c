@@ -11,6 +11,7 @@ struct qb_trainer {
     qb_params params;
     qb_trainer_options options;
     const qb_train_ops *ops;
+    qb_train_share share;
     qb_train_device *device;
     qb_transformer *walk;
 };
@@ -63,9 +64,10 @@ static void fill_task(void *context, size_t i, size_t thread_idx)
     (void)thread_idx;
     fill_call *c = context;
     const qb_param *p = &c->t->params.list[c->first + i];
+    c->statuses[i] = QB_OK;
+    if (!qb_train_owns(&c->t->share, p)) return;
     const qb_rotation *rotation = &c->t->options.rotation;
     size_t n = qb_rotation_axis_elems(rotation, p, c->axis);
-    c->statuses[i] = QB_OK;
     if (!n) return;
     c->statuses[i] = QB_NEW(&c->bases[i], n * n, "basis");
     if (c->statuses[i] == QB_OK)
@@ -103,9 +105,21 @@ static qb_status create_bases(qb_trainer *t)
     return status;
 }
 
+static qb_status create_share(qb_trainer *t)
+{
+    size_t n = qb_comm_size(t->options.comm), rank = qb_comm_rank(t->options.comm);
+    QB_TRY(QB_NEW(&t->share.bounds, n + 1, "shares of the parameters"));
+    qb_params_cut(&t->params, n, t->share.bounds);
+    t->share.comm = n > 1 ? t->options.comm : NULL;
+    t->share.first = t->share.bounds[rank];
+    t->share.end = t->share.bounds[rank + 1];
+    return QB_OK;
+}
+
 static qb_status create(qb_trainer *t, const qb_config *config)
 {
     QB_TRY(qb_params_create(config, &t->params));
+    QB_TRY(create_share(t));
     QB_TRY(check_options(config, &t->options));
     t->ops = find_ops(t->options.device);
     if (!t->ops)
@@ -113,7 +127,7 @@ static qb_status create(qb_trainer *t, const qb_config *config)
                        t->options.device);
     const char *why = t->ops->refuse(&t->params.config, &t->options);
     if (why) return QB_FAIL(QB_ERR_UNSUPPORTED, "training on %s: %s", t->ops->device, why);
-    QB_TRY(t->ops->create(&t->params, &t->options, &t->device));
+    QB_TRY(t->ops->create(&t->params, &t->options, &t->share, &t->device));
     QB_TRY(qb_transformer_create(&t->params, t->ops, t->device, t->options.recompute, &t->walk));
     bool made = t->options.rotation.kind == QB_ROTATION_HADAMARD && t->ops->makes_hadamard;
     return t->options.optimizer->rotated && !made ? create_bases(t) : QB_OK;
@@ -139,6 +153,7 @@ void qb_trainer_destroy(qb_trainer *t)
     qb_transformer_destroy(t->walk);
     if (t->ops) t->ops->destroy(t->device);
     qb_params_destroy(&t->params);
+    qb_free(t->share.bounds);
     qb_free(t);
 }
 
@@ -170,13 +185,21 @@ static qb_status check_state(const qb_trainer *t, size_t state_idx)
 qb_status qb_trainer_set_state(qb_trainer *t, size_t state_idx, const float *state)
 {
     QB_TRY(check_state(t, state_idx));
-    return t->ops->copy_in(t->device, (qb_train_array)(QB_ARRAY_STATE0 + state_idx), state);
+    return t->ops->copy_in(t->device, (qb_train_array)(QB_ARRAY_STATE0 + state_idx),
+                           state + t->share.first);
 }
 
 qb_status qb_trainer_get_state(qb_trainer *t, size_t state_idx, float *state)
 {
+    qb_train_array array = (qb_train_array)(QB_ARRAY_STATE0 + state_idx);
+    float *own = state;
     QB_TRY(check_state(t, state_idx));
-    return t->ops->copy_out(t->device, (qb_train_array)(QB_ARRAY_STATE0 + state_idx), state);
+    bool is_root = qb_comm_rank(t->share.comm) == 0; /* whose elements are the first */
+    if (!is_root) QB_TRY(QB_NEW(&own, t->share.end - t->share.first, "states of a rank"));
+    qb_status status = t->ops->copy_out(t->device, array, own);
+    if (status == QB_OK) status = qb_comm_collect(t->share.comm, own, t->share.bounds);
+    if (!is_root) qb_free(own);
+    return status;
 }
 
 qb_status qb_trainer_get_gradients(qb_trainer *t, float *gradients)
@@ -188,7 +211,8 @@ qb_status qb_trainer_set_rotation(qb_trainer *t, const qb_param *param, size_t a
 {
     if (!t->options.optimizer->rotated)
         return QB_FAIL(QB_ERR_USAGE, "basis: %s rotates nothing", t->options.optimizer->name);
-    return t->ops->set_rotation(t->device, param, axis, q);
+    return qb_train_owns(&t->share, param) ? t->ops->set_rotation(t->device, param, axis, q)
+                                           : QB_OK;
 }
 
 /* ---- steps ---- */
@@ -198,9 +222,10 @@ static size_t targets_of(const qb_trainer *t, size_t n_windows)
     return n_windows * (t->options.context - qb_train_first_target(&t->params.config));
 }
 
-/* The first array with an entry that is no number, for the message. */
-static qb_status find_culprit(qb_trainer *t, qb_step_stats *stats)
+/* The first array with an entry that is no number, for the message; "" = none. */
+static qb_status search_culprit(qb_trainer *t, char culprit[64])
 {
+    culprit[0] = 0;
     static const struct {
         qb_train_array array;
         const char *what;
@@ -210,13 +235,29 @@ static qb_status find_culprit(qb_trainer *t, qb_step_stats *stats)
             const qb_param *p = &t->params.list[i];
             bool bad;
             char name[48];
+            if (!qb_train_owns(&t->share, p)) continue;
             QB_TRY(t->ops->has_nonfinite(t->device, arrays[a].array, p->offset, p->rows * p->cols,
                                          &bad));
             if (!bad) continue;
             qb_role_name(p->role, p->layer_idx, name, sizeof name);
-            snprintf(stats->culprit, sizeof stats->culprit, "%s %s", arrays[a].what, name);
+            snprintf(culprit, 64, "%s %s", arrays[a].what, name);
             return QB_OK;
         }
+    return QB_OK;
+}
+
+/* What the first rank that finds something finds. */
+static qb_status find_culprit(qb_trainer *t, qb_step_stats *stats)
+{
+    char(*all)[64];
+    size_t n = qb_comm_size(t->share.comm);
+    QB_TRY(search_culprit(t, stats->culprit));
+    QB_TRY(QB_NEW(&all, n, "names of tensors"));
+    qb_status status = qb_comm_all(t->share.comm, stats->culprit, sizeof *all, all);
+    for (size_t r = n; status == QB_OK && r-- > 0;)
+        if (all[r][0]) memcpy(stats->culprit, all[r], sizeof *all);
+    qb_free(all);
+    if (status != QB_OK || stats->culprit[0]) return status;
     snprintf(stats->culprit, sizeof stats->culprit, "%s",
              isfinite(stats->loss) ? "norm of the gradient" : "loss");
     return QB_OK;
@@ -234,7 +275,7 @@ static qb_status read_stats(qb_trainer *t, size_t n_windows, qb_step_stats *stat
 
 static qb_status check_windows(const qb_trainer *t, size_t n_windows)
 {
-    if (n_windows && n_windows % t->options.micro_batch == 0) return QB_OK;
+    if (t->share.comm || (n_windows && n_windows % t->options.micro_batch == 0)) return QB_OK;
     return QB_FAIL(QB_ERR_USAGE, "batch: found %zu windows, expected a multiple of %zu", n_windows,
                    t->options.micro_batch);
 }
@@ -242,16 +283,18 @@ static qb_status check_windows(const qb_trainer *t, size_t n_windows)
 qb_status qb_trainer_step(qb_trainer *t, const int32_t *tokens, size_t n_windows, double lr,
                           uint64_t step, qb_step_stats *stats)
 {
-    size_t micro_batch = t->options.micro_batch;
+    size_t micro_batch = t->options.micro_batch, first, own;
     float scale = (float)(1 / (double)targets_of(t, n_windows));
     QB_TRY(check_windows(t, n_windows));
     QB_TRY(t->ops->begin(t->device, true));
-    for (size_t w = 0; w < n_windows; w += micro_batch) {
+    qb_comm_part(t->share.comm, n_windows, &first, &own);
+    for (size_t w = 0; w < own; w += micro_batch) {
         const int32_t *now = tokens + w * (t->options.context + 1);
-        QB_TRY(t->ops->load_tokens(t->device, now, micro_batch));
+        QB_TRY(t->ops->load_tokens(t->device, now, own - w < micro_batch ? own - w : micro_batch));
         QB_TRY(qb_transformer_learn(t->walk, scale));
     }
     qb_update update = qb_update_make(t->options.optimizer, &t->options.settings, lr, step, 1);
+    if (t->share.comm) QB_TRY(t->ops->share_gradients(t->device, 0, t->params.n_elems));
     QB_TRY(t->ops->gradient_norm(t->device));
     QB_TRY(t->ops->update(t->device, &update, t->options.clip));
     return stats ? read_stats(t, n_windows, stats) : QB_OK;

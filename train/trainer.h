@@ -8,6 +8,7 @@
 #define QB_TRAIN_TRAINER_H
 
 #include "core/threads.h"
+#include "train/comm.h"
 #include "train/optimizers.h"
 #include "train/params.h"
 #include "train/rotation.h"
@@ -30,6 +31,7 @@ typedef struct qb_trainer_options {
     bool recompute;       /* activations of a block are worked out again in the backward pass */
     bool deterministic;   /* fixed order of every sum: same bits in every run */
     size_t n_threads;     /* CPU; 0 = as many as this process may use */
+    qb_comm *comm;        /* ranks that train together, borrowed; NULL = alone */
 } qb_trainer_options;
 
 typedef struct qb_step_stats {
@@ -48,19 +50,22 @@ qb_status qb_trainer_create(const qb_config *config, const qb_trainer_options *o
 void qb_trainer_destroy(qb_trainer *trainer); /* accepts NULL */
 const qb_params *qb_trainer_params(const qb_trainer *trainer);
 
-/* Buffers of params->n_elems floats, host memory. state_idx 0 <= i < optimizer->n_states. */
+/* Buffers of params->n_elems floats, host memory. state_idx 0 <= i < optimizer->n_states. All ranks
+ * set the same; get_state is a call of all ranks, and rank 0 alone gets something (elsewhere state
+ * may be NULL). */
 qb_status qb_trainer_set_weights(qb_trainer *trainer, const float *weights);
 qb_status qb_trainer_get_weights(qb_trainer *trainer, float *weights);
 qb_status qb_trainer_set_state(qb_trainer *trainer, size_t state_idx, const float *state);
 qb_status qb_trainer_get_state(qb_trainer *trainer, size_t state_idx, float *state);
-/* Gradients of the last step, before clipping. For tests. */
+/* Gradients of the last step, before clipping; of several ranks the own elements. For tests. */
 qb_status qb_trainer_get_gradients(qb_trainer *trainer, float *gradients);
 /* Replaces the basis of one parameter's axis (n, n); for recorded runs (golden data). */
 qb_status qb_trainer_set_rotation(qb_trainer *trainer, const qb_param *param, size_t axis,
                                   const float *q);
 
-/* One optimiser step over n_windows (a multiple of micro_batch) windows of context + 1 tokens:
- * gradients are the mean over all scored targets. step is 1-based. Waits for nothing but what
+/* One optimiser step over n_windows windows of context + 1 tokens, of which `tokens` are this
+ * rank's (qb_comm_part); alone, a multiple of micro_batch. Gradients are the mean over all scored
+ * targets. step is 1-based. Waits for nothing but what
  * `stats` needs; stats NULL: the step is queued. */
 qb_status qb_trainer_step(qb_trainer *trainer, const int32_t *tokens, size_t n_windows, double lr,
                           uint64_t step, qb_step_stats *stats);

@@ -245,7 +245,7 @@ static void prefetched_windows_are_the_same(void **state)
     static const uint64_t asked[] = {0, 7, 14, 21, 3, 10, 10, 17, 1000, 1007, 0, 7};
     qb_batches *b = open_batches(CONTEXT, 42, false);
     qb_prefetch *p;
-    QB_CHECK_OK(qb_prefetch_create(b, N, &p));
+    QB_CHECK_OK(qb_prefetch_create(b, N, N, &p));
     for (size_t i = 0; i < QB_COUNT(asked); i++) {
         const int32_t *tokens;
         int32_t want[N * ROW];
@@ -257,7 +257,7 @@ static void prefetched_windows_are_the_same(void **state)
     qb_prefetch_destroy(p);
     for (size_t n = 1; n <= 4; n++) {
         qb_memory_fail_at(n);
-        qb_status status = qb_prefetch_create(b, N, &p);
+        qb_status status = qb_prefetch_create(b, N, N, &p);
         qb_memory_fail_at(0);
         assert_int_equal(status, n < 4 ? QB_ERR_MEMORY : QB_OK);
         if (status == QB_OK) qb_prefetch_destroy(p);
@@ -282,7 +282,7 @@ static void damaged_tokens_are_told_at_their_turn(void **state)
     qb_prefetch *p;
     const int32_t *tokens;
     uint64_t last = qb_batches_windows_per_epoch(b) - 1;
-    QB_CHECK_OK(qb_prefetch_create(b, 1, &p));
+    QB_CHECK_OK(qb_prefetch_create(b, 1, 1, &p));
     for (uint64_t w = 0; w < last; w++) QB_CHECK_OK(qb_prefetch_get(p, w, &tokens));
     assert_int_equal(qb_prefetch_get(p, last, &tokens), QB_ERR_FORMAT);
     assert_non_null(strstr(qb_error_message(), "2.qbs: found token 70000, expected at most 69999"));

@@ -128,11 +128,47 @@ static void models_go_there_and_back(void **state)
     }
 }
 
+/* Ranges follow each other, begin with a parameter, and are as long as whole parameters allow. */
+static void check_cuts(const qb_params *p, size_t n_parts, const size_t *bounds)
+{
+    size_t longest = 0;
+    for (size_t i = 0; i < p->n; i++)
+        if (p->list[i].rows * p->list[i].cols > longest)
+            longest = p->list[i].rows * p->list[i].cols;
+    assert_int_equal(bounds[0], 0);
+    assert_int_equal(bounds[n_parts], p->n_elems);
+    for (size_t part = 0; part < n_parts; part++) {
+        assert_true(bounds[part] <= bounds[part + 1]);
+        assert_true(bounds[part + 1] - bounds[part] <= p->n_elems / n_parts + 2 * longest);
+        bool begins = false;
+        for (size_t i = 0; i < p->n; i++) begins = begins || p->list[i].offset == bounds[part];
+        assert_true(begins && bounds[part] % QB_PARAM_ALIGN == 0);
+    }
+}
+
+static void parameters_are_cut_into_whole_ones(void **state)
+{
+    (void)state;
+    static const char *const archs[] = {"gpt2", "llama"};
+    for (size_t i = 0; i < QB_COUNT(archs); i++) {
+        qb_config config = qb_test_tiny_config(archs[i]);
+        qb_params p;
+        size_t bounds[41];
+        QB_CHECK_OK(qb_params_create(&config, &p));
+        for (size_t n_parts = 1; n_parts <= 40; n_parts++) {
+            qb_params_cut(&p, n_parts, bounds);
+            check_cuts(&p, n_parts, bounds);
+        }
+        qb_params_destroy(&p);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_parameter_has_its_place),
         cmocka_unit_test(fresh_weights_have_their_spread),
+        cmocka_unit_test(parameters_are_cut_into_whole_ones),
         cmocka_unit_test(models_go_there_and_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

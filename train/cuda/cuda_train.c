@@ -4,6 +4,7 @@
 
 #include "core/dtype.h"
 #include "core/memory.h"
+#include "kernels/cuda/nccl.h"
 
 #ifdef QB_HAVE_CUBLASLT
 #include <cuda_runtime_api.h>
@@ -31,6 +32,7 @@ static void destroy(qb_train_device *d)
     qb_cuda_use(d->index);
     if (d->stream) {
         qb_cuda_sync(d->stream);
+        qb_cuda_ranks_destroy(d->ranks);
         qb_cublaslt_forget(d->stream);
     }
     for (size_t i = 0; i < QB__CUDA_TOKEN_SLOTS; i++) {
@@ -75,8 +77,14 @@ static const char *refuse(const qb_config *config, const qb_trainer_options *opt
 {
     const char *why = qb_cuda_refusal(device_index(options->device));
     if (!why) why = qb_cublaslt_refusal();
+    if (!why && qb_comm_size(options->comm) > 1) why = qb_nccl_refusal();
     if (!why && config->d_model > QB_CUDA_TRAIN_MAX_NORM) why = "d_model is over 2048";
     return why;
+}
+
+static size_t array_elems(const qb_train_device *d, qb_train_array array)
+{
+    return array < QB_ARRAY_STATE0 ? d->params->n_elems : qb__cuda_train_own_elems(d);
 }
 
 static qb_status create_arrays(qb_train_device *d)
@@ -84,7 +92,7 @@ static qb_status create_arrays(qb_train_device *d)
     static const char *const names[QB_ARRAY_COUNT] = {"weights", "gradients", "moments", "moments"};
     const size_t n_arrays = QB_ARRAY_STATE0 + d->options->optimizer->n_states;
     for (size_t i = 0; i < n_arrays; i++)
-        QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->arrays[i], d->params->n_elems, names[i]));
+        QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->arrays[i], array_elems(d, (qb_train_array)i), names[i]));
     if (d->type == QB_CUDA_F32) return QB_OK;
     return QB__CUDA_TRAIN_NEW(d, &d->copy, d->params->n_elems, "bf16 weights");
 }
@@ -158,13 +166,14 @@ static qb_status create_all(qb_train_device *d)
 }
 
 static qb_status create(const qb_params *params, const qb_trainer_options *options,
-                        qb_train_device **out)
+                        const qb_train_share *share, qb_train_device **out)
 {
     qb_train_device *d;
     QB_TRY(QB_NEW_ZERO(&d, 1, "training device"));
     d->params = params;
     d->c = &params->config;
     d->options = options;
+    d->share = share;
     d->index = device_index(options->device);
     d->type = options->full_f32 ? QB_CUDA_F32 : QB_CUDA_BF16;
     d->max_rows = options->micro_batch * options->context;
@@ -178,7 +187,7 @@ static qb_status create(const qb_params *params, const qb_trainer_options *optio
 
 static size_t memory_bytes(const qb_train_device *d)
 {
-    return d->bytes;
+    return d->bytes + qb_cuda_ranks_memory_bytes(d->ranks);
 }
 
 static qb_status alloc(qb_train_device *d, qb_train_buffer kind, size_t width, void **out)
@@ -192,7 +201,7 @@ static qb_status alloc(qb_train_device *d, qb_train_buffer kind, size_t width, v
 
 static qb_status copy_in(qb_train_device *d, qb_train_array array, const float *from)
 {
-    const size_t n = d->params->n_elems;
+    const size_t n = array_elems(d, array);
     QB_TRY(qb_cuda_use(d->index));
     QB_TRY(qb_cuda_upload(d->arrays[array], from, n * sizeof *from, d->stream));
     if (array == QB_ARRAY_WEIGHTS && d->copy)
@@ -203,7 +212,7 @@ static qb_status copy_in(qb_train_device *d, qb_train_array array, const float *
 static qb_status copy_out(qb_train_device *d, qb_train_array array, float *to)
 {
     QB_TRY(qb_cuda_use(d->index));
-    QB_TRY(qb_cuda_download(to, d->arrays[array], d->params->n_elems * sizeof *to, d->stream));
+    QB_TRY(qb_cuda_download(to, d->arrays[array], array_elems(d, array) * sizeof *to, d->stream));
     return qb_cuda_sync(d->stream);
 }
 
@@ -272,6 +281,7 @@ static qb_status finish(qb_train_device *d, qb_train_totals *out)
 {
     qb_cuda_train_totals totals;
     QB_TRY(read_totals(d, &totals));
+    QB_TRY(qb_comm_check_alive(d->share->comm)); /* what was aborted left no sums */
     *out = (qb_train_totals){.loss_sum = totals.loss_sum, .grad_norm = totals.grad_norm};
     return QB_OK;
 }
@@ -454,6 +464,7 @@ const qb_train_ops qb__train_ops_cuda = {
     .gate_forward = gate_forward,
     .gate_backward = gate_backward,
     .classifier = qb__cuda_train_classifier,
+    .share_gradients = qb__cuda_train_share_gradients,
     .gradient_norm = qb__cuda_train_gradient_norm,
     .update = qb__cuda_train_update,
     .has_nonfinite = has_nonfinite,

@@ -10,6 +10,7 @@
 #include "kernels/cuda/attention_train.h"
 #include "kernels/cuda/cublaslt_matmul.h"
 #include "kernels/cuda/train.h"
+#include "train/cuda/cuda_ranks.h"
 #include "train/ops.h"
 
 enum { QB__CUDA_TOKEN_SLOTS = 4 };
@@ -37,6 +38,8 @@ struct qb_train_device {
     const qb_params *params;
     const qb_config *c;
     const qb_trainer_options *options;
+    const qb_train_share *share;
+    qb_cuda_ranks *ranks; /* NULL alone, and before the first step */
     int index;
     qb_cuda_stream stream;
     qb_cuda_dtype type;
@@ -44,8 +47,8 @@ struct qb_train_device {
 
     void **blocks; /* device memory, freed by destroy */
     size_t n_blocks, bytes;
-    float *arrays[QB_ARRAY_COUNT];
-    uint16_t *copy; /* bf16 weights; NULL with full_f32 */
+    float *arrays[QB_ARRAY_COUNT]; /* of states the own elements alone */
+    uint16_t *copy;                /* bf16 weights; NULL with full_f32 */
 
     int32_t *tokens; /* device: tokens, order, start, group_token, as in a slot */
     int32_t *order, *start, *group_token;
@@ -60,13 +63,15 @@ struct qb_train_device {
     double *norm_partials;
     void *logits; /* (head_rows, stride of the vocabulary) */
     size_t head_rows;
-    void *d_act;   /* (m, d_ff): SwiGLU's gradient before it is split; else NULL */
+    void *d_act; /* (m, d_ff): SwiGLU's gradient before it is split; else NULL */
     void *attention_workspace;
     qb_cuda_train_totals *totals; /* device */
 
     qb_cuda_train_piece *pieces; /* device */
     size_t n_pieces;
-    float *rotated, *half_turned; /* half_turned: matrices turned on one of two axes */
+    /* Where element 0 would be: of these too the own elements alone are there. half_turned:
+     * matrices turned on one of two axes. */
+    float *rotated, *half_turned;
     cuda_turn *turns;
     size_t n_turns;
 };
@@ -88,6 +93,15 @@ static inline float *qb__cuda_train_array(const qb_train_device *d, qb_train_arr
 {
     return offset == QB_NO_PARAM || !d->arrays[array] ? NULL : d->arrays[array] + offset;
 }
+/* Memory of the own elements, as if the others lay before it: kernels count from element 0. */
+static inline float *qb__cuda_train_from_zero(const qb_train_device *d, float *own)
+{
+    return own ? (float *)((uintptr_t)own - d->share->first * sizeof *own) : NULL;
+}
+static inline size_t qb__cuda_train_own_elems(const qb_train_device *d)
+{
+    return d->share->end - d->share->first;
+}
 static inline size_t qb__cuda_train_head_offset(const qb_train_device *d)
 {
     return qb_params_find(d->params, d->c->tied_head ? QB_ROLE_TOK_EMBD : QB_ROLE_HEAD, 0)->offset;
@@ -107,6 +121,7 @@ qb_status qb__cuda_train_update_create(qb_train_device *d);
 void qb__cuda_train_update_destroy(qb_train_device *d);
 qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
                                       const float *q);
+qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_t end);
 qb_status qb__cuda_train_gradient_norm(qb_train_device *d);
 qb_status qb__cuda_train_update(qb_train_device *d, const qb_update *update, double clip);
 

@@ -27,11 +27,26 @@ static bool decays(const qb_train_device *d, const qb_param *p)
     return p->is_matrix || d->options->settings.decay_all;
 }
 
-/* The parameter of the same role in the next layer, NULL = none. */
+/* The parameter of the same role in the next layer, NULL = none, or another rank's. */
 static const qb_param *next_layer(const qb_train_device *d, const qb_param *p)
 {
     if (!qb_roles[p->role].per_layer || p->layer_idx + 1 >= d->c->n_layers) return NULL;
-    return qb_params_find(d->params, p->role, p->layer_idx + 1);
+    const qb_param *next = qb_params_find(d->params, p->role, p->layer_idx + 1);
+    return qb_train_owns(d->share, next) ? next : NULL;
+}
+
+/* Of the role's own parameters, which are those of neighbouring layers. */
+static bool is_first_layer(const qb_train_device *d, const qb_param *p)
+{
+    if (!qb_roles[p->role].per_layer || !p->layer_idx) return true;
+    return !qb_train_owns(d->share, qb_params_find(d->params, p->role, p->layer_idx - 1));
+}
+
+static size_t n_layers_from(const qb_train_device *d, const qb_param *p)
+{
+    size_t n = 1;
+    while ((p = next_layer(d, p))) n++;
+    return n;
 }
 
 static cuda_turn turn_of(const qb_train_device *d, const qb_param *p, size_t axis)
@@ -41,7 +56,7 @@ static cuda_turn turn_of(const qb_train_device *d, const qb_param *p, size_t axi
     return (cuda_turn){.axis = axis,
                        .rows = p->rows,
                        .cols = p->cols,
-                       .n = next ? d->c->n_layers : 1,
+                       .n = n_layers_from(d, p),
                        .offset = p->offset,
                        .stride = next ? next->offset - p->offset : 0,
                        .first_param = (size_t)(p - d->params->list),
@@ -56,7 +71,15 @@ static size_t turn_size(const cuda_turn *t)
     return t->axis ? t->cols : t->rows;
 }
 
-/* Layers are laid out alike, so the first layer's parameters stand for all. */
+/* Memory for own elements, as if the others lay before it. */
+static qb_status create_own(qb_train_device *d, const char *what, float **out)
+{
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, out, qb__cuda_train_own_elems(d), what));
+    *out = qb__cuda_train_from_zero(d, *out);
+    return QB_OK;
+}
+
+/* Layers are laid out alike, so the parameters of the first that is owned stand for all. */
 static qb_status create_turns(qb_train_device *d)
 {
     bool twice = false;
@@ -64,31 +87,34 @@ static qb_status create_turns(qb_train_device *d)
     for (size_t axis = 0; axis < 2; axis++)
         for (size_t i = 0; i < d->params->n; i++) {
             const qb_param *p = &d->params->list[i];
-            if (p->layer_idx || !qb_rotation_axis_elems(&d->options->rotation, p, axis)) continue;
+            if (!qb_train_owns(d->share, p) || !is_first_layer(d, p)) continue;
+            if (!qb_rotation_axis_elems(&d->options->rotation, p, axis)) continue;
             cuda_turn *t = &d->turns[d->n_turns++];
             *t = turn_of(d, p, axis);
             twice = twice || !t->first || !t->last;
             size_t size = turn_size(t);
             QB_TRY(QB__CUDA_TRAIN_NEW(d, &t->q, t->n * size * size, "bases of OrthoAdam"));
         }
-    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->rotated, d->params->n_elems, "rotated gradients"));
-    if (!twice) return QB_OK;
-    return QB__CUDA_TRAIN_NEW(d, &d->half_turned, d->params->n_elems, "rotated gradients");
+    QB_TRY(create_own(d, "rotated gradients", &d->rotated));
+    return twice ? create_own(d, "rotated gradients", &d->half_turned) : QB_OK;
 }
 
-static size_t n_pieces_of(const qb_param *p)
+static size_t n_pieces_of(const qb_train_device *d, const qb_param *p)
 {
+    if (!qb_train_owns(d->share, p)) return 0;
     return (p->rows * p->cols + QB_CUDA_TRAIN_PIECE - 1) / QB_CUDA_TRAIN_PIECE;
 }
 
 static qb_status create_pieces(qb_train_device *d)
 {
     qb_cuda_train_piece *pieces;
-    for (size_t i = 0; i < d->params->n; i++) d->n_pieces += n_pieces_of(&d->params->list[i]);
+    for (size_t i = 0; i < d->params->n; i++) d->n_pieces += n_pieces_of(d, &d->params->list[i]);
+    if (!d->n_pieces) return QB_OK; /* more ranks than parameters */
     QB_TRY(QB_NEW(&pieces, d->n_pieces, "pieces of parameters"));
     size_t n = 0;
     for (size_t i = 0; i < d->params->n; i++) {
         const qb_param *p = &d->params->list[i];
+        if (!qb_train_owns(d->share, p)) continue;
         for (size_t at = 0; at < p->rows * p->cols; at += QB_CUDA_TRAIN_PIECE) {
             size_t left = p->rows * p->cols - at;
             pieces[n++] = (qb_cuda_train_piece){
@@ -136,10 +162,21 @@ qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param,
 
 /* ---- the step ---- */
 
+/* NCCL is set up by the first step, when every rank has got its memory. */
+qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_t end)
+{
+    if (!d->ranks)
+        QB_TRY(qb_cuda_ranks_create(d->share, d->options->deterministic, d->index, d->stream,
+                                    &d->ranks));
+    return qb_cuda_ranks_reduce(d->ranks, d->arrays[QB_ARRAY_GRADIENTS], first, end);
+}
+
 qb_status qb__cuda_train_gradient_norm(qb_train_device *d)
 {
-    return qb_cuda_train_norm_of(d->arrays[QB_ARRAY_GRADIENTS], d->params->n_elems,
-                                 d->norm_partials, d->totals, d->stream);
+    QB_TRY(qb_cuda_train_norm_of(d->arrays[QB_ARRAY_GRADIENTS] + d->share->first,
+                                 qb__cuda_train_own_elems(d), d->norm_partials, d->totals,
+                                 d->stream));
+    return d->ranks ? qb_cuda_ranks_totals(d->ranks, d->totals) : QB_OK;
 }
 
 /* One factor of (1) for all matrices of a turn: `to` = Q from, Q^T from, from Q^T or from Q. */
@@ -206,7 +243,8 @@ static qb_cuda_train_update update_args(const qb_train_device *d, const qb_updat
     static const qb_cuda_rule rules[QB_RULE_COUNT] = {[QB_RULE_ADAM] = QB_CUDA_ADAM,
                                                       [QB_RULE_RMSPROP] = QB_CUDA_RMSPROP,
                                                       [QB_RULE_SGD] = QB_CUDA_SGD};
-    float *state0 = d->arrays[QB_ARRAY_STATE0];
+    float *state0 = qb__cuda_train_from_zero(d, d->arrays[QB_ARRAY_STATE0]);
+    float *state1 = qb__cuda_train_from_zero(d, d->arrays[QB_ARRAY_STATE1]);
     const bool only_v = u->rule == QB_RULE_RMSPROP;
     return (qb_cuda_train_update){.rule = rules[u->rule],
                                   .beta1 = u->beta1,
@@ -227,7 +265,7 @@ static qb_cuda_train_update update_args(const qb_train_device *d, const qb_updat
                                   .rotated = d->rotated,
                                   .weights = d->arrays[QB_ARRAY_WEIGHTS],
                                   .m = only_v ? NULL : state0,
-                                  .v = only_v ? state0 : d->arrays[QB_ARRAY_STATE1],
+                                  .v = only_v ? state0 : state1,
                                   .copy = d->copy,
                                   .totals = d->totals};
 }
@@ -237,9 +275,10 @@ qb_status qb__cuda_train_update(qb_train_device *d, const qb_update *update, dou
     qb_cuda_train_update args = update_args(d, update, clip);
     QB_TRY(qb_cuda_train_scales(&args, d->stream));
     QB_TRY(turn_gradients(d));
-    QB_TRY(qb_cuda_train_apply(&args, d->stream));
+    if (d->n_pieces) QB_TRY(qb_cuda_train_apply(&args, d->stream));
     QB_TRY(turn_back(d));
-    if (!d->n_turns || !d->copy) return QB_OK;
+    if (d->ranks) QB_TRY(qb_cuda_ranks_gather(d->ranks, d->arrays[QB_ARRAY_WEIGHTS]));
+    if ((!d->n_turns && !d->ranks) || !d->copy) return QB_OK;
     return qb_cuda_train_round(args.weights, d->copy, d->params->n_elems, d->stream);
 }
 

@@ -8,7 +8,7 @@
 
 struct qb_prefetch {
     const qb_batches *batches;
-    size_t n_windows;
+    size_t n_windows, step;
     int32_t *buffers[2];
     int filled;            /* which buffer the thread fills; the other is the caller's */
     uint64_t first_window; /* of the buffer `filled` */
@@ -69,12 +69,14 @@ static qb_status start(qb_prefetch *p)
     return QB_OK;
 }
 
-qb_status qb_prefetch_create(const qb_batches *batches, size_t n_windows, qb_prefetch **out)
+qb_status qb_prefetch_create(const qb_batches *batches, size_t n_windows, size_t step,
+                             qb_prefetch **out)
 {
     qb_prefetch *p;
     QB_TRY(QB_NEW_ZERO(&p, 1, "next windows"));
     p->batches = batches;
     p->n_windows = n_windows;
+    p->step = step;
     p->first_window = UINT64_MAX; /* nothing is there yet */
     p->done = true;
     pthread_mutex_init(&p->mutex, NULL);
@@ -112,6 +114,6 @@ qb_status qb_prefetch_get(qb_prefetch *p, uint64_t first_window, const int32_t *
     }
     *tokens = p->buffers[p->filled];
     p->filled = !p->filled;
-    begin(p, first_window + p->n_windows);
+    begin(p, first_window + p->step);
     return QB_OK;
 }

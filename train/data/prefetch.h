@@ -13,11 +13,13 @@ extern "C" {
 
 typedef struct qb_prefetch qb_prefetch;
 
-/* Steps of n_windows; batches is borrowed. One thread at a time calls get. */
-qb_status qb_prefetch_create(const qb_batches *batches, size_t n_windows, qb_prefetch **out);
+/* n_windows at a time, `step` windows further each time; batches is borrowed. One thread at a time
+ * calls get. */
+qb_status qb_prefetch_create(const qb_batches *batches, size_t n_windows, size_t step,
+                             qb_prefetch **out);
 void qb_prefetch_destroy(qb_prefetch *prefetch); /* accepts NULL */
 /* tokens (n_windows, context + 1) from first_window on; borrowed until the next call. The windows
- * behind them are begun with. */
+ * a step further are begun with. */
 qb_status qb_prefetch_get(qb_prefetch *prefetch, uint64_t first_window, const int32_t **tokens);
 
 #ifdef __cplusplus
