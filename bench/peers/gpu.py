@@ -9,107 +9,22 @@ import json
 import os
 import re
 import shlex
-import signal
 import statistics
-import subprocess
 import sys
-import threading
 import time
 
+import gpu_sides
 import gpu_table
 import peers
+from gpu_sides import attempt, leave_out
+from peers import INCONCLUSIVE
 
-INCONCLUSIVE = 5  # as in peers.py
 QBENCH_CALLS = [(1, 512), (16, 1024), (64, 256)]  # batch, context; each prefills and decodes
 MOST_DECODED = 16                                 # sequences at once that the table asks for
-QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
 def say(message):
-    try:
-        peers.say("gpu: " + message)
-    except BrokenPipeError:
-        pass  # whoever read the messages was ended first; the record is still to be written
-
-
-def attempt(command, ok=(0,), env=None):
-    """(standard output, None) or (None, why not)."""
-    try:
-        done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env={**os.environ, **(env or {})}, check=False)
-    except OSError as error:
-        return None, str(error)
-    if done.returncode in ok:
-        return done.stdout, None
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return None, "%s: exit status %d: %s" % (os.path.basename(str(command[0])), done.returncode,
-                                             last[:300])
-
-
-def leave_out(record, why, **what):
-    say("%s: left out: %s" % (", ".join(map(str, what.values())), why))
-    record["refused"].append({**what, "why": why})
-
-
-# ---- the machine -------------------------------------------------------------------------------
-
-def smi(query):
-    out, why = attempt(["nvidia-smi", "-i", "0", "--query-gpu=" + query,
-                        "--format=csv,noheader,nounits"])
-    if why:
-        return None
-    return [word.strip() for word in out.splitlines()[0].split(",")]
-
-
-def machine():
-    found = smi("name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total")
-    gpu = dict(zip(("name", "driver", "max_sm_mhz", "max_mem_mhz", "power_limit_w", "memory_mib"),
-                   found)) if found else None
-    return {"gpu": gpu, "cpu": peers.cpu_model(), "n_cpus": os.cpu_count()}
-
-
-class Clocks:
-    """Reads clocks, power and temperature twice a second while the programs run."""
-
-    def __init__(self):
-        self.lines = []
-        try:
-            self.process = subprocess.Popen(
-                ["nvidia-smi", "-i", "0", "--query-gpu=" + QUERY, "--format=csv,noheader,nounits",
-                 "-lms", "500"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        except OSError:
-            self.process = None
-            return
-        threading.Thread(target=self.read, daemon=True).start()
-
-    def read(self):
-        for line in self.process.stdout:
-            self.lines.append(line)
-
-    def stop(self):
-        """Medians and extremes of the readings under load: more than half of the most power."""
-        if not self.process:
-            return None
-        self.process.kill()
-        self.process.wait()
-        return clock_summary(self.lines)
-
-
-def clock_summary(lines):
-    rows = []
-    for line in list(lines):
-        try:
-            rows.append([float(word) for word in line.split(",")])
-        except ValueError:
-            continue  # "[N/A]", or a line cut short
-    rows = [r for r in rows if len(r) == 4]
-    if not rows:
-        return None
-    most = max(r[2] for r in rows)
-    loaded = list(zip(*[r for r in rows if r[2] > most / 2]))
-    names = "sm_mhz", "mem_mhz", "power_w", "temperature_c"
-    return {name: peers.median_and_range(list(column)) for name, column in zip(names, loaded)}
+    peers.say("gpu: " + message)
 
 
 # ---- qbench ------------------------------------------------------------------------------------
@@ -185,33 +100,14 @@ def run_all_schemes(args, record):
 
 # ---- torch -------------------------------------------------------------------------------------
 
-def note_torch(record, line):
-    f = json.loads(line)
-    if "versions" in f:
-        record["versions"].update(f["versions"])
-    else:
-        record["figures"].append({"who": "torch", "what": f.pop("scheme"), **f})
+def note_torch(record, f):
+    record["figures"].append({"who": "torch", "what": f.pop("scheme"), **f})
 
 
 def run_torch(args, record):
-    """Figures are taken as they come: a run that is ended keeps what it has."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    command = [args.python, os.path.join(here, "torch_gpu.py"), "--models", ",".join(args.model),
+    command = [args.python, gpu_sides.beside("torch_gpu.py"), "--models", ",".join(args.model),
                *args.torch_option]
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   text=True)
-    except OSError as error:
-        leave_out(record, str(error), who="torch")
-        return
-    try:
-        for line in process.stdout:
-            note_torch(record, line)
-        if process.wait():
-            leave_out(record, "exit status %d" % process.returncode, who="torch")
-    finally:
-        process.kill()
-        process.wait()
+    gpu_sides.run_torch(command, record, note_torch)
 
 
 # ---- llama.cpp ---------------------------------------------------------------------------------
@@ -283,14 +179,6 @@ def run_llama(args, record):
 SIDES = {"qbench": run_qbench, "all": run_all_schemes, "torch": run_torch, "llama.cpp": run_llama}
 
 
-class Stopped(Exception):
-    """The run is to end now; what was measured is recorded."""
-
-
-def stop(number, frame):
-    raise Stopped
-
-
 def print_record(record):
     rows = gpu_table.table(record)
     if len(rows) > 1:
@@ -334,9 +222,7 @@ def parse_args():
                         type=lambda s: [tuple(map(int, w.split("x"))) for w in s.split(",") if w],
                         metavar="BATCHxPREFILLxDECODE,...")
     args = parser.parse_args()
-    unknown = [side for side in args.only.split(",") if side not in SIDES]
-    if unknown:
-        parser.error("--only: unknown side '%s', expected %s" % (unknown[0], ", ".join(SIDES)))
+    gpu_sides.check_sides(parser, args.only, SIDES)
     args.model = dict(args.model)
     args.gguf = {tuple(name.split(":", 1)): path for name, path in args.gguf}
     return args
@@ -345,15 +231,7 @@ def parse_args():
 def main():
     args = parse_args()
     record = {"versions": {}, "figures": [], "all_schemes": None, "refused": []}
-    here = machine()
-    clocks = Clocks()
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        for side in args.only.split(","):
-            SIDES[side](args, record)
-    except Stopped:
-        leave_out(record, "the run was ended", who=side)
-    here["clocks_under_load"] = clocks.stop()
+    here = gpu_sides.run_sides(args, record, SIDES)
     if not record["figures"] and not record["all_schemes"]:
         peers.die("nothing was measured, nothing recorded")
     peers.write_record(args.out, "gpu", args, {"machine": here, **record})

@@ -23,7 +23,10 @@ BUSY_CPUS = 0.1   # others' use of the machine from which on a warning goes with
 
 
 def say(message):
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        pass  # whoever read the messages was ended first; the record is still to be written
 
 
 def die(message):

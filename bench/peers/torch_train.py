@@ -3,10 +3,10 @@
 
 The model is the paper's GPT2 (arXiv:2410.17174): RMSNorm with one gain, no biases, learned
 positions, tanh GELU, tied output projection; bf16 by autocast over f32 master weights, attention by
-torch's own fused kernel, the whole forward and backward in one compiled function, gradients of one
-step from one pass, clipped to norm 1. Adam is torch's fused AdamW; OrthoAdam is written as one
-compiled function over all matrices, its rotations in bf16 products. A figure is the median of the
-timed steps, each waited for; batches are random tokens, so that reading data costs nothing.
+torch's own fused kernel, the whole forward and backward in one compiled function, gradients of a
+step added up over its passes, clipped to norm 1. Adam is torch's fused AdamW; OrthoAdam is written
+as one compiled function over all matrices, its rotations in bf16 products. A figure is the median of
+the timed steps, each waited for; batches are random tokens, so that reading data costs nothing.
 A figure that could not be measured has tok_per_s null and says why in "refused".
 """
 import argparse
@@ -15,26 +15,17 @@ import statistics
 import sys
 import time
 
-SHAPES = {  # layers, d, heads, vocabulary
-    "gpt2-124m": (12, 768, 12, 50304),
-    "d512-v50304": (8, 512, 8, 50304),
-    "d512-v8192": (8, 512, 8, 8192),
-}
-ROWS = [  # shape, context, windows of one pass
-    ("gpt2-124m", 256, 128),
-    ("gpt2-124m", 1024, 32),
-    ("d512-v50304", 256, 256),
-    ("d512-v8192", 256, 256),
-]
+from train_table import ROWS, SHAPES
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default="all", metavar="N,...",
                         help="numbers of the rows, from 0: " + "; ".join(
-                            "%d %s T %d" % (i, s, t) for i, (s, t, _) in enumerate(ROWS)))
+                            "%d %s T %d" % (i, *row[:2]) for i, row in enumerate(ROWS)))
     parser.add_argument("--optimizers", default="adam,orthoadam")
     parser.add_argument("--windows", type=int, help="of one pass (default: by row)")
+    parser.add_argument("--batch", type=int, help="windows a step (default: those of one pass)")
     parser.add_argument("--steps", type=int, default=20, help="timed, after 5 others")
     parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS",
                         help="figures not begun by then are left out")
@@ -163,14 +154,16 @@ def measure(shape, context, windows, optimizer_name):
         model = Model(layers, d, heads, vocab, context)
     optimizer = make_optimizer(optimizer_name, model, d)
     forward = torch.compile(model, dynamic=False) if ARGS.device == "cuda" else model
+    passes = (ARGS.batch or windows) // windows
     tokens = torch.randint(vocab, (8, windows, context + 1), device=ARGS.device)
 
     def step(i):
-        with torch.autocast(ARGS.device, dtype=torch.bfloat16):
-            loss = forward(tokens[i % len(tokens)])
         for p in model.parameters():
             p.grad = None
-        loss.backward()
+        for j in range(passes):
+            with torch.autocast(ARGS.device, dtype=torch.bfloat16):
+                loss = forward(tokens[(i + j) % len(tokens)]) / passes
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         synchronize()
@@ -183,7 +176,7 @@ def measure(shape, context, windows, optimizer_name):
     for i in range(ARGS.steps):
         start = time.perf_counter()
         step(i)
-        samples.append(windows * context / (time.perf_counter() - start))
+        samples.append(passes * windows * context / (time.perf_counter() - start))
     memory = torch.cuda.max_memory_allocated() if ARGS.device == "cuda" else None
     return {"tok_per_s": statistics.median(samples), "min": min(samples), "max": max(samples),
             "samples": len(samples), "ready_s": round(ready, 1), "peak_bytes": memory}
@@ -196,7 +189,7 @@ def main():
     print(json.dumps({"versions": {"torch": torch.__version__}}), flush=True)
     rows = ROWS if ARGS.rows == "all" else [ROWS[int(i)] for i in ARGS.rows.split(",")]
     began = time.perf_counter()
-    for shape, context, windows in rows:
+    for shape, context, windows in (row[:3] for row in rows):
         for optimizer in ARGS.optimizers.split(","):
             if time.perf_counter() - began > ARGS.deadline:
                 say("%s %s: left out: the deadline has passed" % (shape, optimizer))

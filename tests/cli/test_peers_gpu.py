@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PEERS = ROOT / "bench/peers"
 for folder in PEERS, ROOT / "tools":
     sys.path.insert(0, str(folder))
-import gpu  # noqa: E402
+import gpu_sides  # noqa: E402
 import gpu_table  # noqa: E402
 import readme_tables  # noqa: E402
 
@@ -154,9 +154,9 @@ class GpuTest(unittest.TestCase):
     def test_clocks_are_those_under_load(self):
         lines = ["300, 1593, 70.0, 30\n", "1900, 2619, 600.0, 50\n", "1800, 2619, 650.0, 60\n",
                  "[N/A], 2619, 650.0, 60\n", "18"]
-        found = gpu.clock_summary(lines)
+        found = gpu_sides.clock_summary(lines)
         self.assertEqual(found["sm_mhz"], {"median": 1850, "min": 1800, "max": 1900})
-        self.assertIsNone(gpu.clock_summary([]))
+        self.assertIsNone(gpu_sides.clock_summary([]))
 
     def test_readme_table(self):
         record = {"machine": {"gpu": None}, "command": "script", "time_utc": "2026-01-02T03:04:05Z",
