@@ -177,6 +177,8 @@ static qb_status open_row(qb_comm *c)
                        n, c->size);
     return meet(c);
 #else
+    (void)c;
+    (void)meet;
     return QB_FAIL(QB_ERR_UNSUPPORTED,
                    "this is one of %lu processes, but this build trains in one: it was configured "
                    "without MPI (-DQB_MPI=ON)",
