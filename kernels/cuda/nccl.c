@@ -21,10 +21,9 @@ static void load(void)
         "nccl" #name, &nccl.api.name                                                               \
     }
     const qb_cuda_entry entries[] = {
-        ENTRY(GetErrorString), ENTRY(GetUniqueId), ENTRY(CommInitRank), ENTRY(CommDestroy),
-        ENTRY(CommAbort),      ENTRY(GroupStart),  ENTRY(GroupEnd),     ENTRY(CommGetAsyncError),
-        ENTRY(Send),           ENTRY(Recv),        ENTRY(Reduce),       ENTRY(Broadcast),
-        ENTRY(AllGather),
+        ENTRY(GetErrorString), ENTRY(GetUniqueId), ENTRY(CommInitRank),      ENTRY(CommAbort),
+        ENTRY(GroupStart),     ENTRY(GroupEnd),    ENTRY(CommGetAsyncError), ENTRY(Send),
+        ENTRY(Recv),           ENTRY(Reduce),      ENTRY(Broadcast),         ENTRY(AllGather),
     };
 #undef ENTRY
     const char *missing =

@@ -24,7 +24,6 @@ typedef struct qb_nccl { /* the functions by their own names less the prefix ncc
     const char *(*GetErrorString)(int result);
     int (*GetUniqueId)(qb_nccl_id *id);
     int (*CommInitRank)(qb_nccl_comm *comm, int n_ranks, qb_nccl_id id, int rank);
-    int (*CommDestroy)(qb_nccl_comm comm);
     int (*CommAbort)(qb_nccl_comm comm);
     int (*CommGetAsyncError)(qb_nccl_comm comm, int *result);
     int (*GroupStart)(void);

@@ -230,3 +230,31 @@ def test_one_of_several_processes_does_not_train_alone(folder):
                               "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}), 3)
     assert b"one of 2 processes" in done.err
     assert not (folder / "run").exists()
+
+
+# ---- share/slurm ----
+
+def test_slurm_script_runs_its_grid(folder):
+    """With an srun that runs one process, and a run that is interrupted and queued again."""
+    for name, text in (("srun", 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"; exit ${CODE:-$?}'),
+                       ("scontrol", 'echo "$@" > ' + str(folder / "queued"))):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    env = {**support.BASE_ENV, "PATH": f"{folder}:{os.environ['PATH']}", "QBENCH": support.QBENCH,
+           "SEEDS": "5 6", "SLURM_JOB_ID": "77"}
+
+    def submit(**more):
+        return subprocess.run(
+            [support.ROOT / "share" / "slurm" / "train.sbatch", "bb-1l", folder, folder / "out",
+             *TINY[2:], "--steps", "2"], env={**env, **more}, text=True, timeout=60,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    last = submit(SLURM_ARRAY_TASK_ID="7")
+    run = folder / "out" / "softmax1-orthoadam-6"
+    assert last.returncode == 0 and (run / "model.bin").exists(), last
+    assert json.loads((run / "config.json").read_text())["seed"] == 6
+    assert submit(SLURM_ARRAY_TASK_ID="8").returncode == 2
+    assert not (folder / "queued").exists()
+    again = submit(SLURM_ARRAY_TASK_ID="7", CODE="130")
+    assert again.returncode == 130 and (folder / "queued").read_text() == "requeue 77\n", again
+    assert "2 of 2 steps" in again.stdout

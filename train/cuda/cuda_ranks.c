@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { CHUNK_ELEMS = 1 << 21, WATCH_EVERY_MS = 200 };
+enum { CHUNK_ELEMS = 1 << 22, WATCH_EVERY_MS = 200 };
 
 struct qb_cuda_ranks {
     const qb_train_share *share;
@@ -155,8 +155,9 @@ void qb_cuda_ranks_destroy(qb_cuda_ranks *k)
     k->stop = true;
     pthread_mutex_unlock(&k->mutex);
     if (k->watched) pthread_join(k->watcher, NULL);
-    /* Destroying waits for the others, of whom one may have left with an error of its own. */
-    if (k->comm && !atomic_load(&k->aborted)) k->api->CommAbort(k->comm);
+    /* NCCL's own part stays for the little while that the process still has: destroying it would
+     * wait for ranks that may have ended otherwise, aborting it take from them what they still
+     * read. */
     if (k->moved) cudaEventDestroy(k->moved);
     qb_cuda_free(k->others);
     qb_cuda_free(k->all);
