@@ -45,7 +45,7 @@ static void texts_come_in_order(void **state)
             QB_CHECK_OK(qb_text_queue_open(paths, N, n_ahead, 0, &q));
             for (int i = 0; i < n_read; i++) {
                 qb_text text;
-                char expected[16];
+                char expected[24];
                 snprintf(expected, sizeof expected, "text %d", i);
                 qb_status status = qb_text_queue_next(q, &text);
                 if (i == BAD) {
