@@ -18,11 +18,6 @@ QB__CUDA_ATTENTION_TRAIN_ROW(sm90)
 QB__CUDA_ATTENTION_TRAIN_ROW(plain)
 #undef QB__CUDA_ATTENTION_TRAIN_ROW
 
-/* Sinks add their gradients to d_sink; other kinds do nothing. delta[head * stride + i], all
- * sequences' heads in turn. */
-qb_status qb__attention_train_sink(const qb_cuda_attention_train_args *args, const float *delta,
-                                   size_t stride, qb_cuda_stream stream);
-
 /* Backward of attention_train/sm90: all of a head in one block. At most this many tokens. */
 #define QB__ATTENTION_TRAIN_SHORT 256
 const char *qb__attention_train_refuse_short(const qb_cuda_attention_train_args *args);

@@ -383,10 +383,8 @@ qb_status qb__attention_train_backward_long(const qb_cuda_attention_train_args *
     p.delta = p.lse2 + a->batch * a->n_heads * (size_t)p.stats_stride;
     if (a->head_dim == 64) {
         QB_TRY((launch_pass<config<QUERIES, 64, 128, 4>>(a, p, stream)));
-        QB_TRY((launch_pass<config<KEYS, 64, 64, 4>>(a, p, stream)));
-    } else {
-        QB_TRY((launch_pass<config<QUERIES, 128, 64, 3>>(a, p, stream)));
-        QB_TRY((launch_pass<config<KEYS, 128, 64, 3>>(a, p, stream)));
+        return launch_pass<config<KEYS, 64, 64, 4>>(a, p, stream);
     }
-    return qb__attention_train_sink(a, p.delta, (size_t)p.stats_stride, stream);
+    QB_TRY((launch_pass<config<QUERIES, 128, 64, 3>>(a, p, stream)));
+    return launch_pass<config<KEYS, 128, 64, 3>>(a, p, stream);
 }

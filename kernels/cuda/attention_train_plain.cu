@@ -213,11 +213,10 @@ __global__ void __launch_bounds__(32 * WARPS) backward_keys(const plain_params<T
     store(p.d_v + row * p.d_qkv_stride + kv_at, p.head_dim, dv, 1);
 }
 
-/* attention_train.h (3), a block a head; delta of head h of sequence b at (b * n_heads + h) *
- * stride. */
+/* attention_train.h (3), a block a head. */
 __global__ void __launch_bounds__(SINK_THREADS)
-    sink_gradient(const float *sink, const float *lse, const float *delta, size_t stride, int batch,
-                  int n_tokens, float *d_sink)
+    sink_gradient(const float *sink, const float *lse, const float *delta, int batch, int n_tokens,
+                  float *d_sink)
 {
     __shared__ float sums[SINK_THREADS];
     const int h = (int)blockIdx.x, n_heads = (int)gridDim.x;
@@ -225,8 +224,8 @@ __global__ void __launch_bounds__(SINK_THREADS)
 #pragma unroll 4
     for (int r = (int)threadIdx.x; r < batch * n_tokens; r += SINK_THREADS) {
         const size_t head = (size_t)(r / n_tokens) * n_heads + h;
-        const int i = r % n_tokens;
-        sum -= expf(sink[h] - lse[head * n_tokens + i]) * delta[head * stride + i];
+        const size_t at = head * n_tokens + r % n_tokens;
+        sum -= expf(sink[h] - lse[at]) * delta[at];
     }
     sums[threadIdx.x] = sum;
     for (int step = SINK_THREADS / 2; step > 0; step /= 2) {
@@ -270,20 +269,14 @@ qb_status run_backward(const qb_cuda_attention_train_args *a, qb_cuda_stream str
 {
     QB_TRY(launch<T>(backward_queries<T>, a, a->n_heads, stream));
     QB_TRY(launch<T>(backward_keys<T>, a, a->n_kv_heads, stream));
-    return qb__attention_train_sink(a, (const float *)a->workspace, a->n_tokens, stream);
-}
-
-} // namespace
-
-qb_status qb__attention_train_sink(const qb_cuda_attention_train_args *a, const float *delta,
-                                   size_t stride, qb_cuda_stream stream)
-{
     if (a->softmax != QB_SOFTMAX_SINK) return QB_OK;
     sink_gradient<<<(unsigned)a->n_heads, SINK_THREADS, 0, stream>>>(
-        a->sink, a->lse, delta, stride, (int)a->batch, (int)a->n_tokens, a->d_sink);
+        a->sink, a->lse, (const float *)a->workspace, (int)a->batch, (int)a->n_tokens, a->d_sink);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
+
+} // namespace
 
 const char *qb__cuda_attention_train_refuse_plain(const qb_cuda_attention_train_args *args)
 {

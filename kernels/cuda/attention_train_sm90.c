@@ -29,7 +29,7 @@ const char *qb__cuda_attention_train_refuse_sm90(const qb_cuda_attention_train_a
     const qb_cuda_attention_args forward = forward_args(args);
     size_t strides = args->d_out_stride | args->d_qkv_stride;
     size_t bases = (size_t)args->d_out | (size_t)args->d_q | (size_t)args->d_k | (size_t)args->d_v;
-    if (args->softmax > QB_SOFTMAX1) return "neither softmax nor softmax-1";
+    if (args->softmax > QB_SOFTMAX_RELU) return "neither softmax nor softmax-1 nor ReLU";
     if (args->free_prefix > 1) return "a free prefix";
     if (strides % 8) return "a stride is no multiple of 16 bytes";
     if (bases % 16) return "a pointer is not 16-byte aligned";

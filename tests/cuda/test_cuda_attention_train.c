@@ -524,11 +524,11 @@ static void sweep(qb_cuda_dtype type, const char *what)
     static const size_t dims[] = {64, 128, 16, 5, 256, 80};
     static const size_t lengths[] = {1, 64, 100, 256, 2, 63, 65, 127, 128, 129, 200, 255, 257, 300};
     static const size_t heads[][2] = {{1, 1}, {2, 2}, {2, 1}, {4, 2}, {3, 3}};
-    bool small = qb_test_is_small();
+    bool small = qb_test_is_small(), bf16 = type == QB_CUDA_BF16;
     tally tallies[8] = {0};
     uint32_t draw = 0;
     for (size_t d = 0; d < QB_COUNT(dims); d++)
-        for (size_t t = 0; t < (small || d > 1 ? 3 : d ? 7 : QB_COUNT(lengths)); t++)
+        for (size_t t = 0; t < (small || d > 1 ? 3 : d || !bf16 ? 5 : QB_COUNT(lengths)); t++)
             for (int i = 0; i < (lengths[t] > 130 ? 2 : QB_SOFTMAX_COUNT); i++, draw++) {
                 uint32_t x = qb_rng_u32(7, QB_STREAM_TEST, draw);
                 const size_t *h = heads[x % (lengths[t] > 130 ? 3 : QB_COUNT(heads))];
