@@ -275,15 +275,20 @@ qb_status launch_case(const act_call &c, dim3 block, qb_cuda_stream stream)
 template <act_op OP> qb_status launch_op(act_call c, qb_cuda_stream stream)
 {
     const qb_cuda_act_args &a = c.args;
-    const bool wide = c.n_columns > 2 * 32 * QB_ROW_WARPS * UNIT;
-    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, wide ? 8 : 2);
+    const bool wide = c.n_columns > 2 * 32 * QB_ROW_WARPS * UNIT,
+               /* rows of 768 columns and the like: with 2 units some threads would have none */
+        thirds = a.width % (2 * 32 * UNIT) && a.width % (3 * 32 * UNIT) == 0;
+    const dim3 block = qb_row_block((size_t)c.n_columns / UNIT, wide ? 8 : thirds ? 3 : 2);
     /* a gate that is not aligned, or too much for shared memory, is loaded when it is needed */
     c.ahead = a.width % UNIT == 0 && !(wide && a.in.type == QB_CUDA_F32);
     if (wide) return launch_case<8, OP, 1, false>(c, block, stream);
-    if (a.width == (size_t)2 * UNIT * block.x && c.n_columns == (int)a.width &&
-        a.in.type == QB_CUDA_BF16)
-        return launch_case<2, OP, 2, true>(c, block, stream);
-    return launch_case<2, OP, 2, false>(c, block, stream);
+    const bool whole = a.width == (size_t)(thirds ? 3 : 2) * UNIT * block.x &&
+                       c.n_columns == (int)a.width && a.in.type == QB_CUDA_BF16;
+    if (thirds)
+        return whole ? launch_case<3, OP, 2, true>(c, block, stream)
+                     : launch_case<3, OP, 2, false>(c, block, stream);
+    return whole ? launch_case<2, OP, 2, true>(c, block, stream)
+                 : launch_case<2, OP, 2, false>(c, block, stream);
 }
 
 qb_status find_largest(const qb_cuda_act_args *a, uint32_t *largest, qb_cuda_stream stream)

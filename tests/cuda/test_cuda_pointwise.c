@@ -506,6 +506,9 @@ static void activations_equal_the_reference(void **state)
     check_act(QB_ACT_SWIGLU, true, 257, 97, PENDING_DYNAMIC, QB_CUDA_BF16);
     check_act(QB_ACT_GELU_TANH, true, 1, 3072, PENDING_DYNAMIC, QB_CUDA_BF16);
     check_act(QB_ACT_SWIGLU, true, 3, 20000, PENDING_PLAIN, QB_CUDA_BF16);
+    check_act(QB_ACT_GELU_TANH, true, 300, 768, PENDING_PLAIN, QB_CUDA_BF16);
+    check_act(QB_ACT_GELU_TANH, false, 7, 2304, PENDING_PLAIN, QB_CUDA_BF16);
+    check_act(QB_ACT_SWIGLU, true, 7, 768, PENDING_STATIC, QB_CUDA_F32);
     if (!qb_test_is_small())
         check_act(QB_ACT_GELU_TANH, true, 16384, 256, PENDING_PLAIN, QB_CUDA_BF16);
 }
