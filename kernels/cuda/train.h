@@ -124,6 +124,35 @@ typedef struct qb_cuda_train_loss {
 } qb_cuda_train_loss;
 qb_status qb_cuda_train_cross_entropy(const qb_cuda_train_loss *args, qb_cuda_stream stream);
 
+/* The same where the logits' product (QB_BF16_EXP of gemm_bf16.h) leaves exponentials e of the rows
+ * in place of logits. With sums s of the rows and f = scale / s (0 for a row that is not scored)
+ *     gradient of the logits = f (e - s where the target is)
+ * so products with it are products with e, f being applied to their rows of width columns. The
+ * shift of a row is its target's logit, and the exponentials are at most 1 / p(target); where these
+ * are too large after all `redo` is set, and the shift is the row's largest logit. */
+typedef struct qb_cuda_train_softmax {
+    size_t first_row, n_rows, vocab, width, n_tokens, first_target;
+    const void *h, *w; /* bf16: (n_rows, width), and the head (vocab, width) dense */
+    size_t h_stride;
+    const int32_t *tokens; /* (batch, n_tokens + 1) */
+    float scale;
+    void *e; /* NULL: no gradient is wanted */
+    size_t e_stride;
+    float *target, *shift; /* (n_rows) */
+    const float *sums, *maxima;
+    int32_t *redo;
+    float *losses, *factors; /* (m); factors are f */
+} qb_cuda_train_softmax;
+/* Before the product: the targets' logits, the shifts, redo = 0. */
+qb_status qb_cuda_train_softmax_begin(const qb_cuda_train_softmax *args, qb_cuda_stream stream);
+/* After it: shifts that have to change, redo. */
+qb_status qb_cuda_train_softmax_check(const qb_cuda_train_softmax *args, qb_cuda_stream stream);
+/* After its repetition: losses, factors, e at the targets less the sums. */
+qb_status qb_cuda_train_softmax_finish(const qb_cuda_train_softmax *args, qb_cuda_stream stream);
+/* y (m, width) = x with its rows times factors (m), bf16; may be in place. */
+qb_status qb_cuda_train_scale_rows(const void *x, void *y, size_t m, size_t width, size_t stride,
+                                   const float *factors, qb_cuda_stream stream);
+
 /* ---- optimiser ---- */
 
 typedef struct qb_cuda_train_totals {

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/attention_train.h"
 #include "kernels/cuda/cublaslt_matmul.h"
+#include "kernels/cuda/gemm_bf16.h"
 #include "kernels/cuda/train.h"
 #include "train/cuda/cuda_ranks.h"
 #include "train/ops.h"
@@ -61,9 +62,13 @@ struct qb_train_device {
     float *partials;      /* of norms and column sums */
     float *losses;        /* (max_rows) */
     double *norm_partials;
-    void *logits; /* (head_rows, stride of the vocabulary) */
+    void *logits; /* (head_rows, stride of the vocabulary), or exponentials in their place: */
     size_t head_rows;
-    void *d_act; /* (m, d_ff): SwiGLU's gradient before it is split; else NULL */
+    bool has_exponentials;
+    qb_cuda_train_softmax softmax; /* the arrays of the rows */
+    float *sums, *maxima;
+    void *scaled; /* (head_rows, d_model) */
+    void *d_act;  /* (m, d_ff): SwiGLU's gradient before it is split; else NULL */
     void *attention_workspace;
     qb_cuda_train_totals *totals; /* device */
 

@@ -4,6 +4,8 @@
  * own. */
 #include "train/cuda/cuda_train.h"
 
+#include "core/memory.h"
+
 #ifdef QB_HAVE_CUBLASLT
 
 enum { LOGIT_ELEMS = 1 << 29 }; /* logits at a time: 1 GiB in bf16 */
@@ -24,10 +26,57 @@ static qb_cuda_train_act act_of(const qb_train_device *d, const void *pre)
                                .y_stride = qb_cuda_stride(d->c->d_ff)};
 }
 
+/* The product with the epilogue of its own in one kernel, where there is one for it. */
+static qb_status own_product(const qb_train_device *d, const qb_cuda_gemm_bf16_args *product,
+                             bool *done)
+{
+    *done = !qb_cuda_gemm_bf16_refuse(product);
+    return *done ? qb_cuda_gemm_bf16(product, d->stream) : QB_OK;
+}
+
+static qb_status own_forward(const qb_train_device *d, const qb_train_linear *l, const void *x,
+                             void *pre, void *y, bool *done)
+{
+    const qb_cuda_gemm_bf16_args product = {.epilogue = QB_BF16_GELU_AUX,
+                                            .m = d->m,
+                                            .n = l->n,
+                                            .k = l->k,
+                                            .x = x,
+                                            .x_stride = qb_cuda_stride(l->k),
+                                            .w = qb__cuda_train_weights(d, l->w),
+                                            .w_stride = l->k,
+                                            .y = y,
+                                            .y_stride = qb_cuda_stride(l->n),
+                                            .aux = pre,
+                                            .aux_stride = qb_cuda_stride(l->n)};
+    return own_product(d, &product, done);
+}
+
+static qb_status own_backward(const qb_train_device *d, const qb_train_linear *l, const void *dy,
+                              const void *pre, void *dx, bool *done)
+{
+    const qb_cuda_gemm_bf16_args product = {.epilogue = QB_BF16_DGELU,
+                                            .m = d->m,
+                                            .n = l->k,
+                                            .k = l->n,
+                                            .x = dy,
+                                            .x_stride = qb_cuda_stride(l->n),
+                                            .w = qb__cuda_train_weights(d, l->w),
+                                            .w_stride = l->k,
+                                            .y = dx,
+                                            .y_stride = qb_cuda_stride(l->k),
+                                            .aux = (void *)pre, /* read */
+                                            .aux_stride = qb_cuda_stride(l->k)};
+    return own_product(d, &product, done);
+}
+
 qb_status qb__cuda_train_linear_forward(qb_train_device *d, const qb_train_linear *l, const void *x,
                                         void *pre, void *y)
 {
     const bool fused = pre && fuses_act(d);
+    bool done = false;
+    if (fused && l->bias == QB_NO_PARAM) QB_TRY(own_forward(d, l, x, pre, y, &done));
+    if (done) return QB_OK;
     qb_lt_matmul_args product = {.m = d->m,
                                  .n = l->n,
                                  .k = l->k,
@@ -58,6 +107,9 @@ qb_status qb__cuda_train_linear_backward_input(qb_train_device *d, const qb_trai
                                                void *dx)
 {
     const bool fused = pre && fuses_act(d);
+    bool done = false;
+    if (fused && !accumulate) QB_TRY(own_backward(d, l, dy, pre, dx, &done));
+    if (done) return QB_OK;
     void *to = pre && d->d_act ? d->d_act : dx;
     qb_lt_matmul_args product = {.m = d->m,
                                  .n = l->k,
@@ -121,13 +173,51 @@ qb_status qb__cuda_train_linear_backward_weights(qb_train_device *d, const qb_tr
 
 /* ---- the classifier ---- */
 
+/* The product that leaves exponentials; e NULL: their sums alone. */
+static qb_cuda_gemm_bf16_args exponentials_of(const qb_train_device *d, const void *x, size_t rows,
+                                              void *e)
+{
+    return (qb_cuda_gemm_bf16_args){.epilogue = QB_BF16_EXP,
+                                    .m = rows,
+                                    .n = d->c->vocab,
+                                    .k = d->c->d_model,
+                                    .x = x,
+                                    .x_stride = qb_cuda_stride(d->c->d_model),
+                                    .w = qb__cuda_train_weights(d, qb__cuda_train_head_offset(d)),
+                                    .w_stride = d->c->d_model,
+                                    .y = e,
+                                    .y_stride = qb_cuda_stride(d->c->vocab),
+                                    .shift = d->softmax.shift,
+                                    .sums = d->sums,
+                                    .maxima = d->maxima};
+}
+
+static qb_status create_exponentials(qb_train_device *d)
+{
+    const size_t n_tiles = (d->c->vocab + QB_BF16_TILE - 1) / QB_BF16_TILE;
+    qb_cuda_train_softmax *s = &d->softmax;
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &s->target, d->head_rows, "rows of logits"));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &s->shift, d->head_rows, "rows of logits"));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &s->factors, d->max_rows, "rows of logits"));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &s->redo, 1, "rows of logits"));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->sums, n_tiles * d->head_rows, "rows of logits"));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->maxima, n_tiles * d->head_rows, "rows of logits"));
+    s->sums = d->sums, s->maxima = d->maxima;
+    return qb__cuda_train_alloc(d, d->head_rows * qb_cuda_stride(d->c->d_model), sizeof(uint16_t),
+                                "rows of logits", &d->scaled);
+}
+
 qb_status qb__cuda_train_classifier_create(qb_train_device *d)
 {
     size_t stride = qb_cuda_stride(d->c->vocab), rows = LOGIT_ELEMS / stride;
     rows = rows < 256 ? 256 : rows / 256 * 256;
     d->head_rows = rows < d->max_rows ? rows : d->max_rows;
-    return qb__cuda_train_alloc(d, d->head_rows * stride, qb_cuda_dtype_bytes(d->type), "logits",
-                                &d->logits);
+    QB_TRY(qb__cuda_train_alloc(d, d->head_rows * stride, qb_cuda_dtype_bytes(d->type), "logits",
+                                &d->logits));
+    if (d->type != QB_CUDA_BF16) return QB_OK;
+    const qb_cuda_gemm_bf16_args product = exponentials_of(d, d->logits, d->head_rows, d->logits);
+    d->has_exponentials = !qb_cuda_gemm_bf16_refuse(&product);
+    return d->has_exponentials ? create_exponentials(d) : QB_OK;
 }
 
 static const void *row_at(const qb_train_device *d, const void *x, size_t row, size_t width)
@@ -152,8 +242,9 @@ static qb_status logits_of(const qb_train_device *d, const void *x, size_t rows)
     return qb_lt_matmul(&product, d->stream);
 }
 
-/* dh = d_logits W, and the head's own gradient */
-static qb_status logits_backward(const qb_train_device *d, const void *x, size_t rows, void *dh)
+/* dh = d_logits W, and the head's own gradient, d_logits^T scaled */
+static qb_status logits_backward(const qb_train_device *d, const void *scaled, size_t rows,
+                                 void *dh)
 {
     const size_t width = d->c->d_model, vocab = d->c->vocab, head = qb__cuda_train_head_offset(d);
     qb_lt_matmul_args product = {.m = rows,
@@ -170,31 +261,66 @@ static qb_status logits_backward(const qb_train_device *d, const void *x, size_t
                                  .d_stride = qb_cuda_stride(width),
                                  .alpha = 1};
     QB_TRY(qb_lt_matmul(&product, d->stream));
-    return add_weight_gradient(d, rows, vocab, width, d->logits, x,
+    return add_weight_gradient(d, rows, vocab, width, d->logits, scaled,
                                qb__cuda_train_array(d, QB_ARRAY_GRADIENTS, head));
+}
+
+/* Rows row .. row + rows of the loss and, with dh, its gradients: by logits, */
+static qb_status some_logits(const qb_train_device *d, const void *x, size_t row, size_t rows,
+                             float scale, void *dh)
+{
+    qb_cuda_train_loss loss = {.first_row = row,
+                               .n_rows = rows,
+                               .vocab = d->c->vocab,
+                               .n_tokens = d->options->context,
+                               .first_target = qb_train_first_target(d->c),
+                               .type = d->type,
+                               .logits = d->logits,
+                               .stride = qb_cuda_stride(d->c->vocab),
+                               .tokens = d->tokens,
+                               .scale = dh ? scale : 0,
+                               .losses = d->losses};
+    QB_TRY(logits_of(d, x, rows));
+    QB_TRY(qb_cuda_train_cross_entropy(&loss, d->stream));
+    return dh ? logits_backward(d, x, rows, dh) : QB_OK;
+}
+
+/* or by exponentials, when the rows of dh still lack their factors. */
+static qb_status some_exponentials(const qb_train_device *d, const void *x, size_t row, size_t rows,
+                                   float scale, void *dh)
+{
+    const size_t width = d->c->d_model, stride = qb_cuda_stride(width);
+    qb_cuda_train_softmax s = d->softmax;
+    s.first_row = row, s.n_rows = rows, s.vocab = d->c->vocab, s.width = width;
+    s.n_tokens = d->options->context, s.first_target = qb_train_first_target(d->c);
+    s.h = x, s.h_stride = stride, s.w = qb__cuda_train_weights(d, qb__cuda_train_head_offset(d));
+    s.tokens = d->tokens, s.scale = scale, s.losses = d->losses;
+    s.e = dh ? d->logits : NULL, s.e_stride = qb_cuda_stride(d->c->vocab);
+    qb_cuda_gemm_bf16_args product = exponentials_of(d, x, rows, s.e);
+    QB_TRY(qb_cuda_train_softmax_begin(&s, d->stream));
+    QB_TRY(qb_cuda_gemm_bf16(&product, d->stream));
+    QB_TRY(qb_cuda_train_softmax_check(&s, d->stream));
+    product.run = s.redo;
+    QB_TRY(qb_cuda_gemm_bf16(&product, d->stream));
+    QB_TRY(qb_cuda_train_softmax_finish(&s, d->stream));
+    if (!dh) return QB_OK;
+    QB_TRY(qb_cuda_train_scale_rows(x, d->scaled, rows, width, stride, s.factors + row, d->stream));
+    return logits_backward(d, d->scaled, rows, dh);
 }
 
 qb_status qb__cuda_train_classifier(qb_train_device *d, const void *h, float scale, void *dh)
 {
-    const size_t width = d->c->d_model;
-    for (size_t row = 0; row < d->m; row += d->head_rows) {
-        const size_t rows = d->m - row < d->head_rows ? d->m - row : d->head_rows;
+    const size_t width = d->c->d_model, n_parts = (d->m + d->head_rows - 1) / d->head_rows;
+    const size_t each = qb_round_up((d->m + n_parts - 1) / n_parts, 256);
+    for (size_t row = 0; row < d->m; row += each) {
+        const size_t rows = d->m - row < each ? d->m - row : each;
         const void *x = row_at(d, h, row, width);
-        qb_cuda_train_loss loss = {.first_row = row,
-                                   .n_rows = rows,
-                                   .vocab = d->c->vocab,
-                                   .n_tokens = d->options->context,
-                                   .first_target = qb_train_first_target(d->c),
-                                   .type = d->type,
-                                   .logits = d->logits,
-                                   .stride = qb_cuda_stride(d->c->vocab),
-                                   .tokens = d->tokens,
-                                   .scale = dh ? scale : 0,
-                                   .losses = d->losses};
-        QB_TRY(logits_of(d, x, rows));
-        QB_TRY(qb_cuda_train_cross_entropy(&loss, d->stream));
-        if (dh) QB_TRY(logits_backward(d, x, rows, (void *)row_at(d, dh, row, width)));
+        void *dx = dh ? (void *)row_at(d, dh, row, width) : NULL;
+        QB_TRY((d->has_exponentials ? some_exponentials : some_logits)(d, x, row, rows, scale, dx));
     }
+    if (dh && d->has_exponentials)
+        QB_TRY(qb_cuda_train_scale_rows(dh, dh, d->m, width, qb_cuda_stride(width),
+                                        d->softmax.factors, d->stream));
     return qb_cuda_train_add_losses(d->losses, d->m, d->totals, d->stream);
 }
 
