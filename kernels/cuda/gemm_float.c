@@ -8,11 +8,16 @@ static const char *refuse_nothing(const qb_cuda_gemm_float_args *args)
 }
 
 const qb_cuda_gemm_float_row qb_cuda_gemm_float_kernels[] = {
+    {{"gemm_float/stream", "cuda", QB_CUDA_SM90A},
+     qb__cuda_gemm_float_stream_refuse,
+     qb__cuda_gemm_float_stream,
+     qb__cuda_gemm_float_stream_is_slower},
     {{"gemm_float/cublaslt", "cuda", QB_CUDA_SM80 | QB_CUDA_BLASLT},
      qb__cuda_gemm_float_lt_refuse,
-     qb__cuda_gemm_float_lt},
-    {{"gemm_float/plain", "cuda", QB_CUDA_SM80}, refuse_nothing, qb__cuda_gemm_float_plain},
-    {{0}, 0, 0},
+     qb__cuda_gemm_float_lt,
+     NULL},
+    {{"gemm_float/plain", "cuda", QB_CUDA_SM80}, refuse_nothing, qb__cuda_gemm_float_plain, NULL},
+    {{0}, 0, 0, 0},
 };
 
 qb_status qb_cuda_gemm_float(const qb_cuda_gemm_float_args *args, qb_cuda_stream stream)
@@ -21,6 +26,7 @@ qb_status qb_cuda_gemm_float(const qb_cuda_gemm_float_args *args, qb_cuda_stream
     for (const qb_cuda_gemm_float_row *row = qb_cuda_gemm_float_kernels; row->info.name; row++) {
         why = qb_kernel_refusal(&row->info);
         if (!why) why = row->refuse(args);
+        if (!why && row->is_slower && row->is_slower(args)) why = "a later row is as fast";
         if (!why) return row->run(args, stream);
     }
     return QB_FAIL(QB_ERR_DEVICE, "gemm_float: %s", why);

@@ -1,4 +1,5 @@
-/* kernels/cuda/gemm_float.h - bf16 and f32 matrix products through cuBLASLt (loaded at run time).
+/* kernels/cuda/gemm_float.h - bf16 and f32 matrix products, most through cuBLASLt (loaded at run
+ * time).
  *
  *     z = act(x . w^T + bias)          bf16: f32 accumulation; f32: f32 multiply-adds, no tf32  (1)
  *
@@ -16,7 +17,7 @@ extern "C" {
 typedef struct qb_cuda_gemm_float_args {
     size_t m, n, k;
     qb_cuda_dtype in;  /* of x and w: F32 or BF16 */
-    const void *x, *w; /* (m, k), (n, k) */
+    const void *x, *w; /* (m, k), (n, k); w was complete when the kernel before was queued */
     size_t x_stride, w_stride;
     const float *bias; /* (n) f32 or NULL */
     qb_epilogue_act act;
@@ -31,8 +32,10 @@ typedef struct qb_cuda_gemm_float_row {
     qb_kernel_info info;
     const char *(*refuse)(const qb_cuda_gemm_float_args *args);
     qb_status (*run)(const qb_cuda_gemm_float_args *args, qb_cuda_stream stream);
+    /* NULL, or whether a later row takes the arguments and is as fast. */
+    bool (*is_slower)(const qb_cuda_gemm_float_args *args);
 } qb_cuda_gemm_float_row;
-/* cuBLASLt first; a plain kernel without it last (right, not fast). */
+/* A few tokens; cuBLASLt; a plain kernel without it last (right, not fast). */
 extern const qb_cuda_gemm_float_row qb_cuda_gemm_float_kernels[];
 qb_status qb_cuda_gemm_float(const qb_cuda_gemm_float_args *args, qb_cuda_stream stream);
 

@@ -17,6 +17,11 @@ qb_status qb__cuda_gemm_float_finish(void *y, qb_cuda_dtype type, size_t stride,
 /* out = bias rounded to bf16. */
 qb_status qb__cuda_bias_bf16(const float *bias, size_t n, void *out, qb_cuda_stream stream);
 
+/* gemm_stream.cuh: a few tokens. */
+const char *qb__cuda_gemm_float_stream_refuse(const qb_cuda_gemm_float_args *args);
+qb_status qb__cuda_gemm_float_stream(const qb_cuda_gemm_float_args *args, qb_cuda_stream stream);
+bool qb__cuda_gemm_float_stream_is_slower(const qb_cuda_gemm_float_args *args);
+
 /* cuBLASLt's row; where the build has no cublasLt.h, it refuses everything. */
 const char *qb__cuda_gemm_float_lt_refuse(const qb_cuda_gemm_float_args *args);
 qb_status qb__cuda_gemm_float_lt(const qb_cuda_gemm_float_args *args, qb_cuda_stream stream);

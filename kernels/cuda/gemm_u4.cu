@@ -4,10 +4,14 @@
 #include <cuda_runtime.h>
 
 const qb_cuda_gemm_u4_row qb_cuda_gemm_u4_kernels[] = {
-    {{"gemm_u4/gemv", "cuda", QB_CUDA_SM80}, qb__gemm_u4_refuse_gemv, qb__gemm_u4_gemv},
-    {{"gemm_u4/sm90", "cuda", QB_CUDA_SM90A}, qb__gemm_u4_refuse_sm90, qb__gemm_u4_sm90},
-    {{"gemm_u4/sm80", "cuda", QB_CUDA_SM80}, qb__gemm_u4_refuse_sm80, qb__gemm_u4_sm80},
-    {{NULL, NULL, 0}, NULL, NULL},
+    {{"gemm_u4/stream", "cuda", QB_CUDA_SM90A},
+     qb__gemm_u4_refuse_stream,
+     qb__gemm_u4_stream,
+     qb__gemm_u4_stream_is_slower},
+    {{"gemm_u4/gemv", "cuda", QB_CUDA_SM80}, qb__gemm_u4_refuse_gemv, qb__gemm_u4_gemv, NULL},
+    {{"gemm_u4/sm90", "cuda", QB_CUDA_SM90A}, qb__gemm_u4_refuse_sm90, qb__gemm_u4_sm90, NULL},
+    {{"gemm_u4/sm80", "cuda", QB_CUDA_SM80}, qb__gemm_u4_refuse_sm80, qb__gemm_u4_sm80, NULL},
+    {{NULL, NULL, 0}, NULL, NULL, NULL},
 };
 
 static const char *shape_refusal(const qb_cuda_gemm_u4_args *a)
@@ -24,7 +28,9 @@ qb_status qb_cuda_gemm_u4(const qb_cuda_gemm_u4_args *args, qb_cuda_stream strea
     const char *why = shape_refusal(args);
     if (why) return QB_FAIL(QB_ERR_SHAPE, "gemm_u4: %zu x %zu: %s", args->m, args->w->n, why);
     for (const qb_cuda_gemm_u4_row *row = qb_cuda_gemm_u4_kernels; row->info.name; row++)
-        if (!qb_kernel_refusal(&row->info) && !row->refuse(args)) return row->run(args, stream);
+        if (!qb_kernel_refusal(&row->info) && !row->refuse(args) &&
+            !(row->is_slower && row->is_slower(args)))
+            return row->run(args, stream);
     return QB_FAIL(QB_ERR_DEVICE, "gemm_u4: no row for this GPU");
 }
 

@@ -65,6 +65,8 @@ typedef struct qb_cuda_gemm_u4_row {
     qb_kernel_info info;
     const char *(*refuse)(const qb_cuda_gemm_u4_args *args);
     qb_status (*run)(const qb_cuda_gemm_u4_args *args, qb_cuda_stream stream);
+    /* NULL, or whether a later row takes the arguments and is as fast. */
+    bool (*is_slower)(const qb_cuda_gemm_u4_args *args);
 } qb_cuda_gemm_u4_row;
 extern const qb_cuda_gemm_u4_row qb_cuda_gemm_u4_kernels[];
 qb_status qb_cuda_gemm_u4(const qb_cuda_gemm_u4_args *args, qb_cuda_stream stream);

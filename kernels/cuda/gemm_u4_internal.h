@@ -12,6 +12,8 @@ extern "C" {
 #define QB__CUDA_U4_DECLARE(name)                                                                  \
     const char *qb__gemm_u4_refuse_##name(const qb_cuda_gemm_u4_args *args);                       \
     qb_status qb__gemm_u4_##name(const qb_cuda_gemm_u4_args *args, qb_cuda_stream stream);
+QB__CUDA_U4_DECLARE(stream)
+bool qb__gemm_u4_stream_is_slower(const qb_cuda_gemm_u4_args *args);
 QB__CUDA_U4_DECLARE(gemv)
 QB__CUDA_U4_DECLARE(sm80)
 QB__CUDA_U4_DECLARE(sm90)
