@@ -135,8 +135,8 @@ typedef struct qb_train_ops {
 
     /* Several ranks: the gradients of elements first to end are final on this rank, and may be
      * added up over the ranks from now on; the owner has the sums when gradient_norm begins. Every
-     * element is in one call a step, and the calls are the same on all ranks: one for all, or layer
-     * by layer while the backward pass goes on. */
+     * element is in one call a step, and the calls are the same on all ranks: layer by layer while
+     * the backward pass goes on. */
     qb_status (*share_gradients)(qb_train_device *d, size_t first, size_t end);
     /* Of all ranks' gradients; the loss becomes that of all ranks too. */
     qb_status (*gradient_norm)(qb_train_device *d);

@@ -291,10 +291,10 @@ qb_status qb_trainer_step(qb_trainer *t, const int32_t *tokens, size_t n_windows
     for (size_t w = 0; w < own; w += micro_batch) {
         const int32_t *now = tokens + w * (t->options.context + 1);
         QB_TRY(t->ops->load_tokens(t->device, now, own - w < micro_batch ? own - w : micro_batch));
-        QB_TRY(qb_transformer_learn(t->walk, scale));
+        QB_TRY(qb_transformer_learn(t->walk, scale, t->share.comm && w + micro_batch >= own));
     }
     qb_update update = qb_update_make(t->options.optimizer, &t->options.settings, lr, step, 1);
-    if (t->share.comm) QB_TRY(t->ops->share_gradients(t->device, 0, t->params.n_elems));
+    if (t->share.comm && !own) QB_TRY(qb_transformer_share(t->walk));
     QB_TRY(t->ops->gradient_norm(t->device));
     QB_TRY(t->ops->update(t->device, &update, t->options.clip));
     return stats ? read_stats(t, n_windows, stats) : QB_OK;

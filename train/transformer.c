@@ -21,6 +21,7 @@ typedef struct saved {
 } saved;
 
 struct qb_transformer {
+    const qb_params *params;
     const qb_config *c;
     const qb_train_ops *ops;
     qb_train_device *d;
@@ -127,7 +128,8 @@ qb_status qb_transformer_create(const qb_params *params, const qb_train_ops *ops
     const qb_config *c = &params->config;
     qb_transformer *t;
     QB_TRY(QB_NEW_ZERO(&t, 1, "walk"));
-    *t = (qb_transformer){.c = c, .ops = ops, .d = device, .recompute = recompute};
+    *t =
+        (qb_transformer){.params = params, .c = c, .ops = ops, .d = device, .recompute = recompute};
     t->norm_f = norm_of(params, QB_ROLE_NORM_F, 0);
     qb_status status = QB_NEW(&t->blocks, c->n_layers, "blocks");
     if (status == QB_OK) status = QB_NEW_ZERO(&t->kept, c->n_layers, "activations");
@@ -245,7 +247,33 @@ static qb_status attention_backward(qb_transformer *t, const block *b, const sav
     return o->norm_backward(t->d, &b->norm1, input, s->stats1, t->dh, true, t->dx);
 }
 
-qb_status qb_transformer_learn(qb_transformer *t, float scale)
+/* Where a layer's parameters begin; what comes before the first layer's are embeddings. */
+static size_t layer_offset(const qb_transformer *t, size_t layer)
+{
+    const qb_params *p = t->params;
+    size_t i = 0;
+    if (layer == t->c->n_layers) return p->n_elems; /* the last norm and the head go with it */
+    while (!qb_roles[p->list[i].role].per_layer || p->list[i].layer_idx != layer) i++;
+    return p->list[i].offset;
+}
+
+static qb_status share_layer(const qb_transformer *t, size_t layer)
+{
+    return t->ops->share_gradients(t->d, layer_offset(t, layer), layer_offset(t, layer + 1));
+}
+
+static qb_status share_embeddings(const qb_transformer *t)
+{
+    return t->ops->share_gradients(t->d, 0, layer_offset(t, 0));
+}
+
+qb_status qb_transformer_share(qb_transformer *t)
+{
+    for (size_t l = t->c->n_layers; l-- > 0;) QB_TRY(share_layer(t, l));
+    return share_embeddings(t);
+}
+
+qb_status qb_transformer_learn(qb_transformer *t, float scale, bool share)
 {
     const qb_train_ops *o = t->ops;
     size_t last = t->c->n_layers;
@@ -256,6 +284,8 @@ qb_status qb_transformer_learn(qb_transformer *t, float scale)
         QB_TRY(restore(t, l));
         QB_TRY(feed_forward_backward(t, &t->blocks[l], saved_of(t, l)));
         QB_TRY(attention_backward(t, &t->blocks[l], saved_of(t, l), t->inputs[l]));
+        if (share) QB_TRY(share_layer(t, l));
     }
-    return o->embed_backward(t->d, t->dx);
+    QB_TRY(o->embed_backward(t->d, t->dx));
+    return share ? share_embeddings(t) : QB_OK;
 }

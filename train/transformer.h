@@ -32,8 +32,11 @@ typedef struct qb_walk_tap {
 } qb_walk_tap;
 /* Forward without a loss. */
 qb_status qb_transformer_observe(qb_transformer *transformer, const qb_walk_tap *tap);
-/* As evaluate, and the gradients of scale * loss are added. */
-qb_status qb_transformer_learn(qb_transformer *transformer, float scale);
+/* As evaluate, and the gradients of scale * loss are added. share: this is the step's last pass, of
+ * several ranks; gradients are handed on (share_gradients) layer by layer as they become final. */
+qb_status qb_transformer_learn(qb_transformer *transformer, float scale, bool share);
+/* The same calls of share_gradients for a rank that has no pass. */
+qb_status qb_transformer_share(qb_transformer *transformer);
 
 #ifdef __cplusplus
 }

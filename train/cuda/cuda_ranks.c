@@ -20,9 +20,10 @@ struct qb_cuda_ranks {
     size_t rank, size;
     int device;
     bool ordered;
-    qb_cuda_stream stream;
-    float *others; /* (size, CHUNK_ELEMS): what is added up */
-    double *all;   /* (size, 2) */
+    qb_cuda_stream stream, side; /* the trainer's; that of all NCCL calls */
+    cudaEvent_t here, there;     /* how far either has come, for the other */
+    float *others;               /* (size, CHUNK_ELEMS): what is added up */
+    double *all;                 /* (size, 2) */
     size_t bytes;
 
     cudaEvent_t moved; /* the last call's end */
@@ -121,6 +122,9 @@ static qb_status create(qb_cuda_ranks *k)
         QB_TRY(QB_CUDA_NEW(&k->others, k->size * CHUNK_ELEMS, "gradients of the ranks"));
         k->bytes = k->size * CHUNK_ELEMS * sizeof *k->others;
     }
+    QB_TRY(qb_cuda_stream_create(&k->side));
+    QB_CUDA_TRY(cudaEventCreateWithFlags(&k->here, cudaEventDisableTiming));
+    QB_CUDA_TRY(cudaEventCreateWithFlags(&k->there, cudaEventDisableTiming));
     QB_CUDA_TRY(cudaEventCreateWithFlags(&k->moved, cudaEventDisableTiming));
     if (pthread_create(&k->watcher, NULL, watch, k))
         return QB_FAIL(QB_ERR_MEMORY, "no thread to watch the ranks");
@@ -151,6 +155,7 @@ qb_status qb_cuda_ranks_create(const qb_train_share *share, bool ordered, int de
 void qb_cuda_ranks_destroy(qb_cuda_ranks *k)
 {
     if (!k) return;
+    if (k->side) qb_cuda_sync(k->side); /* while the watcher can still abort it */
     pthread_mutex_lock(&k->mutex);
     k->stop = true;
     pthread_mutex_unlock(&k->mutex);
@@ -158,9 +163,12 @@ void qb_cuda_ranks_destroy(qb_cuda_ranks *k)
     /* NCCL's own part stays for the little while that the process still has: destroying it would
      * wait for ranks that may have ended otherwise, aborting it take from them what they still
      * read. */
-    if (k->moved) cudaEventDestroy(k->moved);
+    cudaEvent_t events[] = {k->here, k->there, k->moved};
+    for (size_t i = 0; i < QB_COUNT(events); i++)
+        if (events[i]) cudaEventDestroy(events[i]);
     qb_cuda_free(k->others);
     qb_cuda_free(k->all);
+    qb_cuda_stream_destroy(k->side);
     pthread_mutex_destroy(&k->mutex);
     qb_free(k);
 }
@@ -175,11 +183,30 @@ size_t qb_cuda_ranks_memory_bytes(const qb_cuda_ranks *k)
 static qb_status mark_moved(qb_cuda_ranks *k)
 {
     pthread_mutex_lock(&k->mutex);
-    qb_status status = qb_cuda_check((int)cudaEventRecord(k->moved, k->stream), "cudaEventRecord");
+    qb_status status = qb_cuda_check((int)cudaEventRecord(k->moved, k->side), "cudaEventRecord");
     k->recorded = true;
     k->recorded_s = seconds_now();
     pthread_mutex_unlock(&k->mutex);
     return status;
+}
+
+static qb_status follow(qb_cuda_stream behind, qb_cuda_stream before, cudaEvent_t event)
+{
+    QB_CUDA_TRY(cudaEventRecord(event, before));
+    QB_CUDA_TRY(cudaStreamWaitEvent(behind, event, 0));
+    return QB_OK;
+}
+
+/* What is queued on the side stream next comes after all that is on the trainer's. */
+static qb_status set_out(qb_cuda_ranks *k)
+{
+    QB_TRY(qb_comm_check_alive(k->share->comm));
+    return follow(k->side, k->stream, k->here);
+}
+
+qb_status qb_cuda_ranks_join(qb_cuda_ranks *k)
+{
+    return follow(k->stream, k->side, k->there);
 }
 
 /* The part of [first, end) that rank r owns. */
@@ -209,11 +236,10 @@ static qb_status send_chunk(const qb_cuda_ranks *k, float *x, size_t first, size
         if (r == k->rank) continue;
         part_of(k, r, first, end, &from, &n);
         n = in_chunk(n, done);
-        if (n)
-            QB_NCCL_TRY(k->api->Send(x + from + done, n, QB_NCCL_F32, (int)r, k->comm, k->stream));
+        if (n) QB_NCCL_TRY(k->api->Send(x + from + done, n, QB_NCCL_F32, (int)r, k->comm, k->side));
         if (own)
             QB_NCCL_TRY(k->api->Recv(k->others + r * CHUNK_ELEMS, own, QB_NCCL_F32, (int)r, k->comm,
-                                     k->stream));
+                                     k->side));
     }
     QB_NCCL_TRY(k->api->GroupEnd());
     return QB_OK;
@@ -232,7 +258,7 @@ static qb_status reduce_in_order(const qb_cuda_ranks *k, float *x, size_t first,
         size_t own = in_chunk(n, done);
         if (own)
             QB_TRY(qb_cuda_ranks_add(x + from + done, own, k->others, CHUNK_ELEMS, k->rank, k->size,
-                                     k->stream));
+                                     k->side));
     }
     return QB_OK;
 }
@@ -245,7 +271,7 @@ static qb_status reduce_freely(const qb_cuda_ranks *k, float *x, size_t first, s
         part_of(k, r, first, end, &from, &n);
         if (n)
             QB_NCCL_TRY(k->api->Reduce(x + from, x + from, n, QB_NCCL_F32, QB_NCCL_SUM, (int)r,
-                                       k->comm, k->stream));
+                                       k->comm, k->side));
     }
     QB_NCCL_TRY(k->api->GroupEnd());
     return QB_OK;
@@ -253,7 +279,7 @@ static qb_status reduce_freely(const qb_cuda_ranks *k, float *x, size_t first, s
 
 qb_status qb_cuda_ranks_reduce(qb_cuda_ranks *k, float *x, size_t first, size_t end)
 {
-    QB_TRY(qb_comm_check_alive(k->share->comm));
+    QB_TRY(set_out(k));
     QB_TRY(k->ordered ? reduce_in_order(k, x, first, end) : reduce_freely(k, x, first, end));
     return mark_moved(k);
 }
@@ -261,19 +287,21 @@ qb_status qb_cuda_ranks_reduce(qb_cuda_ranks *k, float *x, size_t first, size_t 
 qb_status qb_cuda_ranks_gather(qb_cuda_ranks *k, float *x)
 {
     const size_t *bounds = k->share->bounds;
-    QB_TRY(qb_comm_check_alive(k->share->comm));
+    QB_TRY(set_out(k));
     QB_NCCL_TRY(k->api->GroupStart());
     for (size_t r = 0; r < k->size; r++)
         if (bounds[r + 1] > bounds[r])
             QB_NCCL_TRY(k->api->Broadcast(x + bounds[r], x + bounds[r], bounds[r + 1] - bounds[r],
-                                          QB_NCCL_F32, (int)r, k->comm, k->stream));
+                                          QB_NCCL_F32, (int)r, k->comm, k->side));
     QB_NCCL_TRY(k->api->GroupEnd());
-    return mark_moved(k);
+    QB_TRY(mark_moved(k));
+    return qb_cuda_ranks_join(k);
 }
 
 qb_status qb_cuda_ranks_totals(qb_cuda_ranks *k, qb_cuda_train_totals *totals)
 {
-    QB_TRY(qb_comm_check_alive(k->share->comm));
-    QB_NCCL_TRY(k->api->AllGather(totals, k->all, 2, QB_NCCL_F64, k->comm, k->stream));
-    return qb_cuda_ranks_add_totals(k->all, k->size, totals, k->stream);
+    QB_TRY(set_out(k));
+    QB_NCCL_TRY(k->api->AllGather(totals, k->all, 2, QB_NCCL_F64, k->comm, k->side));
+    QB_TRY(qb_cuda_ranks_add_totals(k->all, k->size, totals, k->side));
+    return qb_cuda_ranks_join(k);
 }

@@ -173,6 +173,7 @@ qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_
 
 qb_status qb__cuda_train_gradient_norm(qb_train_device *d)
 {
+    if (d->ranks) QB_TRY(qb_cuda_ranks_join(d->ranks));
     QB_TRY(qb_cuda_train_norm_of(d->arrays[QB_ARRAY_GRADIENTS] + d->share->first,
                                  qb__cuda_train_own_elems(d), d->norm_partials, d->totals,
                                  d->stream));
