@@ -232,6 +232,21 @@ def test_one_of_several_processes_does_not_train_alone(folder):
     assert not (folder / "run").exists()
 
 
+def test_bench_of_ranks(folder):
+    """Flags that come last replace the models' own, so that all are tiny here."""
+    done = subprocess.run(
+        [support.ROOT / "bench" / "ranks.py", support.QBENCH, folder / "out", "--mpirun",
+         " ".join(mpirun_command()), "--", "--task", "bb", "--vocab", "67", "--n-layers", "1",
+         "--d-model", "32", "--n-heads", "1", "--head-dim", "32", "--d-ff", "32", "--context", "16",
+         "--batch", "4", "--steps", "3", "--threads", "1"], text=True, env=support.BASE_ENV,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0 and not done.stderr, done
+    assert done.stdout.count("  same: ") == 7 and "2 ranks: " in done.stdout, done.stdout
+    records = [json.loads(line) for line in (folder / "out" / "ranks.jsonl").read_text().split("\n")
+               if line]
+    assert len(records) == 4 + 8 and all(r["worst"] < 2e-4 for r in records if "check" in r)
+
+
 # ---- share/slurm ----
 
 def test_slurm_script_runs_its_grid(folder):
