@@ -404,8 +404,10 @@ static bool are_for_one_kernel(const cuda_engine *e)
     return true;
 }
 
-/* Most sequences for which one kernel is faster than single ones (docs/cuda.md). */
-enum { DECODE_BATCH = 2 };
+/* Most sequences for which a row of decode.h takes the step; single kernels take more
+ * (docs/cuda.md).
+ */
+enum { DECODE_BATCH = 1 };
 
 /* One persistent kernel for a step, where a row takes this model. */
 static qb_status make_decode(cuda_engine *e)
