@@ -100,21 +100,6 @@ static qb_status find_checkpoint(train *t, const char *path)
     return QB_OK;
 }
 
-/* Each rank reads the folder itself. */
-static qb_status check_same_checkpoint(train *t)
-{
-    uint64_t own = t->from.file.path ? t->from.state.step : UINT64_MAX, *all;
-    size_t n = qb_comm_size(t->comm), r = 0;
-    QB_TRY(QB_NEW(&all, n, "steps"));
-    qb_status status = qb_comm_all(t->comm, &own, sizeof own, all);
-    while (status == QB_OK && r < n && all[r] == own) r++;
-    qb_free(all);
-    if (status != QB_OK || r == n) return status;
-    return QB_FAIL(QB_ERR_IO,
-                   "%s: the ranks see different checkpoints, expected a folder that all share",
-                   t->folder.path);
-}
-
 static qb_status begin_resumed(train *t, const char *path)
 {
     static const char *const others[] = {"preset", "config", "out"};
@@ -135,13 +120,21 @@ static qb_status begin_resumed(train *t, const char *path)
 /* ---- the device ---- */
 
 /* Several ranks on a host: each its own GPU. Where the launcher shows each but one, that is it. */
-static const char *take_local_gpu(const train *t, char own[32])
+static qb_status take_local_gpu(const train *t, char own[32], const char **wanted)
 {
-    const char *wanted = t->config.device;
     size_t n_gpus = qb_comm_size(t->comm) > 1 ? qb_cuda_count() : 0;
-    if (!n_gpus || (strcmp(wanted, "cuda") && strcmp(wanted, "auto"))) return wanted;
-    snprintf(own, 32, "cuda:%zu", qb_comm_local_rank(t->comm) % n_gpus);
-    return own;
+    size_t place = qb_comm_local_rank(t->comm);
+    *wanted = t->config.device;
+    if (!n_gpus || !strcmp(*wanted, "cpu")) return QB_OK;
+    if (strcmp(*wanted, "cuda") && strcmp(*wanted, "auto"))
+        return QB_FAIL(QB_ERR_USAGE, "--device: found %s, expected cuda: each rank takes its own",
+                       *wanted);
+    if (n_gpus > 1 && place >= n_gpus)
+        return QB_FAIL(QB_ERR_USAGE, "found more than %zu ranks on a host of %zu GPUs", place,
+                       n_gpus);
+    snprintf(own, 32, "cuda:%zu", place % n_gpus);
+    *wanted = own;
+    return QB_OK;
 }
 
 static qb_status choose_device(train *t)
@@ -149,7 +142,9 @@ static qb_status choose_device(train *t)
     qb_device device;
     const char *note;
     char own[32];
-    QB_TRY(qb_device_find(take_local_gpu(t, own), &device, &note));
+    const char *wanted;
+    QB_TRY(take_local_gpu(t, own, &wanted));
+    QB_TRY(qb_device_find(wanted, &device, &note));
     if (note && is_root(t)) qb_cli_note(t->cli, "no GPU is used: %s", note);
     const char *backend = qb_device_backend_name(&device);
     bool can = qb_trainer_has_device(backend) || strcmp(t->config.device, "auto");
@@ -159,6 +154,33 @@ static qb_status choose_device(train *t)
     else
         snprintf(t->device, sizeof t->device, "%.20s:%d", backend, device.index);
     return QB_OK;
+}
+
+/* What each rank found out itself. */
+typedef struct found {
+    uint64_t step; /* of the checkpoint; UINT64_MAX = none */
+    uint64_t is_cpu;
+} found;
+
+static qb_status check_alike(train *t)
+{
+    found own = {t->from.file.path ? t->from.state.step : UINT64_MAX, !strcmp(t->device, "cpu")};
+    found *all;
+    size_t n = qb_comm_size(t->comm), r = 0;
+    QB_TRY(QB_NEW(&all, n, "ranks"));
+    qb_status status = qb_comm_all(t->comm, &own, sizeof own, all);
+    while (status == QB_OK && r < n && !memcmp(&all[r], &all[0], sizeof own)) r++;
+    bool same_step = status != QB_OK || r == n || all[r].step == all[0].step;
+    qb_free(all);
+    if (status != QB_OK || r == n) return status;
+    if (!same_step)
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: ranks 0 and %zu see different checkpoints, expected one folder",
+                       t->folder.path, r);
+    return QB_FAIL(QB_ERR_USAGE,
+                   "of ranks 0 and %zu one found a GPU, expected --device cpu or one "
+                   "for each",
+                   r);
 }
 
 /* ---- what is printed ---- */
@@ -330,7 +352,7 @@ static qb_status begin_and_run(train *t)
     QB_TRY(qb_comm_open(&t->comm));
     if (!is_root(t)) qb_progress_open(NULL, false);
     QB_TRY(qb_comm_check(t->comm, begin(t)));
-    QB_TRY(check_same_checkpoint(t));
+    QB_TRY(check_alike(t));
     if (is_root(t)) print_start(t);
     return run(t);
 }

@@ -238,9 +238,8 @@ qb_status qb_comm_all(qb_comm *c, const void *mine, size_t bytes, void *all)
 
 qb_status qb_comm_agree(qb_comm *c, unsigned *bits)
 {
-    unsigned *all = NULL;
     if (qb_comm_size(c) == 1) return QB_OK;
-    all = (unsigned *)c->scratch;
+    unsigned *all = (unsigned *)c->scratch;
     QB_TRY(qb_comm_all(c, bits, sizeof *bits, all));
     for (size_t r = 0; r < c->size; r++) *bits |= all[r];
     return QB_OK;
@@ -248,16 +247,18 @@ qb_status qb_comm_agree(qb_comm *c, unsigned *bits)
 
 qb_status qb_comm_add(qb_comm *c, double *values, size_t n)
 {
-    double *all;
+    const size_t most = QB_COMM_CHUNK_BYTES / sizeof *values;
     if (qb_comm_size(c) == 1) return QB_OK;
-    QB_TRY(QB_NEW(&all, c->size * n, "sums over ranks"));
-    qb_status status = qb_comm_all(c, values, n * sizeof *values, all);
-    for (size_t i = 0; status == QB_OK && i < n; i++) {
-        values[i] = all[i];
-        for (size_t r = 1; r < c->size; r++) values[i] += all[r * n + i];
+    double *all = (double *)c->scratch;
+    for (size_t first = 0; first < n; first += most) {
+        size_t now = n - first < most ? n - first : most;
+        QB_TRY(qb_comm_all(c, values + first, now * sizeof *values, all));
+        for (size_t i = 0; i < now; i++) {
+            values[first + i] = all[i];
+            for (size_t r = 1; r < c->size; r++) values[first + i] += all[r * now + i];
+        }
     }
-    qb_free(all);
-    return status;
+    return QB_OK;
 }
 
 typedef struct outcome {
