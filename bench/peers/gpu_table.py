@@ -148,10 +148,10 @@ def gemm_samples(benchmarks):
 
 def gemm_table(benchmarks):
     """Heading and rows of cells for the shapes of GEMM_ROWS that were measured: our fastest row
-    beside the peers'. Cold figures are compared: the pass that empties the cache keeps the queue
-    filled, while a warm call starts on an idle queue and its time includes the launch."""
+    beside the peers'. Cold figures are compared, as the peers' were taken: the pass that empties
+    the cache lets the chip cool, while a warm call follows another at the clock its power leaves."""
     found = gemm_samples(benchmarks)
-    out = [["M x N x K", "qbench", "row", "of the roofline", "warm + launch", "cuBLASLt + scales",
+    out = [["M x N x K", "qbench", "row", "of the roofline", "warm, back to back", "cuBLASLt + scales",
             "cuBLASLt s32", "CUTLASS", "qbench / best", "goal"]]
     ratios = []
     for *shape, sums, cutlass, goal in GEMM_ROWS:
