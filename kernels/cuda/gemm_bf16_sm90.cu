@@ -12,11 +12,10 @@
 
 namespace gemm_bf16
 {
-constexpr int BM = 128, BN = QB_BF16_TILE, BK = 64, CM = 2, STAGES = 4, SLOTS = 4;
+constexpr int BM = 128, BN = QB_BF16_TILE, BK = 64, CM = 2;
 constexpr int ROW_BYTES = 2 * BK, A_BYTES = BM * ROW_BYTES, B_BYTES = BN * ROW_BYTES;
 constexpr int STAGE_BYTES = A_BYTES + B_BYTES, SLICE_BYTES = 64 * 128, SLICES = BN / 64;
-constexpr int STAGING = STAGES * STAGE_BYTES, BARRIERS = STAGING + 2 * SLOTS * SLICE_BYTES;
-constexpr int SMEM_BYTES = BARRIERS + 256, THREADS = 384;
+constexpr int THREADS = 384;
 constexpr int TURN = 8; /* named barriers: 1 and 2 are a warpgroup's own, 8 and 9 the turns */
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -29,7 +28,16 @@ struct params {
     bool stores;
 };
 
-struct ring { /* shared memory by address */
+/* A factor's six slices of a tile are all under way before the tile is multiplied; else what is
+ * stored goes through fewer slots, and more stages of operands fit. */
+template <qb_cuda_gemm_bf16_epilogue EPILOGUE> struct ring { /* shared memory by address */
+    static constexpr bool W_IS_KN = EPILOGUE == QB_BF16_TIMES;
+    static constexpr int STAGES = EPILOGUE == QB_BF16_TIMES ? 3 : 4;
+    static constexpr int SLOTS = EPILOGUE == QB_BF16_TIMES ? 2 * SLICES : 4;
+    static constexpr int STAGING = STAGES * STAGE_BYTES;
+    static constexpr int BARRIERS = STAGING + 2 * SLOTS * SLICE_BYTES, SMEM_BYTES = BARRIERS + 256;
+    static_assert(SMEM_BYTES <= 232448 && (2 * STAGES + 2 * SLOTS) * 8 <= 256, "shared memory");
+
     uint32_t base;
     __device__ uint32_t a(int s) const
     {
@@ -73,12 +81,12 @@ static __device__ __forceinline__ tile tile_of(const params &p, int cm, int unit
 
 /* ---- the warpgroup that loads: one thread ---- */
 
-template <bool W_IS_KN>
-static __device__ __forceinline__ void load_w(const params &p, const ring &r, int cm, int col,
+template <class R>
+static __device__ __forceinline__ void load_w(const params &p, const R &r, int cm, int col,
                                               int stage, int k)
 {
     const uint16_t both = (1 << CM) - 1;
-    if (W_IS_KN)
+    if (R::W_IS_KN)
 #pragma unroll
         for (int i = 0; i < SLICES; i++)
             qb_tma_load_multicast(r.b(stage) + i * SLICE_BYTES + cm * (SLICE_BYTES / CM), &p.w,
@@ -88,9 +96,9 @@ static __device__ __forceinline__ void load_w(const params &p, const ring &r, in
                               col + cm * (BN / CM), both);
 }
 
-template <bool W_IS_KN>
-static __device__ __forceinline__ void produce(const params &p, const ring &r, int cm,
-                                               int first_unit, int unit_step)
+template <class R>
+static __device__ __forceinline__ void produce(const params &p, const R &r, int cm, int first_unit,
+                                               int unit_step)
 {
     int stage = 0;
     uint32_t parity = 1; /* the first round finds every stage empty */
@@ -100,8 +108,8 @@ static __device__ __forceinline__ void produce(const params &p, const ring &r, i
             qb_mbar_wait_block(r.empty_at(stage), parity);
             qb_mbar_expect(r.full_at(stage), STAGE_BYTES);
             qb_tma_load(r.a(stage), &p.x, r.full_at(stage), k * BK, t.row);
-            load_w<W_IS_KN>(p, r, cm, t.col, stage, k);
-            if (++stage == STAGES) {
+            load_w(p, r, cm, t.col, stage, k);
+            if (++stage == R::STAGES) {
                 stage = 0;
                 parity ^= 1;
             }
@@ -118,36 +126,36 @@ static __device__ __forceinline__ uint64_t desc_kn(uint32_t addr)
            (uint64_t)64 << 32 | (uint64_t)1 << 62;
 }
 
-static __device__ __forceinline__ void release(const ring &r, int stage, int lane)
+template <class R> static __device__ __forceinline__ void release(const R &r, int stage, int lane)
 {
     if (lane < CM) qb_mbar_arrive_cluster(r.empty_at(stage), lane);
 }
 
 /* Multiplies the n_k stages from `step` of the ring on. next: whether the other warpgroup goes on
  * with those after them; it is told as soon as it cannot mistake a stage. */
-template <bool W_IS_KN>
-static __device__ __forceinline__ void multiply(float (&acc)[2][BN / 2], const ring &r, int step,
+template <class R>
+static __device__ __forceinline__ void multiply(float (&acc)[2][BN / 2], const R &r, int step,
                                                 int n_k, int lane, int turn)
 {
-    int stage = step % STAGES, last = 0;
-    uint32_t parity = step / STAGES & 1;
+    int stage = step % R::STAGES, last = 0;
+    uint32_t parity = step / R::STAGES & 1;
 #pragma unroll 1
     for (int k = 0; k < n_k; k++) {
         qb_mbar_wait_block(r.full_at(stage), parity);
         const uint64_t a = qb_wgmma_desc(r.a(stage)),
-                       b = W_IS_KN ? desc_kn(r.b(stage)) : qb_wgmma_desc(r.b(stage));
+                       b = R::W_IS_KN ? desc_kn(r.b(stage)) : qb_wgmma_desc(r.b(stage));
         qb_wgmma_fence();
 #pragma unroll
         for (int kk = 0; kk < BK / 16; kk++)
 #pragma unroll
             for (int mi = 0; mi < 2; mi++)
-                qb_wgmma_bf16<W_IS_KN>(acc[mi], a + 2 * kk + mi * (64 * ROW_BYTES / 16),
-                                       b + (W_IS_KN ? 16 * 128 / 16 : 2) * kk, k | kk);
+                qb_wgmma_bf16<R::W_IS_KN>(acc[mi], a + 2 * kk + mi * (64 * ROW_BYTES / 16),
+                                          b + (R::W_IS_KN ? 16 * 128 / 16 : 2) * kk, k | kk);
         qb_wgmma_commit();
         qb_wgmma_wait<1>();
         if (k) release(r, last, lane);
         last = stage;
-        if (++stage == STAGES) {
+        if (++stage == R::STAGES) {
             stage = 0;
             parity ^= 1;
         }
@@ -170,34 +178,26 @@ static __device__ __forceinline__ float exp2_of(float x)
     return y;
 }
 
-/* sigmoid(2 u) of GELU(x) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
-static __device__ __forceinline__ float gelu_sigmoid(float x)
+/* GELU(x) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3), and its slope */
+static __device__ __forceinline__ void gelu(float x, float *y, float *slope)
 {
-    const float minus_2u =
-        x * fmaf(x * x, -0.044715f * 1.5957691216057308f * LOG2E, -1.5957691216057308f * LOG2E);
-    return __fdividef(1.0f, 1.0f + exp2_of(minus_2u));
-}
-static __device__ __forceinline__ float gelu(float x)
-{
-    return x * gelu_sigmoid(x);
-}
-static __device__ __forceinline__ float gelu_slope(float x)
-{
-    const float s = gelu_sigmoid(x);
-    return fmaf(x * s * (1.0f - s),
-                fmaf(x * x, 0.134145f * 1.5957691216057308f, 1.5957691216057308f), s);
+    constexpr float C = 1.5957691216057308f; /* 2 sqrt(2 / pi) */
+    const float x2 = x * x, minus_2u = x * fmaf(x2, -0.044715f * C * LOG2E, -C * LOG2E);
+    const float s = __fdividef(1.0f, 1.0f + exp2_of(minus_2u));
+    *y = x * s;
+    *slope = fmaf(*y * (1.0f - s), fmaf(x2, 3.0f * 0.044715f * C, C), s);
 }
 
 /* A warpgroup's way to memory: slices of 64 x 64 through its slots of shared memory. */
-struct finisher {
+template <class R> struct finisher {
     const params &p;
-    const ring &r;
+    const R &r;
     int wg, thread, lane, warp;
     tile t;
     int slot;      /* the next to write */
     uint32_t from; /* of stmatrix's address: the lane's row within a slice */
 
-    __device__ finisher(const params &p_, const ring &r_, int wg_)
+    __device__ finisher(const params &p_, const R &r_, int wg_)
         : p(p_), r(r_), wg(wg_), thread(threadIdx.x % 128), lane(threadIdx.x % 32),
           warp(threadIdx.x / 32 % 4), t{0, 0}, slot(0),
           from((warp * 16 + lane / 8 % 2 * 8 + lane % 8) * 128)
@@ -218,10 +218,22 @@ struct finisher {
     {
         qb_tma_store(map, slice, t.col + 64 * s, t.row + 64 * mi);
     }
+    /* Before slots are written: at most N groups of copies are still read from theirs. */
+    template <int N> __device__ void claim() const
+    {
+        if (thread == 0) qb_tma_wait_read<N>();
+        sync();
+    }
+    __device__ void written() const
+    {
+        qb_fence_async();
+        sync();
+    }
 };
 
 /* e^(z - shift) and their sums. */
-static __device__ __forceinline__ void finish_exp(finisher &f, float (&acc)[2][BN / 2],
+template <class R>
+static __device__ __forceinline__ void finish_exp(finisher<R> &f, float (&acc)[2][BN / 2],
                                                   const float (&shift)[2][2])
 {
     const params &p = f.p;
@@ -239,10 +251,7 @@ static __device__ __forceinline__ void finish_exp(finisher &f, float (&acc)[2][B
 #pragma unroll
         for (int s = 0; s < SLICES; s++) {
             const uint32_t slice = f.r.slice(f.wg, f.slot);
-            if (p.stores) {
-                if (f.thread == 0) qb_tma_wait_read<SLOTS - 1>();
-                f.sync();
-            }
+            if (p.stores) f.template claim<R::SLOTS - 1>();
 #pragma unroll
             for (int j = 0; j < 8; j += 2) {
                 float e[8];
@@ -254,13 +263,12 @@ static __device__ __forceinline__ void finish_exp(finisher &f, float (&acc)[2][B
                 if (p.stores) f.put(slice, j, e);
             }
             if (p.stores) {
-                qb_fence_async();
-                f.sync();
+                f.written();
                 if (f.thread == 0) {
                     f.store(&p.y, slice, mi, s);
                     qb_tma_commit();
                 }
-                f.slot = (f.slot + 1) % SLOTS;
+                f.slot = (f.slot + 1) % R::SLOTS;
             }
         }
 #pragma unroll
@@ -284,55 +292,58 @@ static __device__ __forceinline__ void finish_exp(finisher &f, float (&acc)[2][B
     }
 }
 
-/* aux and GELU of it; a group of copies is two slices. */
-static __device__ __forceinline__ void finish_gelu(finisher &f, const float (&acc)[2][BN / 2])
+/* GELU and its slope; a group of copies is two slices. */
+template <class R>
+static __device__ __forceinline__ void finish_gelu(finisher<R> &f, const float (&acc)[2][BN / 2])
 {
 #pragma unroll
     for (int mi = 0; mi < 2; mi++)
 #pragma unroll
         for (int s = 0; s < SLICES; s++) {
             const uint32_t aux = f.r.slice(f.wg, f.slot), y = aux + SLICE_BYTES;
-            if (f.thread == 0) qb_tma_wait_read<SLOTS / 2 - 1>();
-            f.sync();
+            f.template claim<R::SLOTS / 2 - 1>();
 #pragma unroll
             for (int j = 0; j < 8; j += 2) {
-                const float *z = &acc[mi][32 * s + 4 * j];
-                float g[8];
+                float g[8], slope[8];
 #pragma unroll
-                for (int i = 0; i < 8; i++) g[i] = gelu(z[i]);
-                f.put(aux, j, z);
+                for (int i = 0; i < 8; i++) gelu(acc[mi][32 * s + 4 * j + i], &g[i], &slope[i]);
+                f.put(aux, j, slope);
                 f.put(y, j, g);
             }
-            qb_fence_async();
-            f.sync();
+            f.written();
             if (f.thread == 0) {
                 f.store(&f.p.aux, aux, mi, s);
                 f.store(&f.p.y, y, mi, s);
                 qb_tma_commit();
             }
-            f.slot = (f.slot + 2) % SLOTS;
+            f.slot = (f.slot + 2) % R::SLOTS;
         }
 }
 
-/* Slice i of a tile, counted over both halves of its rows, goes through slot i % SLICES: from
- * aux, changed where it stands, to y. */
-static __device__ __forceinline__ void load_aux(const finisher &f, int i)
+/* Slice s of the upper and lower half of a tile has slot s and slot SLICES + s: from aux, changed
+ * where it stands, to y. */
+template <class R> static __device__ __forceinline__ void load_aux(const finisher<R> &f)
 {
-    const uint32_t bar = f.r.loaded_at(f.wg, i % SLICES);
-    qb_mbar_expect(bar, SLICE_BYTES);
-    qb_tma_load(f.r.slice(f.wg, i % SLICES), &f.p.aux, bar, f.t.col + 64 * (i % SLICES),
-                f.t.row + 64 * (i / SLICES));
+    qb_tma_wait_read<0>();
+    for (int i = 0; i < 2 * SLICES; i++) {
+        const uint32_t bar = f.r.loaded_at(f.wg, i);
+        qb_mbar_expect(bar, SLICE_BYTES);
+        qb_tma_load(f.r.slice(f.wg, i), &f.p.aux, bar, f.t.col + 64 * (i % SLICES),
+                    f.t.row + 64 * (i / SLICES));
+    }
 }
 
-static __device__ __forceinline__ void finish_dgelu(finisher &f, float (&acc)[2][BN / 2])
+template <class R>
+static __device__ __forceinline__ void finish_times(finisher<R> &f, float (&acc)[2][BN / 2],
+                                                    uint32_t parity)
 {
 #pragma unroll
     for (int mi = 0; mi < 2; mi++)
 #pragma unroll
         for (int s = 0; s < SLICES; s++) {
-            const uint32_t slice = f.r.slice(f.wg, s);
+            const uint32_t slice = f.r.slice(f.wg, mi * SLICES + s);
             const uint32_t own = slice + (f.warp * 16 + f.lane / 4) * 128 + f.lane % 4 * 4;
-            qb_mbar_wait_block(f.r.loaded_at(f.wg, s), mi);
+            qb_mbar_wait_block(f.r.loaded_at(f.wg, mi * SLICES + s), parity);
 #pragma unroll
             for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -343,33 +354,27 @@ static __device__ __forceinline__ void finish_dgelu(finisher &f, float (&acc)[2]
                                  : "=r"(pair)
                                  : "r"(own + h * 8 * 128 + ((j ^ f.lane / 4 % 8) << 4))
                                  : "memory");
-                    z[0] *= gelu_slope(qb_bf16_low(pair));
-                    z[1] *= gelu_slope(qb_bf16_high(pair));
+                    z[0] *= qb_bf16_low(pair);
+                    z[1] *= qb_bf16_high(pair);
                 }
             __syncwarp();
 #pragma unroll
             for (int j = 0; j < 8; j += 2) f.put(slice, j, &acc[mi][32 * s + 4 * j]);
-            qb_fence_async();
-            f.sync();
+            f.written();
             if (f.thread == 0) {
-                const int i = mi * SLICES + s;
                 f.store(&f.p.y, slice, mi, s);
                 qb_tma_commit();
-                if (i >= 1 && i + 2 < 2 * SLICES) {
-                    qb_tma_wait_read<1>(); /* slice i - 1 has left its slot */
-                    load_aux(f, i + 2);
-                }
             }
         }
 }
 
 template <qb_cuda_gemm_bf16_epilogue EPILOGUE>
-static __device__ __forceinline__ void consume(const params &p, const ring &r, int cm, int wg,
-                                               int first_unit, int unit_step)
+static __device__ __forceinline__ void consume(const params &p, const ring<EPILOGUE> &r, int cm,
+                                               int wg, int first_unit, int unit_step)
 {
-    constexpr bool W_IS_KN = EPILOGUE == QB_BF16_DGELU;
     const int n_units = p.n_units_m * p.n_units_n;
-    finisher f(p, r, wg);
+    finisher<ring<EPILOGUE>> f(p, r, wg);
+    uint32_t parity = 0;
     int step = wg * p.n_blocks_k;
 #pragma unroll 1
     for (int unit = first_unit + wg * unit_step; unit < n_units;
@@ -382,16 +387,15 @@ static __device__ __forceinline__ void consume(const params &p, const ring &r, i
                 const int row = f.t.row + i / 2 * 64 + f.warp * 16 + f.lane / 4 + i % 2 * 8;
                 shift[i / 2][i % 2] = row < p.m ? p.shift[row] : 0.0f;
             }
-        if (EPILOGUE == QB_BF16_DGELU && f.thread == 0) {
-            qb_tma_wait_read<0>();
-            for (int i = 0; i < SLICES; i++) load_aux(f, i);
-        }
+        if constexpr (EPILOGUE == QB_BF16_TIMES)
+            if (f.thread == 0) load_aux(f);
         if (unit != first_unit) qb_bar_sync(TURN + wg, 256);
-        multiply<W_IS_KN>(acc, r, step, p.n_blocks_k, f.lane,
-                          unit + unit_step < n_units ? TURN + (wg ^ 1) : 0);
-        if (EPILOGUE == QB_BF16_EXP) finish_exp(f, acc, shift);
-        if (EPILOGUE == QB_BF16_GELU_AUX) finish_gelu(f, acc);
-        if (EPILOGUE == QB_BF16_DGELU) finish_dgelu(f, acc);
+        multiply(acc, r, step, p.n_blocks_k, f.lane,
+                 unit + unit_step < n_units ? TURN + (wg ^ 1) : 0);
+        if constexpr (EPILOGUE == QB_BF16_EXP) finish_exp(f, acc, shift);
+        if constexpr (EPILOGUE == QB_BF16_GELU) finish_gelu(f, acc);
+        if constexpr (EPILOGUE == QB_BF16_TIMES) finish_times(f, acc, parity);
+        parity ^= 1;
     }
     if (f.thread == 0) qb_tma_wait_read<0>();
 }
@@ -401,7 +405,8 @@ __global__ void __launch_bounds__(THREADS, 1) gemm(const __grid_constant__ param
 {
     extern __shared__ __align__(1024) uint8_t smem[];
     if (p.run && !*p.run) return; /* all blocks of all clusters alike */
-    const ring r = {qb_smem(smem)};
+    using R = ring<EPILOGUE>;
+    const R r = {qb_smem(smem)};
     const int cm = (int)qb_cluster_rank();
     const int first_unit = blockIdx.x / CM, unit_step = gridDim.x / CM;
     const int wg = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* uniform, and seen to be */
@@ -410,11 +415,11 @@ __global__ void __launch_bounds__(THREADS, 1) gemm(const __grid_constant__ param
         if (r.base & 1023) __trap(); /* swizzled tiles */
         qb_tma_prefetch_map(&p.x);
         qb_tma_prefetch_map(&p.w);
-        for (int s = 0; s < STAGES; s++) {
+        for (int s = 0; s < R::STAGES; s++) {
             qb_mbar_init(r.full_at(s), 1);
             qb_mbar_init(r.empty_at(s), 4 * CM);
         }
-        for (int i = 0; i < 2 * SLOTS; i++) qb_mbar_init(r.loaded_at(0, i), 1);
+        for (int i = 0; i < 2 * R::SLOTS; i++) qb_mbar_init(r.loaded_at(0, i), 1);
         qb_mbar_init_fence();
     }
     __syncthreads();
@@ -422,7 +427,7 @@ __global__ void __launch_bounds__(THREADS, 1) gemm(const __grid_constant__ param
     qb_cluster_wait();
     if (wg == 0) {
         qb_regs_give<24>();
-        if (threadIdx.x == 0) produce<EPILOGUE == QB_BF16_DGELU>(p, r, cm, first_unit, unit_step);
+        if (threadIdx.x == 0) produce(p, r, cm, first_unit, unit_step);
         __syncwarp();
     } else {
         qb_regs_take<240>();
@@ -436,31 +441,31 @@ __global__ void __launch_bounds__(THREADS, 1) gemm(const __grid_constant__ param
 /* ---- launch ---- */
 
 static void fill_config(cudaLaunchConfig_t *c, cudaLaunchAttribute *cluster, int n_clusters,
-                        qb_cuda_stream stream)
+                        int smem_bytes, qb_cuda_stream stream)
 {
     cluster->id = cudaLaunchAttributeClusterDimension;
     cluster->val.clusterDim.x = CM;
     cluster->val.clusterDim.y = cluster->val.clusterDim.z = 1;
     c->gridDim = dim3((unsigned)(n_clusters * CM));
     c->blockDim = dim3(THREADS);
-    c->dynamicSmemBytes = SMEM_BYTES;
+    c->dynamicSmemBytes = (size_t)smem_bytes;
     c->stream = stream;
     c->attrs = cluster;
     c->numAttrs = 1;
 }
 
 /* How many clusters of a kernel fit at a time; sets up its shared memory. */
-static qb_status resident_clusters(const void *kernel, int *out)
+static qb_status resident_clusters(const void *kernel, int smem_bytes, int *out)
 {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute cluster;
     QB_CUDA_TRY(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES));
-    fill_config(&config, &cluster, 1, nullptr);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes));
+    fill_config(&config, &cluster, 1, smem_bytes, nullptr);
     QB_CUDA_TRY(cudaOccupancyMaxActiveClusters(out, kernel, &config));
     if (*out > 0) return QB_OK;
     return QB_FAIL(QB_ERR_DEVICE, "cuda: no cluster of %d blocks with %d bytes fits", CM,
-                   SMEM_BYTES);
+                   smem_bytes);
 }
 
 static qb_status map_of(CUtensorMap *out, const void *base, size_t cols, size_t rows, size_t stride,
@@ -476,10 +481,11 @@ template <qb_cuda_gemm_bf16_epilogue EPILOGUE>
 static qb_status launch(const qb_cuda_gemm_bf16_args *a, qb_cuda_stream stream)
 {
     static int resident[64];
+    constexpr int smem_bytes = ring<EPILOGUE>::SMEM_BYTES;
     int device = qb_cuda_current();
     const void *kernel = (const void *)gemm<EPILOGUE>;
     int n_resident = device < 64 ? __atomic_load_n(&resident[device], __ATOMIC_RELAXED) : 0;
-    if (!n_resident) QB_TRY(resident_clusters(kernel, &n_resident));
+    if (!n_resident) QB_TRY(resident_clusters(kernel, smem_bytes, &n_resident));
     if (device < 64) __atomic_store_n(&resident[device], n_resident, __ATOMIC_RELAXED);
     params p = {};
     p.m = (int)a->m, p.n = (int)a->n, p.n_blocks_k = (int)((a->k + BK - 1) / BK);
@@ -490,17 +496,17 @@ static qb_status launch(const qb_cuda_gemm_bf16_args *a, qb_cuda_stream stream)
     p.shift = a->shift, p.sums = a->sums, p.maxima = a->maxima, p.run = a->run;
     p.stores = a->y != NULL;
     QB_TRY(map_of(&p.x, a->x, a->k, a->m, a->x_stride, BM));
-    if (EPILOGUE == QB_BF16_DGELU)
+    if (ring<EPILOGUE>::W_IS_KN)
         QB_TRY(map_of(&p.w, a->w, a->n, a->k, a->w_stride, BK / CM));
     else
         QB_TRY(map_of(&p.w, a->w, a->k, a->n, a->w_stride, BN / CM));
     if (a->y) QB_TRY(map_of(&p.y, a->y, a->n, a->m, a->y_stride, 64));
-    if (EPILOGUE != QB_BF16_EXP) QB_TRY(map_of(&p.aux, a->aux, a->n, a->m, a->aux_stride, 64));
+    if (a->aux) QB_TRY(map_of(&p.aux, a->aux, a->n, a->m, a->aux_stride, 64));
     const int n_units = p.n_units_m * p.n_units_n;
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute cluster;
     void *args[] = {&p};
-    fill_config(&config, &cluster, n_units < n_resident ? n_units : n_resident, stream);
+    fill_config(&config, &cluster, n_units < n_resident ? n_units : n_resident, smem_bytes, stream);
     QB_CUDA_TRY(cudaLaunchKernelExC(&config, kernel, args));
     return QB_OK;
 }
@@ -527,10 +533,10 @@ qb_status qb_cuda_gemm_bf16(const qb_cuda_gemm_bf16_args *a, qb_cuda_stream stre
     switch (a->epilogue) {
     case QB_BF16_EXP:
         return gemm_bf16::launch<QB_BF16_EXP>(a, stream);
-    case QB_BF16_GELU_AUX:
-        return gemm_bf16::launch<QB_BF16_GELU_AUX>(a, stream);
-    case QB_BF16_DGELU:
-        return gemm_bf16::launch<QB_BF16_DGELU>(a, stream);
+    case QB_BF16_GELU:
+        return gemm_bf16::launch<QB_BF16_GELU>(a, stream);
+    case QB_BF16_TIMES:
+        return gemm_bf16::launch<QB_BF16_TIMES>(a, stream);
     }
     return QB_OK;
 }

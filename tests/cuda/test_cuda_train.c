@@ -196,6 +196,40 @@ static void usual_sizes(void **state)
         }
 }
 
+/* Losses of a hundred: exponentials less the target's logit are too large, and are made again. */
+static void large_logits(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config c = qb_test_tiny_config("gpt2");
+    c.d_model = c.head_dim = 64;
+    c.n_heads = c.n_kv_heads = 1;
+    c.d_ff = 256;
+    c.vocab = 320;
+    fixture both[2];
+    qb_step_stats stats[2];
+    double loss;
+    for (int i = 0; i < 2; i++) {
+        qb_trainer_options o = options_of("sgd", i ? "cuda" : "cpu", false);
+        both[i] = fixture_create(&c, &o);
+        qb_params_init(both[i].params, QB_INIT_GPT2, 7, both[i].weights);
+        const qb_param *p =
+            qb_params_find(both[i].params, c.tied_head ? QB_ROLE_TOK_EMBD : QB_ROLE_HEAD, 0);
+        for (size_t j = p->offset; j < p->offset + p->rows * p->cols; j++)
+            both[i].weights[j] *= 300;
+        QB_CHECK_OK(qb_trainer_set_weights(both[i].trainer, both[i].weights));
+        stats[i] = step(&both[i], 0, 1);
+    }
+    printf("loss %.5f against %.5f, norm %.5f against %.5f\n", stats[1].loss, stats[0].loss,
+           stats[1].grad_norm, stats[0].grad_norm);
+    assert_true(stats[0].loss > 60);
+    assert_true(fabs(stats[1].loss / stats[0].loss - 1) < 1e-2);
+    assert_true(fabs(stats[1].grad_norm / stats[0].grad_norm - 1) < 0.1);
+    QB_CHECK_OK(qb_trainer_evaluate(both[1].trainer, both[1].tokens, WINDOWS, &loss));
+    assert_true(fabs(loss / stats[1].loss - 1) < 1e-6);
+    for (int i = 0; i < 2; i++) fixture_destroy(&both[i]);
+}
+
 /* ---- updates ---- */
 
 static void compare_training(const char *optimizer, const qb_rotation *rotation, double decay)
@@ -283,6 +317,7 @@ int main(void)
         cmocka_unit_test(steps_in_f32_are_the_processors),
         cmocka_unit_test(steps_in_bf16_are_near_the_processors),
         cmocka_unit_test(usual_sizes),
+        cmocka_unit_test(large_logits),
         cmocka_unit_test(updates_are_the_processors),
         cmocka_unit_test(bits_repeat),
         cmocka_unit_test(what_is_no_number_changes_nothing),

@@ -161,7 +161,7 @@ static qb_status create_all(qb_train_device *d)
     QB_TRY(create_tokens(d));
     QB_TRY(create_positions(d));
     QB_TRY(create_scratch(d));
-    QB_TRY(qb__cuda_train_classifier_create(d));
+    QB_TRY(qb__cuda_train_products_create(d));
     return qb__cuda_train_update_create(d);
 }
 
@@ -252,23 +252,43 @@ static qb_status begin(qb_train_device *d, bool gradients)
                         d->stream);
 }
 
-static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch)
+static cuda_token_slot *present_slot(qb_train_device *d)
 {
-    const size_t window = d->options->context + 1;
-    cuda_token_slot *slot = &d->slots[d->next_slot++ % QB__CUDA_TOKEN_SLOTS];
-    QB_TRY(qb_train_check_tokens(tokens, batch, window, d->c->vocab));
-    if (slot->used) QB_CUDA_TRY(cudaEventSynchronize(slot->sent));
-    memcpy(slot->host, tokens, batch * window * sizeof *tokens);
-    d->batch = batch;
-    d->m = batch * d->options->context;
-    d->n_groups = qb_cuda_train_group_tokens(tokens, batch, d->options->context, d->c->vocab,
-                                             d->counts, slot->host + (d->order - d->tokens),
-                                             slot->host + (d->start - d->tokens),
-                                             slot->host + (d->group_token - d->tokens));
-    QB_TRY(qb_cuda_upload(d->tokens, slot->host, d->slot_elems * sizeof *tokens, d->stream));
+    return &d->slots[d->next_slot % QB__CUDA_TOKEN_SLOTS];
+}
+
+/* Elements from .. end of the slot are on their way, and the slot is not free until they are there.
+ */
+static qb_status send_slot(qb_train_device *d, const int32_t *from, const int32_t *end)
+{
+    cuda_token_slot *slot = present_slot(d);
+    QB_TRY(qb_cuda_upload((void *)from, slot->host + (from - d->tokens),
+                          (size_t)(end - from) * sizeof *from, d->stream));
     QB_CUDA_TRY(cudaEventRecord(slot->sent, d->stream));
     slot->used = true;
     return QB_OK;
+}
+
+static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch)
+{
+    const size_t n = batch * (d->options->context + 1);
+    d->next_slot++;
+    QB_TRY(qb_train_check_tokens(tokens, batch, d->options->context + 1, d->c->vocab));
+    if (present_slot(d)->used) QB_CUDA_TRY(cudaEventSynchronize(present_slot(d)->sent));
+    memcpy(present_slot(d)->host, tokens, n * sizeof *tokens);
+    d->batch = batch;
+    d->m = batch * d->options->context;
+    return send_slot(d, d->tokens, d->tokens + n);
+}
+
+/* Not before the backward pass needs it: by then the GPU has enough to do meanwhile. */
+static qb_status group_tokens(qb_train_device *d)
+{
+    int32_t *host = present_slot(d)->host;
+    d->n_groups = qb_cuda_train_group_tokens(
+        host, d->batch, d->options->context, d->c->vocab, d->counts, host + (d->order - d->tokens),
+        host + (d->start - d->tokens), host + (d->group_token - d->tokens));
+    return send_slot(d, d->order, d->tokens + d->slot_elems);
 }
 
 static qb_status read_totals(qb_train_device *d, qb_cuda_train_totals *out)
@@ -332,6 +352,7 @@ static qb_status embed_forward(qb_train_device *d, void *x)
 
 static qb_status embed_backward(qb_train_device *d, const void *dx)
 {
+    QB_TRY(group_tokens(d));
     qb_cuda_train_embed args = embed_args(d, (void *)dx); /* read */
     return qb_cuda_train_embed_backward(&args, d->stream);
 }

@@ -65,6 +65,7 @@ struct qb_train_device {
     void *logits; /* (head_rows, stride of the vocabulary), or exponentials in their place: */
     size_t head_rows;
     bool has_exponentials;
+    bool has_slopes;               /* GELU's, in the place of what it was taken of */
     qb_cuda_train_softmax softmax; /* the arrays of the rows */
     float *sums, *maxima;
     void *scaled; /* (head_rows, d_model) */
@@ -119,7 +120,7 @@ qb_status qb__cuda_train_linear_backward_input(qb_train_device *d, const qb_trai
                                                void *dx);
 qb_status qb__cuda_train_linear_backward_weights(qb_train_device *d, const qb_train_linear *linear,
                                                  const void *x, const void *dy);
-qb_status qb__cuda_train_classifier_create(qb_train_device *d);
+qb_status qb__cuda_train_products_create(qb_train_device *d);
 qb_status qb__cuda_train_classifier(qb_train_device *d, const void *h, float scale, void *dh);
 
 qb_status qb__cuda_train_update_create(qb_train_device *d);

@@ -8,8 +8,6 @@
 
 #ifdef QB_HAVE_CUBLASLT
 
-enum { LOGIT_ELEMS = 1 << 29 }; /* logits at a time: 1 GiB in bf16 */
-
 static bool fuses_act(const qb_train_device *d)
 {
     return d->type == QB_CUDA_BF16 && d->c->act == QB_ACT_GELU_TANH;
@@ -26,57 +24,66 @@ static qb_cuda_train_act act_of(const qb_train_device *d, const void *pre)
                                .y_stride = qb_cuda_stride(d->c->d_ff)};
 }
 
-/* The product with the epilogue of its own in one kernel, where there is one for it. */
-static qb_status own_product(const qb_train_device *d, const qb_cuda_gemm_bf16_args *product,
-                             bool *done)
+/* The products about GELU as kernels of our own: pre then holds the slope of GELU, which the
+ * backward pass wants, in place of what came before it. */
+static qb_cuda_gemm_bf16_args up_product(const qb_train_device *d, const qb_train_linear *l,
+                                         const void *x, void *pre, void *y)
 {
-    *done = !qb_cuda_gemm_bf16_refuse(product);
-    return *done ? qb_cuda_gemm_bf16(product, d->stream) : QB_OK;
+    return (qb_cuda_gemm_bf16_args){.epilogue = QB_BF16_GELU,
+                                    .m = d->m,
+                                    .n = l->n,
+                                    .k = l->k,
+                                    .x = x,
+                                    .x_stride = qb_cuda_stride(l->k),
+                                    .w = qb__cuda_train_weights(d, l->w),
+                                    .w_stride = l->k,
+                                    .y = y,
+                                    .y_stride = qb_cuda_stride(l->n),
+                                    .aux = pre,
+                                    .aux_stride = qb_cuda_stride(l->n)};
 }
 
-static qb_status own_forward(const qb_train_device *d, const qb_train_linear *l, const void *x,
-                             void *pre, void *y, bool *done)
+static qb_cuda_gemm_bf16_args down_product(const qb_train_device *d, const qb_train_linear *l,
+                                           const void *dy, const void *pre, void *dx)
 {
-    const qb_cuda_gemm_bf16_args product = {.epilogue = QB_BF16_GELU_AUX,
-                                            .m = d->m,
-                                            .n = l->n,
-                                            .k = l->k,
-                                            .x = x,
-                                            .x_stride = qb_cuda_stride(l->k),
-                                            .w = qb__cuda_train_weights(d, l->w),
-                                            .w_stride = l->k,
-                                            .y = y,
-                                            .y_stride = qb_cuda_stride(l->n),
-                                            .aux = pre,
-                                            .aux_stride = qb_cuda_stride(l->n)};
-    return own_product(d, &product, done);
+    return (qb_cuda_gemm_bf16_args){.epilogue = QB_BF16_TIMES,
+                                    .m = d->m,
+                                    .n = l->k,
+                                    .k = l->n,
+                                    .x = dy,
+                                    .x_stride = qb_cuda_stride(l->n),
+                                    .w = qb__cuda_train_weights(d, l->w),
+                                    .w_stride = l->k,
+                                    .y = dx,
+                                    .y_stride = qb_cuda_stride(l->k),
+                                    .aux = (void *)pre, /* read */
+                                    .aux_stride = qb_cuda_stride(l->k)};
 }
 
-static qb_status own_backward(const qb_train_device *d, const qb_train_linear *l, const void *dy,
-                              const void *pre, void *dx, bool *done)
+/* Whether all layers' can be, so that a slope meets no product that takes it for something else. */
+static bool has_slopes(const qb_train_device *d)
 {
-    const qb_cuda_gemm_bf16_args product = {.epilogue = QB_BF16_DGELU,
-                                            .m = d->m,
-                                            .n = l->k,
-                                            .k = l->n,
-                                            .x = dy,
-                                            .x_stride = qb_cuda_stride(l->n),
-                                            .w = qb__cuda_train_weights(d, l->w),
-                                            .w_stride = l->k,
-                                            .y = dx,
-                                            .y_stride = qb_cuda_stride(l->k),
-                                            .aux = (void *)pre, /* read */
-                                            .aux_stride = qb_cuda_stride(l->k)};
-    return own_product(d, &product, done);
+    if (!fuses_act(d) || d->c->mlp_bias) return false;
+    for (size_t i = 0; i < d->c->n_layers; i++) {
+        const qb_param *up = qb_params_find(d->params, QB_ROLE_UP, i),
+                       *down = qb_params_find(d->params, QB_ROLE_DOWN, i);
+        const qb_train_linear lu = {up->offset, QB_NO_PARAM, up->rows, up->cols},
+                              ld = {down->offset, QB_NO_PARAM, down->rows, down->cols};
+        const qb_cuda_gemm_bf16_args forward = up_product(d, &lu, NULL, NULL, NULL),
+                                     backward = down_product(d, &ld, NULL, NULL, NULL);
+        if (qb_cuda_gemm_bf16_refuse(&forward) || qb_cuda_gemm_bf16_refuse(&backward)) return false;
+    }
+    return true;
 }
 
 qb_status qb__cuda_train_linear_forward(qb_train_device *d, const qb_train_linear *l, const void *x,
                                         void *pre, void *y)
 {
     const bool fused = pre && fuses_act(d);
-    bool done = false;
-    if (fused && l->bias == QB_NO_PARAM) QB_TRY(own_forward(d, l, x, pre, y, &done));
-    if (done) return QB_OK;
+    if (fused && d->has_slopes) {
+        const qb_cuda_gemm_bf16_args own = up_product(d, l, x, pre, y);
+        return qb_cuda_gemm_bf16(&own, d->stream);
+    }
     qb_lt_matmul_args product = {.m = d->m,
                                  .n = l->n,
                                  .k = l->k,
@@ -107,9 +114,10 @@ qb_status qb__cuda_train_linear_backward_input(qb_train_device *d, const qb_trai
                                                void *dx)
 {
     const bool fused = pre && fuses_act(d);
-    bool done = false;
-    if (fused && !accumulate) QB_TRY(own_backward(d, l, dy, pre, dx, &done));
-    if (done) return QB_OK;
+    if (fused && d->has_slopes) {
+        const qb_cuda_gemm_bf16_args own = down_product(d, l, dy, pre, dx);
+        return qb_cuda_gemm_bf16(&own, d->stream);
+    }
     void *to = pre && d->d_act ? d->d_act : dx;
     qb_lt_matmul_args product = {.m = d->m,
                                  .n = l->k,
@@ -207,13 +215,25 @@ static qb_status create_exponentials(qb_train_device *d)
                                 "rows of logits", &d->scaled);
 }
 
-qb_status qb__cuda_train_classifier_create(qb_train_device *d)
+/* Rows of logits at a time: a sixteenth of the device's memory, the fewer the more often the head's
+ * gradient is read and written. */
+static qb_status choose_head_rows(qb_train_device *d)
 {
-    size_t stride = qb_cuda_stride(d->c->vocab), rows = LOGIT_ELEMS / stride;
-    rows = rows < 256 ? 256 : rows / 256 * 256;
-    d->head_rows = rows < d->max_rows ? rows : d->max_rows;
-    QB_TRY(qb__cuda_train_alloc(d, d->head_rows * stride, qb_cuda_dtype_bytes(d->type), "logits",
-                                &d->logits));
+    qb_cuda_info info;
+    QB_TRY(qb_cuda_info_get(d->index, &info));
+    const size_t row_bytes = qb_cuda_stride(d->c->vocab) * qb_cuda_dtype_bytes(d->type);
+    const size_t rows = info.memory_bytes / 16 / row_bytes;
+    d->head_rows = rows < 256 ? 256 : rows / 256 * 256;
+    if (d->head_rows > d->max_rows) d->head_rows = d->max_rows;
+    return QB_OK;
+}
+
+qb_status qb__cuda_train_products_create(qb_train_device *d)
+{
+    QB_TRY(choose_head_rows(d));
+    QB_TRY(qb__cuda_train_alloc(d, d->head_rows * qb_cuda_stride(d->c->vocab),
+                                qb_cuda_dtype_bytes(d->type), "logits", &d->logits));
+    d->has_slopes = has_slopes(d);
     if (d->type != QB_CUDA_BF16) return QB_OK;
     const qb_cuda_gemm_bf16_args product = exponentials_of(d, d->logits, d->head_rows, d->logits);
     d->has_exponentials = !qb_cuda_gemm_bf16_refuse(&product);
