@@ -9,16 +9,10 @@ namespace
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 
-__device__ float warp_sum(float x)
-{
-    for (int o = 16; o; o /= 2) x += __shfl_xor_sync(~0u, x, o);
-    return x;
-}
-
 /* The same sum in every thread; `partial` is used up again after the next barrier. */
 __device__ float block_sum(float x, float *partial)
 {
-    x = warp_sum(x);
+    x = qb_warp_sum(x);
     __syncthreads();
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = x;
     __syncthreads();
@@ -49,7 +43,7 @@ __global__ void __launch_bounds__(THREADS) head_gates(const qb_cuda_head_gates_a
             if (a.bias) normed += a.bias[i];
             sum = fmaf(w[i], normed, sum);
         }
-        sum = warp_sum(sum) + a.gate_bias[h];
+        sum = qb_warp_sum(sum) + a.gate_bias[h];
         if (lane == 0) gates[h] = 1 / (1 + expf(-sum));
     }
     __syncthreads();

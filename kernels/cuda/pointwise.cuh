@@ -17,6 +17,13 @@
 
 enum { QB_ROW_WARPS = 16, QB_BLOCK_ROWS = 4 }; /* most warps a row, most rows a block */
 
+/* How a launch ends on the host: QB_OK once it is queued. */
+static inline qb_status qb_launched()
+{
+    QB_CUDA_TRY(cudaGetLastError());
+    return QB_OK;
+}
+
 /* ---- units of N columns, as f32 ---- */
 
 static __device__ __forceinline__ float qb_bf16_low(uint32_t pair)
@@ -269,6 +276,14 @@ static __device__ __forceinline__ void qb_requantise(const qb_requantiser &r, in
 typedef struct qb_row_scratch {
     float value[2][3][QB_BLOCK_ROWS][QB_ROW_WARPS];
 } qb_row_scratch;
+
+/* The sum over a warp, the same in every lane. */
+template <typename T> static __device__ __forceinline__ T qb_warp_sum(T v)
+{
+#pragma unroll
+    for (int step = 16; step; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+    return v;
+}
 
 /* The sum over the row's threads. All threads of the block call it; every thread of the row gets
  * the result, the same one. */

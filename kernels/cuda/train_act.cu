@@ -172,35 +172,28 @@ __global__ void __launch_bounds__(THREADS)
         sum += d * qb_load_one(a.out, a.type, at + i);
         qb_store_one(a.d_out, a.type, at + i, d * s);
     }
-#pragma unroll
-    for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    sum = qb_warp_sum(sum);
     if (threadIdx.x % 32 == 0) qb_store_one(a.d_gate, a.type, gate_at, sum * s * (1.0f - s));
-}
-
-qb_status queued()
-{
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
 }
 } // namespace
 
 qb_status qb_cuda_train_act_forward(const qb_cuda_train_act *args, qb_cuda_stream stream)
 {
     act_rows<<<blocks_for(args->m, args->width), THREADS, 0, stream>>>(*args);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_act_backward(const qb_cuda_train_act *args, qb_cuda_stream stream)
 {
     act_gradients<<<blocks_for(args->m, args->width), THREADS, 0, stream>>>(*args);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_add_bias(void *y, qb_cuda_dtype type, size_t m, size_t n, size_t stride,
                                  const float *bias, qb_cuda_stream stream)
 {
     add_bias<<<blocks_for(m, n), THREADS, 0, stream>>>(y, type, m, (int)n, stride, bias);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_rope(void *qkv, qb_cuda_dtype type, size_t m, size_t n_tokens,
@@ -212,19 +205,19 @@ qb_status qb_cuda_train_rope(void *qkv, qb_cuda_dtype type, size_t m, size_t n_t
     rotate<<<(unsigned)((n_pairs + THREADS - 1) / THREADS), THREADS, 0, stream>>>(
         qkv, type, n_pairs, n_tokens, stride, (unsigned)n_rotated_heads, (unsigned)head_dim / 2,
         cosine, sine, inverse ? -1.0f : 1.0f);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_gate_forward(const qb_cuda_train_gate *args, qb_cuda_stream stream)
 {
     const size_t threads = args->m * args->n_heads * 32;
     gate_rows<<<(unsigned)((threads + THREADS - 1) / THREADS), THREADS, 0, stream>>>(*args);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_gate_backward(const qb_cuda_train_gate *args, qb_cuda_stream stream)
 {
     const size_t threads = args->m * args->n_heads * 32;
     gate_gradients<<<(unsigned)((threads + THREADS - 1) / THREADS), THREADS, 0, stream>>>(*args);
-    return queued();
+    return qb_launched();
 }

@@ -44,8 +44,7 @@ __global__ void embed_rows(const __grid_constant__ qb_cuda_train_embed a, int n_
 }
 
 /* The block's ROWS partial sums of a unit, added up in order into d. */
-__device__ __forceinline__ void add_partials(float (&sum)[UNIT], int column, int width,
-                                             float *d_row)
+__device__ __forceinline__ void add_partials(const float (&sum)[UNIT], int width, float *d_row)
 {
     __shared__ float part[ROWS][LANES * UNIT];
 #pragma unroll
@@ -57,7 +56,6 @@ __device__ __forceinline__ void add_partials(float (&sum)[UNIT], int column, int
         for (int r = 0; r < ROWS; r++) total += part[r][own];
         d_row[first + own] += total;
     }
-    (void)column;
 }
 
 __global__ void __launch_bounds__(LANES *ROWS)
@@ -73,8 +71,7 @@ __global__ void __launch_bounds__(LANES *ROWS)
 #pragma unroll
             for (int e = 0; e < UNIT; e++) sum[e] += v[e];
         }
-    add_partials(sum, column, (int)a.width,
-                 a.d_tok_embd + (size_t)a.group_token[blockIdx.x] * a.width);
+    add_partials(sum, (int)a.width, a.d_tok_embd + (size_t)a.group_token[blockIdx.x] * a.width);
 }
 
 __global__ void __launch_bounds__(LANES *ROWS)
@@ -89,7 +86,7 @@ __global__ void __launch_bounds__(LANES *ROWS)
 #pragma unroll
             for (int e = 0; e < UNIT; e++) sum[e] += v[e];
         }
-    add_partials(sum, column, (int)a.width, a.d_pos_embd + (size_t)blockIdx.x * a.width);
+    add_partials(sum, (int)a.width, a.d_pos_embd + (size_t)blockIdx.x * a.width);
 }
 } // namespace
 
@@ -99,8 +96,7 @@ qb_status qb_cuda_train_embed_forward(const qb_cuda_train_embed *args, qb_cuda_s
     int threads = (n_columns / UNIT + 31) / 32 * 32;
     if (threads > 256) threads = 256;
     embed_rows<<<(unsigned)(args->batch * args->n_tokens), threads, 0, stream>>>(*args, n_columns);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_embed_backward(const qb_cuda_train_embed *args, qb_cuda_stream stream)
@@ -111,8 +107,7 @@ qb_status qb_cuda_train_embed_backward(const qb_cuda_train_embed *args, qb_cuda_
         token_gradients<<<dim3((unsigned)args->n_groups, columns), block, 0, stream>>>(*args);
     if (args->d_pos_embd)
         position_gradients<<<dim3((unsigned)args->n_tokens, columns), block, 0, stream>>>(*args);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb_launched();
 }
 
 size_t qb_cuda_train_group_tokens(const int32_t *tokens, size_t batch, size_t n_tokens,

@@ -104,6 +104,5 @@ qb_status qb_cuda_train_cross_entropy(const qb_cuda_train_loss *args, qb_cuda_st
         cross_entropy<QB_CUDA_F32><<<(unsigned)args->n_rows, THREADS, 0, stream>>>(*args);
     else
         cross_entropy<QB_CUDA_BF16><<<(unsigned)args->n_rows, THREADS, 0, stream>>>(*args);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb_launched();
 }

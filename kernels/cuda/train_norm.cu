@@ -10,13 +10,6 @@ namespace
 {
 enum { UNIT = 8, LANES = 32, WARPS = 8, PARTIAL_BLOCKS = 264 };
 
-__device__ __forceinline__ float warp_sum(float v)
-{
-#pragma unroll
-    for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(0xffffffffu, v, step);
-    return v;
-}
-
 /* 8 neighbouring values as they lie in memory. Rows are kept so until they are worked with: in bf16
  * that is half the registers, and all of a row's loads are under way before the first is waited
  * for. */
@@ -94,7 +87,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
 #pragma unroll
             for (int i = 0; i < UNIT; i++) sum += v[u][i];
         }
-        const float mean = centred ? warp_sum(sum) / width : 0.0f;
+        const float mean = centred ? qb_warp_sum(sum) / width : 0.0f;
 #pragma unroll
         for (int u = 0; u < U; u++)
 #pragma unroll
@@ -102,7 +95,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
                 const float d = column_of(u) + i < width ? v[u][i] - mean : 0.0f;
                 square += d * d;
             }
-        const float inverse = rsqrtf(warp_sum(square) / width + a.eps);
+        const float inverse = rsqrtf(qb_warp_sum(square) / width + a.eps);
         if (threadIdx.x == 0) a.stats[2 * row] = mean, a.stats[2 * row + 1] = inverse;
         const float gain = single ? a.gain[0] : 0.0f;
 #pragma unroll
@@ -192,8 +185,8 @@ __global__ void __launch_bounds__(LANES *WARPS)
                 s1 += h;
                 s2 += h * n;
             }
-        s2 = warp_sum(s2) / width;
-        s1 = centred ? warp_sum(s1) / width : 0.0f;
+        s2 = qb_warp_sum(s2) / width;
+        s1 = centred ? qb_warp_sum(s1) / width : 0.0f;
 #pragma unroll
         for (int u = 0; u < U; u++) {
             if (column_of(u) >= width) continue;
@@ -207,7 +200,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
         }
     }
     if constexpr (SINGLE) {
-        d_single = warp_sum(d_single);
+        d_single = qb_warp_sum(d_single);
         if (threadIdx.x == 0) a.partials[blockIdx.x * WARPS + threadIdx.y] = d_single;
     } else
         store_partials(d_gain, width, a.partials);
@@ -256,11 +249,11 @@ __global__ void __launch_bounds__(1024) add_all(const float *partials, int n, fl
     __shared__ float part[32];
     float total = 0.0f;
     for (int i = threadIdx.x; i < n; i += 1024) total += partials[i];
-    total = warp_sum(total);
+    total = qb_warp_sum(total);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = total;
     __syncthreads();
     if (threadIdx.x < 32) {
-        total = warp_sum(part[threadIdx.x]);
+        total = qb_warp_sum(part[threadIdx.x]);
         if (threadIdx.x == 0) d[0] += total;
     }
 }
@@ -314,8 +307,7 @@ qb_status qb_cuda_train_norm_forward(const qb_cuda_train_norm *args, qb_cuda_str
         return QB_FAIL(QB_ERR_UNSUPPORTED, "norm: width %zu, at most %d", args->width,
                        QB_CUDA_TRAIN_MAX_NORM);
     launcher_of(forward, *args)(*args, stream);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_norm_backward(const qb_cuda_train_norm *args, qb_cuda_stream stream)
@@ -333,8 +325,7 @@ qb_status qb_cuda_train_norm_backward(const qb_cuda_train_norm *args, qb_cuda_st
     if (args->d_bias)
         add_columns<<<blocks, 128, 0, stream>>>(args->partials + (size_t)PARTIAL_BLOCKS * width,
                                                 width, args->d_bias);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_column_sums(const void *dy, qb_cuda_dtype type, size_t m, size_t n,
@@ -344,6 +335,5 @@ qb_status qb_cuda_train_column_sums(const void *dy, qb_cuda_dtype type, size_t m
     const dim3 grid(PARTIAL_BLOCKS, (unsigned)((n + LANES * UNIT - 1) / (LANES * UNIT)));
     sum_columns<<<grid, dim3(LANES, WARPS), 0, stream>>>(dy, type, m, (int)n, stride, partials);
     add_columns<<<(unsigned)(n + 127) / 128, 128, 0, stream>>>(partials, (int)n, d_bias);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return qb_launched();
 }

@@ -30,8 +30,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < UNIT; i++) sum += x[i] * y[i];
     }
-#pragma unroll
-    for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    sum = qb_warp_sum(sum);
     if (threadIdx.x == 0) a.target[row] = a.shift[row] = sum;
 }
 
@@ -102,31 +101,26 @@ int tiles_of(const qb_cuda_train_softmax *a)
 {
     return (int)blocks_of(a->vocab, QB_BF16_TILE);
 }
-qb_status queued()
-{
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
-}
 } // namespace
 
 qb_status qb_cuda_train_softmax_begin(const qb_cuda_train_softmax *args, qb_cuda_stream stream)
 {
     target_logits<<<blocks_of(args->n_rows, WARPS), dim3(LANES, WARPS), 0, stream>>>(*args);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_softmax_check(const qb_cuda_train_softmax *args, qb_cuda_stream stream)
 {
     check_sums<<<blocks_of(args->n_rows, LANES), dim3(LANES, WARPS), 0, stream>>>(*args,
                                                                                   tiles_of(args));
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_softmax_finish(const qb_cuda_train_softmax *args, qb_cuda_stream stream)
 {
     finish_rows<<<blocks_of(args->n_rows, LANES), dim3(LANES, WARPS), 0, stream>>>(*args,
                                                                                    tiles_of(args));
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_scale_rows(const void *x, void *y, size_t m, size_t width, size_t stride,
@@ -134,5 +128,5 @@ qb_status qb_cuda_train_scale_rows(const void *x, void *y, size_t m, size_t widt
 {
     const size_t units = m * ((width + UNIT - 1) / UNIT);
     scale_rows<<<blocks_of(units, THREADS), THREADS, 0, stream>>>(x, y, m, width, stride, factors);
-    return queued();
+    return qb_launched();
 }

@@ -7,22 +7,15 @@ namespace
 {
 enum { THREADS = 256 };
 
-__device__ __forceinline__ double warp_sum(double v)
-{
-#pragma unroll
-    for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(0xffffffffu, v, step);
-    return v;
-}
-
 /* Valid in thread 0. */
 __device__ double block_sum(double v)
 {
     __shared__ double part[32];
-    v = warp_sum(v);
+    v = qb_warp_sum(v);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
     __syncthreads();
     if (threadIdx.x >= 32) return 0.0;
-    return warp_sum(threadIdx.x < blockDim.x / 32 ? part[threadIdx.x] : 0.0);
+    return qb_warp_sum(threadIdx.x < blockDim.x / 32 ? part[threadIdx.x] : 0.0);
 }
 
 __global__ void __launch_bounds__(1024)
@@ -179,19 +172,13 @@ __global__ void __launch_bounds__(THREADS) round_to_bf16(const float4 *from, uin
         to[i] = make_uint2(qb_bf16_pair(v.x, v.y), qb_bf16_pair(v.z, v.w));
     }
 }
-
-qb_status queued()
-{
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
-}
 } // namespace
 
 qb_status qb_cuda_train_add_losses(const float *losses, size_t m, qb_cuda_train_totals *totals,
                                    qb_cuda_stream stream)
 {
     add_losses<<<1, 1024, 0, stream>>>(losses, m, totals);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_norm_of(const float *g, size_t n, double *partials,
@@ -199,7 +186,7 @@ qb_status qb_cuda_train_norm_of(const float *g, size_t n, double *partials,
 {
     squares<<<QB_CUDA_TRAIN_SUM_PARTIALS, THREADS, 0, stream>>>((const float4 *)g, n / 4, partials);
     finish_norm<<<1, QB_CUDA_TRAIN_SUM_PARTIALS, 0, stream>>>(partials, totals);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_count_nonfinite(const float *x, size_t n, qb_cuda_train_totals *totals,
@@ -207,13 +194,13 @@ qb_status qb_cuda_train_count_nonfinite(const float *x, size_t n, qb_cuda_train_
 {
     QB_TRY(qb_cuda_zero(&totals->n_nonfinite, sizeof totals->n_nonfinite, stream));
     count_nonfinite<<<256, THREADS, 0, stream>>>(x, n, totals);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_scales(const qb_cuda_train_update *args, qb_cuda_stream stream)
 {
     make_scales<<<1, 1, 0, stream>>>(*args);
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_apply(const qb_cuda_train_update *args, qb_cuda_stream stream)
@@ -230,11 +217,11 @@ qb_status qb_cuda_train_apply(const qb_cuda_train_update *args, qb_cuda_stream s
         update<QB_CUDA_SGD><<<blocks, THREADS, 0, stream>>>(*args);
         break;
     }
-    return queued();
+    return qb_launched();
 }
 
 qb_status qb_cuda_train_round(const float *from, void *to, size_t n, qb_cuda_stream stream)
 {
     round_to_bf16<<<1056, THREADS, 0, stream>>>((const float4 *)from, (uint2 *)to, n / 4);
-    return queued();
+    return qb_launched();
 }
