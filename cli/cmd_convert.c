@@ -2,6 +2,7 @@
  * with codes, other float types or another tokenizer on the way. */
 #include "cli/cli.h"
 
+#include "core/json.h"
 #include "core/memory.h"
 #include "infer/calibrate.h"
 #include "model/export_hf.h"
@@ -45,7 +46,7 @@ static qb_status check_target(const qb_cli *cli, const qb_model *model, const ch
     if (same)
         return QB_FAIL(QB_ERR_USAGE, "%s: is the input, which convert never writes over", out);
     if (!wants_folder(model, out)) return QB_OK;
-    static const char *const only_bin[] = {"quantize", "zlib", "dtype"};
+    static const char *const only_bin[] = {"quantize", "zlib", "dtype", "record"};
     for (size_t i = 0; i < QB_COUNT(only_bin); i++)
         if (qb_cli_is_set(cli, only_bin[i]))
             return QB_FAIL(QB_ERR_USAGE,
@@ -99,14 +100,29 @@ static qb_status attach_tokenizer(qb_model *model, const char *path)
     return QB_OK;
 }
 
+/* What is known of a training beside its model: keys of the file replace those of the record. */
+static qb_status extend_record(qb_model *model, const char *path)
+{
+    json_t *more;
+    QB_TRY(qb_json_read_file(path, 1 << 20, &more));
+    qb_status status = QB_OK;
+    if (!json_is_object(more))
+        status = QB_FAIL(QB_ERR_FORMAT, "%s: found no JSON object, expected one", path);
+    if (status == QB_OK && !model->training) model->training = json_object();
+    if (status == QB_OK && json_object_update(model->training, more))
+        status = QB_FAIL(QB_ERR_MEMORY, "convert: no memory for the training record");
+    json_decref(more);
+    return status;
+}
+
 static qb_status apply_changes(const qb_cli *cli, qb_model *model)
 {
     const char *name = qb_cli_string(cli, "name"), *softmax = qb_cli_string(cli, "softmax"),
-               *tokenizer = qb_cli_string(cli, "tokenizer");
+               *tokenizer = qb_cli_string(cli, "tokenizer"), *record = qb_cli_string(cli, "record");
     if (name) QB_TRY(qb_model_set_name(model, name));
     if (softmax) QB_TRY(change_softmax(model, softmax));
     if (tokenizer) QB_TRY(attach_tokenizer(model, tokenizer));
-    return QB_OK;
+    return record ? extend_record(model, record) : QB_OK;
 }
 
 /* ---- codes ---- */

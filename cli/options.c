@@ -238,6 +238,8 @@ const qb_option qb_options[] = {
         "put this tokenizer.json into the file", NULL},
     {"name", 0, QB_OPTION_STRING, ON(CONVERT), "TEXT", NULL, 0, 0,
         "the model's name for display (default: that of IN)", NULL},
+    {"record", 0, QB_OPTION_STRING, ON(CONVERT), "FILE", NULL, 0, 0,
+        "add the keys of this JSON object to the training record", NULL},
     {"softmax", 0, QB_OPTION_STRING, ON(CONVERT), "KIND", NULL, 0, 0,
         "for experiments, change the attention of IN", softmaxes},
     /* inspect */

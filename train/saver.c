@@ -28,11 +28,31 @@ struct qb_saver {
     char message[1024];
 };
 
+/* A model travels: of folders and files its record keeps the last part of the name. What the data
+ * were is said by their digest. */
+static void forget_folders(json_t *config)
+{
+    for (const qb_train_key *key = qb_train_keys; key->name; key++) {
+        char name[32];
+        qb_train_key_json_name(key, name);
+        json_t *value = json_object_get(config, name);
+        const char *path = json_string_value(value);
+        bool is_path = key->value && (!strcmp(key->value, "DIR") || !strcmp(key->value, "FILE"));
+        if (!is_path || !path) continue;
+        size_t end = strlen(path);
+        while (end && path[end - 1] == '/') end--;
+        size_t begin = end;
+        while (begin && path[begin - 1] != '/') begin--;
+        json_object_set_new(config, name, json_stringn(path + begin, end - begin));
+    }
+}
+
 qb_status qb_train_record(const qb_train_config *config, const qb_run_state *state, json_t **out)
 {
     json_t *all;
     QB_TRY(qb_train_config_to_json(config, &all));
     size_t mark = qb_json_mark();
+    forget_folders(all);
     uint64_t tokens = state->windows * config->model.context;
     double loss = state->n_losses ? state->losses[state->n_losses - 1] : -1;
     json_t *record = json_pack(

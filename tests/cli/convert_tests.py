@@ -79,7 +79,8 @@ def test_convert_dtype(folder):
 
 def test_convert_folder_takes_no_bin_options(folder):
     source = models(folder)["gguf"]
-    for options in (["--zlib", "3"], ["--dtype", "f16"], ["--quantize", "fine"]):
+    for options in (["--zlib", "3"], ["--dtype", "f16"], ["--quantize", "fine"],
+                    ["--record", source]):
         done = expect(qbench("convert", *options, source, str(folder / "hf_out") + "/"), 2)
         assert options[0].encode() in done.err, done
     assert not (folder / "hf_out").exists()
@@ -103,6 +104,21 @@ def test_convert_name_softmax_and_tokenizer(folder):
     done = expect(qbench("convert", "--softmax", "sink", made["gguf"], out), 3)
     assert b"sink logits are learned" in done.err, done
     expect(qbench("convert", "--tokenizer", folder / "none.json", made["gguf"], out), 3)
+
+
+def test_convert_extends_the_training_record(folder):
+    source, record, out = models(folder)["gguf"], folder / "record.json", folder / "out.bin"
+    again = folder / "again.bin"
+    record.write_text('{"machine": "one", "data": {"name": "text"}}')
+    expect(qbench("convert", "--record", record, source, out))
+    assert inspect(out)["training"] == {"machine": "one", "data": {"name": "text"}}
+    assert b"  machine          one" in expect(qbench("inspect", out)).out
+    record.write_text('{"machine": "two"}')
+    expect(qbench("convert", "--record", record, out, again))
+    assert inspect(again)["training"] == {"machine": "two", "data": {"name": "text"}}
+    for text in ("[]", "{", '{"a": 1, "a": 2}'):
+        record.write_text(text)
+        assert b"record.json" in expect(qbench("convert", "--record", record, out, again), 3).err
 
 
 def test_convert_keeps_another_weight_axis(folder):

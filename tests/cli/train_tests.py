@@ -82,6 +82,8 @@ def test_train_preset_on_a_data_folder(folder):
     assert record["training"]["optimizer"] == "adam"
     assert record["training"]["tokens"] == 30 * 8 * 32
     assert record["training"]["config"]["context"] == 32
+    assert record["training"]["config"]["data"] == "shards"
+    assert str(folder).encode() not in (run / "model.bin").read_bytes()  # models travel
     assert record["architecture"]["vocab"] == 320 and record["tokenizer"]["vocab"] == 300
     expect(qbench("verify", run / "model.bin", run / "best.bin", *run.glob("*.ckpt")))
     text = expect(qbench("generate", "--quiet", run / "best.bin", "--prompt", "the sun",
