@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""make demo: what training did to two models, on one screen.
+
+    tools/demo.py [--qbench build/qbench] [VANILLA OURS] [-- more flags of qbench run]
+
+Runs `qbench --scheme all` on a pair of models that were trained alike but for softmax-1 and
+OrthoAdam (default: those in share/models), over the built-in text, and prints what Table 3 of
+arXiv:2410.17174 has: full precision, and what each scheme adds to the perplexity, side by side.
+Needs no network. Exit code: that of qbench. Standard library only."""
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import pair_report as report  # noqa: E402
+
+FLAGS = ["--scheme", "all", "--no-fake", "--speed-context", "256", "--json", "-"]
+
+
+def say(text):
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def stop(text, code=2):
+    say(text)
+    sys.exit(code)
+
+
+def called(path):
+    """As one would type it."""
+    try:
+        return str(pathlib.Path(path).relative_to(pathlib.Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def check(program, models):
+    if not program.exists():
+        stop(f"{called(program)} is not here: run make first (make demo does both)")
+    missing = [called(m) for m in models if not m.exists()]
+    if missing and models[0].parent == report.SHIPPED:
+        stop(f"{' and '.join(missing)} not found. They are files of the repository: git checkout -- "
+             "share/models brings them back, bench/pair.py trains them anew. On any other model:\n"
+             f"    {called(program)} --scheme all MODEL")
+    if missing:
+        stop(f"{' and '.join(missing)} not found")
+
+
+def inspect(program, model):
+    done = subprocess.run([program, "inspect", "--json", "-", model], stdout=subprocess.PIPE,
+                          check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
+
+
+def introduce(pair):
+    steps, tokens = (pair[0]["training"].get(key) or 0 for key in ("steps", "tokens"))
+    say(f"two models of {pair[0]['parameters'] / 1e6:.1f} million parameters, trained on the same "
+        f"{tokens / 1e6:,.1f} million tokens in the same order ({steps:,} steps):")
+    for which, model in zip(report.PAIR, pair):
+        say(f"    {which:8} {report.trained_with(model['training'])}")
+
+
+def measure(program, models, flags):
+    command = [called(program), *FLAGS, *flags, *map(called, models)]
+    say(" ".join(command))
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
+
+
+# ---- the screen ----
+
+def print_table(rows, left=1):
+    """The first columns to the left, figures to the right, as wide as they need be."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [f"{c:{'<' if i < left else '>'}{w}}" for i, (c, w) in enumerate(zip(row, widths))]
+        print("  ".join(cells).rstrip())
+    print()
+
+
+def kurtosis_of(model):
+    evaluation = model["training"].get("evaluation") or {}
+    return [evaluation.get("kurt_token_first"), evaluation.get("kurt_token_rest")]
+
+
+def quality_rows(pair, models, names):
+    """Models down, schemes across, as in the paper; the last row says how many times less."""
+    kurtosis = [kurtosis_of(m) for m in models]
+    with_kurtosis = names == report.TABLE3 and all(k for ks in kurtosis for k in ks)
+    head = ["", "trained with", "full", *names]
+    rows = [[which, report.trained_with(m["training"]), report.number(report.full(schemes)),
+             *(report.signed(report.penalty(schemes, n)) for n in names)]
+            for which, m, schemes in zip(report.PAIR, models, pair)]
+    last = ["", "vanilla / ours", "", *(report.times(report.penalty_ratio(pair, n)) for n in names)]
+    if with_kurtosis:
+        head[2:2] = ["kurtosis 1st", "others"]
+        for row, ks in zip(rows, kurtosis):
+            row[2:2] = [f"{k:.2f}" for k in ks]
+        last[2:2] = ["", ""]
+    return [head, *rows, last]
+
+
+def speed_rows(schemes):
+    rows = [["tokens/s", "prefill", "", "decode", "", "weights"]]
+    speeds = report.first(schemes)["speed"]["full"]
+    rows.append(["full", f"{speeds['prefill']['tok_per_s']:,.0f}", "",
+                 f"{speeds['decode']['tok_per_s']:,.0f}", "",
+                 f"{report.first(schemes)['memory']['full_weights_bytes'] / 1e6:.0f} MB"])
+    for name, r in schemes.items():
+        if name == "full":
+            continue
+        cells = [name]
+        for kind in ("prefill", "decode"):
+            own = r["speed"][kind]["tok_per_s"]
+            cells += [f"{own:,.0f}", report.times(own / r["speed"]["full"][kind]["tok_per_s"])]
+        rows.append([*cells, f"{r['memory']['weights_bytes'] / 1e6:.0f} MB"])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description="compares the shipped pair of models")
+    parser.add_argument("--qbench", type=pathlib.Path, default=report.ROOT / "build" / "qbench")
+    parser.add_argument("models", nargs="*", type=pathlib.Path, metavar="VANILLA OURS")
+    words, flags = sys.argv[1:], []
+    if "--" in words:
+        words, flags = words[:words.index("--")], words[words.index("--") + 1:]
+    args = parser.parse_args(words)
+    paths = args.models or [report.SHIPPED / report.file_of(which) for which in report.PAIR]
+    if len(paths) != 2:
+        parser.error(f"found {len(paths)} models, expected two: VANILLA OURS")
+    check(args.qbench, paths)
+    start = time.monotonic()
+    models = [inspect(args.qbench, path) for path in paths]
+    introduce(models)
+    results = measure(args.qbench, paths, flags)
+    pair = report.split_models(results)
+    one = report.first(pair[0])
+    others = [n for n in pair[0] if n not in report.TABLE3 and n != "full"]
+    print(f"\nPerplexity of the {one['text']['name']} text ({one['protocol']['scored_tokens']:,} tokens), "
+          "and what each scheme adds to it\n")
+    print_table(quality_rows(pair, models, report.TABLE3), 2)
+    if others:
+        print_table(quality_rows(pair, models, others), 2)
+    if one["speed"]["context"]:
+        print(f"Speed of ours ({one['environment']['device']}; prefill of {one['speed']['context']} "
+              f"tokens, decode after as many; × full precision)\n")
+        print_table(speed_rows(pair[1]))
+    print(report.conclusion(pair))
+    say(f"{time.monotonic() - start:.0f} s. One model, every detail: {called(args.qbench)} --scheme all "
+        f"{called(paths[1])}")
+
+
+if __name__ == "__main__":
+    main()
