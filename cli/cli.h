@@ -35,6 +35,9 @@ const char *qb_cli_command(const qb_cli *cli);
 /* One line on standard error, "qbench: note: ...", unless --quiet. For what the user should know
  * although all goes well (the built-in text is used, a file has no tokenizer, ...). */
 void qb_cli_note(const qb_cli *cli, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Where a verb takes a while to end: what the first Ctrl-C says at once, whole lines, on a
+ * terminal; unless --quiet. NULL: nothing from now on. */
+void qb_cli_when_interrupted(const qb_cli *cli, const char *text);
 /* A process that runs beside this one says what failed: main prints no error line. */
 void qb_cli_leave_error_to_another(void);
 /* data as the file PATH, atomically, or to standard output where PATH is "-". */

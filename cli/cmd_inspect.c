@@ -136,12 +136,17 @@ static void print_text(const char *text)
 }
 
 /* Keys of records come from the file too. */
-static void print_line(const char *key, const char *text)
+static void print_wide_line(const char *key, size_t width, const char *text)
 {
     print_text(key);
-    printf("%*s ", (int)(strlen(key) < 18 ? 18 - strlen(key) : 0), "");
+    printf("%*s ", (int)(strlen(key) < width ? width - strlen(key) : 0), "");
     print_text(text);
     putchar('\n');
+}
+
+static void print_line(const char *key, const char *text)
+{
+    print_wide_line(key, 18, text);
 }
 
 static void print_count(const char *key, int64_t n, const char *unit)
@@ -150,44 +155,54 @@ static void print_count(const char *key, int64_t n, const char *unit)
     printf("%-18s %s%s\n", key, qb_format_count(n, text), unit);
 }
 
-static void print_value(const char *key, const json_t *value)
+/* "valid.txt, eval.txt": of an array of things that have names. */
+static bool join_names(const json_t *array, char *text, size_t bytes)
 {
-    char text[64];
-    if (json_is_string(value)) {
-        print_line(key, json_string_value(value));
-        return;
+    size_t i, n = 0;
+    json_t *item;
+    json_array_foreach(array, i, item)
+    {
+        const char *name = json_string_value(json_object_get(item, "name"));
+        if (!name || n >= bytes) return false;
+        n += (size_t)snprintf(text + n, bytes - n, "%s%s", i ? ", " : "", name);
     }
-    if (json_is_integer(value))
-        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
-    else if (json_is_real(value))
-        snprintf(text, sizeof text, "%g", json_real_value(value));
-    else
-        snprintf(text, sizeof text, "%s",
-                 json_is_true(value)   ? "yes"
-                 : json_is_null(value) ? "-"
-                                       : "no");
-    print_line(key, text);
+    return n && n < bytes;
 }
 
-/* One line a scalar, one level deep ("rope.theta"); what is longer is named with its size. */
-static void print_pairs(const char *outer, json_t *record)
+/* A scalar; what is longer is named by its names or its size. The text may be the value's own. */
+static const char *value_text(const json_t *value, char *text, size_t bytes)
+{
+    const char *string = json_string_value(value);
+    if (string) return *string ? string : "-";
+    if (json_is_integer(value))
+        snprintf(text, bytes, "%lld", (long long)json_integer_value(value));
+    else if (json_is_real(value))
+        snprintf(text, bytes, "%g", json_real_value(value));
+    else if (json_is_object(value) || (json_is_array(value) && !join_names(value, text, bytes)))
+        snprintf(text, bytes, "%zu values", json_array_size(value) + json_object_size(value));
+    else if (!json_is_array(value))
+        snprintf(text, bytes, "%s", json_is_true(value) ? "yes" : json_is_null(value) ? "-" : "no");
+    return text;
+}
+
+/* One line a value, one level deep ("rope.theta"). Returns the longest label's length; prints only
+ * where a width is given. */
+static size_t print_pairs(const char *outer, json_t *record, size_t width)
 {
     const char *key;
     json_t *value;
+    size_t longest = 0;
     json_object_foreach(record, key, value)
     {
-        char label[80], text[64];
-        snprintf(label, sizeof label, "  %.30s%s%.40s", outer, *outer ? "." : "", key);
-        if (json_is_object(value) && !*outer) {
-            print_pairs(key, value);
-        } else if (json_is_object(value) || json_is_array(value)) {
-            size_t n = json_is_array(value) ? json_array_size(value) : json_object_size(value);
-            snprintf(text, sizeof text, "%zu values", n);
-            print_line(label, text);
-        } else {
-            print_value(label, value);
-        }
+        char label[80], text[256];
+        bool deeper = json_is_object(value) && !*outer;
+        size_t n =
+            (size_t)snprintf(label, sizeof label, "  %.30s%s%.40s", outer, *outer ? "." : "", key);
+        if (deeper) n = print_pairs(key, value, width);
+        if (n > longest) longest = n;
+        if (!deeper && width) print_wide_line(label, width, value_text(value, text, sizeof text));
     }
+    return longest;
 }
 
 static void print_record(const char *heading, json_t *record)
@@ -197,7 +212,8 @@ static void print_record(const char *heading, json_t *record)
         return;
     }
     printf("%s\n", heading);
-    print_pairs("", record);
+    size_t longest = print_pairs("", record, 0);
+    print_pairs("", record, longest < 18 ? 18 : longest);
 }
 
 static void print_quantisation(const json_t *tensors, const char *scheme)

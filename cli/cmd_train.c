@@ -185,6 +185,22 @@ static qb_status check_alike(train *t)
 
 /* ---- what is printed ---- */
 
+/* On a processor, a preset made for GPUs: said before the first step, which may take minutes. */
+static void warn_if_long(const train *t)
+{
+    const qb_train_config *c = &t->config;
+    uint64_t n_steps = qb_train_config_n_steps(c) - (t->from.file.path ? t->from.state.step : 0);
+    double tokens = (double)c->batch * (double)c->model.context;
+    double flops = 6 * (double)qb_config_n_params(&c->model) * tokens;
+    double step_s = t->peak.tflops > 0 ? flops / (t->peak.tflops * 1e12) : 0;
+    double hours = step_s * (double)n_steps / 3600;
+    if (!strcmp(t->device, "cpu") && hours >= 2)
+        qb_cli_note(t->cli,
+                    "at that peak a step takes %.*f s and the run %.0f hours, at the least; "
+                    "gpt2-1m is a preset for a processor",
+                    step_s < 10 ? 1 : 0, step_s, hours);
+}
+
 static void print_start(const train *t)
 {
     const qb_train_config *c = &t->config;
@@ -208,6 +224,7 @@ static void print_start(const train *t)
         qb_cli_note(t->cli, "%s: no tokenizer.json, so the model gets no tokenizer", c->data);
     if (t->from.file.path)
         qb_cli_note(t->cli, "going on after step %llu", (unsigned long long)t->from.state.step);
+    warn_if_long(t);
 }
 
 /* One column of the table of evaluations. */
@@ -283,6 +300,11 @@ static void print_end(const train *t, const qb_loop_result *r)
     printf("\n");
     if (r->end == QB_LOOP_TIME_UP)
         printf("the time is up; to go on: qbench train --resume %s\n", t->folder.path);
+    else if (t->from.file.path && t->from.state.step == s->step)
+        qb_cli_note(t->cli, "nothing was left to do; --steps N makes the run longer");
+    else if (t->data.tokenizer)
+        qb_cli_note(t->cli, "to see what quantisation costs it: qbench --scheme all %s/%s",
+                    t->folder.path, isfinite(s->best_loss) ? "best.bin" : "model.bin");
 }
 
 /* ---- recorded runs ---- */
@@ -332,7 +354,11 @@ static qb_status run(train *t)
                                      .evaluated = print_evaluation,
                                      .context = t};
     qb_loop_result result;
-    QB_TRY(qb_loop_run(&options, &t->config, &result));
+    qb_cli_when_interrupted(
+        t->cli, "\nqbench: finishing the step, then saving; Ctrl-C again leaves at once\n");
+    qb_status status = qb_loop_run(&options, &t->config, &result);
+    qb_cli_when_interrupted(t->cli, NULL);
+    QB_TRY(status);
     if (is_root(t)) print_end(t, &result);
     return QB_OK;
 }

@@ -14,10 +14,17 @@
 #include <unistd.h>
 
 static bool another_says_it;
+static const char *volatile when_interrupted; /* NULL = nothing is said */
 
 void qb_cli_leave_error_to_another(void)
 {
     another_says_it = true;
+}
+
+void qb_cli_when_interrupted(const qb_cli *cli, const char *text)
+{
+    bool wanted = isatty(STDERR_FILENO) && !qb_cli_flag(cli, "quiet");
+    when_interrupted = wanted ? text : NULL;
 }
 
 static void write_text(const char *text)
@@ -35,6 +42,7 @@ static void on_interrupt(int signal_number)
         _exit(qb_status_exit_code(QB_ERR_INTERRUPTED));
     }
     qb_interrupt_set(true);
+    if (when_interrupted) write_text(when_interrupted);
 }
 
 static void on_bus_error(int signal_number)

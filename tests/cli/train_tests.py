@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -213,6 +214,44 @@ def test_train_signals_save_and_say_how_to_go_on(folder):
     expect(qbench("train", "--resume", run, "--quiet"))
     same_end(whole, run)
     no_leftovers(run)
+
+
+def test_train_answers_ctrl_c_on_a_terminal_at_once(folder):
+    """Before the step's end, which may take a minute; and says at the start that it will."""
+    own, its = os.openpty()
+    process = subprocess.Popen(
+        [support.QBENCH, "train", "--preset", "bb-3l", "--d-model", "512", "--n-heads", "4", "--out",
+         folder / "run"], stdin=its, stdout=its, stderr=its, env=support.BASE_ENV,
+        start_new_session=True)
+    os.close(its)
+    try:
+        text = read_until(own, b"at the least")
+        assert re.search(rb"a step takes [\d.]+ s and the run \d+ hours, at the least", text), text
+        process.send_signal(signal.SIGINT)
+        read_until(own, b"finishing the step, then saving; Ctrl-C again leaves at once")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    finally:
+        process.kill()
+        os.close(own)
+
+
+def read_until(terminal, words):
+    text = b""
+    while words not in text:
+        assert select.select([terminal], [], [], 60)[0], text
+        text += os.read(terminal, 4096)
+    return text
+
+
+def test_train_says_what_comes_next(folder):
+    data = write_data_folder(folder / "shards")
+    args = ["--preset", "gpt2-1m", "--data", data, "--out", folder / "run", "--steps", "2", "--batch",
+            "2", "--context", "16"]
+    assert b"qbench --scheme all " + str(folder).encode() + b"/run/best.bin" in train(*args).err
+    done = train("--resume", folder / "run")
+    assert b"nothing was left to do; --steps N" in done.err, done
+    assert b"nothing was left" not in train("--resume", folder / "run", "--steps", "3").err
 
 
 def test_train_skips_a_damaged_checkpoint(folder):
