@@ -354,11 +354,7 @@ static qb_status run(train *t)
                                      .evaluated = print_evaluation,
                                      .context = t};
     qb_loop_result result;
-    qb_cli_when_interrupted(
-        t->cli, "\nqbench: finishing the step, then saving; Ctrl-C again leaves at once\n");
-    qb_status status = qb_loop_run(&options, &t->config, &result);
-    qb_cli_when_interrupted(t->cli, NULL);
-    QB_TRY(status);
+    QB_TRY(qb_loop_run(&options, &t->config, &result));
     if (is_root(t)) print_end(t, &result);
     return QB_OK;
 }
@@ -379,8 +375,12 @@ static qb_status begin_and_run(train *t)
     if (!is_root(t)) qb_progress_open(NULL, false);
     QB_TRY(qb_comm_check(t->comm, begin(t)));
     QB_TRY(check_alike(t));
+    qb_cli_when_interrupted(
+        t->cli, "\nqbench: finishing the step, then saving; Ctrl-C again leaves at once\n");
     if (is_root(t)) print_start(t);
-    return run(t);
+    qb_status status = run(t);
+    qb_cli_when_interrupted(t->cli, NULL);
+    return status;
 }
 
 qb_status qb_cmd_train(const qb_cli *cli)
