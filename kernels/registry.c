@@ -49,7 +49,7 @@ const qb_kernel_op qb_kernel_ops[] = {
     {"gemm_float", "bf16 and f32 matrix products", {NONE, CUDA(gemm_float)}},
     {"attention_train", "causal attention and its gradients", {NONE, CUDA(attention_train)}},
     {"logits", "statistics of rows of logits", {NONE, CUDA(logits)}},
-    {"decode", "one token a sequence through a whole model", {NONE, CUDA(decode)}},
+    {"decode", "one token of one sequence through a whole model", {NONE, CUDA(decode)}},
 #endif
     {0},
 };

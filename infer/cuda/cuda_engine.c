@@ -383,40 +383,35 @@ static void describe_layers(cuda_engine *e)
     }
 }
 
-/* The persistent kernel is used for what the suite has shown it to compute: 4-bit weights with one
- * scale an output channel or one in all, inputs without scales of their own channels. */
-static bool is_for_one_kernel(const qb_cuda_linear *l)
+/* The rows of decode.h are used for what the suite has shown them to compute in whole models: 4-bit
+ * weights with one scale an output channel or one in all, inputs without scales of their channels.
+ */
+static bool is_for_decode(const qb_cuda_linear *l)
 {
     return l->input != QB_STAGE_CHANNEL &&
            (l->kind != QB_CUDA_LINEAR_U4 || (!l->u4.x_scale && l->u4.n_groups == 1));
 }
 
 /* Layers of one scheme may differ: what cannot be joined into one qkv in codes stands as floats. */
-static bool are_for_one_kernel(const cuda_engine *e)
+static bool are_for_decode(const cuda_engine *e)
 {
-    if (!is_for_one_kernel(&e->own_head)) return false;
+    if (!is_for_decode(&e->own_head)) return false;
     for (size_t i = 0; i < e->base.backbone->config->n_layers; i++) {
         const cuda_block *b = &e->blocks[i];
         const qb_cuda_linear *all[] = {&b->qkv, &b->o, &b->up, &b->down};
         for (size_t j = 0; j < QB_COUNT(all); j++)
-            if (!is_for_one_kernel(all[j])) return false;
+            if (!is_for_decode(all[j])) return false;
     }
     return true;
 }
 
-/* Most sequences for which a row of decode.h takes the step; single kernels take more
- * (docs/cuda.md).
- */
-enum { DECODE_BATCH = 1 };
-
-/* One persistent kernel for a step, where a row takes this model. */
+/* A step of one sequence goes by a row of decode.h, where one takes this model. */
 static qb_status make_decode(cuda_engine *e)
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     const qb_config *c = b->base.config;
-    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || c->attn_gate || !are_for_one_kernel(e))
+    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || c->attn_gate || !are_for_decode(e))
         return QB_OK;
-    e->decode_batch = e->base.cache_batch < DECODE_BATCH ? e->base.cache_batch : DECODE_BATCH;
     QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
     describe_layers(e);
     qb_cuda_decode_model model = {.n_layers = c->n_layers,
@@ -426,7 +421,6 @@ static qb_status make_decode(cuda_engine *e)
                                   .head_dim = c->head_dim,
                                   .d_ff = c->d_ff,
                                   .vocab = c->vocab,
-                                  .max_batch = e->decode_batch,
                                   .context = e->base.cache_context,
                                   .norm = c->norm,
                                   .act = c->act,

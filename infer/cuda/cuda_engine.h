@@ -100,9 +100,8 @@ typedef struct cuda_engine {
 
     int32_t *step_host, *step; /* [RING][1 + batch], [1 + batch]: position, tokens */
     size_t n_steps;
-    const qb_cuda_decode_row *decode_row; /* NULL = single kernels under a graph */
-    qb_cuda_decode *decode;
-    size_t decode_batch; /* most sequences of it; more go by single kernels */
+    const qb_cuda_decode_row *decode_row;
+    qb_cuda_decode *decode; /* of one sequence; NULL = single kernels under a graph */
     qb_cuda_decode_layer *decode_layers;
     cuda_graph prefill, single_step; /* single_step: where no row takes the step */
 } cuda_engine;

@@ -463,9 +463,9 @@ static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, siz
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     QB_TRY(send_step(e, tokens, batch, past));
-    if (e->decode && batch <= e->decode_batch) {
-        QB_TRY(e->decode_row->step(e->decode, batch, e->step + 1, e->step, e->hidden, b->slots[0],
-                                   b->slot_stride, b->stream));
+    if (e->decode && batch == 1) {
+        QB_TRY(e->decode_row->step(e->decode, e->step + 1, e->step, e->hidden, b->slots[0],
+                                   b->stream));
         b->slot_owner = &e->base;
         return QB_OK;
     }

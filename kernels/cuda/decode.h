@@ -1,4 +1,4 @@
-/* kernels/cuda/decode.h - one token a sequence through the whole model.
+/* kernels/cuda/decode.h - one token of one sequence through the whole model.
  *
  * Decoding reads every weight once a token, so the limit is the copy bandwidth; launches and the
  * waits between the phases of a layer are what keeps one from it. Weights do not depend on
@@ -6,7 +6,8 @@
  * arithmetic is that of the prefill rows: the same codes and integer sums; float sums may differ in
  * order.
  *
- * Rows: kernels, or graphs of them, that take a whole model, best first. */
+ * Rows: kernels, or graphs of them, that take a whole model, best first. A model that all refuse,
+ * and more sequences than one, go by single kernels (infer/cuda). */
 #ifndef QB_KERNELS_CUDA_DECODE_H
 #define QB_KERNELS_CUDA_DECODE_H
 
@@ -16,17 +17,15 @@
 extern "C" {
 #endif
 
-#define QB_CUDA_DECODE_MAX_BATCH 16
-
 typedef struct qb_cuda_decode_layer {
     qb_cuda_linear qkv, o, up, down; /* up: one segment, or up | gate (SwiGLU) */
     const float *norm1_gain, *norm1_bias, *norm2_gain, *norm2_bias; /* biases may be NULL */
-    void *k_cache, *v_cache; /* bf16 (max_batch, context, n_kv_heads * head_dim) */
+    void *k_cache, *v_cache; /* bf16 (context, n_kv_heads * head_dim) */
 } qb_cuda_decode_layer;
 
 typedef struct qb_cuda_decode_model { /* host struct; pointers in it are on the device */
     size_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab;
-    size_t max_batch, context; /* of the cache */
+    size_t context; /* of the cache */
     qb_norm_kind norm;
     qb_act_kind act;
     qb_softmax_kind softmax;
@@ -44,20 +43,17 @@ typedef struct qb_cuda_decode qb_cuda_decode;
 
 typedef struct qb_cuda_decode_row {
     qb_kernel_info info;
-    size_t max_batch;                                         /* most sequences; more are refused */
     const char *(*refuse)(const qb_cuda_decode_model *model); /* NULL = takes it */
     /* Copies the description, allocates its scratch; the arrays on the device stay borrowed. */
     qb_status (*create)(const qb_cuda_decode_model *model, qb_cuda_decode **out);
     void (*destroy)(qb_cuda_decode *decode); /* accepts NULL */
     size_t (*scratch_bytes)(const qb_cuda_decode *decode);
-    /* Queues one step. tokens_dev (batch) ids; position_dev: one word, the position of the new
-     * tokens (= tokens in the cache before); the caller advances it. Writes k and v of the new
-     * tokens to the caches, the final hidden states to hidden_dev (batch, d_model) f32 and the
-     * logits to logits_dev (batch, logits_stride) f32. Never waits, but for the first call with
-     * other pointers than the one before. */
-    qb_status (*step)(qb_cuda_decode *decode, size_t batch, const int32_t *tokens_dev,
-                      const int32_t *position_dev, float *hidden_dev, float *logits_dev,
-                      size_t logits_stride, qb_cuda_stream stream);
+    /* Queues one step. token_dev: an id; position_dev: its position (= tokens in the cache before),
+     * which the caller advances. Writes the token's k and v to the caches, the final hidden state
+     * to hidden_dev (d_model) f32 and the logits to logits_dev (vocab) f32. Never waits, but for
+     * the first call with other pointers than the one before. */
+    qb_status (*step)(qb_cuda_decode *decode, const int32_t *token_dev, const int32_t *position_dev,
+                      float *hidden_dev, float *logits_dev, qb_cuda_stream stream);
 } qb_cuda_decode_row;
 extern const qb_cuda_decode_row qb_cuda_decode_kernels[]; /* ends with a zero row */
 

@@ -20,18 +20,6 @@ template <> struct sums<QB_CUDA_LINEAR_S8> {
     using type = int;
 };
 
-/* The kernel behind this one may start: it waits for this one's end before it reads its results. */
-__device__ __forceinline__ void let_next_start()
-{
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-/* Waits for the end of the kernel before, and of all before that one. */
-__device__ __forceinline__ void wait_for_input()
-{
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
 /* ---- weights ---- */
 
 struct tile_run {
@@ -40,13 +28,13 @@ struct tile_run {
 
 __device__ __forceinline__ tile_run run_of(const qb__chain_product &p)
 {
-    const qb__decode_linear &l = p.l;
+    const qb__chain_linear &l = p.l;
     const uint32_t all = l.n_tiles >> l.paired, i = blockIdx.x / p.n_ranks;
     const uint32_t n = gridDim.x / p.n_ranks, each = all / n, more = all - each * n;
     return {i * each + min(i, more), (each + (i < more)) << l.paired};
 }
 
-__device__ __forceinline__ uint32_t tile_at(const qb__decode_linear &l, const tile_run &run,
+__device__ __forceinline__ uint32_t tile_at(const qb__chain_linear &l, const tile_run &run,
                                             uint32_t i)
 {
     return l.paired ? run.first + i / 2 + (i & 1) * (l.n_tiles / 2) : run.first + i;
@@ -60,14 +48,14 @@ struct ring_place {
     }
 };
 
-__device__ __forceinline__ uint32_t chunk_size(const qb__decode_linear &l, uint32_t chunk)
+__device__ __forceinline__ uint32_t chunk_size(const qb__chain_linear &l, uint32_t chunk)
 {
     const uint32_t whole = l.row_bytes == 0 ? l.tile_bytes : l.x_bytes;
     return min(l.chunk_bytes, whole - chunk * l.chunk_bytes);
 }
 
 /* Groups that a chunk of 4-bit weights meets: 8 bytes of a tile are one input channel. */
-__device__ __forceinline__ uint32_t groups_of(const qb__decode_linear &l, uint32_t chunk)
+__device__ __forceinline__ uint32_t groups_of(const qb__chain_linear &l, uint32_t chunk)
 {
     if (l.group == 0) return 0;
     const uint32_t first = chunk * l.chunk_bytes / 8;
@@ -77,20 +65,21 @@ __device__ __forceinline__ uint32_t groups_of(const qb__decode_linear &l, uint32
 __device__ __forceinline__ void fetch_chunk(const qb__chain_product &p, head *h, char *slot,
                                             uint64_t *full, uint32_t tile, uint32_t chunk, int lane)
 {
-    const qb__decode_linear &l = p.l;
+    const qb__chain_linear &l = p.l;
     const uint32_t from = chunk * l.chunk_bytes, bytes = chunk_size(l, chunk);
     const uint32_t rows = l.row_bytes == 0 ? 1 : min((uint32_t)TILE, l.n - tile * TILE);
     const uint32_t groups = groups_of(l, chunk);
     const char *src = (const char *)l.w + (size_t)tile * l.tile_bytes + from;
-    if (lane == 0) mbarrier_expect(full, rows * bytes + groups * QB__DECODE_GROUP_BYTES);
+    if (lane == 0) qb_mbar_expect(qb_smem(full), rows * bytes + groups * QB__CHAIN_GROUP_BYTES);
     __syncwarp();
     if (lane < (int)rows)
-        bulk_copy(slot + lane * p.pitch, src + (size_t)lane * l.row_bytes, bytes, full);
+        qb_bulk_load(qb_smem(slot + lane * p.pitch), src + (size_t)lane * l.row_bytes,
+                     qb_smem(full), bytes);
     for (uint32_t i = lane; i < groups; i += 32) {
         const size_t at = (size_t)(from / 8 / l.group + i) * l.n_pad + tile * TILE;
-        char *to = slot + l.chunk_bytes + i * QB__DECODE_GROUP_BYTES;
-        bulk_copy(to, l.w_scale + at, TILE * 4, full);
-        bulk_copy(to + TILE * 4, l.zero_point + at, TILE * 2, full);
+        char *to = slot + l.chunk_bytes + i * QB__CHAIN_GROUP_BYTES;
+        qb_bulk_load(qb_smem(to), l.w_scale + at, qb_smem(full), TILE * 4);
+        qb_bulk_load(qb_smem(to + TILE * 4), l.zero_point + at, qb_smem(full), TILE * 2);
     }
 }
 
@@ -100,7 +89,7 @@ __device__ __forceinline__ void fetch_weights(const qb__chain_product &p, head *
     ring_place at = {0, 1};
     for (uint32_t i = 0; i < run.count; i++)
         for (uint32_t chunk = part.first_chunk; chunk < part.first_chunk + part.n_chunks; chunk++) {
-            if (lane == 0) mbarrier_wait(&h->empty[at.slot], at.parity);
+            if (lane == 0) wait_for(&h->empty[at.slot], at.parity);
             __syncwarp();
             fetch_chunk(p, h, smem + p.ring_off + at.slot * p.slot_bytes, &h->full[at.slot],
                         tile_at(p.l, run, i), chunk, lane);
@@ -268,7 +257,7 @@ __device__ __forceinline__ void multiply_chunk(typename sums<KIND>::type (&acc)[
             if constexpr (KIND == U4_GROUPS) {
                 const uint32_t from = index * p.l.chunk_bytes / 8; /* channels */
                 group += p.l.chunk_bytes +
-                         ((from + at * 64) / p.l.group - from / p.l.group) * QB__DECODE_GROUP_BYTES;
+                         ((from + at * 64) / p.l.group - from / p.l.group) * QB__CHAIN_GROUP_BYTES;
             }
             load_window<KIND>(w[i], pitch, chunk, x, group, at, lane);
         }
@@ -293,13 +282,13 @@ __device__ __forceinline__ void multiply(const qb__chain_product &p, head *h,
         T acc[2][4] = {};
 #pragma unroll 1
         for (uint32_t chunk = 0; chunk < k.n_chunks; chunk++) {
-            mbarrier_wait(&h->full[at.slot], at.parity);
+            wait_for(&h->full[at.slot], at.parity);
             __syncwarp(); /* the wait's loop may end at another time for each lane */
             multiply_chunk<KIND>(acc, p, w.ring + at.slot * w.slot_bytes, k.first_chunk + chunk,
                                  chunk + 1 == k.n_chunks ? w.n_last : w.n, w.pitch,
                                  w.x + chunk * w.x_chunk, warp, lane);
             __syncwarp();
-            if (lane == 0) mbarrier_arrive(&h->empty[at.slot], 1);
+            if (lane == 0) qb_mbar_arrive(qb_smem(&h->empty[at.slot]));
             at.advance(w.n_slots);
         }
         if ((lane & 3) == 0) {
@@ -320,7 +309,7 @@ struct channel { /* what a lane needs of its output channel */
 constexpr uint32_t NONE = 0xffffffffu;
 
 template <int KIND>
-__device__ __forceinline__ channel load_channel(const qb__decode_linear &l, uint32_t n)
+__device__ __forceinline__ channel load_channel(const qb__chain_linear &l, uint32_t n)
 {
     channel ch = {n, 1.0f, 0.0f, 0.0f};
     if (n >= l.n) {
@@ -358,7 +347,7 @@ __device__ __forceinline__ typename sums<KIND>::type sum_of(const qb__chain_prod
 }
 
 template <int KIND>
-__device__ __forceinline__ float scale_sum(const qb__decode_linear &l, const channel &ch,
+__device__ __forceinline__ float scale_sum(const qb__chain_linear &l, const channel &ch,
                                            typename sums<KIND>::type sum, float x_scale)
 {
     float y = (float)sum;
@@ -430,9 +419,9 @@ __device__ __forceinline__ void expect_sums(const qb__chain_product &p, head *h,
                                             const tile_run &run, uint32_t rank)
 {
     const uint32_t tiles = (run.count + p.n_ranks - 1 - rank) / p.n_ranks;
-    mbarrier_init(&h->received, 1);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    mbarrier_expect(&h->received, tiles * TILE * 4 * p.n_ranks);
+    qb_mbar_init(qb_smem(&h->received), 1);
+    qb_mbar_init_fence();
+    qb_mbar_expect(qb_smem(&h->received), tiles * TILE * 4 * p.n_ranks);
 }
 
 /* The output channel that a thread has of its block's tiles. */
@@ -450,7 +439,7 @@ __device__ __forceinline__ void write_own(const qb__chain_product &p, head *h, c
     using T = typename sums<KIND>::type;
     float most = 0.0f;
     if (own.n != NONE) {
-        mbarrier_wait(&h->received, 0);
+        wait_for(&h->received, 0);
         const T *from = (const T *)(smem + p.ranks_off) + tid;
         T sum = 0;
         for (uint32_t i = 0; i < p.n_ranks; i++) sum += from[i * QB__CHAIN_OWN_ROWS];
@@ -489,10 +478,10 @@ __device__ __forceinline__ void write_outputs(const qb__chain_product &p, head *
 __device__ __forceinline__ void init_ring(const qb__chain_product &p, head *h)
 {
     for (uint32_t i = 0; i < p.n_slots; i++) {
-        mbarrier_init(&h->full[i], 1);
-        mbarrier_init(&h->empty[i], WARPS);
+        qb_mbar_init(qb_smem(&h->full[i]), 1);
+        qb_mbar_init(qb_smem(&h->empty[i]), WARPS);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    qb_mbar_init_fence();
     h->zero = 0;
 }
 
@@ -507,7 +496,7 @@ __global__ void __launch_bounds__(THREADS, N <= 2 ? 2 : 1)
     char *x = smem + QB__CHAIN_HEADER_BYTES;
     const int tid = (int)threadIdx.x;
     if (tid == CONSUMERS) init_ring(p, h);
-    let_next_start();
+    qb_grid_launch_next();
     const k_part part = part_of(p);
     const bool alone = p.n_ranks == 1;
     const tile_run run = run_of(p);
@@ -538,7 +527,7 @@ __global__ void __launch_bounds__(THREADS, N <= 2 ? 2 : 1)
     const walk way = walk_of<KIND>(p, part, smem, x, zero);
     typename sums<KIND>::type *const sums_at =
         (typename sums<KIND>::type *)(smem + p.sums_off + zero);
-    wait_for_input();
+    qb_grid_wait();
     row<N> r;
     if (norm) {
         if constexpr (CAN_NORM) stage_norm<N, PLAIN>(p, h, constants, at, r, tid);
@@ -568,46 +557,34 @@ __global__ void __launch_bounds__(THREADS, N <= 2 ? 2 : 1)
 }
 
 template <bool PLAIN>
-__global__ void __launch_bounds__(N_CONSUMERS)
+__global__ void __launch_bounds__(CONSUMERS)
     chain_attention(const __grid_constant__ qb__chain_attention a)
 {
-    extern __shared__ __align__(128) char smem[];
-    let_next_start();
-    context c = {a.p,
-                 (header *)smem,
-                 smem,
-                 (int)threadIdx.x,
-                 (int)threadIdx.x / 32,
-                 (int)threadIdx.x % 32,
-                 *a.p.position,
-                 0,
-                 0,
-                 0,
-                 0,
-                 0.0f};
-    shares *s = (shares *)(smem + QB__DECODE_HEADER_BYTES + QB__DECODE_RED_BYTES);
-    expect_parts(c, s);
+    __shared__ attention_memory memory;
+    qb_grid_launch_next();
+    const int tid = (int)threadIdx.x;
+    const attender c = {a, &memory, tid, tid / 32, tid % 32, *a.position};
+    expect_parts(c);
     cluster_start();
-    const unit u = unit_of(a.p, (int)blockIdx.x, c.position + 1);
+    const unit u = unit_of(a, (int)blockIdx.x, c.position + 1);
     some_keys ahead;
-    load_keys(c, a.layer, u, place_of(c), u.first, ahead);
-    if (c.warp == 0) prefetch_cache(a.p, a.layer, c.position, c.lane);
-    const head_place at = place_head(c, a.layer, u);
-    wait_for_input();
+    load_keys(c, u, place_of(c), u.first, ahead);
+    if (c.warp == 0) prefetch_cache(c, u);
+    const head_place at = place_head(c, u);
+    qb_grid_wait();
     if (PLAIN)
-        load_plain_head(c, at, attention_scale(a.p));
+        load_plain_head(c, at, attention_scale(a));
     else
-        load_head(c, a.layer, requantizer(a.p, a.layer.linear[0]), u, c.position);
-    attend(c, a.layer, u, ahead);
-    send_parts(c, s, u.split);
-    sum_parts(c, s, u.head, u.split);
+        load_head(c, requantizer(a.pending), u);
+    attend(c, u, ahead);
+    send_parts(c, u.split);
+    sum_parts(c, u.head, u.split);
 }
 
 __global__ void chain_finish(const __grid_constant__ qb__chain_finish f)
 {
-    wait_for_input();
-    requant_of finish;
-    finish.set(f.requant);
+    qb_grid_wait();
+    const requantizer finish(f.requant);
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < f.n) f.y[i] = finish.one(__ldcg(f.y + i), (int)i);
 }
@@ -665,22 +642,21 @@ extern "C" qb_status qb__chain_prepare_product(const qb__chain_product *p)
     return QB_OK;
 }
 
-extern "C" qb_status qb__chain_launch_product(const qb__chain_product *p, uint32_t n_blocks,
-                                              uint32_t smem_bytes, bool first,
+extern "C" qb_status qb__chain_launch_product(const qb__chain_product *p, bool first,
                                               qb_cuda_stream stream)
 {
     return qb_chain::launch((const void *)qb_chain::pick(p), p,
-                            {n_blocks, p->n_ranks, QB__CHAIN_THREADS, smem_bytes, !first}, stream);
+                            {p->n_blocks, p->n_ranks, QB__CHAIN_THREADS, p->smem_bytes, !first},
+                            stream);
 }
 
 extern "C" qb_status qb__chain_launch_attention(const qb__chain_attention *a, qb_cuda_stream stream)
 {
-    const uint32_t n = a->p.n_heads * a->p.n_splits;
-    const uint32_t smem = QB__DECODE_HEADER_BYTES + QB__DECODE_RED_BYTES + QB__CHAIN_SHARE_BYTES;
-    const bool plain = !a->p.cosine && a->layer.linear[0].requant == QB_CUDA_REQUANT_NONE;
-    return qb_chain::launch(plain ? (const void *)qb_chain::chain_attention<true>
-                                  : (const void *)qb_chain::chain_attention<false>,
-                            a, {n, a->p.n_splits, QB__DECODE_CONSUMERS, smem, true}, stream);
+    const bool plain = !a->cosine && a->pending.n == 0;
+    return qb_chain::launch(
+        plain ? (const void *)qb_chain::chain_attention<true>
+              : (const void *)qb_chain::chain_attention<false>,
+        a, {a->n_heads * a->n_splits, a->n_splits, QB__CHAIN_CONSUMERS, 0, true}, stream);
 }
 
 extern "C" qb_status qb__chain_launch_finish(const qb__chain_finish *f, qb_cuda_stream stream)

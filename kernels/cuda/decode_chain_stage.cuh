@@ -5,17 +5,10 @@
 #ifndef QB_KERNELS_CUDA_DECODE_CHAIN_STAGE_CUH
 #define QB_KERNELS_CUDA_DECODE_CHAIN_STAGE_CUH
 
-#include "kernels/cuda/decode_chain.h"
-#include "kernels/cuda/decode_stage.cuh"
+#include "kernels/cuda/decode_chain_parts.cuh"
 
 namespace qb_chain
 {
-
-using namespace qb_decode;
-
-constexpr int WARPS = QB__CHAIN_WARPS, CONSUMERS = QB__CHAIN_CONSUMERS;
-constexpr int THREADS = QB__CHAIN_THREADS;
-constexpr int STEP = CONSUMERS * 4; /* elements that the threads stage at once */
 
 /* Starts shared memory. */
 struct head {
@@ -27,12 +20,6 @@ struct head {
     float2 x_sum[WARPS]; /* of the staged row, and its correction; a warp's part each */
 };
 static_assert(sizeof(head) <= QB__CHAIN_HEADER_BYTES, "the plan reserves them");
-
-__device__ __forceinline__ void block_sync()
-{
-    __syncwarp();
-    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
-}
 
 /* Sums over `lanes` lanes side by side, in a fixed order; the same in each. */
 template <int LANES, typename T> __device__ __forceinline__ T sum_lanes(T v)
@@ -110,20 +97,6 @@ __device__ __forceinline__ uint32_t codes_of(const float (&v)[4], float scale, f
 
 /* ---- sources ---- */
 
-struct requant_of : requantizer {
-    __device__ __forceinline__ void set(const qb__chain_requant &r)
-    {
-        n = r.n;
-        if (n == 0) return;
-        end0 = r.end[0], end1 = n > 1 ? r.end[1] : r.end[0];
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            scale[i] = 0.0f;
-            if (i < n) scale[i] = r.scale ? r.scale[i] : scale_of_bits(__ldcg(r.max_bits + i));
-        }
-    }
-};
-
 template <int N> struct row { /* 4 N values of a thread: 4 from tid * 4 + j * STEP on */
     float v[N][4];
 };
@@ -136,7 +109,7 @@ struct k_part {
 
 __device__ __forceinline__ k_part part_of(const qb__chain_product &p)
 {
-    const qb__decode_linear &l = p.l;
+    const qb__chain_linear &l = p.l;
     if (p.n_ranks == 1) return {0, l.n_chunks, (int)l.k, (int)l.x_bytes};
     const uint32_t first = blockIdx.x % p.n_ranks * p.rank_chunks;
     const int elem_bytes = l.kind == QB_CUDA_LINEAR_S8 ? 1 : 2;
@@ -216,8 +189,7 @@ __device__ __forceinline__ float load_residual(const qb__chain_product &p, const
         if (PLAIN || p.in) load4_l2(at.in, j * STEP, add[j]);
     }
     const float mean = at.mean ? __ldcg(at.mean) : 0.0f;
-    requant_of finish;
-    if (!PLAIN) finish.set(p.pending);
+    const requantizer finish(PLAIN ? qb__chain_requant{} : p.pending);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         const int i = tid * 4 + j * STEP;
@@ -308,8 +280,7 @@ template <int N>
 __device__ __forceinline__ void stage_act(const qb__chain_product &p, row<N> &r, int tid)
 {
     const int k = (int)p.l.k;
-    requant_of finish;
-    finish.set(p.pending);
+    const requantizer finish(p.pending);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         const int i = tid * 4 + j * STEP;
@@ -323,17 +294,57 @@ __device__ __forceinline__ void stage_act(const qb__chain_product &p, row<N> &r,
 
 /* ---- the product's input ---- */
 
+/* Where 4 values, input channels i to i + 3, go in a row of bf16 for 4-bit weights: the two words
+ * of a lane for 16 channels lie side by side, so that it reads 32 channels with one load. */
+__device__ __forceinline__ void store_u4_order(char *row, int i, uint32_t lo, uint32_t hi)
+{
+    const int c = i & 63, j = c >> 4, half = (c >> 3) & 1, t = (c & 7) >> 1;
+    char *at = row + (i >> 6) * 128 + (j >> 1) * 64 + t * 16 + (j & 1) * 8 + half * 4;
+    *(uint32_t *)at = lo;
+    *(uint32_t *)(at + 16) = hi;
+}
+
+/* Of inputs that have scales or zero points of their channels. */
+__device__ __forceinline__ void store_u4_scaled(const qb__chain_linear &l, int i, const float v[4],
+                                                char *row, float2 &sums)
+{
+    float x[4] = {v[0], v[1], v[2], v[3]};
+    if (l.x_scale) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) x[e] *= l.x_scale[i + e];
+    }
+    const uint32_t lo = pack_bf16(x[0], x[1]), hi = pack_bf16(x[2], x[3]);
+    const float rounded[4] = {bf16_float(lo & 0xffff), bf16_float(lo >> 16),
+                              bf16_float(hi & 0xffff), bf16_float(hi >> 16)};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        sums.x += rounded[e];
+        if (l.x_zero_point) sums.y += rounded[e] * (float)l.x_zero_point[i + e];
+    }
+    store_u4_order(row, i, lo, hi);
+}
+
+__device__ __forceinline__ void store_channel_codes(const qb__chain_linear &l, int i,
+                                                    const float v[4], char *row)
+{
+    uint32_t word = 0;
+    float s[4];
+    load4(l.in_scale, i, (int)l.k, s);
+#pragma unroll
+    for (int e = 0; e < 4; e++) word |= ((uint32_t)(int)divisor(s[e]).code(v[e]) & 0xff) << (8 * e);
+    *(uint32_t *)(row + i) = word;
+}
+
 template <int N, bool PLAIN>
 __device__ __forceinline__ float store_codes(const qb__chain_product &p, head *h,
                                              const input_place &at, const row<N> &r, int width,
                                              char *x, int tid)
 {
-    const qb__decode_linear &l = p.l;
+    const qb__chain_linear &l = p.l;
     if (!PLAIN && l.input == QB_STAGE_CHANNEL) {
 #pragma unroll
         for (int j = 0; j < N; j++)
-            if (tid * 4 + j * STEP < width)
-                qb_decode::store_codes(l, tid * 4 + j * STEP, r.v[j], divisor(1.0f), x);
+            if (tid * 4 + j * STEP < width) store_channel_codes(l, tid * 4 + j * STEP, r.v[j], x);
         return 1.0f;
     }
     const bool fixed = !PLAIN && l.input == QB_STAGE_STATIC;
@@ -382,7 +393,7 @@ __device__ __forceinline__ void store_u4(const qb__chain_product &p, head *h, co
         const int i = tid * 4 + j * STEP;
         if (i * 2 >= x_bytes) continue;
         if (!PLAIN) {
-            store_float(p.l, i, r.v[j], x, sums);
+            store_u4_scaled(p.l, i, r.v[j], x, sums);
             continue;
         }
         const uint32_t lo = pack_bf16(r.v[j][0], r.v[j][1]), hi = pack_bf16(r.v[j][2], r.v[j][3]);

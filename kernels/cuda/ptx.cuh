@@ -230,6 +230,12 @@ static __device__ __forceinline__ void qb_cluster_arrive(void)
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
+/* Without the fence of the whole GPU that a release is: for what barriers' own fence makes seen. */
+static __device__ __forceinline__ void qb_cluster_arrive_relaxed(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 static __device__ __forceinline__ void qb_cluster_wait(void)
 {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

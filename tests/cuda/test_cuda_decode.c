@@ -1,7 +1,7 @@
 /* tests/cuda/test_cuda_decode.c - the rows that decode a token against a plain model in double.
  *
  * Tiny models of odd sizes, every scheme, norm, activation, softmax kind, rotary or learned
- * positions, grouped heads, 1 to 16 sequences, some steps after a random past. The reference rounds
+ * positions, grouped heads, some steps after a random past. The reference rounds
  * where the kernel does (codes, bf16 inputs, the bf16 cache) and sums in double. A float next to a
  * rounding border may fall on the other side; that one code then moves the borders of all that
  * follow, so that the row ends as far from the reference as two roundings of the scheme are. So a
@@ -256,13 +256,13 @@ static void make_positions(model *m)
 }
 
 /* Caches: random up to `past`, NaN beyond, so that a key read too far is seen. */
-static void make_caches(model *m, size_t batch, size_t past)
+static void make_caches(model *m, size_t past)
 {
-    const size_t kv = m->s.kv_heads * m->s.head_dim, n = batch * CONTEXT * kv;
+    const size_t kv = m->s.kv_heads * m->s.head_dim, n = CONTEXT * kv;
     for (size_t i = 0; i < 2 * m->s.layers; i++) {
-        uint16_t *cache = random_bf16(m, batch * CONTEXT, kv, kv, 1);
+        uint16_t *cache = random_bf16(m, CONTEXT, kv, kv, 1);
         for (size_t j = 0; j < n; j++)
-            if (j / kv % CONTEXT >= past) cache[j] = 0x7fc0;
+            if (j / kv >= past) cache[j] = 0x7fc0;
         void *dev = keep(m, qb_gpu_upload(cache, n * sizeof *cache));
         if (i % 2)
             m->v_cache[i / 2] = cache, m->layers_dev[i / 2].v_cache = dev;
@@ -271,15 +271,15 @@ static void make_caches(model *m, size_t batch, size_t past)
     }
 }
 
-static model *make_model(const shape *s, scheme_kind scheme, size_t batch, size_t past)
+static model *make_model(const shape *s, scheme_kind scheme, size_t past)
 {
     model *m = calloc(1, sizeof *m);
     m->s = *s, m->scheme = scheme;
-    m->seed = s->d * 1000 + scheme * 100 + batch;
+    m->seed = s->d * 1000 + scheme * 100 + past;
     qb_cuda_decode_model *d = &m->dev;
     *d = (qb_cuda_decode_model){.n_layers = s->layers, .d_model = s->d, .n_heads = s->heads};
     d->n_kv_heads = s->kv_heads, d->head_dim = s->head_dim, d->d_ff = s->ff, d->vocab = s->vocab;
-    d->max_batch = batch, d->context = CONTEXT, d->norm = s->norm, d->act = s->act;
+    d->context = CONTEXT, d->norm = s->norm, d->act = s->act;
     d->softmax = s->softmax, d->norm_eps = 1e-5f, d->layers = m->layers_dev;
     d->table_stride = qb_cuda_stride(s->d);
     m->tok_embd = random_bf16(m, s->vocab, s->d, d->table_stride, 1);
@@ -288,7 +288,7 @@ static model *make_model(const shape *s, scheme_kind scheme, size_t batch, size_
     make_norm(m, 2 * s->layers, &d->norm_f_gain, &d->norm_f_bias);
     make_linear(m, s->vocab, s->d, s->own_head ? scheme : BF16, false, 1, &m->head, &d->head);
     make_positions(m);
-    make_caches(m, batch, past);
+    make_caches(m, past);
     return m;
 }
 
@@ -324,58 +324,44 @@ static float max_abs(const float *x, size_t n)
     return most;
 }
 
-/* x (batch, k) -> y (batch, n), with what the scheme does before and after. */
-static void ref_linear(const qb_cuda_linear *l, const host_linear *h, const float *x, size_t batch,
-                       float *y)
+/* x (k) -> y (n), with what the scheme does before and after. */
+static void ref_linear(const qb_cuda_linear *l, const host_linear *h, const float *x, float *y)
 {
-    float tensor = max_abs(x, batch * h->k) / 127;
     double *q = calloc(h->k, sizeof *q);
-    for (size_t b = 0; b < batch; b++) {
-        const float *row = x + b * h->k;
-        float s = l->input == QB_STAGE_TOKEN    ? max_abs(row, h->k) / 127
-                  : l->input == QB_STAGE_TENSOR ? tensor
-                  : l->input == QB_STAGE_STATIC ? h->in[0]
-                                                : 1;
-        for (size_t k = 0; k < h->k; k++)
-            q[k] = l->kind == QB_CUDA_LINEAR_S8
-                       ? qb__code_s8(row[k], l->input == QB_STAGE_CHANNEL ? h->in[k] : s)
-                       : to_bf16(h->x_scale ? row[k] * h->x_scale[k] : row[k]);
-        for (size_t n = 0; n < h->n; n++) {
-            double sum = 0;
-            for (size_t k = 0; k < h->k; k++) sum += q[k] * h->w[n * h->k + k];
-            float v = l->kind == QB_CUDA_LINEAR_S8   ? (float)sum * (s * h->scale[n])
-                      : l->kind == QB_CUDA_LINEAR_U4 ? (float)(sum * h->scale[n])
-                                                     : (float)sum;
-            y[b * h->n + n] = h->bias ? v + h->bias[n] : v;
-        }
+    float s = l->input == QB_STAGE_TOKEN || l->input == QB_STAGE_TENSOR ? max_abs(x, h->k) / 127
+              : l->input == QB_STAGE_STATIC                             ? h->in[0]
+                                                                        : 1;
+    for (size_t k = 0; k < h->k; k++)
+        q[k] = l->kind == QB_CUDA_LINEAR_S8
+                   ? qb__code_s8(x[k], l->input == QB_STAGE_CHANNEL ? h->in[k] : s)
+                   : to_bf16(h->x_scale ? x[k] * h->x_scale[k] : x[k]);
+    for (size_t n = 0; n < h->n; n++) {
+        double sum = 0;
+        for (size_t k = 0; k < h->k; k++) sum += q[k] * h->w[n * h->k + k];
+        float v = l->kind == QB_CUDA_LINEAR_S8   ? (float)sum * (s * h->scale[n])
+                  : l->kind == QB_CUDA_LINEAR_U4 ? (float)(sum * h->scale[n])
+                                                 : (float)sum;
+        y[n] = h->bias ? v + h->bias[n] : v;
     }
     free(q);
     for (int i = 0, from = 0; l->requant && i < l->segments.n; from = l->segments.end[i++]) {
-        float most = 0;
-        for (size_t b = 0; b < batch; b++)
-            most = fmaxf(most, max_abs(y + b * h->n + from, (size_t)(l->segments.end[i] - from)));
-        float s = l->requant == QB_CUDA_REQUANT_STATIC ? h->out[i] : most / 127;
-        for (size_t b = 0; b < batch; b++)
-            for (int n = from; n < l->segments.end[i]; n++) {
-                float *v = &y[b * h->n + (size_t)n];
-                *v = qb__code_s8(*v, s) * s;
-            }
+        float most = max_abs(y + from, (size_t)(l->segments.end[i] - from));
+        float scale = l->requant == QB_CUDA_REQUANT_STATIC ? h->out[i] : most / 127;
+        for (int n = from; n < l->segments.end[i]; n++) y[n] = qb__code_s8(y[n], scale) * scale;
     }
 }
 
-static void ref_norm(const model *m, size_t which, const float *x, size_t batch, float *y)
+static void ref_norm(const model *m, size_t which, const float *x, float *y)
 {
     const size_t d = m->s.d;
-    for (size_t b = 0; b < batch; b++, x += d, y += d) {
-        double mean = 0, squares = 0;
-        for (size_t i = 0; i < d && m->s.norm == QB_NORM_LAYERNORM; i++) mean += x[i] / (double)d;
-        for (size_t i = 0; i < d; i++) squares += (x[i] - mean) * (x[i] - mean);
-        double inverse = 1 / sqrt(squares / (double)d + 1e-5);
-        for (size_t i = 0; i < d; i++)
-            y[i] = (float)((x[i] - mean) * inverse *
-                               m->gain[which][m->s.norm == QB_NORM_RMSNORM_SINGLE ? 0 : i] +
-                           (m->shift[which] ? m->shift[which][i] : 0));
-    }
+    double mean = 0, squares = 0;
+    for (size_t i = 0; i < d && m->s.norm == QB_NORM_LAYERNORM; i++) mean += x[i] / (double)d;
+    for (size_t i = 0; i < d; i++) squares += (x[i] - mean) * (x[i] - mean);
+    double inverse = 1 / sqrt(squares / (double)d + 1e-5);
+    for (size_t i = 0; i < d; i++)
+        y[i] = (float)((x[i] - mean) * inverse *
+                           m->gain[which][m->s.norm == QB_NORM_RMSNORM_SINGLE ? 0 : i] +
+                       (m->shift[which] ? m->shift[which][i] : 0));
 }
 
 static void ref_rope(const model *m, float *x, size_t n_heads, size_t position)
@@ -390,12 +376,12 @@ static void ref_rope(const model *m, float *x, size_t n_heads, size_t position)
 }
 
 /* out (head_dim) of one head; keys 0 to position are in the cache. */
-static void ref_head(const model *m, size_t layer, size_t b, size_t head, size_t position,
-                     const float *q, float *out)
+static void ref_head(const model *m, size_t layer, size_t head, size_t position, const float *q,
+                     float *out)
 {
     const shape *s = &m->s;
     const size_t kv = s->kv_heads * s->head_dim, n = position + 1;
-    const size_t at = b * CONTEXT * kv + head / (s->heads / s->kv_heads) * s->head_dim;
+    const size_t at = head / (s->heads / s->kv_heads) * s->head_dim;
     double p[CONTEXT], most = s->softmax == QB_SOFTMAX1 ? 0 : -INFINITY, total = 0;
     for (size_t j = 0; j < n; j++) {
         p[j] = 0;
@@ -417,66 +403,58 @@ static void ref_head(const model *m, size_t layer, size_t b, size_t head, size_t
     }
 }
 
-static void ref_attention(model *m, size_t layer, float *qkv, size_t batch, size_t position,
-                          float *out)
+static void ref_attention(model *m, size_t layer, float *qkv, size_t position, float *out)
 {
     const shape *s = &m->s;
     const size_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
-    for (size_t b = 0; b < batch; b++, qkv += q + 2 * kv) {
-        if (s->rope) ref_rope(m, qkv, s->heads + s->kv_heads, position);
-        for (size_t i = 0; i < kv; i++) {
-            size_t at = (b * CONTEXT + position) * kv + i;
-            m->k_cache[layer][at] = qb_bf16_from_f32(qkv[q + i]);
-            m->v_cache[layer][at] = qb_bf16_from_f32(qkv[q + kv + i]);
-        }
-        for (size_t h = 0; h < s->heads; h++)
-            ref_head(m, layer, b, h, position, qkv + h * s->head_dim,
-                     out + b * q + h * s->head_dim);
+    if (s->rope) ref_rope(m, qkv, s->heads + s->kv_heads, position);
+    for (size_t i = 0; i < kv; i++) {
+        m->k_cache[layer][position * kv + i] = qb_bf16_from_f32(qkv[q + i]);
+        m->v_cache[layer][position * kv + i] = qb_bf16_from_f32(qkv[q + kv + i]);
+    }
+    for (size_t h = 0; h < s->heads; h++)
+        ref_head(m, layer, h, position, qkv + h * s->head_dim, out + h * s->head_dim);
+}
+
+static void ref_act(const model *m, const float *up, float *out)
+{
+    const size_t ff = m->s.ff;
+    for (size_t i = 0; i < ff; i++) {
+        double v = up[i];
+        if (m->s.act == QB_ACT_SWIGLU)
+            v *= up[ff + i] / (1 + exp(-(double)up[ff + i]));
+        else if (m->s.act == QB_ACT_RELU)
+            v = fmax(v, 0);
+        else
+            v = 0.5 * v * (1 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+        out[i] = (float)v;
     }
 }
 
-static void ref_act(const model *m, const float *up, size_t batch, float *out)
-{
-    const size_t ff = m->s.ff;
-    for (size_t b = 0; b < batch; b++)
-        for (size_t i = 0; i < ff; i++) {
-            const float *row = up + b * ff * (m->s.act == QB_ACT_SWIGLU ? 2 : 1);
-            double v = row[i];
-            if (m->s.act == QB_ACT_SWIGLU)
-                v *= row[ff + i] / (1 + exp(-(double)row[ff + i]));
-            else if (m->s.act == QB_ACT_RELU)
-                v = fmax(v, 0);
-            else
-                v = 0.5 * v * (1 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
-            out[b * ff + i] = (float)v;
-        }
-}
-
-static void ref_step(model *m, const int32_t *tokens, size_t batch, size_t position, float *hidden,
-                     float *logits)
+static void ref_step(model *m, int32_t token, size_t position, float *hidden, float *logits)
 {
     const shape *s = &m->s;
     const size_t d = s->d, q = s->heads * s->head_dim, stride = m->dev.table_stride;
     const size_t widest = 2 * s->ff + q + 2 * s->kv_heads * s->head_dim + d;
-    float *x = calloc(batch * d, 4), *y = calloc(batch * widest, 4), *z = calloc(batch * widest, 4);
-    for (size_t i = 0; i < batch * d; i++)
-        x[i] = qb_f32_from_bf16(m->tok_embd[(size_t)tokens[i / d] * stride + i % d]) +
-               (s->rope ? 0 : qb_f32_from_bf16(m->pos_embd[position * stride + i % d]));
+    float *x = calloc(d, 4), *y = calloc(widest, 4), *z = calloc(widest, 4);
+    for (size_t i = 0; i < d; i++)
+        x[i] = qb_f32_from_bf16(m->tok_embd[(size_t)token * stride + i]) +
+               (s->rope ? 0 : qb_f32_from_bf16(m->pos_embd[position * stride + i]));
     for (size_t l = 0; l < s->layers; l++) {
         const qb_cuda_decode_layer *dev = &m->layers_dev[l];
-        ref_norm(m, 2 * l, x, batch, y);
-        ref_linear(&dev->qkv, &m->linear[l][0], y, batch, z);
-        ref_attention(m, l, z, batch, position, y);
-        ref_linear(&dev->o, &m->linear[l][1], y, batch, z);
-        for (size_t i = 0; i < batch * d; i++) x[i] += z[i];
-        ref_norm(m, 2 * l + 1, x, batch, y);
-        ref_linear(&dev->up, &m->linear[l][2], y, batch, z);
-        ref_act(m, z, batch, y);
-        ref_linear(&dev->down, &m->linear[l][3], y, batch, z);
-        for (size_t i = 0; i < batch * d; i++) x[i] += z[i];
+        ref_norm(m, 2 * l, x, y);
+        ref_linear(&dev->qkv, &m->linear[l][0], y, z);
+        ref_attention(m, l, z, position, y);
+        ref_linear(&dev->o, &m->linear[l][1], y, z);
+        for (size_t i = 0; i < d; i++) x[i] += z[i];
+        ref_norm(m, 2 * l + 1, x, y);
+        ref_linear(&dev->up, &m->linear[l][2], y, z);
+        ref_act(m, z, y);
+        ref_linear(&dev->down, &m->linear[l][3], y, z);
+        for (size_t i = 0; i < d; i++) x[i] += z[i];
     }
-    ref_norm(m, 2 * s->layers, x, batch, hidden);
-    ref_linear(&m->dev.head, &m->head, hidden, batch, logits);
+    ref_norm(m, 2 * s->layers, x, hidden);
+    ref_linear(&m->dev.head, &m->head, hidden, logits);
     free(x), free(y), free(z);
 }
 
@@ -508,31 +486,27 @@ static void count_row(tally *t, const float *got, const float *want, size_t n)
     if (!(error <= t->worst) && t->worst == t->worst) t->worst = error; /* keeps a NaN */
 }
 
-static void run_step(model *m, const qb_cuda_decode_row *row, qb_cuda_decode *decode, size_t batch,
+static void run_step(model *m, const qb_cuda_decode_row *row, qb_cuda_decode *decode,
                      size_t position, tally *t)
 {
-    const size_t d = m->s.d, vocab = m->s.vocab, stride = vocab + 3;
-    const size_t bytes = batch * stride * sizeof(float), hidden_bytes = batch * d * sizeof(float);
-    float *want_hidden = calloc(batch, d * 4), *want = calloc(batch, vocab * 4);
+    const size_t d = m->s.d, vocab = m->s.vocab;
+    const size_t bytes = (vocab + 3) * sizeof(float), hidden_bytes = d * sizeof(float);
+    float *want_hidden = calloc(d, 4), *want = calloc(vocab, 4);
     float *hidden = malloc(hidden_bytes), *logits = malloc(bytes), *again = malloc(bytes);
-    int32_t tokens[QB_CUDA_DECODE_MAX_BATCH] = {0}, at = (int32_t)position;
-    for (size_t b = 0; b < batch; b++) tokens[b] = (int32_t)((31 * b + 7 * position + 5) % vocab);
-    void *tokens_dev = qb_gpu_upload(tokens, sizeof tokens), *at_dev = qb_gpu_upload(&at, 4);
+    int32_t token = (int32_t)((7 * position + 5) % vocab), at = (int32_t)position;
+    void *token_dev = qb_gpu_upload(&token, 4), *at_dev = qb_gpu_upload(&at, 4);
     float *hidden_dev = qb_gpu_poison(hidden_bytes), *logits_dev = qb_gpu_poison(bytes);
     for (int turn = 0; turn < 2; turn++) {
-        QB_CHECK_OK(
-            row->step(decode, batch, tokens_dev, at_dev, hidden_dev, logits_dev, stride, NULL));
+        QB_CHECK_OK(row->step(decode, token_dev, at_dev, hidden_dev, logits_dev, NULL));
         qb_gpu_fetch(turn ? again : logits, logits_dev, bytes);
     }
     t->repeats = t->repeats && !memcmp(logits, again, bytes);
     qb_gpu_fetch(hidden, hidden_dev, hidden_bytes);
-    ref_step(m, tokens, batch, position, want_hidden, want);
-    for (size_t b = 0; b < batch; b++) {
-        count_row(t, hidden + b * d, want_hidden + b * d, d);
-        count_row(t, logits + b * stride, want + b * vocab, vocab);
-        assert_true(qb_gpu_is_poison(logits + b * stride + vocab, 3 * sizeof *logits));
-    }
-    qb_gpu_free(tokens_dev), qb_gpu_free(at_dev), qb_gpu_free(hidden_dev), qb_gpu_free(logits_dev);
+    ref_step(m, token, position, want_hidden, want);
+    count_row(t, hidden, want_hidden, d);
+    count_row(t, logits, want, vocab);
+    assert_true(qb_gpu_is_poison(logits + vocab, 3 * sizeof *logits));
+    qb_gpu_free(token_dev), qb_gpu_free(at_dev), qb_gpu_free(hidden_dev), qb_gpu_free(logits_dev);
     free(want_hidden), free(want), free(hidden), free(logits), free(again);
 }
 
@@ -543,38 +517,40 @@ static const double noise_of[N_SCHEMES] = {0.02, 0.1, 0.1, 0.2, 0.3, 0.4, 0.02, 
 static int n_wrong; /* cases beyond their bound, so that one run shows all */
 static size_t n_rows[N_SCHEMES], n_tight[N_SCHEMES];
 
-static void check(const shape *s, scheme_kind scheme, size_t batch, size_t past)
+static void check(const shape *s, scheme_kind scheme, size_t past)
 {
-    enum { STEPS = 3 };
+    enum { STEPS = 6 };
     for (const qb_cuda_decode_row *row = qb_cuda_decode_kernels; row->info.name; row++) {
-        if (qb_kernel_refusal(&row->info) || batch > row->max_batch) continue;
-        model *m = make_model(s, scheme, batch, past);
+        if (qb_kernel_refusal(&row->info)) continue;
+        model *m = make_model(s, scheme, past);
         const char *why = row->refuse(&m->dev);
         if (why) fail_msg("%s refuses: %s", row->info.name, why);
         qb_cuda_decode *decode = NULL;
         QB_CHECK_OK(row->create(&m->dev, &decode));
         tally t = {.repeats = true};
-        for (size_t i = 0; i < STEPS; i++) run_step(m, row, decode, batch, past + i, &t);
+        for (size_t i = 0; i < STEPS; i++) run_step(m, row, decode, past + i, &t);
         row->destroy(decode);
         const bool right = t.worst <= noise_of[scheme] && t.repeats;
         n_wrong += !right;
         n_rows[scheme] += t.rows, n_tight[scheme] += t.tight;
-        printf("%s d %zu ff %zu %s batch %zu past %zu: error %.2g, %zu of %zu rows tight%s%s\n",
-               row->info.name, s->d, s->ff, scheme_names[scheme], batch, past, t.worst, t.tight,
-               t.rows, t.repeats ? "" : ", does not repeat", right ? "" : " WRONG");
+        printf("%s d %zu ff %zu %s past %zu: error %.2g, %zu of %zu rows tight%s%s\n",
+               row->info.name, s->d, s->ff, scheme_names[scheme], past, t.worst, t.tight, t.rows,
+               t.repeats ? "" : ", does not repeat", right ? "" : " WRONG");
         free_model(m);
     }
 }
 
-/* After the cases of one test. A scale over the whole batch spreads one row's code to all; 4-bit
- * weights have larger float sums beside their results, which cross more borders of bf16. */
+/* After the cases of one test. 4-bit weights have larger float sums beside their results, which
+ * cross more borders of bf16; what was written to the cache then moves the steps that follow. One
+ * row is free, for tests of few. */
 static void check_tallies(void)
 {
     for (int i = 0; i < N_SCHEMES; i++) {
-        const double least = i >= U4 ? 0.3 : i == COARSE ? 0.75 : 0.9;
+        const double of_u4 = qb_test_is_small() ? 0.1 : 0.3;
+        const double least = i >= U4 ? of_u4 : i == COARSE ? 0.75 : 0.9;
         if (n_rows[i])
             printf("%s: %zu of %zu rows tight\n", scheme_names[i], n_tight[i], n_rows[i]);
-        if ((double)n_tight[i] < least * (double)n_rows[i]) n_wrong++;
+        if ((double)n_tight[i] + 1 < least * (double)n_rows[i]) n_wrong++;
         n_rows[i] = n_tight[i] = 0;
     }
     const int wrong = n_wrong;
@@ -597,12 +573,10 @@ static const shape relu = {
 
 static void check_all(const shape *s)
 {
-    static const size_t batches[] = {1, 2, 7, 8, 9, 16};
+    static const size_t pasts[] = {0, 1, 37, 63, 130, 190};
     for (int scheme = 0; scheme < N_SCHEMES; scheme++)
-        for (size_t i = 0; i < QB_COUNT(batches); i++) {
-            if (qb_test_is_small() && batches[i] != 1 && batches[i] != 9) continue;
-            check(s, scheme, batches[i], i % 3 == 0 ? 0 : i % 3 == 1 ? 37 : 190);
-        }
+        for (size_t i = 0; i < QB_COUNT(pasts); i++)
+            if (!qb_test_is_small() || i == 2) check(s, scheme, pasts[i]);
 }
 
 static void models_like_gpt2(void **state)
@@ -638,18 +612,31 @@ static void relu_attention_and_many_tiles(void **state)
     check_tallies();
 }
 
-/* Staged rows of 16 sequences that do not fit into shared memory at once. */
-static void wide_layers_run_in_passes(void **state)
+/* Blocks of a cluster share out the inputs of down. */
+static void wide_layers(void **state)
 {
     (void)state;
     QB_NEEDS_GPU();
     static const scheme_kind all[] = {BF16, FINE, MODERATE, U4, U4_GROUP};
     shape wide = gpt2;
     wide.d = 72, wide.ff = 8000, wide.layers = 1;
-    for (size_t i = 0; i < QB_COUNT(all); i++) {
-        check(&wide, all[i], 16, 5);
-        check(&wide, all[i], 1, 5);
-    }
+    for (size_t i = 0; i < QB_COUNT(all); i++) check(&wide, all[i], 5);
+    wide.ff = 8192;
+    for (size_t i = 0; i < QB_COUNT(all); i++) check(&wide, all[i], 5);
+    check_tallies();
+}
+
+/* More blocks than multiprocessors in the head. */
+static void wide_heads(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    shape wide = gpt2;
+    wide.layers = 1, wide.vocab = qb_test_is_small() ? 70001 : 300001;
+    check(&wide, BF16, 5);
+    wide.own_head = true;
+    check(&wide, FINE, 5);
+    check(&wide, U4, 5);
     check_tallies();
 }
 
@@ -661,7 +648,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(models_like_llama),
         cmocka_unit_test(odd_widths_and_softmax1),
         cmocka_unit_test(relu_attention_and_many_tiles),
-        cmocka_unit_test(wide_layers_run_in_passes),
+        cmocka_unit_test(wide_layers),
+        cmocka_unit_test(wide_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

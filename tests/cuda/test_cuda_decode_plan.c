@@ -1,12 +1,10 @@
-/* tests/cuda/test_cuda_decode_plan.c - how the persistent decode kernel cuts its work and its
- * shared memory: host arithmetic, tested without a GPU. */
+/* tests/cuda/test_cuda_decode_plan.c - how the decode chain cuts its work and its shared memory:
+ * host arithmetic, tested without a GPU. */
 #include "support.h"
 
 #include "kernels/cuda/decode_chain.h"
 
 #include <string.h>
-
-static const qb__decode_limits h100 = {.n_blocks = 132, .smem_bytes = 227 << 10};
 
 static qb_cuda_linear make_linear(qb_cuda_linear_kind kind, size_t n, size_t k, size_t group)
 {
@@ -24,8 +22,7 @@ typedef struct model {
     qb_cuda_decode_model m;
 } model;
 
-static void make_model(model *x, qb_cuda_linear_kind kind, size_t d, size_t ff, size_t group,
-                       size_t batch)
+static void make_model(model *x, qb_cuda_linear_kind kind, size_t d, size_t ff, size_t group)
 {
     memset(x, 0, sizeof *x);
     x->layer.qkv = make_linear(kind, 3 * d, d, group);
@@ -33,86 +30,111 @@ static void make_model(model *x, qb_cuda_linear_kind kind, size_t d, size_t ff, 
     x->layer.up = make_linear(kind, ff, d, group);
     x->layer.down = make_linear(kind, d, ff, group);
     x->m = (qb_cuda_decode_model){.n_layers = 1, .d_model = d, .d_ff = ff, .vocab = 50304};
-    x->m.n_heads = x->m.n_kv_heads = d / 64, x->m.head_dim = 64, x->m.max_batch = batch;
+    x->m.n_heads = x->m.n_kv_heads = d / 64, x->m.head_dim = 64;
     x->m.layers = &x->layer;
     x->m.head = make_linear(QB_CUDA_LINEAR_FLOAT, 50304, d, 0);
 }
 
-static void check_linear(const qb__decode_linear *l, const qb__decode_params *p, uint32_t batch)
+enum { SMEM_BYTES = 227 << 10 }; /* of a block of compute capability 9.0 */
+
+/* The chunks cover what is streamed; blocks cover the tiles; the parts of shared memory follow each
+ * other without overlap. */
+static void check_cut(const qb__chain_product *p, uint32_t n_sms)
 {
+    const qb__chain_linear *l = &p->l;
     const bool u4 = l->kind == QB_CUDA_LINEAR_U4;
     const uint32_t streamed = u4 ? l->tile_bytes : l->x_bytes;
     assert_true((l->n_chunks - 1) * l->chunk_bytes < streamed);
     assert_true(l->n_chunks * l->chunk_bytes >= streamed);
     assert_true(l->chunk_bytes % (u4 ? 512 : 64) == 0);
-    assert_true(u4 || 16 * p->row_pitch <= p->stage_bytes);
-    assert_true(l->chunk_bytes <= (u4 ? p->stage_bytes : p->row_pitch));
     assert_true(l->n_tiles * 16 >= l->n && l->n_tiles * 16 < l->n + 16);
-    assert_true(l->rotate < p->n_blocks);
-    /* a pass of all staged rows is at least one chunk */
-    assert_true(batch * (l->x_chunk + 64) <= p->x_space);
+    assert_true((u4 ? l->chunk_bytes : 15 * p->pitch + l->chunk_bytes) <= p->slot_bytes);
+    assert_true(p->n_blocks % p->n_ranks == 0);
+    const uint32_t units = l->n_tiles >> l->paired, blocks = p->n_blocks / p->n_ranks;
+    const uint32_t most = ((units + blocks - 1) / blocks) << l->paired;
+    assert_true(blocks <= units && (blocks <= n_sms || (blocks - 1) * 128 < l->n_tiles));
+    assert_int_equal(p->n_ranks * p->rank_chunks, l->n_chunks);
+    if (p->n_ranks > 1)
+        assert_true((most + p->n_ranks - 1) / p->n_ranks * 16 <= QB__CHAIN_OWN_ROWS);
+    const uint32_t x_bytes = p->n_ranks == 1 ? l->x_bytes : p->rank_chunks * l->x_chunk;
+    assert_true(p->sums_off >= QB__CHAIN_HEADER_BYTES + x_bytes);
+    assert_true(p->ranks_off >= p->sums_off + most * 16 * QB__CHAIN_WARPS * 4);
+    assert_true(p->n_ranks == 1 ||
+                p->ring_off >= p->ranks_off + p->n_ranks * QB__CHAIN_OWN_ROWS * 4);
+    assert_true(p->ring_off >= p->ranks_off && p->ring_off % 128 == 0);
+    assert_true(p->n_slots >= 1 && p->n_slots <= QB__CHAIN_MAX_SLOTS);
+    assert_int_equal(p->smem_bytes, p->ring_off + p->n_slots * p->slot_bytes);
+    assert_true(p->smem_bytes <= SMEM_BYTES);
+}
+
+static void check_model(const model *x, uint32_t n_sms)
+{
+    const qb_cuda_linear *all[] = {&x->layer.qkv, &x->layer.o, &x->layer.up, &x->layer.down,
+                                   &x->m.head};
+    uint32_t maxima = 0, max = 0;
+    assert_null(qb__chain_refuse(&x->m));
+    for (size_t j = 0; j < QB_COUNT(all); j++)
+        for (int down = 0; down < 2; down++) { /* as what stands before it is done with or not */
+            qb__chain_product p = {.plain = 1, .source = QB__CHAIN_NORM, .in_max = &max};
+            if (down) p.source = QB__CHAIN_ACT;
+            qb__chain_flatten(all[j], &maxima, &p.l);
+            qb__chain_cut(&p, n_sms);
+            check_cut(&p, n_sms);
+        }
+    assert_int_equal(maxima, 2 * QB_COUNT(all) * QB__CHAIN_MAXIMA);
 }
 
 static void every_shape_fits(void **state)
 {
     (void)state;
-    static const size_t shapes[][2] = {{48, 80}, {768, 3072}, {2048, 8192}, {576, 1536}};
+    static const size_t shapes[][2] = {
+        {64, 80}, {768, 3072}, {2048, 8192}, {576, 1536}, {8192, 8192}};
+    static const uint32_t sms[] = {132, 114, 66, 16, 2};
     for (size_t s = 0; s < QB_COUNT(shapes); s++)
         for (int kind = 0; kind < 3; kind++)
-            for (uint32_t batch = 1; batch <= 16; batch++) {
+            for (size_t i = 0; i < QB_COUNT(sms); i++) {
                 model x;
-                make_model(&x, (qb_cuda_linear_kind)kind, shapes[s][0], shapes[s][1], 0, batch);
-                x.m.n_heads = x.m.n_kv_heads = 2;
-                assert_null(qb__decode_refuse(&x.m));
-                qb__decode_layer layers[2] = {0};
-                uint32_t slots = 0, rotate = 0;
-                const qb_cuda_linear *all[] = {&x.layer.qkv, &x.layer.o, &x.layer.up,
-                                               &x.layer.down};
-                for (int j = 0; j < 4; j++)
-                    qb__decode_flatten(all[j], &h100, &slots, &rotate, &layers[0].linear[j]);
-                qb__decode_flatten(&x.m.head, &h100, &slots, &rotate, &layers[1].linear[0]);
-                qb__decode_params p = {.n_layers = 1, .d_model = (uint32_t)shapes[s][0]};
-                p.n_heads = p.n_kv_heads = 2, p.head_dim = 64;
-                QB_CHECK_OK(qb__decode_plan(&p, layers, &h100, batch));
-                assert_true(p.n_stages >= 7 && p.n_stages <= QB__DECODE_MAX_STAGES);
-                assert_true(p.smem_bytes <= h100.smem_bytes);
-                assert_true(p.ring_off % 128 == 0 && p.x_off % 128 == 0);
-                assert_true(p.x_off >= p.x_row_off + 4 * p.d_model);
-                assert_int_equal(slots, 5 * QB__DECODE_SLOTS);
-                for (int j = 0; j < 4; j++) check_linear(&layers[0].linear[j], &p, batch);
-                check_linear(&layers[1].linear[0], &p, batch);
+                make_model(&x, (qb_cuda_linear_kind)kind, shapes[s][0], shapes[s][1], 0);
+                check_model(&x, sms[i]);
+                x.m.vocab = x.m.head.n = 1000003;
+                x.m.head.segments.end[0] = 1000003;
+                check_model(&x, sms[i]);
             }
 }
 
-/* What does not fit is refused before anything is made, so that another kernel takes it. */
-static void too_wide_a_model_is_refused(void **state)
+static void heads_are_split_among_all_multiprocessors(void **state)
 {
     (void)state;
-    model x;
-    make_model(&x, QB_CUDA_LINEAR_U4, 8192, 8192, 0, 16);
-    assert_non_null(qb__decode_refuse(&x.m));
-    make_model(&x, QB_CUDA_LINEAR_U4, 8192, 8192, 0, 1);
-    assert_null(qb__decode_refuse(&x.m));
-    make_model(&x, QB_CUDA_LINEAR_S8, 768, 8256, 0, 1);
-    assert_non_null(qb__decode_refuse(&x.m));
-    make_model(&x, QB_CUDA_LINEAR_S8, 768, 3072, 0, 17);
-    assert_non_null(qb__decode_refuse(&x.m));
-    make_model(&x, QB_CUDA_LINEAR_FLOAT, 768, 3072, 0, 1);
-    x.layer.up.type = QB_CUDA_F32;
-    assert_non_null(qb__decode_refuse(&x.m));
+    static const struct {
+        uint32_t heads, n_sms, splits;
+    } cases[] = {{12, 132, 8}, {16, 132, 8}, {17, 132, 4}, {64, 132, 2}, {200, 132, 1}};
+    for (size_t i = 0; i < QB_COUNT(cases); i++) {
+        qb__chain_attention a = {.n_heads = cases[i].heads, .n_kv_heads = 1, .head_dim = 72};
+        qb__chain_split(&a, cases[i].n_sms);
+        assert_int_equal(a.n_splits, cases[i].splits);
+        assert_int_equal(a.repeat, cases[i].heads);
+        assert_int_equal(1u << a.lanes_shift, 16); /* 9 of them have 8 channels each */
+    }
 }
 
-static void the_chain_takes_one_sequence(void **state)
+/* What the chain refuses goes by single kernels. */
+static void other_models_are_refused(void **state)
 {
     (void)state;
     model x;
-    make_model(&x, QB_CUDA_LINEAR_S8, 768, 3072, 0, 1);
+    make_model(&x, QB_CUDA_LINEAR_S8, 768, 8192, 0);
     assert_null(qb__chain_refuse(&x.m));
-    x.m.vocab = (1 << 18) + 1;
+    make_model(&x, QB_CUDA_LINEAR_S8, 768, 8256, 0);
     assert_non_null(qb__chain_refuse(&x.m));
-    make_model(&x, QB_CUDA_LINEAR_S8, 768, 3072, 0, 2);
+    make_model(&x, QB_CUDA_LINEAR_FLOAT, 768, 3072, 0);
+    x.layer.up.type = QB_CUDA_F32;
     assert_non_null(qb__chain_refuse(&x.m));
-    make_model(&x, QB_CUDA_LINEAR_S8, 768, 8256, 0, 1);
+    make_model(&x, QB_CUDA_LINEAR_U4, 768, 3072, 32);
+    assert_non_null(qb__chain_refuse(&x.m));
+    make_model(&x, QB_CUDA_LINEAR_U4, 768, 3072, 64);
+    x.m.head_dim = 36;
+    assert_non_null(qb__chain_refuse(&x.m));
+    x.m.head_dim = 64, x.m.softmax = QB_SOFTMAX_CLIPPED;
     assert_non_null(qb__chain_refuse(&x.m));
 }
 
@@ -120,8 +142,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_shape_fits),
-        cmocka_unit_test(too_wide_a_model_is_refused),
-        cmocka_unit_test(the_chain_takes_one_sequence),
+        cmocka_unit_test(heads_are_split_among_all_multiprocessors),
+        cmocka_unit_test(other_models_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 #include "tiny_model.h"
 
 #include "infer/engine.h"
+#include "kernels/cuda/decode.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -192,15 +193,16 @@ static void decode_continues_prefill(void **state)
     } cases[] = {{"full-f32", false, 1e-5},   {"full", false, 3e-2},
                  {"fine", false, 5e-2},       {"fine", true, 3e-2},
                  {"zeropoint4", false, 3e-2}, {"zeropoint4-in", false, 3e-2}};
-    for (int kind = 0; kind < 8; kind++) {
+    for (int kind = 0; kind < 10; kind++) {
         qb_config config = qb_test_tiny_config(kind & 1 ? "llama" : "gpt2");
-        if (kind & 4) { /* what the persistent kernel refuses, or the engine for it */
+        if (kind & 4) { /* what the decode chain refuses, or the engine for it */
             config.softmax = kind & 1 ? QB_SOFTMAX_SINK : QB_SOFTMAX_CLIPPED;
             config.softmax_zeta = 1.2;
             config.attn_gate = kind & 2;
             config.free_prefix = 5; /* inside the prompt */
         }
-        if (kind & 2) { /* a head size that the persistent kernel takes */
+        if (kind & 8) config.d_ff = 8256; /* more input channels than it takes */
+        if (kind & (2 | 8)) {             /* a head size that the decode chain takes */
             config.head_dim = 16;
             config.d_model = config.n_heads * config.head_dim;
         }
@@ -210,6 +212,31 @@ static void decode_continues_prefill(void **state)
                 double gap = decode_gap(&r, cases[i].scheme, cases[i].fake, batch);
                 if (!(gap < cases[i].bound)) fail_msg("%s: %g", cases[i].scheme, gap);
             }
+        rig_destroy(&r);
+    }
+}
+
+/* A step of one sequence goes by the decode chain; where it refuses the model, by single kernels.
+ */
+static void the_chain_takes_common_models(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    static const char *const names[] = {"full", "fine", "coarse", "zeropoint4"};
+    if (qb_kernel_refusal(&qb_cuda_decode_kernels[0].info)) skip();
+    for (int wide = 0; wide < 2; wide++) {
+        qb_config config = qb_test_tiny_config("gpt2");
+        config.head_dim = 16, config.d_model = config.n_heads * config.head_dim;
+        if (wide) config.d_ff = 8256;
+        rig r = rig_create(&config);
+        for (size_t i = 0; i < QB_COUNT(names); i++) {
+            qb_engine_options options = {
+                .scheme = qb_scheme_find(names[i]), .cache_batch = 2, .cache_context = TOKENS};
+            qb_engine *e;
+            QB_CHECK_OK(qb_engine_create(r.gpu, &options, &e));
+            assert_int_equal(strstr(qb_engine_kernels(e), "decode/chain") == NULL, wide);
+            qb_engine_destroy(e);
+        }
         rig_destroy(&r);
     }
 }
@@ -372,6 +399,7 @@ int main(void)
         cmocka_unit_test(full_precision_equals_plain_forward),
         cmocka_unit_test(schemes_equal_the_cpu),
         cmocka_unit_test(decode_continues_prefill),
+        cmocka_unit_test(the_chain_takes_common_models),
         cmocka_unit_test(whole_prompts_fill_the_cache),
         cmocka_unit_test(last_rows_equal_those_of_all),
         cmocka_unit_test(comparisons_equal_the_logits),
