@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make demo: what training did to two models, on one screen.
 
-    tools/demo.py [--qbench build/qbench] [VANILLA OURS] [-- more flags of qbench run]
+    tools/demo.py [--qbench build/qbench] [--no-speed] [VANILLA OURS] [-- more flags for quality]
 
 Runs `qbench --scheme all` on a pair of models that were trained alike but for softmax-1 and
 OrthoAdam (default: those in share/models), over the built-in text, and prints what Table 3 of
@@ -17,7 +17,8 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import pair_report as report  # noqa: E402
 
-FLAGS = ["--scheme", "all", "--no-fake", "--speed-context", "256", "--json", "-"]
+QUALITY = ["--scheme", "all", "--no-fake", "--no-speed"]
+SPEED = ["--scheme", "all", "--no-quality", "--speed-context", "256"]  # of one: the shapes are equal
 
 
 def say(text):
@@ -66,12 +67,13 @@ def introduce(pair):
 
 
 def measure(program, models, flags):
-    command = [called(program), *FLAGS, *flags, *map(called, models)]
+    """[{scheme: R}], one a model."""
+    command = [called(program), *flags, *map(called, models)]
     say(" ".join(command))
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    done = subprocess.run([*command, "--json", "-"], stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(done.returncode)
-    return json.loads(done.stdout)
+    return report.split_models(json.loads(done.stdout))
 
 
 # ---- the screen ----
@@ -127,6 +129,7 @@ def speed_rows(schemes):
 def main():
     parser = argparse.ArgumentParser(description="compares the shipped pair of models")
     parser.add_argument("--qbench", type=pathlib.Path, default=report.ROOT / "build" / "qbench")
+    parser.add_argument("--no-speed", action="store_true", help="measure quality only")
     parser.add_argument("models", nargs="*", type=pathlib.Path, metavar="VANILLA OURS")
     words, flags = sys.argv[1:], []
     if "--" in words:
@@ -139,19 +142,23 @@ def main():
     start = time.monotonic()
     models = [inspect(args.qbench, path) for path in paths]
     introduce(models)
-    results = measure(args.qbench, paths, flags)
-    pair = report.split_models(results)
+    pair = measure(args.qbench, paths, [*QUALITY, *flags])
     one = report.first(pair[0])
     others = [n for n in pair[0] if n not in report.TABLE3 and n != "full"]
     print(f"\nPerplexity of the {one['text']['name']} text ({one['protocol']['scored_tokens']:,} tokens), "
           "and what each scheme adds to it\n")
     print_table(quality_rows(pair, models, report.TABLE3), 2)
+    if all(kurtosis_of(m)[0] for m in models):
+        print("Kurtosis: of first tokens and of all others over channels, as training recorded it at its "
+              "end\non held-out text; 3 for a Gaussian, large where few channels hold outliers.\n")
     if others:
         print_table(quality_rows(pair, models, others), 2)
-    if one["speed"]["context"]:
+    if not args.no_speed:
+        (ours,) = measure(args.qbench, paths[1:], SPEED)
+        one = report.first(ours)
         print(f"Speed of ours ({one['environment']['device']}; prefill of {one['speed']['context']} "
-              f"tokens, decode after as many; × full precision)\n")
-        print_table(speed_rows(pair[1]))
+              "tokens, decode after as many; × full precision)\n")
+        print_table(speed_rows(ours))
     print(report.conclusion(pair))
     say(f"{time.monotonic() - start:.0f} s. One model, every detail: {called(args.qbench)} --scheme all "
         f"{called(paths[1])}")

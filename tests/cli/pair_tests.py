@@ -74,9 +74,8 @@ def test_pair_from_texts_to_card(folder):
     script("tools/model_card.py", "--check", out)
     card = (out / "README.md").read_text()
     assert "None" not in card and "fiction 60 %, news 40 %" in card and "CC BY-NC 4.0" in card, card
-    check_demo(script("tools/demo.py", "--qbench", support.QBENCH,
-                      *(out / report.file_of(w) for w in report.PAIR), "--", "--max-tokens", "300",
-                      "--no-speed"))
+    check_demo(script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed",
+                      *(out / report.file_of(w) for w in report.PAIR), "--", "--max-tokens", "300"))
     results = out / "results-valid.json"
     changed = json.loads(results.read_text())
     changed["results"][1]["quality"]["penalty"] += 1
@@ -182,5 +181,5 @@ def test_shipped_models_measure_as_recorded(folder):
 
 def test_shipped_pair_in_the_demo(_):
     shipped()
-    done = script("tools/demo.py", "--qbench", support.QBENCH, "--", "--max-tokens", "2056", "--no-speed")
+    done = script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed", "--", "--max-tokens", "2056")
     assert check_demo(done) < 60 and re.search(r"coarse costs .* less; ", done.stdout), done.stdout
