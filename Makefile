@@ -1,7 +1,7 @@
 # The commands of a checkout. Each does its own set-up; CMake does the building (CMakePresets.json).
 #
 #   make              build/qbench, with the CUDA engine where nvcc is found
-#   make demo         the main job on a real model, under a minute
+#   make demo         the main job on the pair of models in share/models, under a minute
 #   make test         every test; the last line is `N passed, N failed, N skipped`
 #   make test-cuda    the GPU suite, where there is a GPU; SANITIZE=1: under compute-sanitizer too
 #
@@ -27,7 +27,7 @@ all:
 	cmake --build $(BUILD) --parallel $(JOBS)
 
 demo: all
-	tools/demo.sh
+	tools/demo.py --qbench $(BUILD)/qbench
 
 test:
 	@tools/setup.sh test

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Writes the measured tables of README.md from results/, between their two marker lines, so that no
+"""Writes the measured tables of README.md from results/ and share/models, between marker lines, so that no
 number is typed by hand. --check changes nothing and fails where README.md differs. Standard library."""
 import json
 import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "bench/peers"))
+sys.path[:0] = [str(ROOT / "bench/peers"), str(ROOT / "tools")]
 import gpu_table  # noqa: E402
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+import pair_report  # noqa: E402
 
 
 def number(x):
@@ -110,16 +110,40 @@ def gpu_gemm(results=ROOT / "results"):
     return lines + markdown(rows)
 
 
+def pair():
+    """The shipped models, as the paper's Table 3 has its own."""
+    schemes = pair_report.read_results(pair_report.SHIPPED / "results-valid.json")
+    models = json.loads((pair_report.SHIPPED / "record.json").read_text())["models"]
+    names = pair_report.TABLE3
+    rows = [["share/models", "kurtosis, first / other tokens", "full", *names]]
+    for which, own in zip(pair_report.PAIR, schemes):
+        seen = models[which]["training"]["evaluation"]
+        rows.append([f"{which} ({pair_report.trained_with(models[which]['training'])})",
+                     f"{seen['kurt_token_first']:.2f} / {seen['kurt_token_rest']:.2f}",
+                     pair_report.number(pair_report.full(own)),
+                     *(pair_report.signed(pair_report.penalty(own, name)) for name in names)])
+    rows.append(["vanilla / ours", "", "",
+                 *(pair_report.times(pair_report.penalty_ratio(schemes, name)) for name in names)])
+    return markdown(rows)
+
+
+def measured():
+    return quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm()
+
+
+def fill(text, name, lines):
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    head, rest = text.split(begin, 1)
+    return head + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
+
+
 def main():
     readme = ROOT / "README.md"
     text = readme.read_text()
-    head, rest = text.split(BEGIN + "\n", 1)
-    _, tail = rest.split(END, 1)
-    tables = quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm()
-    fresh = head + BEGIN + "\n" + "\n".join(tables) + "\n" + END + tail
+    fresh = fill(fill(text, "pair", pair()), "measured", measured())
     if "--check" in sys.argv[1:]:
         if fresh != text:
-            sys.exit("README.md: the measured tables differ from results/: run tools/readme_tables.py")
+            sys.exit("README.md: the measured tables differ from the records: run tools/readme_tables.py")
         print("1 passed, 0 failed, 0 skipped")
         return
     readme.write_text(fresh)
