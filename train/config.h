@@ -150,6 +150,8 @@ typedef enum {
         "work out a block's activations again in the backward pass, to save memory")               \
     X(deterministic, "deterministic", SWITCH, FIXED, 0, 0, "on", NULL, NULL,                       \
         "every sum in a fixed order: the same bits in every run")                                  \
+    X(graphs, "graphs", SWITCH, FREE, 0, 0, "on", NULL, NULL,                                      \
+        "a GPU repeats a step's launches as CUDA graphs; the same bits without")                   \
     /* how long */                                                                                 \
     X(steps, "steps", SIZE, FREE, 0, 1e12, "0", NULL, "N",                                         \
         "steps of the run and of its schedule; 0 = by tokens")                                     \
@@ -208,7 +210,7 @@ typedef struct qb_train_config {
     double minutes;
     size_t seed;
     unsigned precision; /* qb_train_precision */
-    bool recompute, deterministic;
+    bool recompute, deterministic, graphs;
     size_t threads;
     size_t log_every, eval_every, eval_windows, observe_windows, save_every, keep;
     bool outliers, tensorboard;

@@ -140,8 +140,9 @@ static qb_status begin(qb_train_device *d, bool gradients)
     return QB_OK;
 }
 
-static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch)
+static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch, bool learn)
 {
+    (void)learn;
     size_t window = d->options->context + 1;
     QB_TRY(qb_train_check_tokens(tokens, batch, window, d->c->vocab));
     memcpy(d->tokens, tokens, batch * window * sizeof *tokens);
@@ -150,9 +151,21 @@ static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t b
     return QB_OK;
 }
 
-static qb_status finish(qb_train_device *d, qb_train_totals *out)
+static qb_status repeat(qb_train_device *d, const qb_train_repeat *repeat)
 {
-    *out = (qb_train_totals){.loss_sum = d->loss_sum, .grad_norm = d->grad_norm};
+    (void)d;
+    return repeat->queue(repeat->context);
+}
+
+static qb_status send_totals(qb_train_device *d, size_t place)
+{
+    d->totals[place] = (qb_train_totals){.loss_sum = d->loss_sum, .grad_norm = d->grad_norm};
+    return QB_OK;
+}
+
+static qb_status receive_totals(qb_train_device *d, size_t place, qb_train_totals *out)
+{
+    *out = d->totals[place];
     return QB_OK;
 }
 
@@ -414,6 +427,8 @@ const qb_train_ops qb__train_ops_cpu = {
     .set_rotation = qb__cpu_set_rotation,
     .begin = begin,
     .load_tokens = load_tokens,
+    .set_update = qb__cpu_set_update,
+    .repeat = repeat,
     .embed_forward = embed_forward,
     .embed_backward = embed_backward,
     .norm_forward = norm_forward,
@@ -430,6 +445,8 @@ const qb_train_ops qb__train_ops_cpu = {
     .share_gradients = qb__cpu_share_gradients,
     .gradient_norm = qb__cpu_gradient_norm,
     .update = qb__cpu_update,
+    .go_on = qb__cpu_go_on,
     .has_nonfinite = has_nonfinite,
-    .finish = finish,
+    .send_totals = send_totals,
+    .receive_totals = receive_totals,
 };

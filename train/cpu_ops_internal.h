@@ -46,6 +46,9 @@ struct qb_train_device {
     double *norm_sums;        /* squares of the gradient, a chunk each */
 
     double loss_sum, grad_norm;
+    qb_train_totals totals[QB_TRAIN_TOTALS];
+    qb_update update; /* the one to come */
+    bool halted;      /* a loss or norm was not finite */
     void **blocks; /* everything allocated */
     size_t n_blocks, bytes;
 };
@@ -92,6 +95,8 @@ qb_status qb__cpu_set_rotation(qb_train_device *d, const qb_param *param, size_t
                                const float *q);
 qb_status qb__cpu_share_gradients(qb_train_device *d, size_t first, size_t end);
 qb_status qb__cpu_gradient_norm(qb_train_device *d);
-qb_status qb__cpu_update(qb_train_device *d, const qb_update *update, double clip);
+qb_status qb__cpu_set_update(qb_train_device *d, const qb_update *update);
+qb_status qb__cpu_update(qb_train_device *d, double clip);
+qb_status qb__cpu_go_on(qb_train_device *d);
 
 #endif

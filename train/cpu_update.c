@@ -269,14 +269,27 @@ static void update_param(qb_train_device *d, const qb_param *p, const qb_update 
     qb_parallel_spans(d->pool, n, UPDATE_CHUNK, apply_task, &c);
 }
 
-qb_status qb__cpu_update(qb_train_device *d, const qb_update *update, double clip)
+qb_status qb__cpu_set_update(qb_train_device *d, const qb_update *update)
 {
-    if (!isfinite(d->grad_norm) || !isfinite(d->loss_sum)) return QB_OK;
-    qb_update with_decay = *update, without = *update;
+    d->update = *update;
+    return QB_OK;
+}
+
+qb_status qb__cpu_go_on(qb_train_device *d)
+{
+    d->halted = false;
+    return QB_OK;
+}
+
+qb_status qb__cpu_update(qb_train_device *d, double clip)
+{
+    d->halted = d->halted || !isfinite(d->grad_norm) || !isfinite(d->loss_sum);
+    if (d->halted) return QB_OK;
+    qb_update with_decay = d->update, without = d->update;
     without.decay = 0;
     if (clip > 0 && d->grad_norm > clip)
         with_decay.grad_scale = without.grad_scale =
-            (float)((double)update->grad_scale * clip / d->grad_norm);
+            (float)((double)d->update.grad_scale * clip / d->grad_norm);
     for (size_t i = 0; i < d->params->n; i++) {
         const qb_param *p = &d->params->list[i];
         if (!qb_train_owns(d->share, p)) continue;

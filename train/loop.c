@@ -22,7 +22,7 @@ typedef struct loop {
     qb_prefetch *windows;         /* of the steps */
     uint64_t n_steps, saved_step; /* saved: a checkpoint is there or on its way */
     double begun_s, earlier_s;    /* this process's start; seconds of those before it */
-    double busy_s;                /* in steps since the last line of the log */
+    double busy_s, mark_s;        /* in steps since the last line of the log, up to the mark */
     uint64_t busy_steps;
     qb_run_state state;
     qb_loop_seen seen;
@@ -64,6 +64,7 @@ static qb_status create_trainer(loop *l, size_t micro_batch)
         .full_f32 = c->precision == QB_PRECISION_F32,
         .recompute = c->recompute,
         .deterministic = c->deterministic,
+        .no_graphs = !c->graphs,
         .n_threads = c->threads,
         .comm = l->options->comm,
     };
@@ -248,7 +249,10 @@ static qb_status evaluate(loop *l)
     return QB_OK;
 }
 
-/* ---- when ---- */
+/* ---- when ----
+ *
+ * Steps are queued ahead of what is known of them: `state` is of those whose figures have been
+ * collected. Whatever looks at the weights comes when all are. */
 
 static bool every(uint64_t step, size_t n, uint64_t last)
 {
@@ -264,48 +268,101 @@ static qb_status save(loop *l, unsigned what)
     return QB_OK;
 }
 
+static bool evaluation_is_due(const loop *l, uint64_t step)
+{
+    return l->options->valid && l->state.evaluated_step != step &&
+           every(step, l->config->eval_every, l->n_steps);
+}
+
+static bool checkpoint_is_due(const loop *l, uint64_t step)
+{
+    return l->saved_step != step && every(step, l->config->save_every, l->n_steps);
+}
+
 /* What is due between two steps. An interrupted evaluation is made up for by the resumed run. */
 static qb_status between_steps(loop *l)
 {
-    const qb_train_config *c = l->config;
     uint64_t step = l->state.step;
     unsigned what = 0;
-    if (l->options->valid && l->state.evaluated_step != step &&
-        every(step, c->eval_every, l->n_steps)) {
+    if (evaluation_is_due(l, step)) {
         QB_TRY(evaluate(l));
         if (l->seen.is_best) what |= QB_SAVE_BEST;
     }
-    if (l->saved_step != step && every(step, c->save_every, l->n_steps)) what |= QB_SAVE_CHECKPOINT;
+    if (checkpoint_is_due(l, step)) what |= QB_SAVE_CHECKPOINT;
     return what ? save(l, what) : QB_OK;
 }
 
-static qb_status fail_not_finite(loop *l, const qb_step_stats *stats)
+/* ---- steps ---- */
+
+static uint64_t queued_step(const loop *l)
 {
+    return l->state.step + qb_trainer_queued(l->trainer);
+}
+
+static double rate_of(const loop *l, uint64_t step)
+{
+    return qb_schedule_lr(&l->config->schedule, step, l->n_steps);
+}
+
+static qb_status tokens_of(loop *l, uint64_t step, const int32_t **tokens)
+{
+    size_t first, own;
+    qb_comm_part(l->options->comm, l->config->batch, &first, &own);
+    uint64_t before = l->state.windows + (step - 1 - l->state.step) * l->config->batch;
+    return qb_prefetch_get(l->windows, before + first, tokens);
+}
+
+static qb_status queue_step(loop *l)
+{
+    const int32_t *tokens;
+    uint64_t step = queued_step(l) + 1;
+    QB_TRY(tokens_of(l, step, &tokens));
+    return qb_trainer_queue(l->trainer, tokens, l->config->batch, rate_of(l, step), step);
+}
+
+/* The step after `state` was not finite. Where others were queued behind it, which changed nothing
+ * either, it is made again for the name of the tensor. */
+static qb_status fail_not_finite(loop *l, qb_step_stats *stats)
+{
+    qb_step_stats later;
+    const int32_t *tokens;
+    uint64_t step = l->state.step + 1;
+    bool again = qb_trainer_queued(l->trainer) > 0;
+    while (qb_trainer_queued(l->trainer)) QB_TRY(qb_trainer_collect(l->trainer, &later));
+    if (again) {
+        QB_TRY(tokens_of(l, step, &tokens));
+        QB_TRY(
+            qb_trainer_step(l->trainer, tokens, l->config->batch, rate_of(l, step), step, stats));
+    }
     QB_TRY(qb_saver_wait(l->saver)); /* the newest checkpoint is the one that is named */
-    return qb_fail_not_finite(l->options->folder, l->state.step + 1,
+    return qb_fail_not_finite(l->options->folder, step,
                               stats->culprit[0] ? stats->culprit : "the loss");
 }
 
-static qb_status one_step(loop *l)
+static qb_status collect_step(loop *l)
 {
     const qb_train_config *c = l->config;
     qb_run_state *state = &l->state;
-    qb_step_stats stats = {0};
-    double before = seconds_now(), lr = qb_schedule_lr(&c->schedule, state->step + 1, l->n_steps);
-    const int32_t *tokens;
-    size_t first, own;
-    qb_comm_part(l->options->comm, c->batch, &first, &own);
-    QB_TRY(qb_prefetch_get(l->windows, state->windows + first, &tokens));
-    QB_TRY(qb_trainer_step(l->trainer, tokens, c->batch, lr, state->step + 1, &stats));
+    qb_step_stats stats;
+    QB_TRY(qb_trainer_collect(l->trainer, &stats));
     if (!stats.finite) return fail_not_finite(l, &stats);
-    l->busy_s += seconds_now() - before;
+    double now = seconds_now();
+    l->busy_s += now - l->mark_s;
+    l->mark_s = now;
     l->busy_steps++;
     state->step++;
     state->windows += c->batch;
     keep_loss(state, stats.loss);
-    see_step(l, &stats, lr);
+    see_step(l, &stats, rate_of(l, state->step));
     show_progress(l);
     return every(state->step, c->log_every, l->n_steps) ? log_step(l, stats.loss) : QB_OK;
+}
+
+/* Until so many are left queued. */
+static qb_status collect_steps(loop *l, size_t n_left)
+{
+    while (qb_trainer_queued(l->trainer) > n_left) QB_TRY(collect_step(l));
+    return QB_OK;
 }
 
 /* What makes a run stop between two steps; one rank's reason is all ranks'. */
@@ -323,30 +380,48 @@ static qb_status stop_early(loop *l)
     return qb_saver_wait(l->saver);
 }
 
+/* What is due after the steps that are queued, with none of them left. */
+static qb_status do_what_is_due(loop *l)
+{
+    uint64_t step = queued_step(l);
+    if (!evaluation_is_due(l, step) && !checkpoint_is_due(l, step)) return QB_OK;
+    QB_TRY(collect_steps(l, 0));
+    qb_status status = between_steps(l);
+    l->mark_s = seconds_now(); /* no time of steps */
+    return status;
+}
+
+static qb_status fail_interrupted(loop *l)
+{
+    QB_TRY(stop_early(l));
+    return QB_FAIL(QB_ERR_INTERRUPTED,
+                   "%s: interrupted after step %llu of %llu and saved; to go on: qbench train "
+                   "--resume %s",
+                   l->options->folder, (unsigned long long)l->state.step,
+                   (unsigned long long)l->n_steps, l->options->folder);
+}
+
 static qb_status run_steps(loop *l, qb_loop_end *end)
 {
     *end = QB_LOOP_DONE;
+    l->mark_s = seconds_now();
     for (;;) {
-        qb_status status = between_steps(l);
+        qb_status status = do_what_is_due(l);
         if (status != QB_OK && status != QB_ERR_INTERRUPTED) return status;
         unsigned stop =
             (qb_interrupted() ? STOP_INTERRUPTED : 0u) | (time_is_up(l) ? STOP_TIME_UP : 0u);
         QB_TRY(qb_comm_agree(l->options->comm, &stop));
+        if (stop || queued_step(l) >= l->n_steps) QB_TRY(collect_steps(l, 0));
         if (status == QB_ERR_INTERRUPTED ||
-            ((stop & STOP_INTERRUPTED) && l->state.step < l->n_steps)) {
-            QB_TRY(stop_early(l));
-            return QB_FAIL(QB_ERR_INTERRUPTED,
-                           "%s: interrupted after step %llu of %llu and saved; to go on: qbench "
-                           "train --resume %s",
-                           l->options->folder, (unsigned long long)l->state.step,
-                           (unsigned long long)l->n_steps, l->options->folder);
-        }
+            ((stop & STOP_INTERRUPTED) && l->state.step < l->n_steps))
+            return fail_interrupted(l);
         if (l->state.step >= l->n_steps) return qb_saver_wait(l->saver);
         if (stop & STOP_TIME_UP) {
             *end = QB_LOOP_TIME_UP;
             return stop_early(l);
         }
-        QB_TRY(one_step(l));
+        QB_TRY(queue_step(l));
+        QB_TRY(collect_steps(l, qb_trainer_steps_ahead(l->trainer)));
     }
 }
 

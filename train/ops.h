@@ -8,7 +8,7 @@
  * configuration's.
  *
  * Gradients of weights are added to what is there. Everything is allocated by create and alloc, and
- * calls on a GPU are queued: only copies, has_nonfinite and finish wait. */
+ * calls on a GPU are queued: only copies, has_nonfinite and receive_totals wait. */
 #ifndef QB_TRAIN_OPS_H
 #define QB_TRAIN_OPS_H
 
@@ -70,11 +70,23 @@ typedef struct qb_train_totals {
     double loss_sum;  /* over the scored targets since begin */
     double grad_norm; /* of gradient_norm */
 } qb_train_totals;
+enum { QB_TRAIN_TOTALS = 4 }; /* places for them */
+
+/* Calls of this table that are made again and again: all that they queue depends on the fields
+ * below alone, and on what load_tokens and set_update have brought. */
+typedef struct qb_train_repeat {
+    unsigned what; /* the caller's own mark */
+    size_t batch;  /* of load_tokens */
+    float scale;   /* of classifier */
+    qb_status (*queue)(void *context);
+    void *context;
+} qb_train_repeat;
 
 typedef struct qb_train_ops {
     const char *device; /* "cpu", "cuda" */
     /* create makes bases of kind HADAMARD itself, for the fast transform; set_rotation refuses. */
     bool makes_hadamard;
+    size_t steps_ahead; /* that keep the device busy when they are queued behind the present one */
     /* NULL, or why the device cannot train this. */
     const char *(*refuse)(const qb_config *config, const qb_trainer_options *options);
     /* params, options and share outlive the device. */
@@ -98,8 +110,13 @@ typedef struct qb_train_ops {
 
     /* The loss becomes 0, and with gradients these too. */
     qb_status (*begin)(qb_train_device *d, bool gradients);
-    /* tokens (batch, context + 1), batch <= micro_batch. */
-    qb_status (*load_tokens)(qb_train_device *d, const int32_t *tokens, size_t batch);
+    /* tokens (batch, context + 1), batch <= micro_batch; learn: for gradients too. */
+    qb_status (*load_tokens)(qb_train_device *d, const int32_t *tokens, size_t batch, bool learn);
+    /* Of the update to come. */
+    qb_status (*set_update)(qb_train_device *d, const qb_update *update);
+    /* Calls queue, or does again what it did when the other fields were the same. None of ranks'
+     * calls may be in it. */
+    qb_status (*repeat)(qb_train_device *d, const qb_train_repeat *repeat);
 
     /* x = tok_embd[token] + pos_embd[t] */
     qb_status (*embed_forward)(qb_train_device *d, void *x);
@@ -141,13 +158,15 @@ typedef struct qb_train_ops {
     /* Of all ranks' gradients; the loss becomes that of all ranks too. */
     qb_status (*gradient_norm)(qb_train_device *d);
     /* One optimiser step after gradient_norm: of own parameters, and the others' weights are
-     * fetched. The gradient is also multiplied by
-     * min(1, clip / norm), clip 0 = none. Where the loss or the norm is not finite nothing
-     * changes. */
-    qb_status (*update)(qb_train_device *d, const qb_update *update, double clip);
+     * fetched. The gradient is also multiplied by min(1, clip / norm), clip 0 = none. Where the
+     * loss or the norm is not finite nothing changes, nor in any update after it until go_on. */
+    qb_status (*update)(qb_train_device *d, double clip);
+    qb_status (*go_on)(qb_train_device *d);
     qb_status (*has_nonfinite)(qb_train_device *d, qb_train_array array, size_t offset,
                                size_t n_elems, bool *out);
-    qb_status (*finish)(qb_train_device *d, qb_train_totals *out);
+    /* The totals as they are behind all that is queued go to a place; received, they are there. */
+    qb_status (*send_totals)(qb_train_device *d, size_t place);
+    qb_status (*receive_totals)(qb_train_device *d, size_t place, qb_train_totals *out);
 } qb_train_ops;
 
 extern const qb_train_ops qb__train_ops_cpu;         /* the rows */

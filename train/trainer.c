@@ -14,6 +14,9 @@ struct qb_trainer {
     qb_train_share share;
     qb_train_device *device;
     qb_transformer *walk;
+    size_t n_windows[QB_TRAIN_TOTALS]; /* of the steps that are queued, by place */
+    uint64_t n_queued, n_collected;
+    bool halted; /* what is collected now came behind a step that was not finite */
 };
 
 /* ---- making ---- */
@@ -263,16 +266,6 @@ static qb_status find_culprit(qb_trainer *t, qb_step_stats *stats)
     return QB_OK;
 }
 
-static qb_status read_stats(qb_trainer *t, size_t n_windows, qb_step_stats *stats)
-{
-    qb_train_totals totals;
-    QB_TRY(t->ops->finish(t->device, &totals));
-    *stats = (qb_step_stats){.loss = totals.loss_sum / (double)targets_of(t, n_windows),
-                             .grad_norm = totals.grad_norm};
-    stats->finite = isfinite(stats->loss) && isfinite(stats->grad_norm);
-    return stats->finite ? QB_OK : find_culprit(t, stats);
-}
-
 static qb_status check_windows(const qb_trainer *t, size_t n_windows)
 {
     if (t->share.comm || (n_windows && n_windows % t->options.micro_batch == 0)) return QB_OK;
@@ -280,39 +273,128 @@ static qb_status check_windows(const qb_trainer *t, size_t n_windows)
                    t->options.micro_batch);
 }
 
+/* Parts of a step, as bits: what stands between loads of tokens. */
+enum { FIRST = 1, PASS = 2, SHARED = 4, LAST = 8 };
+typedef struct step_part {
+    qb_trainer *t;
+    unsigned what;
+    float scale;
+} step_part;
+
+static qb_status queue_part(void *context)
+{
+    const step_part *p = context;
+    const qb_trainer *t = p->t;
+    if (p->what & FIRST) QB_TRY(t->ops->begin(t->device, true));
+    if (p->what & PASS) QB_TRY(qb_transformer_learn(t->walk, p->scale, p->what & SHARED));
+    if (!(p->what & LAST)) return QB_OK;
+    if (!(p->what & PASS)) QB_TRY(qb_transformer_share(t->walk));
+    QB_TRY(t->ops->gradient_norm(t->device));
+    return t->ops->update(t->device, t->options.clip);
+}
+
+/* What ranks do together is queued each time. */
+static qb_status do_part(step_part *p, size_t batch)
+{
+    const qb_train_repeat repeat = {p->what, batch, p->scale, queue_part, p};
+    if (p->t->share.comm && p->what & LAST) return queue_part(p);
+    return p->t->ops->repeat(p->t->device, &repeat);
+}
+
+static qb_status queue_passes(qb_trainer *t, const int32_t *tokens, size_t own, float scale)
+{
+    size_t micro_batch = t->options.micro_batch;
+    step_part part = {t, FIRST | LAST, scale};
+    if (!own) return do_part(&part, 0); /* a rank without windows */
+    for (size_t w = 0; w < own; w += micro_batch) {
+        size_t batch = own - w < micro_batch ? own - w : micro_batch;
+        part.what = PASS | (w ? 0u : FIRST);
+        if (w + batch == own) part.what |= t->share.comm ? LAST | SHARED : LAST;
+        QB_TRY(t->ops->load_tokens(t->device, tokens + w * (t->options.context + 1), batch, true));
+        QB_TRY(do_part(&part, batch));
+    }
+    return QB_OK;
+}
+
+qb_status qb_trainer_queue(qb_trainer *t, const int32_t *tokens, size_t n_windows, double lr,
+                           uint64_t step)
+{
+    size_t place = t->n_queued % QB_TRAIN_TOTALS, first, own;
+    float scale = (float)(1 / (double)targets_of(t, n_windows));
+    qb_update update = qb_update_make(t->options.optimizer, &t->options.settings, lr, step, 1);
+    QB_TRY(check_windows(t, n_windows));
+    if (qb_trainer_queued(t) == QB_TRAIN_TOTALS)
+        return QB_FAIL(QB_ERR_USAGE, "step %llu: %zu before it are not collected",
+                       (unsigned long long)step, qb_trainer_queued(t));
+    qb_comm_part(t->share.comm, n_windows, &first, &own);
+    QB_TRY(t->ops->set_update(t->device, &update));
+    QB_TRY(queue_passes(t, tokens, own, scale));
+    QB_TRY(t->ops->send_totals(t->device, place));
+    t->n_windows[place] = n_windows;
+    t->n_queued++;
+    return QB_OK;
+}
+
+size_t qb_trainer_queued(const qb_trainer *t)
+{
+    return (size_t)(t->n_queued - t->n_collected);
+}
+
+size_t qb_trainer_steps_ahead(const qb_trainer *t)
+{
+    return t->ops->steps_ahead;
+}
+
+/* The gradients are those of the step that was queued last. */
+static qb_status see_not_finite(qb_trainer *t, qb_step_stats *stats)
+{
+    bool was_halted = t->halted;
+    stats->finite = false;
+    t->halted = qb_trainer_queued(t) > 0;
+    if (t->halted) return QB_OK;
+    if (!was_halted) QB_TRY(find_culprit(t, stats));
+    return t->ops->go_on(t->device);
+}
+
+qb_status qb_trainer_collect(qb_trainer *t, qb_step_stats *stats)
+{
+    qb_train_totals totals;
+    size_t place = t->n_collected % QB_TRAIN_TOTALS;
+    if (!qb_trainer_queued(t)) return QB_FAIL(QB_ERR_USAGE, "figures of a step: none is queued");
+    QB_TRY(t->ops->receive_totals(t->device, place, &totals));
+    t->n_collected++;
+    *stats = (qb_step_stats){.loss = totals.loss_sum / (double)targets_of(t, t->n_windows[place]),
+                             .grad_norm = totals.grad_norm};
+    stats->finite = isfinite(stats->loss) && isfinite(stats->grad_norm);
+    return stats->finite && !t->halted ? QB_OK : see_not_finite(t, stats);
+}
+
 qb_status qb_trainer_step(qb_trainer *t, const int32_t *tokens, size_t n_windows, double lr,
                           uint64_t step, qb_step_stats *stats)
 {
-    size_t micro_batch = t->options.micro_batch, first, own;
-    float scale = (float)(1 / (double)targets_of(t, n_windows));
-    QB_TRY(check_windows(t, n_windows));
-    QB_TRY(t->ops->begin(t->device, true));
-    qb_comm_part(t->share.comm, n_windows, &first, &own);
-    for (size_t w = 0; w < own; w += micro_batch) {
-        const int32_t *now = tokens + w * (t->options.context + 1);
-        QB_TRY(t->ops->load_tokens(t->device, now, own - w < micro_batch ? own - w : micro_batch));
-        QB_TRY(qb_transformer_learn(t->walk, scale, t->share.comm && w + micro_batch >= own));
-    }
-    qb_update update = qb_update_make(t->options.optimizer, &t->options.settings, lr, step, 1);
-    if (t->share.comm && !own) QB_TRY(qb_transformer_share(t->walk));
-    QB_TRY(t->ops->gradient_norm(t->device));
-    QB_TRY(t->ops->update(t->device, &update, t->options.clip));
-    return stats ? read_stats(t, n_windows, stats) : QB_OK;
+    if (qb_trainer_queued(t))
+        return QB_FAIL(QB_ERR_USAGE, "step %llu: %zu before it are not collected",
+                       (unsigned long long)step, qb_trainer_queued(t));
+    QB_TRY(qb_trainer_queue(t, tokens, n_windows, lr, step));
+    return qb_trainer_collect(t, stats);
 }
 
 qb_status qb_trainer_evaluate(qb_trainer *t, const int32_t *tokens, size_t n_windows, double *loss)
 {
     size_t micro_batch = t->options.micro_batch;
-    if (!n_windows) return QB_FAIL(QB_ERR_USAGE, "evaluation: no windows");
+    if (!n_windows || qb_trainer_queued(t))
+        return QB_FAIL(QB_ERR_USAGE, "evaluation: %zu windows, %zu steps not collected", n_windows,
+                       qb_trainer_queued(t));
     QB_TRY(t->ops->begin(t->device, false));
     for (size_t w = 0; w < n_windows; w += micro_batch) {
         size_t batch = n_windows - w < micro_batch ? n_windows - w : micro_batch;
         const int32_t *now = tokens + w * (t->options.context + 1);
-        QB_TRY(t->ops->load_tokens(t->device, now, batch));
+        QB_TRY(t->ops->load_tokens(t->device, now, batch, false));
         QB_TRY(qb_transformer_evaluate(t->walk));
     }
     qb_train_totals totals;
-    QB_TRY(t->ops->finish(t->device, &totals));
+    QB_TRY(t->ops->send_totals(t->device, 0));
+    QB_TRY(t->ops->receive_totals(t->device, 0, &totals));
     *loss = totals.loss_sum / (double)targets_of(t, n_windows);
     return QB_OK;
 }
@@ -360,8 +442,8 @@ static qb_status observe(observation *o, const int32_t *tokens, size_t n_windows
     QB_TRY(t->ops->begin(t->device, false));
     for (o->first = 0; o->first < n_windows; o->first += micro_batch) {
         o->batch = n_windows - o->first < micro_batch ? n_windows - o->first : micro_batch;
-        QB_TRY(
-            t->ops->load_tokens(t->device, tokens + o->first * (t->options.context + 1), o->batch));
+        QB_TRY(t->ops->load_tokens(t->device, tokens + o->first * (t->options.context + 1),
+                                   o->batch, false));
         QB_TRY(qb_transformer_observe(t->walk, &tap));
     }
     return QB_OK;

@@ -30,6 +30,7 @@ typedef struct qb_trainer_options {
     bool full_f32;        /* CUDA: everything in f32 */
     bool recompute;       /* activations of a block are worked out again in the backward pass */
     bool deterministic;   /* fixed order of every sum: same bits in every run */
+    bool no_graphs;       /* CUDA: kernels are launched one by one every time */
     size_t n_threads;     /* CPU; 0 = as many as this process may use */
     qb_comm *comm;        /* ranks that train together, borrowed; NULL = alone */
 } qb_trainer_options;
@@ -65,10 +66,21 @@ qb_status qb_trainer_set_rotation(qb_trainer *trainer, const qb_param *param, si
 
 /* One optimiser step over n_windows windows of context + 1 tokens, of which `tokens` are this
  * rank's (qb_comm_part); alone, a multiple of micro_batch. Gradients are the mean over all scored
- * targets. step is 1-based. Waits for nothing but what
- * `stats` needs; stats NULL: the step is queued. */
+ * targets. step is 1-based. */
 qb_status qb_trainer_step(qb_trainer *trainer, const int32_t *tokens, size_t n_windows, double lr,
                           uint64_t step, qb_step_stats *stats);
+/* The same in two halves: the step is queued, and its figures are collected later, in order; the
+ * tokens are the caller's again at once. Before all is collected there is no qb_trainer_step.
+ * Behind a step that is not finite no step that is queued already changes anything, and their
+ * figures are not finite either: the first of them is the one. It has a culprit where no other
+ * was queued behind it; else, all being collected, the same step again finds it. */
+qb_status qb_trainer_queue(qb_trainer *trainer, const int32_t *tokens, size_t n_windows, double lr,
+                           uint64_t step);
+qb_status qb_trainer_collect(qb_trainer *trainer, qb_step_stats *stats);
+size_t qb_trainer_queued(const qb_trainer *trainer); /* and not collected */
+/* How many to leave queued so that the device never waits; 3 at most may be, with the one on top.
+ * A processor makes a step when it is queued. */
+size_t qb_trainer_steps_ahead(const qb_trainer *trainer);
 /* Mean loss over windows (any number; the last pass may be partly filled), without gradients. */
 qb_status qb_trainer_evaluate(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
                               double *loss);

@@ -9,6 +9,8 @@
 
 #include "kernels/cuda/matrix.h"
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -27,7 +29,8 @@ typedef struct qb_cuda_train_embed {
     /* Rows grouped by token: group g holds rows order[start[g]] .. order[start[g + 1]), of token
      * group_token[g]; made by qb_cuda_train_group_tokens. */
     const int32_t *order, *start, *group_token;
-    size_t n_groups;
+    const int32_t *n_groups; /* device; at most max_groups */
+    size_t max_groups;
 } qb_cuda_train_embed;
 
 qb_status qb_cuda_train_embed_forward(const qb_cuda_train_embed *args, qb_cuda_stream stream);
@@ -161,7 +164,9 @@ typedef struct qb_cuda_train_totals {
     float minus_lr, keep; /* -lr and 1 - decay, or 0 and 1 */
     float keep_all;       /* of those that take no decay: 1 */
     int32_t finite, n_nonfinite;
-} qb_cuda_train_totals; /* on the device */
+    int32_t halted;     /* a step was not finite: no later one is either. Outlives the others, */
+} qb_cuda_train_totals; /* on the device, which are cleared for each step */
+#define QB_CUDA_TRAIN_TOTALS_CLEARED offsetof(qb_cuda_train_totals, halted)
 
 #define QB_CUDA_TRAIN_SUM_PARTIALS 1024 /* doubles */
 /* totals->loss_sum += sum of losses (m). */
@@ -184,11 +189,16 @@ typedef struct qb_cuda_train_piece {
     uint16_t decays, rotated;
 } qb_cuda_train_piece;
 
+/* What changes from step to step (qb_update of train/optimizers.h). */
+typedef struct qb_cuda_train_rates {
+    float inv_bias1, inv_sqrt_bias2, lr, decay, grad_scale;
+} qb_cuda_train_rates;
+
 typedef struct qb_cuda_train_update {
     qb_cuda_rule rule;
     float beta1, beta2, one_minus_beta1, one_minus_beta2, eps, momentum;
-    float inv_bias1, inv_sqrt_bias2, lr, decay;
-    float grad_scale, clip;
+    float clip;
+    const qb_cuda_train_rates *rates;  /* device */
     const qb_cuda_train_piece *pieces; /* (n_pieces) device */
     size_t n_pieces;
     const float *gradients;

@@ -1,14 +1,16 @@
 /* kernels/cuda/train_embed.cu - embeddings forward and backward.
  *
  * The gradient of a token's vector is a sum over the rows where it stands. The host groups the rows
- * by token (a counting sort, while the GPU is busy with the step before), so that each vector is
- * summed by one block in a fixed order: no atomics, the same bits every time. */
+ * by token (a counting sort, while the GPU is busy with the pass before), so that each vector is
+ * summed by one block in a fixed order: no atomics, the same bits every time. How many groups there
+ * are is read from memory, so that the launch is the same for any tokens. */
 #include "kernels/cuda/pointwise.cuh"
 #include "kernels/cuda/train.h"
 
 namespace
 {
 enum { UNIT = 8, LANES = 16, ROWS = 16 }; /* a block: 16 rows at a time x 16 units of columns */
+constexpr size_t MAX_BLOCKS = 8192;       /* of groups of tokens, which they take in turn */
 
 __device__ __forceinline__ void load_unit(const void *p, qb_cuda_dtype type, size_t at,
                                           int n_inside, bool aligned, float (&v)[UNIT])
@@ -61,17 +63,20 @@ __device__ __forceinline__ void add_partials(const float (&sum)[UNIT], int width
 __global__ void __launch_bounds__(LANES *ROWS)
     token_gradients(const __grid_constant__ qb_cuda_train_embed a)
 {
-    const int column = (blockIdx.y * LANES + threadIdx.x) * UNIT;
-    const int begin = a.start[blockIdx.x], end = a.start[blockIdx.x + 1];
-    float sum[UNIT] = {};
-    if (column < (int)a.width)
-        for (int i = begin + threadIdx.y; i < end; i += ROWS) {
-            float v[UNIT];
-            qb_load(a.x, a.type, (size_t)a.order[i] * a.x_stride + column, v);
+    const int column = (blockIdx.y * LANES + threadIdx.x) * UNIT, n_groups = *a.n_groups;
+    for (int g = blockIdx.x; g < n_groups; g += gridDim.x) {
+        const int begin = a.start[g], end = a.start[g + 1];
+        float sum[UNIT] = {};
+        if (column < (int)a.width)
+            for (int i = begin + threadIdx.y; i < end; i += ROWS) {
+                float v[UNIT];
+                qb_load(a.x, a.type, (size_t)a.order[i] * a.x_stride + column, v);
 #pragma unroll
-            for (int e = 0; e < UNIT; e++) sum[e] += v[e];
-        }
-    add_partials(sum, (int)a.width, a.d_tok_embd + (size_t)a.group_token[blockIdx.x] * a.width);
+                for (int e = 0; e < UNIT; e++) sum[e] += v[e];
+            }
+        add_partials(sum, (int)a.width, a.d_tok_embd + (size_t)a.group_token[g] * a.width);
+        __syncthreads(); /* the partial sums have been read */
+    }
 }
 
 __global__ void __launch_bounds__(LANES *ROWS)
@@ -103,8 +108,9 @@ qb_status qb_cuda_train_embed_backward(const qb_cuda_train_embed *args, qb_cuda_
 {
     const unsigned columns = (unsigned)((args->width + LANES * UNIT - 1) / (LANES * UNIT));
     const dim3 block(LANES, ROWS);
-    if (args->n_groups)
-        token_gradients<<<dim3((unsigned)args->n_groups, columns), block, 0, stream>>>(*args);
+    const unsigned groups =
+        (unsigned)(args->max_groups < MAX_BLOCKS ? args->max_groups : MAX_BLOCKS);
+    if (groups) token_gradients<<<dim3(groups, columns), block, 0, stream>>>(*args);
     if (args->d_pos_embd)
         position_gradients<<<dim3((unsigned)args->n_tokens, columns), block, 0, stream>>>(*args);
     return qb_launched();

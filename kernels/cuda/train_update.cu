@@ -65,24 +65,26 @@ __global__ void count_nonfinite(const float *x, size_t n, qb_cuda_train_totals *
 __global__ void make_scales(const __grid_constant__ qb_cuda_train_update a)
 {
     qb_cuda_train_totals *t = a.totals;
-    const double norm = t->grad_norm * a.grad_scale;
-    t->finite = isfinite(t->grad_norm) && isfinite(t->loss_sum);
+    const qb_cuda_train_rates r = *a.rates;
+    const double norm = t->grad_norm * r.grad_scale;
+    t->halted = t->halted || !isfinite(t->grad_norm) || !isfinite(t->loss_sum);
+    t->finite = !t->halted;
     const double clipped = a.clip > 0.0f && norm > a.clip ? a.clip / norm : 1.0;
-    t->grad_scale = t->finite ? (float)(a.grad_scale * clipped) : 0.0f;
-    t->minus_lr = t->finite ? -a.lr : 0.0f;
-    t->keep = t->finite ? 1.0f - a.decay : 1.0f;
+    t->grad_scale = t->finite ? (float)(r.grad_scale * clipped) : 0.0f;
+    t->minus_lr = t->finite ? -r.lr : 0.0f;
+    t->keep = t->finite ? 1.0f - r.decay : 1.0f;
     t->keep_all = 1.0f;
 }
 
 /* delta of one element; m and v are updated */
 template <int RULE>
-__device__ __forceinline__ float delta_of(const qb_cuda_train_update &a, float g, float &m,
-                                          float &v)
+__device__ __forceinline__ float delta_of(const qb_cuda_train_update &a,
+                                          const qb_cuda_train_rates &r, float g, float &m, float &v)
 {
     if constexpr (RULE == QB_CUDA_ADAM) {
         m = a.beta1 * m + a.one_minus_beta1 * g;
         v = a.beta2 * v + a.one_minus_beta2 * (g * g);
-        return m * a.inv_bias1 / (sqrtf(v) * a.inv_sqrt_bias2 + a.eps);
+        return m * r.inv_bias1 / (sqrtf(v) * r.inv_sqrt_bias2 + a.eps);
     } else if constexpr (RULE == QB_CUDA_RMSPROP) {
         v = a.beta2 * v + a.one_minus_beta2 * (g * g);
         return g / (sqrtf(v) + a.eps);
@@ -141,7 +143,8 @@ __global__ void __launch_bounds__(THREADS) update(const __grid_constant__ qb_cud
             a.rotated[piece.first + i] = 0.0f;
         return;
     }
-    const float scale = a.totals->grad_scale, keep = piece.decays ? 1.0f - a.decay : 1.0f;
+    const qb_cuda_train_rates r = *a.rates;
+    const float scale = a.totals->grad_scale, keep = piece.decays ? 1.0f - r.decay : 1.0f;
     const float *from = piece.rotated ? a.rotated : a.gradients;
     for (uint32_t i = 4 * threadIdx.x; i < piece.n_elems; i += 4 * THREADS) {
         const size_t at = piece.first + i;
@@ -149,7 +152,7 @@ __global__ void __launch_bounds__(THREADS) update(const __grid_constant__ qb_cud
         float g[4], m[4], v[4], delta[4];
         get(from, at, n, g), get(a.m, at, n, m), get(a.v, at, n, v);
 #pragma unroll
-        for (int e = 0; e < 4; e++) delta[e] = delta_of<RULE>(a, g[e] * scale, m[e], v[e]);
+        for (int e = 0; e < 4; e++) delta[e] = delta_of<RULE>(a, r, g[e] * scale, m[e], v[e]);
         put(a.m, at, n, m), put(a.v, at, n, v);
         if (piece.rotated) {
             put(a.rotated, at, n, delta);
@@ -158,7 +161,7 @@ __global__ void __launch_bounds__(THREADS) update(const __grid_constant__ qb_cud
         float w[4];
         get(a.weights, at, n, w);
 #pragma unroll
-        for (int e = 0; e < 4; e++) w[e] = keep * w[e] - a.lr * delta[e];
+        for (int e = 0; e < 4; e++) w[e] = keep * w[e] - r.lr * delta[e];
         put(a.weights, at, n, w);
         put_bf16(a.copy, at, n, w);
     }

@@ -311,6 +311,118 @@ static void what_is_no_number_changes_nothing(void **state)
     fixture_destroy(&f);
 }
 
+/* ---- steps that are queued, and graphs ---- */
+
+enum { STEPS = 20 };
+
+/* Other tokens and another rate in every step. */
+static void queue_step(fixture *f, uint64_t t)
+{
+    const qb_config *c = &f->params->config;
+    qb_test_tokens(c, f->tokens, WINDOWS * (context_of(c) + 1), 100 + t);
+    QB_CHECK_OK(qb_trainer_queue(f->trainer, f->tokens, WINDOWS, 1e-3 / (double)t, t));
+}
+
+typedef struct training {
+    float *weights; /* after STEPS steps */
+    size_t n_bytes;
+    double losses[STEPS], norms[STEPS];
+} training;
+
+static training train_steps(const qb_config *config, const qb_trainer_options *options, bool wait)
+{
+    fixture f = fixture_create(config, options);
+    training out = {.n_bytes = f.params->n_elems * sizeof *out.weights};
+    size_t n = 0, ahead = wait ? 0 : qb_trainer_steps_ahead(f.trainer);
+    draw_weights(&f);
+    for (uint64_t t = 1; t <= STEPS; t++) {
+        const bool all = wait || t == STEPS / 2 || t == STEPS;
+        queue_step(&f, t);
+        while (qb_trainer_queued(f.trainer) > (all ? 0 : ahead)) {
+            qb_step_stats stats;
+            QB_CHECK_OK(qb_trainer_collect(f.trainer, &stats));
+            assert_true(stats.finite);
+            out.losses[n] = stats.loss;
+            out.norms[n++] = stats.grad_norm;
+        }
+        double loss; /* a pass of another kind in between */
+        if (all) QB_CHECK_OK(qb_trainer_evaluate(f.trainer, f.tokens, 3, &loss));
+    }
+    assert_int_equal(n, STEPS);
+    QB_CHECK_OK(qb_trainer_get_weights(f.trainer, f.weights));
+    out.weights = f.weights;
+    f.weights = NULL;
+    fixture_destroy(&f);
+    return out;
+}
+
+static void compare_graphs(const qb_config *config, const char *what)
+{
+    static const char *const optimizers[] = {"adamw", "orthoadam"};
+    for (size_t micro_batch = 1; micro_batch <= WINDOWS; micro_batch += WINDOWS - 1)
+        for (size_t i = 0; i < QB_COUNT(optimizers); i++) {
+            qb_trainer_options o = options_of(optimizers[i], "cuda", false);
+            o.context = context_of(config);
+            o.micro_batch = micro_batch;
+            o.recompute = micro_batch == 1;
+            o.no_graphs = true;
+            training want = train_steps(config, &o, true);
+            o.no_graphs = false;
+            training got = train_steps(config, &o, false);
+            if (memcmp(want.weights, got.weights, want.n_bytes))
+                printf("%s, %s, passes of %zu: ", what, optimizers[i], micro_batch);
+            assert_memory_equal(want.weights, got.weights, want.n_bytes);
+            assert_memory_equal(want.losses, got.losses, sizeof want.losses);
+            assert_memory_equal(want.norms, got.norms, sizeof want.norms);
+            qb_free(want.weights);
+            qb_free(got.weights);
+        }
+}
+
+static void graphs_and_queues_change_no_bit(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_test_each_tiny_config(compare_graphs);
+}
+
+/* Step 3 makes weights that are no numbers: step 4 finds them when 5 and 6 are queued already. */
+static void a_queue_stops_at_what_is_no_number(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    qb_config config = qb_test_tiny_config("gpt2");
+    for (int graphs = 0; graphs < 2; graphs++) {
+        qb_step_stats stats;
+        qb_trainer_options o = options_of("orthoadam", "cuda", false);
+        o.no_graphs = !graphs;
+        fixture f = fixture_create(&config, &o);
+        for (uint64_t t = 1; t <= 6; t++) {
+            QB_CHECK_OK(
+                qb_trainer_queue(f.trainer, f.tokens, WINDOWS, t == 3 ? INFINITY : 1e-3, t));
+            if (t < 4) QB_CHECK_OK(qb_trainer_collect(f.trainer, &stats));
+            if (t < 4) assert_true(stats.finite);
+            if (t == 3) QB_CHECK_OK(qb_trainer_get_weights(f.trainer, f.weights));
+        }
+        for (uint64_t t = 4; t <= 6; t++) {
+            QB_CHECK_OK(qb_trainer_collect(f.trainer, &stats));
+            assert_false(stats.finite);
+            assert_string_equal(stats.culprit, "");
+        }
+        QB_CHECK_OK(qb_trainer_get_weights(f.trainer, f.gradients));
+        assert_memory_equal(f.gradients, f.weights, f.params->n_elems * sizeof(float));
+        stats = step(&f, 1e-3, 4);
+        assert_false(stats.finite);
+        assert_non_null(strstr(stats.culprit, "weights of "));
+        /* and goes on with weights that are */
+        draw_weights(&f);
+        stats = step(&f, 1e-3, 4);
+        assert_true(stats.finite);
+        check_moved(&f, 1e-5);
+        fixture_destroy(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -321,6 +433,8 @@ int main(void)
         cmocka_unit_test(updates_are_the_processors),
         cmocka_unit_test(bits_repeat),
         cmocka_unit_test(what_is_no_number_changes_nothing),
+        cmocka_unit_test(graphs_and_queues_change_no_bit),
+        cmocka_unit_test(a_queue_stops_at_what_is_no_number),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

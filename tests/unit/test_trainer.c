@@ -449,6 +449,50 @@ static void a_step_that_is_no_number_changes_nothing(void **state)
     fixture_destroy(&f);
 }
 
+static void queue(fixture *f, double lr, uint64_t t)
+{
+    QB_CHECK_OK(qb_trainer_queue(f->trainer, f->tokens, WINDOWS, lr, t));
+}
+
+/* Figures come in order, and steps behind one that is no number change nothing. */
+static void queued_steps_are_collected_in_order(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("gpt2");
+    qb_trainer_options options = options_of("adam");
+    fixture f = fixture_create(&config, &options), twin = fixture_create(&config, &options);
+    qb_step_stats stats;
+    double loss;
+    assert_int_equal(qb_trainer_collect(f.trainer, &stats), QB_ERR_USAGE);
+    for (uint64_t t = 1; t <= 3; t++) queue(&f, 1e-3, t);
+    assert_int_equal(qb_trainer_queued(f.trainer), 3);
+    assert_int_equal(qb_trainer_step(f.trainer, f.tokens, WINDOWS, 0, 4, &stats), QB_ERR_USAGE);
+    assert_int_equal(qb_trainer_evaluate(f.trainer, f.tokens, 1, &loss), QB_ERR_USAGE);
+    queue(&f, INFINITY, 4);
+    assert_int_equal(qb_trainer_queue(f.trainer, f.tokens, WINDOWS, 0, 5), QB_ERR_USAGE);
+    for (uint64_t t = 1; t <= 4; t++) {
+        qb_step_stats want = step(&twin, t == 4 ? INFINITY : 1e-3, t);
+        QB_CHECK_OK(qb_trainer_collect(f.trainer, &stats));
+        assert_true(stats.finite && stats.loss == want.loss && stats.grad_norm == want.grad_norm);
+    }
+    for (uint64_t t = 5; t <= 7; t++) queue(&f, 1e-3, t);
+    for (uint64_t t = 5; t <= 7; t++) {
+        QB_CHECK_OK(qb_trainer_collect(f.trainer, &stats));
+        assert_false(stats.finite);
+        assert_string_equal(stats.culprit, "");
+    }
+    stats = step(&f, 1e-3, 5);
+    assert_false(stats.finite);
+    assert_non_null(strstr(stats.culprit, "weights of "));
+    QB_CHECK_OK(qb_trainer_set_weights(f.trainer, f.weights));
+    stats = step(&f, 1e-3, 5);
+    assert_true(stats.finite);
+    QB_CHECK_OK(qb_trainer_get_weights(f.trainer, f.gradients));
+    assert_memory_not_equal(f.gradients, f.weights, f.params->n_elems * sizeof(float));
+    fixture_destroy(&f);
+    fixture_destroy(&twin);
+}
+
 static void wrong_calls_are_refused(void **state)
 {
     (void)state;
@@ -498,6 +542,7 @@ int main(void)
         cmocka_unit_test(rotated_steps_follow_their_formula),
         cmocka_unit_test(clipping_and_decay),
         cmocka_unit_test(a_step_that_is_no_number_changes_nothing),
+        cmocka_unit_test(queued_steps_are_collected_in_order),
         cmocka_unit_test(wrong_calls_are_refused),
         cmocka_unit_test(counts),
     };

@@ -35,10 +35,12 @@ static void destroy(qb_train_device *d)
         qb_cuda_ranks_destroy(d->ranks);
         qb_cublaslt_forget(d->stream);
     }
-    for (size_t i = 0; i < QB__CUDA_TOKEN_SLOTS; i++) {
-        if (d->slots[i].sent) cudaEventDestroy(d->slots[i].sent);
-        qb_cuda_host_free(d->slots[i].host);
+    qb__cuda_train_graphs_destroy(d);
+    for (size_t i = 0; i < QB__CUDA_SLOTS; i++) {
+        qb__cuda_train_slot_destroy(&d->token_slots[i]);
+        qb__cuda_train_slot_destroy(&d->rate_slots[i]);
     }
+    for (size_t i = 0; i < QB_TRAIN_TOTALS; i++) qb__cuda_train_slot_destroy(&d->totals_slots[i]);
     for (size_t i = 0; i < d->n_blocks; i++) qb_cuda_free(d->blocks[i]);
     qb__cuda_train_update_destroy(d);
     qb_cuda_stream_destroy(d->stream);
@@ -101,18 +103,14 @@ static qb_status create_arrays(qb_train_device *d)
 static qb_status create_tokens(qb_train_device *d)
 {
     const size_t n_tokens = d->options->micro_batch * (d->options->context + 1);
-    d->slot_elems = n_tokens + 3 * d->max_rows + 1;
+    d->slot_elems = n_tokens + 3 * d->max_rows + 2;
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->tokens, d->slot_elems, "tokens"));
-    d->order = d->tokens + n_tokens;
+    d->n_groups = d->tokens + n_tokens;
+    d->order = d->n_groups + 1;
     d->start = d->order + d->max_rows;
     d->group_token = d->start + d->max_rows + 1;
-    for (size_t i = 0; i < QB__CUDA_TOKEN_SLOTS; i++) {
-        cuda_token_slot *slot = &d->slots[i];
-        QB_TRY(qb_cuda_host_alloc((void **)&slot->host, d->slot_elems, sizeof(int32_t), "tokens"));
-        cudaEvent_t sent;
-        QB_CUDA_TRY(cudaEventCreateWithFlags(&sent, cudaEventDisableTiming));
-        slot->sent = sent;
-    }
+    for (size_t i = 0; i < QB__CUDA_SLOTS; i++)
+        QB_TRY(qb__cuda_train_slot_create(&d->token_slots[i], d->slot_elems * sizeof *d->tokens));
     return QB_NEW(&d->counts, d->c->vocab, "counts of tokens");
 }
 
@@ -146,6 +144,8 @@ static qb_status create_scratch(qb_train_device *d)
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->partials, qb_cuda_train_partials(widest(d->c)), "sums"));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->losses, d->max_rows, "losses"));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->totals, 1, "totals"));
+    for (size_t i = 0; i < QB_TRAIN_TOTALS; i++)
+        QB_TRY(qb__cuda_train_slot_create(&d->totals_slots[i], sizeof *d->totals));
     QB_TRY(qb__cuda_train_alloc(d, qb_cuda_attention_train_workspace(&attention), 1, "attention",
                                 &d->attention_workspace));
     if (d->c->act != QB_ACT_SWIGLU) return QB_OK;
@@ -246,63 +246,45 @@ static qb_status read_rows(qb_train_device *d, qb_train_buffer kind, size_t widt
 static qb_status begin(qb_train_device *d, bool gradients)
 {
     QB_TRY(qb_cuda_use(d->index));
-    QB_TRY(qb_cuda_zero(d->totals, sizeof *d->totals, d->stream));
+    QB_TRY(qb_cuda_zero(d->totals, QB_CUDA_TRAIN_TOTALS_CLEARED, d->stream));
     if (!gradients) return QB_OK;
     return qb_cuda_zero(d->arrays[QB_ARRAY_GRADIENTS], d->params->n_elems * sizeof(float),
                         d->stream);
 }
 
-static cuda_token_slot *present_slot(qb_train_device *d)
+/* A pass is sent at once what it needs, which is what stands before `end` in a slot. */
+static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch, bool learn)
 {
-    return &d->slots[d->next_slot % QB__CUDA_TOKEN_SLOTS];
-}
-
-/* Elements from .. end of the slot are on their way, and the slot is not free until they are there.
- */
-static qb_status send_slot(qb_train_device *d, const int32_t *from, const int32_t *end)
-{
-    cuda_token_slot *slot = present_slot(d);
-    QB_TRY(qb_cuda_upload((void *)from, slot->host + (from - d->tokens),
-                          (size_t)(end - from) * sizeof *from, d->stream));
-    QB_CUDA_TRY(cudaEventRecord(slot->sent, d->stream));
-    slot->used = true;
-    return QB_OK;
-}
-
-static qb_status load_tokens(qb_train_device *d, const int32_t *tokens, size_t batch)
-{
+    cuda_slot *slot = &d->token_slots[d->next_tokens++ % QB__CUDA_SLOTS];
     const size_t n = batch * (d->options->context + 1);
-    d->next_slot++;
+    int32_t *host = slot->host;
+    QB_TRY(qb_cuda_use(d->index));
     QB_TRY(qb_train_check_tokens(tokens, batch, d->options->context + 1, d->c->vocab));
-    if (present_slot(d)->used) QB_CUDA_TRY(cudaEventSynchronize(present_slot(d)->sent));
-    memcpy(present_slot(d)->host, tokens, n * sizeof *tokens);
+    QB_TRY(qb__cuda_train_slot_open(slot));
+    memcpy(host, tokens, n * sizeof *tokens);
     d->batch = batch;
     d->m = batch * d->options->context;
-    return send_slot(d, d->tokens, d->tokens + n);
+    if (learn)
+        host[d->n_groups - d->tokens] = (int32_t)qb_cuda_train_group_tokens(
+            host, batch, d->options->context, d->c->vocab, d->counts, host + (d->order - d->tokens),
+            host + (d->start - d->tokens), host + (d->group_token - d->tokens));
+    QB_TRY(qb_cuda_upload(d->tokens, host, (learn ? d->slot_elems : n) * sizeof *host, d->stream));
+    return qb__cuda_train_slot_close(d, slot);
 }
 
-/* Not before the backward pass needs it: by then the GPU has enough to do meanwhile. */
-static qb_status group_tokens(qb_train_device *d)
+static qb_status send_totals(qb_train_device *d, size_t place)
 {
-    int32_t *host = present_slot(d)->host;
-    d->n_groups = qb_cuda_train_group_tokens(
-        host, d->batch, d->options->context, d->c->vocab, d->counts, host + (d->order - d->tokens),
-        host + (d->start - d->tokens), host + (d->group_token - d->tokens));
-    return send_slot(d, d->order, d->tokens + d->slot_elems);
+    cuda_slot *slot = &d->totals_slots[place];
+    QB_TRY(qb_cuda_download(slot->host, d->totals, sizeof *d->totals, d->stream));
+    return qb__cuda_train_slot_close(d, slot);
 }
 
-static qb_status read_totals(qb_train_device *d, qb_cuda_train_totals *out)
+static qb_status receive_totals(qb_train_device *d, size_t place, qb_train_totals *out)
 {
-    QB_TRY(qb_cuda_download(out, d->totals, sizeof *out, d->stream));
-    return qb_cuda_sync(d->stream);
-}
-
-static qb_status finish(qb_train_device *d, qb_train_totals *out)
-{
-    qb_cuda_train_totals totals;
-    QB_TRY(read_totals(d, &totals));
+    const qb_cuda_train_totals *totals = d->totals_slots[place].host;
+    QB_TRY(qb__cuda_train_slot_open(&d->totals_slots[place]));
     QB_TRY(qb_comm_check_alive(d->share->comm)); /* what was aborted left no sums */
-    *out = (qb_train_totals){.loss_sum = totals.loss_sum, .grad_norm = totals.grad_norm};
+    *out = (qb_train_totals){.loss_sum = totals->loss_sum, .grad_norm = totals->grad_norm};
     return QB_OK;
 }
 
@@ -311,7 +293,8 @@ static qb_status has_nonfinite(qb_train_device *d, qb_train_array array, size_t 
 {
     qb_cuda_train_totals totals;
     QB_TRY(qb_cuda_train_count_nonfinite(d->arrays[array] + offset, n_elems, d->totals, d->stream));
-    QB_TRY(read_totals(d, &totals));
+    QB_TRY(qb_cuda_download(&totals, d->totals, sizeof totals, d->stream));
+    QB_TRY(qb_cuda_sync(d->stream));
     *out = totals.n_nonfinite != 0;
     return QB_OK;
 }
@@ -341,7 +324,8 @@ static qb_cuda_train_embed embed_args(const qb_train_device *d, void *x)
                                  .order = d->order,
                                  .start = d->start,
                                  .group_token = d->group_token,
-                                 .n_groups = d->n_groups};
+                                 .n_groups = d->n_groups,
+                                 .max_groups = d->m < d->c->vocab ? d->m : d->c->vocab};
 }
 
 static qb_status embed_forward(qb_train_device *d, void *x)
@@ -352,7 +336,6 @@ static qb_status embed_forward(qb_train_device *d, void *x)
 
 static qb_status embed_backward(qb_train_device *d, const void *dx)
 {
-    QB_TRY(group_tokens(d));
     qb_cuda_train_embed args = embed_args(d, (void *)dx); /* read */
     return qb_cuda_train_embed_backward(&args, d->stream);
 }
@@ -461,6 +444,7 @@ static qb_status gate_backward(qb_train_device *d, const void *out, const void *
 
 const qb_train_ops qb__train_ops_cuda = {
     .device = "cuda",
+    .steps_ahead = 2,
     .refuse = refuse,
     .create = create,
     .destroy = destroy,
@@ -472,6 +456,8 @@ const qb_train_ops qb__train_ops_cuda = {
     .set_rotation = qb__cuda_train_set_rotation,
     .begin = begin,
     .load_tokens = load_tokens,
+    .set_update = qb__cuda_train_set_update,
+    .repeat = qb__cuda_train_repeat,
     .embed_forward = embed_forward,
     .embed_backward = embed_backward,
     .norm_forward = norm_forward,
@@ -488,8 +474,10 @@ const qb_train_ops qb__train_ops_cuda = {
     .share_gradients = qb__cuda_train_share_gradients,
     .gradient_norm = qb__cuda_train_gradient_norm,
     .update = qb__cuda_train_update,
+    .go_on = qb__cuda_train_go_on,
     .has_nonfinite = has_nonfinite,
-    .finish = finish,
+    .send_totals = send_totals,
+    .receive_totals = receive_totals,
 };
 
 #endif

@@ -3,7 +3,8 @@
  * Weights, gradients and moments are f32 in the layout of train/params.h; products and activations
  * are bf16 with f32 sums, with full_f32 all is f32. A bf16 copy of the weights follows every
  * update. Activations are (m, width) matrices of row stride qb_cuda_stride(width). Everything is
- * queued on one stream; the host runs ahead by as many passes as there are slots for tokens. */
+ * queued on one stream; the host runs ahead by as many passes as there are slots for tokens. What a
+ * step launches is kept as graphs: all that changes from step to step is read from memory. */
 #ifndef QB_TRAIN_CUDA_CUDA_TRAIN_H
 #define QB_TRAIN_CUDA_CUDA_TRAIN_H
 
@@ -14,7 +15,7 @@
 #include "train/cuda/cuda_ranks.h"
 #include "train/ops.h"
 
-enum { QB__CUDA_TOKEN_SLOTS = 4 };
+enum { QB__CUDA_SLOTS = 4, QB__CUDA_GRAPHS = 8 };
 
 /* Matrices of one shape at equal distances (a role's in all layers), turned by one batched product.
  */
@@ -28,12 +29,18 @@ typedef struct cuda_turn {
     bool decays;
 } cuda_turn;
 
-/* One pass's tokens on the host, page-locked; free again when `sent` has happened. */
-typedef struct cuda_token_slot {
-    int32_t *host;
-    void *sent; /* cudaEvent_t */
+/* Host memory, page-locked, on its way to or from the device until `moved` has happened. */
+typedef struct cuda_slot {
+    void *host;
+    void *moved; /* cudaEvent_t */
     bool used;
-} cuda_token_slot;
+} cuda_slot;
+
+/* Launches that are made again and again; exec NULL: they were made once, one by one. */
+typedef struct cuda_graph {
+    qb_train_repeat key;
+    void *exec; /* cudaGraphExec_t */
+} cuda_graph;
 
 struct qb_train_device {
     const qb_params *params;
@@ -51,11 +58,16 @@ struct qb_train_device {
     float *arrays[QB_ARRAY_COUNT]; /* of states the own elements alone */
     uint16_t *copy;                /* bf16 weights; NULL with full_f32 */
 
-    int32_t *tokens; /* device: tokens, order, start, group_token, as in a slot */
-    int32_t *order, *start, *group_token;
-    size_t slot_elems, n_groups;
-    cuda_token_slot slots[QB__CUDA_TOKEN_SLOTS];
-    size_t next_slot;
+    int32_t *tokens; /* device: tokens, n_groups, order, start, group_token, as in a slot */
+    int32_t *n_groups, *order, *start, *group_token;
+    size_t slot_elems;
+    cuda_slot token_slots[QB__CUDA_SLOTS], rate_slots[QB__CUDA_SLOTS],
+        totals_slots[QB_TRAIN_TOTALS];
+    size_t next_tokens, next_rates;
+    qb_update update;           /* the one to come; what changes of it is in */
+    qb_cuda_train_rates *rates; /* device */
+    cuda_graph graphs[QB__CUDA_GRAPHS];
+    size_t n_graphs;
     int32_t *counts; /* host scratch (vocab) */
 
     float *cosine, *sine; /* rope */
@@ -123,12 +135,23 @@ qb_status qb__cuda_train_linear_backward_weights(qb_train_device *d, const qb_tr
 qb_status qb__cuda_train_products_create(qb_train_device *d);
 qb_status qb__cuda_train_classifier(qb_train_device *d, const void *h, float scale, void *dh);
 
+/* For `bytes`, which the slot's last user is through with when open returns. */
+qb_status qb__cuda_train_slot_create(cuda_slot *slot, size_t bytes);
+void qb__cuda_train_slot_destroy(cuda_slot *slot);
+qb_status qb__cuda_train_slot_open(const cuda_slot *slot);
+/* After a copy to or from it was queued. */
+qb_status qb__cuda_train_slot_close(qb_train_device *d, cuda_slot *slot);
+qb_status qb__cuda_train_repeat(qb_train_device *d, const qb_train_repeat *repeat);
+void qb__cuda_train_graphs_destroy(qb_train_device *d);
+
 qb_status qb__cuda_train_update_create(qb_train_device *d);
 void qb__cuda_train_update_destroy(qb_train_device *d);
 qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
                                       const float *q);
 qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_t end);
 qb_status qb__cuda_train_gradient_norm(qb_train_device *d);
-qb_status qb__cuda_train_update(qb_train_device *d, const qb_update *update, double clip);
+qb_status qb__cuda_train_set_update(qb_train_device *d, const qb_update *update);
+qb_status qb__cuda_train_update(qb_train_device *d, double clip);
+qb_status qb__cuda_train_go_on(qb_train_device *d);
 
 #endif

@@ -135,6 +135,9 @@ qb_status qb__cuda_train_update_create(qb_train_device *d)
 {
     QB_TRY(create_pieces(d));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->norm_partials, QB_CUDA_TRAIN_SUM_PARTIALS, "norms"));
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->rates, 1, "rates"));
+    for (size_t i = 0; i < QB__CUDA_SLOTS; i++)
+        QB_TRY(qb__cuda_train_slot_create(&d->rate_slots[i], sizeof *d->rates));
     return d->options->optimizer->rotated ? create_turns(d) : QB_OK;
 }
 
@@ -239,8 +242,30 @@ static qb_status turn_back(const qb_train_device *d)
     return QB_OK;
 }
 
-static qb_cuda_train_update update_args(const qb_train_device *d, const qb_update *u, double clip)
+qb_status qb__cuda_train_set_update(qb_train_device *d, const qb_update *u)
 {
+    cuda_slot *slot = &d->rate_slots[d->next_rates++ % QB__CUDA_SLOTS];
+    qb_cuda_train_rates *host = slot->host;
+    QB_TRY(qb_cuda_use(d->index));
+    QB_TRY(qb__cuda_train_slot_open(slot));
+    d->update = *u;
+    *host = (qb_cuda_train_rates){.inv_bias1 = u->inv_bias1,
+                                  .inv_sqrt_bias2 = u->inv_sqrt_bias2,
+                                  .lr = u->lr,
+                                  .decay = u->decay,
+                                  .grad_scale = u->grad_scale};
+    QB_TRY(qb_cuda_upload(d->rates, host, sizeof *host, d->stream));
+    return qb__cuda_train_slot_close(d, slot);
+}
+
+qb_status qb__cuda_train_go_on(qb_train_device *d)
+{
+    return qb_cuda_zero(&d->totals->halted, sizeof d->totals->halted, d->stream);
+}
+
+static qb_cuda_train_update update_args(const qb_train_device *d, double clip)
+{
+    const qb_update *u = &d->update;
     static const qb_cuda_rule rules[QB_RULE_COUNT] = {[QB_RULE_ADAM] = QB_CUDA_ADAM,
                                                       [QB_RULE_RMSPROP] = QB_CUDA_RMSPROP,
                                                       [QB_RULE_SGD] = QB_CUDA_SGD};
@@ -254,12 +279,8 @@ static qb_cuda_train_update update_args(const qb_train_device *d, const qb_updat
                                   .one_minus_beta2 = u->one_minus_beta2,
                                   .eps = u->eps,
                                   .momentum = u->momentum,
-                                  .inv_bias1 = u->inv_bias1,
-                                  .inv_sqrt_bias2 = u->inv_sqrt_bias2,
-                                  .lr = u->lr,
-                                  .decay = u->decay,
-                                  .grad_scale = u->grad_scale,
                                   .clip = (float)clip,
+                                  .rates = d->rates,
                                   .pieces = d->pieces,
                                   .n_pieces = d->n_pieces,
                                   .gradients = d->arrays[QB_ARRAY_GRADIENTS],
@@ -271,9 +292,9 @@ static qb_cuda_train_update update_args(const qb_train_device *d, const qb_updat
                                   .totals = d->totals};
 }
 
-qb_status qb__cuda_train_update(qb_train_device *d, const qb_update *update, double clip)
+qb_status qb__cuda_train_update(qb_train_device *d, double clip)
 {
-    qb_cuda_train_update args = update_args(d, update, clip);
+    qb_cuda_train_update args = update_args(d, clip);
     QB_TRY(qb_cuda_train_scales(&args, d->stream));
     QB_TRY(turn_gradients(d));
     if (d->n_pieces) QB_TRY(qb_cuda_train_apply(&args, d->stream));
