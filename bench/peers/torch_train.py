@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 
-from train_table import ROWS, SHAPES
+from train_table import ROWS, SHAPES, row_batch
 
 
 def parse_args():
@@ -25,7 +25,9 @@ def parse_args():
                             "%d %s T %d" % (i, *row[:2]) for i, row in enumerate(ROWS)))
     parser.add_argument("--optimizers", default="adam,orthoadam")
     parser.add_argument("--windows", type=int, help="of one pass (default: by row)")
-    parser.add_argument("--batch", type=int, help="windows a step (default: those of one pass)")
+    parser.add_argument("--batch", type=int, help="windows a step (default: by row)")
+    parser.add_argument("--compile-only", action="store_true",
+                        help="one pass of each, for what stays in the compiler's cache")
     parser.add_argument("--steps", type=int, default=20, help="timed, after 5 others")
     parser.add_argument("--deadline", type=float, default=1e9, metavar="SECONDS",
                         help="figures not begun by then are left out")
@@ -148,13 +150,13 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def measure(shape, context, windows, optimizer_name):
+def measure(shape, context, windows, batch, optimizer_name):
     layers, d, heads, vocab = SHAPES[shape]
     with torch.device(ARGS.device):
         model = Model(layers, d, heads, vocab, context)
     optimizer = make_optimizer(optimizer_name, model, d)
     forward = torch.compile(model, dynamic=False) if ARGS.device == "cuda" else model
-    passes = (ARGS.batch or windows) // windows
+    passes = 1 if ARGS.compile_only else max(1, batch // windows)
     tokens = torch.randint(vocab, (8, windows, context + 1), device=ARGS.device)
 
     def step(i):
@@ -169,11 +171,11 @@ def measure(shape, context, windows, optimizer_name):
         synchronize()
 
     began = time.perf_counter()
-    for i in range(5):
+    for i in range(1 if ARGS.compile_only else 5):
         step(i)
     ready = time.perf_counter() - began
     samples = []
-    for i in range(ARGS.steps):
+    for i in range(1 if ARGS.compile_only else ARGS.steps):
         start = time.perf_counter()
         step(i)
         samples.append(passes * windows * context / (time.perf_counter() - start))
@@ -189,7 +191,8 @@ def main():
     print(json.dumps({"versions": {"torch": torch.__version__}}), flush=True)
     rows = ROWS if ARGS.rows == "all" else [ROWS[int(i)] for i in ARGS.rows.split(",")]
     began = time.perf_counter()
-    for shape, context, windows in (row[:3] for row in rows):
+    for row in rows:
+        shape, context, windows = row[:3]
         for optimizer in ARGS.optimizers.split(","):
             if time.perf_counter() - began > ARGS.deadline:
                 say("%s %s: left out: the deadline has passed" % (shape, optimizer))
@@ -197,7 +200,7 @@ def main():
             windows = ARGS.windows or windows
             what = {"shape": shape, "context": context, "windows": windows, "optimizer": optimizer}
             try:
-                found = measure(shape, context, windows, optimizer)
+                found = measure(shape, context, windows, row_batch(row, ARGS.batch), optimizer)
             except Exception as error:  # that a figure cannot be had is a result
                 found = {"tok_per_s": None, "refused": "%s: %s" % (
                     type(error).__name__, (str(error).strip().splitlines() or ["no message"])[0])}

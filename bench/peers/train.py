@@ -2,15 +2,18 @@
 """Runs qbench train and torch.compile in turn on one GPU, prints one table, appends one JSON line.
 
 Called by train.sh, which names the programs. Both train on random tokens in steps of as many
-windows; a figure of qbench's is the median over its timed steps of what its metrics say, and comes
-from the whole program as it is used. A side that is missing or fails is left out with a message; a
-figure that was not measured is null in the record, never 0.
+tokens; a figure of qbench's is the median over its timed steps of what its metrics say, and comes
+from the whole program as it is used. Columns of a row take turns, `rounds` times each, since a warm
+chip is slower than a cold one; those of OrthoAdam, whose bases take seconds to make, have one turn.
+torch compiles its rows side by side before the first is timed. A side that is missing or fails is
+left out with a message; a figure that was not measured is null in the record, never 0.
 """
 import argparse
 import json
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
 
@@ -24,8 +27,10 @@ PRESETS = {"gpt2-124m": ["gpt2-130m"], "d512-v50304": ["gpt2-60m"],
 WARM_UP = 5  # steps that are not timed
 
 
-def rows_of(args):
-    return [train_table.ROWS[i] for i in args.rows]
+def columns_of(args, who):
+    """[(softmax, optimizer)]"""
+    columns = [train_table.COLUMNS[i] for i in args.columns]
+    return [column[1:] for column in columns if column[0] == who]
 
 
 def timed(path):
@@ -37,22 +42,47 @@ def timed(path):
 
 
 def train_once(program, args, row, softmax, optimizer):
-    """(figure, None) or (None, why not)"""
+    """((tok/s of every timed step, windows of a pass, memory), None) or (None, why not)"""
     shape, context, windows = row[:3]
     windows = args.windows or windows
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         out, why = attempt([
             program, "train", "--preset", *PRESETS[shape], "--out", folder, "--task", "random",
             "--device", args.device, "--context", context, "--softmax", softmax, "--optimizer",
-            optimizer, "--batch", args.batch, "--micro-batch", windows, "--steps",
+            optimizer, "--batch", train_table.row_batch(row, args.batch), "--micro-batch",
+            windows, "--steps",
             WARM_UP + args.steps, "--warmup", 0, "--log-every", 1, "--eval-every", 0,
             "--save-every", 0, "--quiet"])
         del out
         if why:
             return None, why
         samples, memory = timed(os.path.join(folder, "metrics.jsonl"))
-    return {"windows": windows, "tok_per_s": statistics.median(samples), "min": min(samples),
-            "max": max(samples), "samples": len(samples), "peak_bytes": memory}, None
+    return (samples, windows, memory), None
+
+
+def train_in_turns(program, args, row, record):
+    """The columns of a row, whose figures go to the record."""
+    samples, turns, found, failed = {}, {}, {}, set()
+    for turn in range(args.rounds):
+        for column in columns_of(args, "qbench"):
+            if column in failed or (turn and column[1] == "orthoadam"):
+                continue
+            once, why = train_once(program, args, row, *column)
+            if why:
+                failed.add(column)
+                leave_out(record, why, who="qbench", shape=row[0], context=row[1],
+                          softmax=column[0], optimizer=column[1])
+                continue
+            samples.setdefault(column, []).extend(once[0])
+            turns.setdefault(column, []).append(statistics.median(once[0]))
+            found[column] = once[1:]
+    for column, values in samples.items():
+        figure = {"who": "qbench", "shape": row[0], "context": row[1], "softmax": column[0],
+                  "optimizer": column[1], "windows": found[column][0],
+                  "tok_per_s": statistics.median(values), "min": min(values), "max": max(values),
+                  "samples": len(values), "turns": turns[column], "peak_bytes": found[column][1]}
+        record["figures"].append(figure)
+        peers.say("train: %s T %d %s %s: %.0f tok/s" % (*row[:2], *column, figure["tok_per_s"]))
 
 
 def run_qbench(args, record):
@@ -61,32 +91,50 @@ def run_qbench(args, record):
         return
     out, _ = attempt([program, "--version"])
     record["versions"]["qbench"] = (out or "").strip().splitlines()[0] if out else None
-    for row in rows_of(args):
-        for softmax in args.softmaxes.split(","):
-            for optimizer in args.optimizers.split(","):
-                what = {"who": "qbench", "shape": row[0], "context": row[1], "softmax": softmax,
-                        "optimizer": optimizer}
-                found, why = train_once(program, args, row, softmax, optimizer)
-                if why:
-                    leave_out(record, why, **what)
-                    continue
-                record["figures"].append({**what, **found})
-                peers.say("train: %s: %.0f tok/s" % (" ".join(map(str, what.values())),
-                                                    found["tok_per_s"]))
+    for i in args.rows:
+        train_in_turns(program, args, train_table.ROWS[i], record)
 
 
 def note_torch(record, figure):
     record["figures"].append({"who": "torch", "softmax": "softmax", **figure})
 
 
+def torch_command(args, rows, *more):
+    optimizers = ",".join(optimizer for _, optimizer in columns_of(args, "torch"))
+    batch = ["--batch", str(args.batch)] if args.batch else []
+    return [args.python, gpu_sides.beside("torch_train.py"), "--rows", ",".join(map(str, rows)),
+            "--optimizers", optimizers, *batch, *more, *args.torch_option]
+
+
+def compile_rows(args, rows):
+    """What torch compiles stays in its cache; why one fails is said when it is timed."""
+    running = [subprocess.Popen(torch_command(args, [row], "--compile-only"),
+                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL) for row in rows]
+    try:
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            process.kill()
+
+
 def run_torch(args, record):
-    command = [args.python, gpu_sides.beside("torch_train.py"), "--rows",
-               ",".join(map(str, args.rows)), "--optimizers", args.optimizers, "--batch",
-               str(args.batch), "--steps", str(args.steps), *args.torch_option]
-    gpu_sides.run_torch(command, record, note_torch)
+    rows = args.rows if args.torch_rows is None else args.torch_rows
+    if not columns_of(args, "torch") or not rows:
+        return
+    cache = os.path.join(args.dir or tempfile.gettempdir(), "inductor")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+    if len(rows) > 1 and peers.find_program(args.python, "python", "set PYTHON="):
+        compile_rows(args, rows)
+    gpu_sides.run_torch(torch_command(args, rows, "--steps", str(args.steps)), record, note_torch)
 
 
 SIDES = {"qbench": run_qbench, "torch": run_torch}
+
+
+def numbers(text):
+    return [int(word) for word in text.split(",")]
 
 
 def parse_args():
@@ -95,10 +143,14 @@ def parse_args():
     parser.add_argument("--out", required=True, help="file of JSON lines to append to")
     parser.add_argument("--only", default=",".join(SIDES), metavar="SIDE,...")
     parser.add_argument("--rows", default=list(range(len(train_table.ROWS))), metavar="N,...",
-                        type=lambda text: [int(word) for word in text.split(",")])
-    parser.add_argument("--optimizers", default="adam,orthoadam")
-    parser.add_argument("--softmaxes", default="softmax,softmax1")
-    parser.add_argument("--batch", type=peers.positive, default=512, help="windows a step")
+                        type=numbers)
+    parser.add_argument("--columns", default=list(range(len(train_table.COLUMNS))),
+                        metavar="N,...", type=numbers)
+    parser.add_argument("--torch-rows", metavar="N,...", type=numbers,
+                        help="fewer rows for torch, which compiles for long")
+    parser.add_argument("--rounds", type=peers.positive, default=1, help="turns of a column")
+    parser.add_argument("--batch", type=peers.positive,
+                        help="windows a step (default: %d tokens)" % train_table.STEP_TOKENS)
     parser.add_argument("--windows", type=peers.positive, help="of one pass (default: by row)")
     parser.add_argument("--steps", type=peers.positive, default=20, help="timed, after 5 others")
     parser.add_argument("--dir", help="folder for the runs, which are removed")
@@ -108,14 +160,18 @@ def parse_args():
     parser.add_argument("--torch-option", type=shlex.split, default=[], metavar="'OPTION ...'")
     args = parser.parse_args()
     gpu_sides.check_sides(parser, args.only, SIDES)
-    if not all(0 <= i < len(train_table.ROWS) for i in args.rows):
-        parser.error("--rows: expected numbers from 0 to %d" % (len(train_table.ROWS) - 1))
+    for name, most in (("rows", len(train_table.ROWS)), ("torch_rows", len(train_table.ROWS)),
+                       ("columns", len(train_table.COLUMNS))):
+        if not all(0 <= i < most for i in getattr(args, name) or []):
+            parser.error("--%s: expected numbers from 0 to %d" % (name.replace("_", "-"), most - 1))
     return args
 
 
 def main():
     args = parse_args()
-    record = {"settings": {"batch": args.batch, "steps": args.steps}, "versions": {},
+    record = {"settings": {"step_tokens": None if args.batch else train_table.STEP_TOKENS,
+                           "batch": args.batch, "steps": args.steps, "rounds": args.rounds},
+              "versions": {},
               "figures": [], "refused": []}
     here = gpu_sides.run_sides(args, record, SIDES)
     if not any(f["tok_per_s"] for f in record["figures"]):

@@ -13,10 +13,11 @@ with a message.
   --dir DIR          scratch folder (default: \${XDG_CACHE_HOME:-\$HOME/.cache}/qbench/peers)
   --only LIST        of qbench and torch (default: both, in this order)
   --rows LIST        numbers of the table's rows, from 0 (default: all)
-  --optimizers LIST  (default: adam,orthoadam)
-  --softmaxes LIST   of qbench (default: softmax,softmax1)
-  --batch N          windows a step (default: 512)
-  --steps N          timed steps (default: 20)
+  --torch-rows LIST  those of torch, which compiles for half a minute each (default: --rows)
+  --columns LIST     numbers of its columns, from 0 (default: all)
+  --rounds N         turns that the columns of a row take (default: 1)
+  --batch N          windows a step (default: 131072 tokens)
+  --steps N          timed steps of a turn (default: 20)
   --torch OPTIONS    passed to torch_train.py, as one word
   --out FILE         JSON lines to append to (default: results/peers_train.jsonl)
   -h, --help         this text
@@ -42,7 +43,7 @@ passed=''
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) usage; exit 0 ;;
-    --dir | --only | --rows | --optimizers | --softmaxes | --batch | --steps | --torch | --out)
+    --dir | --only | --rows | --torch-rows | --columns | --rounds | --batch | --steps | --torch | --out)
         [ $# -ge 2 ] || bad_usage "$1 needs a value" ;;
     *) bad_usage "unknown argument: $1" ;;
     esac

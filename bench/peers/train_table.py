@@ -8,6 +8,7 @@ SHAPES = {  # layers, d, heads, vocabulary
     "d512-v50304": (8, 512, 8, 50304),
     "d512-v8192": (8, 512, 8, 8192),
 }
+STEP_TOKENS = 131072
 # shape, context, windows of one pass, tok/s at least (softmax, Adam), and how many times torch's
 ROWS = [
     ("gpt2-124m", 256, 128, 700e3, 1.3),
@@ -21,6 +22,11 @@ COLUMNS = [  # who, softmax, optimizer
     ("torch", "softmax", "adam"), ("torch", "softmax", "orthoadam"),
 ]
 MOST_LOST = [("orthoadam", ("softmax", "orthoadam"), 2.0), ("softmax-1", ("softmax1", "adam"), 0.5)]
+
+
+def row_batch(row, batch=None):
+    """Windows a step."""
+    return batch or STEP_TOKENS // row[1]
 
 
 def row_name(row):

@@ -13,6 +13,8 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PEERS = ROOT / "bench/peers"
 sys.path.insert(0, str(PEERS))
+sys.path.insert(0, str(ROOT / "tools"))
+import readme_tables  # noqa: E402
 import train_table  # noqa: E402
 
 # tok/s by shape, a little less for OrthoAdam and softmax-1; the first five steps are far slower.
@@ -20,7 +22,8 @@ QBENCH = """#!{python}
 import json, os, sys
 if sys.argv[1] == "--version": print("qbench 1 (abc)"); sys.exit()
 def after(word): return sys.argv[sys.argv.index(word) + 1]
-assert after("--task") == "random" and after("--batch") == "512", sys.argv
+batch = {{"256": "512", "1024": "128"}}[after("--context")]
+assert after("--task") == "random" and after("--batch") == batch, sys.argv
 rate = {{"gpt2-130m": 710e3, "gpt2-60m": 1500e3}}[after("--preset")]
 if "--vocab" in sys.argv: rate = 1900e3
 if after("--context") == "1024": sys.exit("no memory")
@@ -38,7 +41,8 @@ import json, sys
 if sys.argv[1].endswith("train.py") and not sys.argv[1].endswith("torch_train.py"):
     import os
     os.execv("{python}", ["{python}"] + sys.argv[1:])
-assert sys.argv[sys.argv.index("--batch") + 1] == "512"
+if "--compile-only" in sys.argv: sys.exit()
+assert sys.argv[sys.argv.index("--rows") + 1] == "0,1"
 print(json.dumps({{"versions": {{"torch": "2.x"}}}}))
 print(json.dumps({{"shape": "gpt2-124m", "context": 256, "windows": 128, "optimizer": "adam",
                   "tok_per_s": 530e3}}))
@@ -69,7 +73,7 @@ class TrainTest(unittest.TestCase):
         return done, json.loads(out.read_text()) if out.exists() else None
 
     def test_both_sides(self):
-        done, record = self.run_train("--steps", "4", qbench=self.program("qbench", QBENCH),
+        done, record = self.run_train("--steps", "4", "--torch-rows", "0,1", "--rounds", "2", qbench=self.program("qbench", QBENCH),
                                       python=self.program("python", TORCH))
         self.assertEqual(done.returncode, 0, done.stderr)
         small, long, wide, narrow = train_table.ROWS
@@ -77,6 +81,7 @@ class TrainTest(unittest.TestCase):
         def find(*words):
             return train_table.find(record, *words)
         self.assertEqual(find(small, "qbench", "softmax", "adam"), 710006.5)  # of steps 6 to 9
+        self.assertEqual([len(f["turns"]) for f in record["figures"][:3]], [2, 1, 2])
         self.assertAlmostEqual(find(narrow, "qbench", "softmax1", "orthoadam"),
                                1900e3 * 0.97 * 0.998 + 6.5)
         self.assertEqual(find(small, "torch", "softmax", "adam"), 530e3)
@@ -94,10 +99,14 @@ class TrainTest(unittest.TestCase):
         self.assertEqual(record["peer"], "train")
         self.assertIn("gpt2-124m T 256: ≥ 700: met; ≥ 1.3 × torch: met", done.stdout)
         self.assertEqual(list((self.dir / "runs").iterdir()), [])
+        self.assertEqual(readme_tables.gpu_training(self.dir), [])
+        (self.dir / "out.jsonl").rename(self.dir / "peers_train.jsonl")
+        lines = "\n".join(readme_tables.gpu_training(self.dir))
+        self.assertIn("| gpt2-124m T 256 | 710 | 689 | 709 | 687 | 530 | ≥ 700: met;", lines)
+        self.assertNotIn("torch softmax orthoadam", lines)  # nobody measured it
 
     def test_a_missing_side_is_left_out(self):
-        done, record = self.run_train("--rows", "3", "--optimizers", "adam", "--softmaxes",
-                                      "softmax", "--torch", "--windows x",
+        done, record = self.run_train("--rows", "3", "--columns", "0,4", "--torch", "--windows x",
                                       qbench=self.program("qbench", QBENCH))
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual([f["shape"] for f in record["figures"]], ["d512-v8192"])
@@ -109,7 +118,8 @@ class TrainTest(unittest.TestCase):
         self.assertIsNone(record)
 
     def test_usage(self):
-        for words in ["--rows"], ["--rows", "x y"], ["--rows", "9"], ["--only", "jax"], ["--what"]:
+        for words in (["--rows"], ["--rows", "x y"], ["--rows", "9"], ["--columns", "6"],
+                      ["--torch-rows", "4"], ["--only", "jax"], ["--what"]):
             done, record = self.run_train(*words)
             self.assertEqual(done.returncode, 2, words)
             self.assertIsNone(record)
