@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench/peers"), str(ROOT / "tools")]
 import gpu_table  # noqa: E402
 import pair_report  # noqa: E402
+import train_table  # noqa: E402
 
 
 def number(x):
@@ -110,6 +111,19 @@ def gpu_gemm(results=ROOT / "results"):
     return lines + markdown(rows)
 
 
+def gpu_training(results=ROOT / "results"):
+    path = results / "peers_train.jsonl"
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text().splitlines()[-1])
+    rows = train_table.table(record)
+    # a column that nobody measured is no column
+    shown = [i for i in range(len(rows[0])) if any(row[i] != "–" for row in rows[1:])]
+    return ["", "Training steps of GPT2 shapes (T: tokens a window), bf16, one GPU, thousand tokens a",
+            "second, beside torch.compile.", *gpu_line(record), "",
+            *markdown([[row[i] for i in shown] for row in rows])]
+
+
 def pair():
     """The shipped models, as the paper's Table 3 has its own."""
     schemes = pair_report.read_results(pair_report.SHIPPED / "results-valid.json")
@@ -128,7 +142,7 @@ def pair():
 
 
 def measured():
-    return quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm()
+    return quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm() + gpu_training()
 
 
 def fill(text, name, lines):
