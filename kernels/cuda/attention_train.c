@@ -5,7 +5,8 @@
 
 size_t qb_cuda_attention_train_workspace(const qb_cuda_attention_train_args *args)
 {
-    return args->batch * args->n_heads * qb_round_up(args->n_tokens, 128) * 2 * sizeof(float);
+    return args->batch * args->n_heads * qb_round_up(args->n_tokens, 128) * 2 * sizeof(float) +
+           qb__attention_train_whole_workspace(args);
 }
 
 const qb_cuda_attention_train_row qb_cuda_attention_train_kernels[] = {

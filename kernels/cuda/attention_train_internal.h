@@ -23,6 +23,14 @@ QB__CUDA_ATTENTION_TRAIN_ROW(plain)
 const char *qb__attention_train_refuse_short(const qb_cuda_attention_train_args *args);
 qb_status qb__attention_train_backward_short(const qb_cuda_attention_train_args *args,
                                              qb_cuda_stream stream);
+/* The same for some hundred tokens, two tiles of keys at a time; workspace. */
+#define QB__ATTENTION_TRAIN_WHOLE                                                                  \
+    1024 /* tokens; what blocks keep beyond them leaves the L2 cache */
+#define QB__ATTENTION_TRAIN_BLOCKS 132 /* at most */
+const char *qb__attention_train_refuse_whole(const qb_cuda_attention_train_args *args);
+size_t qb__attention_train_whole_workspace(const qb_cuda_attention_train_args *args);
+qb_status qb__attention_train_backward_whole(const qb_cuda_attention_train_args *args,
+                                             qb_cuda_stream stream);
 /* Any number of tokens, in two passes; workspace. */
 const char *qb__attention_train_refuse_long(const qb_cuda_attention_train_args *args);
 qb_status qb__attention_train_backward_long(const qb_cuda_attention_train_args *args,

@@ -57,15 +57,6 @@ struct short_params {
     bool relu;
 };
 
-/* The n-th use of a ring's slot. */
-template <int SLOTS> struct turn {
-    int slot;
-    uint32_t parity;
-    __device__ explicit turn(uint32_t n) : slot(n % SLOTS), parity(n / SLOTS & 1)
-    {
-    }
-};
-
 struct block {
     const short_params &p;
     uint32_t smem;
@@ -208,17 +199,6 @@ __device__ void make_stats(const block &b, int row)
 
 /* ---- p, ds, dv, dk ---- */
 
-__device__ __forceinline__ void store_ds(const uint32_t (&ds)[16], uint32_t to)
-{
-    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-#pragma unroll
-    for (int n = 0; n < 8; n += 2) {
-        uint32_t chunk = (uint32_t)((n + lane / 16) ^ row % 8);
-        qb_stmatrix_x4(to + row * 128 + chunk * 16, ds[2 * n], ds[2 * n + 1], ds[2 * n + 2],
-                       ds[2 * n + 3]);
-    }
-}
-
 struct owner {
     const block &b;
     const int wg, n;
@@ -235,39 +215,19 @@ struct owner {
     __device__ __forceinline__ void pair(float (&dk)[32], float (&dv)[32], int i, int j,
                                          uint32_t keys)
     {
-        float s[32], dp[32];
-        uint32_t a[16], c[16];
-        const int ahead = threadIdx.x % 4 * 2 - threadIdx.x % 128 / 32 * 16 - threadIdx.x % 32 / 4;
         const turn<QUERY_SLOTS> q_at(used + i);
-        const uint32_t queries = b.queries(q_at.slot);
-        qb_mbar_wait_block(b.bar(QUERIES_FULL + q_at.slot), q_at.parity);
-        qb_wgmma_fence();
-        start_scores<DIM, ROWS>(s, keys, queries);
-        qb_wgmma_commit();
-        start_scores<DIM, ROWS>(dp, keys + TILE_BYTES, queries + TILE_BYTES);
-        qb_wgmma_commit();
-        qb_wgmma_wait<1>();
-        pin(s);
-        release();
-        qb_mbar_wait_block(b.bar(STATS_FULL + q_at.slot), q_at.parity);
-        make_p(s, by_column{b.stats(q_at.slot)}, b.p.scale, b.p.relu, i == j, ahead);
-        pack_p<ROWS>(s, a);
-        qb_wgmma_fence();
-        start_values<DIM, ROWS>(dv, a, queries + TILE_BYTES);
-        qb_wgmma_commit();
-        qb_wgmma_wait<1>();
-        pin(dp);
-        make_ds(dp, s, by_column{b.stats(q_at.slot) + STATS_BYTES}, b.p.relu);
-        pack_p<ROWS>(dp, c);
-        qb_wgmma_fence();
-        start_values<DIM, ROWS>(dk, c, queries);
-        qb_wgmma_commit();
         const ds_turn to(wg, ds_used + ds_place(wg, n, i, j));
-        qb_mbar_wait_block(b.bar(DS_EMPTY + to.slot), to.parity ^ 1);
-        store_ds(c, b.ds(to.slot));
-        qb_fence_async();
-        __syncwarp();
-        if (leader) qb_mbar_arrive(b.bar(DS_FULL + to.slot));
+        const meeting m = {keys,
+                           b.queries(q_at.slot),
+                           b.stats(q_at.slot),
+                           b.bar(QUERIES_FULL + q_at.slot),
+                           b.bar(STATS_FULL + q_at.slot),
+                           q_at.parity,
+                           b.ds(to.slot),
+                           b.bar(DS_FULL + to.slot),
+                           b.bar(DS_EMPTY + to.slot),
+                           to.parity};
+        meet(dk, dv, m, b.p.scale, b.p.relu, i == j, [&] { release(); });
         /* the last of this warpgroup's tiles that these queries meet */
         if (j != wg || i < second_tile(wg)) unreleased = QUERIES_EMPTY + q_at.slot;
     }
@@ -311,15 +271,6 @@ __device__ void own_keys(const block &b, int wg)
 }
 
 /* ---- dq ---- */
-
-/* dq of 64 queries += ds * k, both tiles with what the product does not sum over contiguous. */
-__device__ __forceinline__ void start_dq(float (&dq)[32], uint32_t ds, uint32_t k)
-{
-    const uint64_t a = qb_wgmma_desc(ds), b = qb_wgmma_desc(k);
-#pragma unroll
-    for (int step = 0; step < ROWS / 16; step++)
-        qb_wgmma_bf16_mn(dq, a + step * 16 * 128 / 16, b + step * 16 * 128 / 16, 1);
-}
 
 __device__ void sum_queries(const block &b)
 {

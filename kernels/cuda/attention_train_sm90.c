@@ -49,5 +49,7 @@ qb_status qb__cuda_attention_train_backward_sm90(const qb_cuda_attention_train_a
 {
     if (!qb__attention_train_refuse_short(args))
         return qb__attention_train_backward_short(args, stream);
+    if (!qb__attention_train_refuse_whole(args))
+        return qb__attention_train_backward_whole(args, stream);
     return qb__attention_train_backward_long(args, stream);
 }

@@ -145,6 +145,85 @@ static __device__ __forceinline__ float dot8(const uint4 &a, const uint4 &b)
     return sum;
 }
 
+/* ---- where the scores are made once ----
+ *
+ * A warpgroup owns 64 keys of a head of 64 dimensions, tiles of 64 queries pass by: p and ds are
+ * made transposed, in registers, for dv and dk, and ds is left in shared memory for dq. */
+
+/* The n-th use of a ring's slot. */
+template <int SLOTS> struct turn {
+    int slot;
+    uint32_t parity;
+    __device__ explicit turn(uint32_t n) : slot(n % SLOTS), parity(n / SLOTS & 1)
+    {
+    }
+};
+
+static __device__ __forceinline__ void store_ds(const uint32_t (&ds)[16], uint32_t to)
+{
+    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+        uint32_t chunk = (uint32_t)((n + lane / 16) ^ row % 8);
+        qb_stmatrix_x4(to + row * 128 + chunk * 16, ds[2 * n], ds[2 * n + 1], ds[2 * n + 2],
+                       ds[2 * n + 3]);
+    }
+}
+
+/* A tile of queries and one of keys; places in shared memory. */
+struct meeting {
+    uint32_t keys, queries, stats;             /* k, then v; q, then d_out; query_stats */
+    uint32_t queries_full, stats_full, parity; /* barriers */
+    uint32_t ds, ds_full, ds_empty, ds_parity;
+};
+
+/* release: the products that were under way have read what they read. */
+template <class F>
+__device__ __forceinline__ void meet(float (&dk)[32], float (&dv)[32], const meeting &m,
+                                     float scale, bool relu, bool masked, F release)
+{
+    float s[32], dp[32];
+    uint32_t a[16], c[16];
+    const int ahead = threadIdx.x % 4 * 2 - threadIdx.x % 128 / 32 * 16 - threadIdx.x % 32 / 4;
+    const uint32_t tile_bytes = ROWS * 128;
+    qb_mbar_wait_block(m.queries_full, m.parity);
+    qb_wgmma_fence();
+    start_scores<64, ROWS>(s, m.keys, m.queries);
+    qb_wgmma_commit();
+    start_scores<64, ROWS>(dp, m.keys + tile_bytes, m.queries + tile_bytes);
+    qb_wgmma_commit();
+    qb_wgmma_wait<1>();
+    pin(s);
+    release();
+    qb_mbar_wait_block(m.stats_full, m.parity);
+    make_p(s, by_column{m.stats}, scale, relu, masked, ahead);
+    pack_p<ROWS>(s, a);
+    qb_wgmma_fence();
+    start_values<64, ROWS>(dv, a, m.queries + tile_bytes);
+    qb_wgmma_commit();
+    qb_wgmma_wait<1>();
+    pin(dp);
+    make_ds(dp, s, by_column{m.stats + ROWS * 4}, relu);
+    pack_p<ROWS>(dp, c);
+    qb_wgmma_fence();
+    start_values<64, ROWS>(dk, c, m.queries);
+    qb_wgmma_commit();
+    qb_mbar_wait_block(m.ds_empty, m.ds_parity ^ 1);
+    store_ds(c, m.ds);
+    qb_fence_async();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) qb_mbar_arrive(m.ds_full);
+}
+
+/* dq of 64 queries += ds * k, both tiles with what the product does not sum over contiguous. */
+static __device__ __forceinline__ void start_dq(float (&dq)[32], uint32_t ds, uint32_t k)
+{
+    const uint64_t a = qb_wgmma_desc(ds), b = qb_wgmma_desc(k);
+#pragma unroll
+    for (int step = 0; step < ROWS / 16; step++)
+        qb_wgmma_bf16_mn(dq, a + step * 16 * 128 / 16, b + step * 16 * 128 / 16, 1);
+}
+
 } // namespace attention_train
 
 #endif

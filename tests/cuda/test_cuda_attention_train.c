@@ -568,6 +568,7 @@ static void common_shapes_equal_the_reference(void **state)
         /* batch, tokens, heads, key heads, size */
         {24, 100, 12, 12, 64}, {50, 64, 8, 8, 64},   {13, 256, 12, 12, 64},
         {34, 200, 12, 12, 64}, {2, 256, 9, 3, 64},   {1, 1024, 2, 2, 64},
+        {34, 300, 3, 3, 64},   {9, 600, 12, 12, 64}, {17, 449, 6, 6, 64},
         {2, 512, 12, 4, 64},   {1, 1000, 2, 1, 128}, {6, 384, 12, 12, 128}};
     tally tallies[8] = {0};
     for (size_t i = 0; i < (qb_test_is_small() ? 1 : 2 * QB_COUNT(sizes)); i++) {
