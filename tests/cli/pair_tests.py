@@ -3,7 +3,6 @@ and what stands in share/models, where it is there."""
 import json
 import random
 import re
-import subprocess
 import sys
 
 import support
@@ -19,10 +18,9 @@ TINY = ["--n-layers", "2", "--d-model", "16", "--context", "16", "--batch", "4",
 
 
 def script(name, *args, code=0):
-    done = subprocess.run([sys.executable, support.ROOT / name, *map(str, args)], text=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=support.BASE_ENV, check=False)
-    assert done.returncode == code, f"expected exit {code}: {done}"
+    done = support.run(sys.executable, support.ROOT / name, *args)
+    assert done.code == code, f"expected exit {code}: {done}"
+    done.stdout, done.stderr = done.out.decode(), done.err.decode()
     return done
 
 
@@ -119,9 +117,7 @@ def check_demo(done):
     assert [name for name, _ in rows] == ["vanilla", "ours"] * 2, text
     last = text.rstrip().splitlines()[-1]
     assert re.fullmatch(r"coarse costs .* in full precision they are [\d.]+ % apart\.", last), last
-    seconds = re.search(r"^demo: (\d+) s\.", done.stderr, re.M)
-    assert seconds, done.stderr
-    return int(seconds[1])
+    assert re.search(r"^demo: \d+ s\.", done.stderr, re.M), done.stderr
 
 
 # ---- share/models ----
@@ -182,4 +178,7 @@ def test_shipped_models_measure_as_recorded(folder):
 def test_shipped_pair_in_the_demo(_):
     shipped()
     done = script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed", "--", "--max-tokens", "2056")
-    assert check_demo(done) < 60 and re.search(r"coarse costs .* less; ", done.stdout), done.stdout
+    check_demo(done)
+    assert re.search(r"coarse costs .* less; ", done.stdout), done.stdout
+    # a fifth of the text: the whole and the speed take about 45 s of processor time then
+    assert done.cpu_s < 20, done

@@ -43,13 +43,17 @@ def start(*args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=None):
                             stderr=subprocess.PIPE, env={**BASE_ENV, **(env or {})})
 
 
-def qbench(*args, stdin=b"", env=None, timeout=120):
+def qbench(*args, **more):
     """Runs qbench to its end; output as bytes."""
+    return run(QBENCH, *args, **more)
+
+
+def run(*command, stdin=b"", env=None, timeout=120):
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, \
             tempfile.TemporaryFile() as err:
         given.write(stdin)
         given.seek(0)
-        process = subprocess.Popen([QBENCH, *map(str, args)], stdin=given, stdout=out, stderr=err,
+        process = subprocess.Popen(list(map(str, command)), stdin=given, stdout=out, stderr=err,
                                    env={**BASE_ENV, **(env or {})})
         timer = threading.Timer(timeout, process.kill)
         timer.start()
