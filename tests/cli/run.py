@@ -20,9 +20,9 @@ import data_tests
 import device_tests
 import front_tests
 import model_tests
+import run_tests  # before pair_tests, which looks in tools/ first, where there is another
 import pair_tests
 import ranks_tests
-import run_tests
 import support
 import tokenize_tests
 import train_tests
