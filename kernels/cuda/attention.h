@@ -37,7 +37,7 @@ typedef struct qb_cuda_attention_args { /* device pointers; elements of `type` *
     void *out; /* as q */
     size_t out_stride;
     float *lse; /* NULL, or (batch, n_heads, n_q): log of a row's sum of exponentials, softmax-1's 1
-                   included; one row of the table gives it, for training */
+                   included; two rows of the table give it, for training */
     void *workspace; /* qb_cuda_attention_workspace bytes, for split-KV; may be NULL if 0 */
 } qb_cuda_attention_args;
 /* Enough for these arguments and for any with a smaller batch or n_past. */

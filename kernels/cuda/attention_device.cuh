@@ -17,9 +17,10 @@ struct attention_params {
     int n_q, n_past, n_heads, group, head_dim;
     qb_softmax_kind kind;
     float scale;
-    float gamma, zeta; /* attention/f32 alone */
-    const float *sink; /* likewise */
-    int free_prefix;   /* likewise */
+    float gamma, zeta;
+    const float *sink;
+    int free_prefix;
+    float *lse; /* or NULL */
 
     __device__ int past() const
     {
@@ -37,6 +38,7 @@ static inline attention_params attention_params_of(const qb_cuda_attention_args 
     p.n_heads = (int)a->n_heads, p.group = (int)(a->n_heads / a->n_kv_heads);
     p.head_dim = (int)a->head_dim, p.kind = a->softmax, p.scale = a->scale;
     p.gamma = a->gamma, p.zeta = a->zeta, p.sink = a->sink, p.free_prefix = (int)a->free_prefix;
+    p.lse = a->lse;
     return p;
 }
 

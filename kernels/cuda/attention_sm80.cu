@@ -2,7 +2,8 @@
  *
  * FlashAttention-2 (arXiv:2307.08691): a block of 4 warps takes 64 queries of one head, a warp 16
  * of them, and walks over tiles of 64 keys with a running maximum and sum in f32. While scores are
- * made the tile's values arrive, while values are used the next tile's keys. */
+ * made the tile's values arrive, while values are used the next tile's keys. A clipped softmax goes
+ * over the keys twice: for the maximum and the sum, then for the values. */
 #include "kernels/cuda/attention_mma.cuh"
 
 using namespace attention_mma;
@@ -37,7 +38,44 @@ __device__ void store(const float (&out)[DIM / 8][4], const float (&factor)[2], 
     }
 }
 
-template <int DIM> __global__ void __launch_bounds__(THREADS) attention(const attention_params a)
+/* A sink logit is one key more, whose value is 0; clipping starts as softmax does. */
+__device__ void start_uncommon(const attention_params &a, int head, attention_running &run)
+{
+    for (int r = 0; r < 2; r++) {
+        if (a.kind == QB_SOFTMAX_CLIPPED) run.max[r] = -CUDART_INF_F;
+        if (a.kind == QB_SOFTMAX_SINK) run.max[r] = a.sink[head] / a.scale, run.sum[r] = 1;
+    }
+}
+
+/* The four threads of a row have summed apart. */
+__device__ void join_sums(attention_running &run)
+{
+    for (int r = 0; r < 2; r++) {
+        run.sum[r] += __shfl_xor_sync(~0u, run.sum[r], 1);
+        run.sum[r] += __shfl_xor_sync(~0u, run.sum[r], 2);
+    }
+}
+
+/* Scores become clipped weights, maximum and sum being known; `last` and `more` as in softmax. */
+__device__ void clip(float (&s)[TILE / 8][4], const attention_params &a,
+                     const attention_running &run, int last, int more)
+{
+    const float scale_log2 = a.scale * CUDART_L2E_F;
+    const int t = threadIdx.x % 4 * 2;
+    for (int r = 0; r < 2; r++) {
+        const float shift = run.max[r] * scale_log2, factor = (a.zeta - a.gamma) / run.sum[r];
+        for (int n = 0; n < TILE / 8; n++)
+            for (int e = 2 * r; e < 2 * r + 2; e++) {
+                const bool seen = 8 * n + t + e % 2 <= last + r * more;
+                const float x = attention_exp2(fmaf(s[n][e], scale_log2, -shift));
+                s[n][e] = seen ? fminf(fmaxf(fmaf(x, factor, a.gamma), 0), 1) : 0;
+            }
+    }
+}
+
+/* UNCOMMON: with what few models have. */
+template <int DIM, bool UNCOMMON>
+__global__ void __launch_bounds__(THREADS) attention(const attention_params a)
 {
     constexpr int LD = DIM + 8;
     extern __shared__ __align__(16) __nv_bfloat16 smem[];
@@ -45,52 +83,68 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) attention(const at
                    v_tile = k_tile + TILE * LD * 2;
     const int first = ((int)gridDim.x - 1 - (int)blockIdx.x) * TILE; /* the longest rows first */
     const int h = blockIdx.y, past = a.past(), n_rows = min(TILE, a.n_q - first);
-    const int n_keys = past + first + n_rows; /* of the last row */
+    const bool relu = a.kind == QB_SOFTMAX_RELU, clipped = UNCOMMON && a.kind == QB_SOFTMAX_CLIPPED;
+    const int prefix = UNCOMMON ? min(a.free_prefix, past + a.n_q) : 0; /* keys that all see */
+    const int n_keys = ::max(past + first + n_rows, prefix);            /* of the last row */
     const size_t token = (size_t)blockIdx.z * a.n_q + first;
     const size_t kv = blockIdx.z * a.kv_batch_stride + (size_t)(h / a.group) * a.head_dim;
     const __nv_bfloat16 *q = (const __nv_bfloat16 *)a.q + token * a.q_stride + h * a.head_dim;
     const __nv_bfloat16 *k = (const __nv_bfloat16 *)a.k + kv, *v = (const __nv_bfloat16 *)a.v + kv;
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-    const bool relu = a.kind == QB_SOFTMAX_RELU;
+    const int last = ::max(past + first + row, prefix - 1); /* key that the thread's row sees */
+    const int more = ::max(past + first + row + 8, prefix - 1) - last;
 
     load_tile<DIM, TILE, THREADS>(q_tile, q, a.q_stride, n_rows, a.head_dim, threadIdx.x);
     load_tile<DIM, TILE, THREADS>(k_tile, k, a.kv_stride, n_keys, a.head_dim, threadIdx.x);
     commit();
-    float out[DIM / 8][4] = {}, rescale[2];
+    float out[DIM / 8][4] = {}, rescale[2] = {1, 1};
     attention_running run;
     for (int r = 0; r < 2; r++) attention_row_start(a.kind, &run.max[r], &run.sum[r]);
-    /* the quad's threads sum apart: only one of them counts softmax-1's e^0 */
+    if (UNCOMMON) start_uncommon(a, h, run);
+    /* the quad's threads sum apart: only one of them counts what stands beside the keys */
     if (threadIdx.x % 4) run.sum[0] = run.sum[1] = 0;
 
-    for (int j = 0; j < n_keys; j += TILE) {
-        load_tile<DIM, TILE, THREADS>(v_tile, v + j * a.kv_stride, a.kv_stride, n_keys - j,
-                                      a.head_dim, threadIdx.x);
+    /* clipped: from begin to 0 without values */
+    const int begin = clipped ? -((n_keys + TILE - 1) / TILE * TILE) : 0;
+    for (int at = begin; at < n_keys; at += TILE) {
+        const int j = at < 0 ? at - begin : at, next = at + TILE == 0 ? 0 : j + TILE;
+        if (at >= 0)
+            load_tile<DIM, TILE, THREADS>(v_tile, v + j * a.kv_stride, a.kv_stride, n_keys - j,
+                                          a.head_dim, threadIdx.x);
         commit();
         wait<1>();
         __syncthreads();
         float s[TILE / 8][4] = {};
         scores<DIM, TILE>(s, q_tile + threadIdx.x / 32 * 16 * LD * 2, k_tile);
         __syncthreads();
-        if (j + TILE < n_keys)
-            load_tile<DIM, TILE, THREADS>(k_tile, k + (j + TILE) * a.kv_stride, a.kv_stride,
-                                          n_keys - j - TILE, a.head_dim, threadIdx.x);
+        if (next < n_keys)
+            load_tile<DIM, TILE, THREADS>(k_tile, k + next * a.kv_stride, a.kv_stride,
+                                          n_keys - next, a.head_dim, threadIdx.x);
         commit();
-        softmax<TILE>(s, run, rescale, past + first + row - j, 8, a.scale * CUDART_L2E_F, relu);
+        if (clipped && at == 0) join_sums(run);
+        if (clipped && at >= 0)
+            clip(s, a, run, last - j, more);
+        else
+            softmax<TILE>(s, run, rescale, last - j, more, a.scale * CUDART_L2E_F, relu);
+        if (at < 0) continue;
 #pragma unroll
         for (int n = 0; n < DIM / 8; n++)
-            for (int e = 0; e < 4; e++) out[n][e] *= rescale[e / 2];
+            for (int e = 0; e < 4; e++) out[n][e] *= clipped ? 1 : rescale[e / 2];
         wait<1>();
         __syncthreads();
         add_values<DIM, TILE>(out, s, v_tile);
         __syncthreads();
     }
+    if (!clipped) join_sums(run);
     float factor[2];
     for (int r = 0; r < 2; r++) {
-        float sum = run.sum[r];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        float divisor = attention_row_divisor(a.kind, sum, past + first + row + 8 * r + 1);
+        const int query = first + row + 8 * r;
+        float divisor = attention_row_divisor(a.kind, run.sum[r], last + r * more + 1);
+        if (clipped) divisor = 1;
         factor[r] = divisor > 0 ? (relu ? a.scale : 1) / divisor : 0;
+        if (a.lse && !relu && threadIdx.x % 4 == 0 && query < a.n_q)
+            a.lse[((size_t)blockIdx.z * a.n_heads + h) * a.n_q + query] =
+                fmaf(run.max[r], a.scale, logf(run.sum[r]));
     }
     store<DIM>(out, factor, smem, (__nv_bfloat16 *)a.out + token * a.out_stride + h * a.head_dim,
                a.out_stride, n_rows, a.head_dim);
@@ -98,11 +152,12 @@ template <int DIM> __global__ void __launch_bounds__(THREADS) attention(const at
 
 template <int DIM> qb_status launch(const qb_cuda_attention_args *args, qb_cuda_stream stream)
 {
-    QB_CUDA_TRY(cudaFuncSetAttribute(attention<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    auto kernel = qb__cuda_attention_uncommon(args) ? attention<DIM, true> : attention<DIM, false>;
+    QB_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      smem_bytes<DIM>()));
     dim3 grid((unsigned)((args->n_q + TILE - 1) / TILE), (unsigned)args->n_heads,
               (unsigned)args->batch);
-    attention<DIM><<<grid, THREADS, smem_bytes<DIM>(), stream>>>(attention_params_of(args));
+    kernel<<<grid, THREADS, smem_bytes<DIM>(), stream>>>(attention_params_of(args));
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
@@ -111,9 +166,7 @@ template <int DIM> qb_status launch(const qb_cuda_attention_args *args, qb_cuda_
 
 const char *qb__cuda_attention_refuse_sm80(const qb_cuda_attention_args *args)
 {
-    if (args->lse) return "it does not give lse";
     if (args->type != QB_CUDA_BF16) return "type is not bf16";
-    if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->head_dim > 256) return "head_dim is over 256";
     if (!(args->scale > 0)) return "the scale is not positive";
     return qb__cuda_attention_misaligned(args);

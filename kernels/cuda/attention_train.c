@@ -1,4 +1,5 @@
-/* kernels/cuda/attention_train.c - the table of attention_train.h and the choice of a row. */
+/* kernels/cuda/attention_train.c - the table of attention_train.h, the choice of a row, what rows
+ * share on the host. */
 #include "kernels/cuda/attention_train_internal.h"
 
 #include "core/memory.h"
@@ -9,11 +10,49 @@ size_t qb_cuda_attention_train_workspace(const qb_cuda_attention_train_args *arg
            qb__attention_train_whole_workspace(args);
 }
 
+qb_cuda_attention_args qb__attention_train_forward_args(const qb_cuda_attention_train_args *a)
+{
+    return (qb_cuda_attention_args){.type = a->type,
+                                    .batch = a->batch,
+                                    .n_q = a->n_tokens,
+                                    .n_heads = a->n_heads,
+                                    .n_kv_heads = a->n_kv_heads,
+                                    .head_dim = a->head_dim,
+                                    .softmax = a->softmax,
+                                    .gamma = a->gamma,
+                                    .zeta = a->zeta,
+                                    .sink = a->sink,
+                                    .free_prefix = a->free_prefix,
+                                    .scale = a->scale,
+                                    .q = a->q,
+                                    .q_stride = a->qkv_stride,
+                                    .k = a->k,
+                                    .v = a->v,
+                                    .kv_stride = a->qkv_stride,
+                                    .kv_batch_stride = a->n_tokens * a->qkv_stride,
+                                    .out = a->out,
+                                    .out_stride = a->out_stride,
+                                    .lse = a->softmax == QB_SOFTMAX_RELU ? NULL : a->lse};
+}
+
+const char *qb__attention_train_misaligned(const qb_cuda_attention_train_args *a)
+{
+    size_t strides = a->d_out_stride | a->d_qkv_stride;
+    size_t bases = (size_t)a->d_out | (size_t)a->d_q | (size_t)a->d_k | (size_t)a->d_v;
+    if (strides % 8) return "a stride is no multiple of 16 bytes";
+    if (bases % 16) return "a pointer is not 16-byte aligned";
+    return NULL;
+}
+
 const qb_cuda_attention_train_row qb_cuda_attention_train_kernels[] = {
     {{"attention_train/sm90", "cuda", QB_CUDA_SM90A},
      qb__cuda_attention_train_refuse_sm90,
      qb__cuda_attention_train_forward_sm90,
      qb__cuda_attention_train_backward_sm90},
+    {{"attention_train/sm80", "cuda", QB_CUDA_SM80},
+     qb__cuda_attention_train_refuse_sm80,
+     qb__cuda_attention_train_forward_sm80,
+     qb__cuda_attention_train_backward_sm80},
     {{"attention_train/plain", "cuda", QB_CUDA_SM80},
      qb__cuda_attention_train_refuse_plain,
      qb__cuda_attention_train_forward_plain,

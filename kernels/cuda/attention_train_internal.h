@@ -2,6 +2,7 @@
 #ifndef QB_KERNELS_CUDA_ATTENTION_TRAIN_INTERNAL_H
 #define QB_KERNELS_CUDA_ATTENTION_TRAIN_INTERNAL_H
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_train.h"
 
 #ifdef __cplusplus
@@ -15,8 +16,18 @@ extern "C" {
     qb_status qb__cuda_attention_train_backward_##isa(const qb_cuda_attention_train_args *args,    \
                                                       qb_cuda_stream stream);
 QB__CUDA_ATTENTION_TRAIN_ROW(sm90)
+QB__CUDA_ATTENTION_TRAIN_ROW(sm80)
 QB__CUDA_ATTENTION_TRAIN_ROW(plain)
 #undef QB__CUDA_ATTENTION_TRAIN_ROW
+
+/* The forward pass as attention.h has it. */
+qb_cuda_attention_args qb__attention_train_forward_args(const qb_cuda_attention_train_args *args);
+/* Why 16-byte accesses to the gradients cannot be used, or NULL. */
+const char *qb__attention_train_misaligned(const qb_cuda_attention_train_args *args);
+/* attention_train.h (3), given delta (batch, n_heads, n_tokens) in the workspace; nothing where
+ * there is no sink. */
+qb_status qb__attention_train_sink_gradient(const qb_cuda_attention_train_args *args,
+                                            qb_cuda_stream stream);
 
 /* Backward of attention_train/sm90: all of a head in one block. At most this many tokens. */
 #define QB__ATTENTION_TRAIN_SHORT 256

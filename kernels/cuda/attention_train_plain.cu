@@ -269,14 +269,20 @@ qb_status run_backward(const qb_cuda_attention_train_args *a, qb_cuda_stream str
 {
     QB_TRY(launch<T>(backward_queries<T>, a, a->n_heads, stream));
     QB_TRY(launch<T>(backward_keys<T>, a, a->n_kv_heads, stream));
+    return qb__attention_train_sink_gradient(a, stream);
+}
+
+} // namespace
+
+qb_status qb__attention_train_sink_gradient(const qb_cuda_attention_train_args *a,
+                                            qb_cuda_stream stream)
+{
     if (a->softmax != QB_SOFTMAX_SINK) return QB_OK;
     sink_gradient<<<(unsigned)a->n_heads, SINK_THREADS, 0, stream>>>(
         a->sink, a->lse, (const float *)a->workspace, (int)a->batch, (int)a->n_tokens, a->d_sink);
     QB_CUDA_TRY(cudaGetLastError());
     return QB_OK;
 }
-
-} // namespace
 
 const char *qb__cuda_attention_train_refuse_plain(const qb_cuda_attention_train_args *args)
 {

@@ -585,6 +585,26 @@ static void common_shapes_equal_the_reference(void **state)
     summarise(tallies, "bf16, common shapes");
 }
 
+/* Rows that go over many tiles, with what few models have. */
+static void every_kind_goes_far(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    static const size_t dims[] = {256, 32, 64, 128};
+    tally tallies[8] = {0};
+    for (size_t i = 0; i < (qb_test_is_small() ? 2 : 2 * QB_COUNT(dims) * QB_SOFTMAX_COUNT); i++)
+        check_shape((shape){.batch = 2,
+                            .n_tokens = i % 3 ? 256 : 217,
+                            .n_heads = i % 2 ? 2 : 1,
+                            .n_kv_heads = 1,
+                            .head_dim = dims[i / 2 / QB_SOFTMAX_COUNT],
+                            .softmax = (qb_softmax_kind)(i % QB_SOFTMAX_COUNT),
+                            .type = QB_CUDA_BF16,
+                            .free_prefix = i / QB_SOFTMAX_COUNT % 2 ? 90 : 0},
+                    i, tallies);
+    summarise(tallies, "bf16, every kind far");
+}
+
 /* Every (type, head size, kind) has a row, and no tokens are no work. */
 static void some_row_takes_anything(void **state)
 {
@@ -632,6 +652,7 @@ int main(void)
         cmocka_unit_test(f32_equals_the_reference),
         cmocka_unit_test(bf16_equals_the_reference),
         cmocka_unit_test(common_shapes_equal_the_reference),
+        cmocka_unit_test(every_kind_goes_far),
         cmocka_unit_test(some_row_takes_anything),
     };
     return cmocka_run_group_tests(tests, pool_create, pool_destroy);
