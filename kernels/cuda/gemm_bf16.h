@@ -5,6 +5,8 @@
  *     z[i, j] = sum over k of x[i, k] * w[j, k]                                                 (1)
  *     QB_BF16_GELU   y = GELU(z), aux = its slope at z, by which TIMES leads the gradient back
  *     QB_BF16_TIMES  y = z * aux; w is stored as (k, n)
+ *     QB_BF16_RELU   y = max(z, 0)
+ *     QB_BF16_WHERE  y = z where aux > 0, else 0; w is stored as (k, n)
  *     QB_BF16_EXP    y = e^(z - shift[i]), and the sums of y's rows                          (2)
  *
  * sums[t, i] is the f32 sum of (2) over the columns t * QB_BF16_TILE to (t + 1) * QB_BF16_TILE of
@@ -22,12 +24,18 @@ extern "C" {
 #define QB_BF16_TILE 192
 #define QB_BF16_MOST 1e18f /* gradients of sums up to here are far from bf16's smallest numbers */
 
-typedef enum { QB_BF16_GELU, QB_BF16_TIMES, QB_BF16_EXP } qb_cuda_gemm_bf16_epilogue;
+typedef enum {
+    QB_BF16_GELU,
+    QB_BF16_TIMES,
+    QB_BF16_RELU,
+    QB_BF16_WHERE,
+    QB_BF16_EXP
+} qb_cuda_gemm_bf16_epilogue;
 
 typedef struct qb_cuda_gemm_bf16_args {
     qb_cuda_gemm_bf16_epilogue epilogue;
     size_t m, n, k;
-    const void *x, *w; /* (m, k); (n, k), of QB_BF16_TIMES (k, n) */
+    const void *x, *w; /* (m, k); (n, k), of TIMES and WHERE (k, n) */
     void *y, *aux;     /* (m, n) */
     size_t x_stride, w_stride, y_stride, aux_stride;
     const float *shift;   /* (m) */

@@ -31,9 +31,10 @@ struct params {
 /* A factor's six slices of a tile are all under way before the tile is multiplied; else what is
  * stored goes through fewer slots, and more stages of operands fit. */
 template <qb_cuda_gemm_bf16_epilogue EPILOGUE> struct ring { /* shared memory by address */
-    static constexpr bool W_IS_KN = EPILOGUE == QB_BF16_TIMES;
-    static constexpr int STAGES = EPILOGUE == QB_BF16_TIMES ? 3 : 4;
-    static constexpr int SLOTS = EPILOGUE == QB_BF16_TIMES ? 2 * SLICES : 4;
+    static constexpr bool READS_AUX = EPILOGUE == QB_BF16_TIMES || EPILOGUE == QB_BF16_WHERE;
+    static constexpr bool W_IS_KN = READS_AUX;
+    static constexpr int STAGES = READS_AUX ? 3 : 4;
+    static constexpr int SLOTS = READS_AUX ? 2 * SLICES : 4;
     static constexpr int STAGING = STAGES * STAGE_BYTES;
     static constexpr int BARRIERS = STAGING + 2 * SLOTS * SLICE_BYTES, SMEM_BYTES = BARRIERS + 256;
     static_assert(SMEM_BYTES <= 232448 && (2 * STAGES + 2 * SLOTS) * 8 <= 256, "shared memory");
@@ -320,6 +321,31 @@ static __device__ __forceinline__ void finish_gelu(finisher<R> &f, const float (
         }
 }
 
+template <class R>
+static __device__ __forceinline__ void finish_relu(finisher<R> &f, const float (&acc)[2][BN / 2])
+{
+#pragma unroll
+    for (int mi = 0; mi < 2; mi++)
+#pragma unroll
+        for (int s = 0; s < SLICES; s++) {
+            const uint32_t slice = f.r.slice(f.wg, f.slot);
+            f.template claim<R::SLOTS - 1>();
+#pragma unroll
+            for (int j = 0; j < 8; j += 2) {
+                float y[8];
+#pragma unroll
+                for (int i = 0; i < 8; i++) y[i] = fmaxf(acc[mi][32 * s + 4 * j + i], 0.0f);
+                f.put(slice, j, y);
+            }
+            f.written();
+            if (f.thread == 0) {
+                f.store(&f.p.y, slice, mi, s);
+                qb_tma_commit();
+            }
+            f.slot = (f.slot + 1) % R::SLOTS;
+        }
+}
+
 /* Slice s of the upper and lower half of a tile has slot s and slot SLICES + s: from aux, changed
  * where it stands, to y. */
 template <class R> static __device__ __forceinline__ void load_aux(const finisher<R> &f)
@@ -333,7 +359,8 @@ template <class R> static __device__ __forceinline__ void load_aux(const finishe
     }
 }
 
-template <class R>
+/* WHERE: kept where aux is positive, else multiplied by it. */
+template <bool WHERE, class R>
 static __device__ __forceinline__ void finish_times(finisher<R> &f, float (&acc)[2][BN / 2],
                                                     uint32_t parity)
 {
@@ -354,8 +381,9 @@ static __device__ __forceinline__ void finish_times(finisher<R> &f, float (&acc)
                                  : "=r"(pair)
                                  : "r"(own + h * 8 * 128 + ((j ^ f.lane / 4 % 8) << 4))
                                  : "memory");
-                    z[0] *= qb_bf16_low(pair);
-                    z[1] *= qb_bf16_high(pair);
+                    const float low = qb_bf16_low(pair), high = qb_bf16_high(pair);
+                    z[0] = !WHERE ? z[0] * low : low > 0.0f ? z[0] : 0.0f;
+                    z[1] = !WHERE ? z[1] * high : high > 0.0f ? z[1] : 0.0f;
                 }
             __syncwarp();
 #pragma unroll
@@ -387,14 +415,16 @@ static __device__ __forceinline__ void consume(const params &p, const ring<EPILO
                 const int row = f.t.row + i / 2 * 64 + f.warp * 16 + f.lane / 4 + i % 2 * 8;
                 shift[i / 2][i % 2] = row < p.m ? p.shift[row] : 0.0f;
             }
-        if constexpr (EPILOGUE == QB_BF16_TIMES)
+        if constexpr (ring<EPILOGUE>::READS_AUX)
             if (f.thread == 0) load_aux(f);
         if (unit != first_unit) qb_bar_sync(TURN + wg, 256);
         multiply(acc, r, step, p.n_blocks_k, f.lane,
                  unit + unit_step < n_units ? TURN + (wg ^ 1) : 0);
         if constexpr (EPILOGUE == QB_BF16_EXP) finish_exp(f, acc, shift);
         if constexpr (EPILOGUE == QB_BF16_GELU) finish_gelu(f, acc);
-        if constexpr (EPILOGUE == QB_BF16_TIMES) finish_times(f, acc, parity);
+        if constexpr (EPILOGUE == QB_BF16_RELU) finish_relu(f, acc);
+        if constexpr (ring<EPILOGUE>::READS_AUX)
+            finish_times<EPILOGUE == QB_BF16_WHERE>(f, acc, parity);
         parity ^= 1;
     }
     if (f.thread == 0) qb_tma_wait_read<0>();
@@ -537,6 +567,10 @@ qb_status qb_cuda_gemm_bf16(const qb_cuda_gemm_bf16_args *a, qb_cuda_stream stre
         return gemm_bf16::launch<QB_BF16_GELU>(a, stream);
     case QB_BF16_TIMES:
         return gemm_bf16::launch<QB_BF16_TIMES>(a, stream);
+    case QB_BF16_RELU:
+        return gemm_bf16::launch<QB_BF16_RELU>(a, stream);
+    case QB_BF16_WHERE:
+        return gemm_bf16::launch<QB_BF16_WHERE>(a, stream);
     }
     return QB_OK;
 }

@@ -27,16 +27,22 @@ typedef struct qb_cuda_train_embed {
     size_t x_stride;
     float *d_tok_embd, *d_pos_embd; /* backward: f32, dense; d_pos_embd may be NULL */
     /* Rows grouped by token: group g holds rows order[start[g]] .. order[start[g + 1]), of token
-     * group_token[g]; made by qb_cuda_train_group_tokens. */
+     * group_token[g]; made by qb_cuda_train_group_tokens. A token's groups are neighbours. */
     const int32_t *order, *start, *group_token;
     const int32_t *n_groups; /* device; at most max_groups */
     size_t max_groups;
+    float *partials; /* qb_cuda_train_embed_partials floats of scratch */
 } qb_cuda_train_embed;
+
+/* Rows of a group at most: a block sums a group, and few tokens would keep few blocks busy. */
+#define QB_CUDA_TRAIN_GROUP 512
+size_t qb_cuda_train_most_groups(size_t n_rows, size_t vocab);
+size_t qb_cuda_train_embed_partials(size_t n_rows, size_t width);
 
 qb_status qb_cuda_train_embed_forward(const qb_cuda_train_embed *args, qb_cuda_stream stream);
 qb_status qb_cuda_train_embed_backward(const qb_cuda_train_embed *args, qb_cuda_stream stream);
 /* On the host: order, group_token have room for batch * n_tokens, start for one more; count
- * (vocab) is scratch. Returns the number of groups, smaller rows first within a group. */
+ * (vocab) is scratch. Returns the number of groups, smaller rows first within a token's. */
 size_t qb_cuda_train_group_tokens(const int32_t *tokens, size_t batch, size_t n_tokens,
                                   size_t vocab, int32_t *count, int32_t *order, int32_t *start,
                                   int32_t *group_token);

@@ -1,9 +1,10 @@
 /* kernels/cuda/train_embed.cu - embeddings forward and backward.
  *
  * The gradient of a token's vector is a sum over the rows where it stands. The host groups the rows
- * by token (a counting sort, while the GPU is busy with the pass before), so that each vector is
- * summed by one block in a fixed order: no atomics, the same bits every time. How many groups there
- * are is read from memory, so that the launch is the same for any tokens. */
+ * by token (a counting sort, while the GPU is busy with the pass before), a frequent token's in
+ * several groups. A block sums a group in a fixed order, and one adds up those of a token: no
+ * atomics, the same bits every time. How many groups there are is read from memory, so that the
+ * launch is the same for any tokens. */
 #include "kernels/cuda/pointwise.cuh"
 #include "kernels/cuda/train.h"
 
@@ -45,8 +46,9 @@ __global__ void embed_rows(const __grid_constant__ qb_cuda_train_embed a, int n_
     }
 }
 
-/* The block's ROWS partial sums of a unit, added up in order into d. */
-__device__ __forceinline__ void add_partials(const float (&sum)[UNIT], int width, float *d_row)
+/* The block's ROWS partial sums of a unit, added up in order into d, or to d. */
+__device__ __forceinline__ void add_partials(const float (&sum)[UNIT], int width, float *d_row,
+                                             bool replaces)
 {
     __shared__ float part[ROWS][LANES * UNIT];
 #pragma unroll
@@ -56,8 +58,28 @@ __device__ __forceinline__ void add_partials(const float (&sum)[UNIT], int width
     if (own < LANES * UNIT && first + own < width) {
         float total = 0.0f;
         for (int r = 0; r < ROWS; r++) total += part[r][own];
-        d_row[first + own] += total;
+        d_row[first + own] = replaces ? total : d_row[first + own] + total;
     }
+}
+
+/* Whether the token has more groups; whether this is its first. */
+struct group_place {
+    bool is_alone, is_first;
+};
+__device__ __forceinline__ group_place place_of(const qb_cuda_train_embed &a, int group,
+                                                int n_groups)
+{
+    const int token = a.group_token[group];
+    const bool before = group > 0 && a.group_token[group - 1] == token;
+    const bool after = group + 1 < n_groups && a.group_token[group + 1] == token;
+    return {!before && !after, !before};
+}
+/* Of a token with several groups. All but the last of them are full, so that two of the first or
+ * two of the others begin a whole group apart. */
+__device__ __forceinline__ float *partial_of(const qb_cuda_train_embed &a, int group, bool is_first)
+{
+    const int at = a.start[group] / QB_CUDA_TRAIN_GROUP * 2 + is_first;
+    return a.partials + (size_t)at * a.width;
 }
 
 __global__ void __launch_bounds__(LANES *ROWS)
@@ -66,16 +88,36 @@ __global__ void __launch_bounds__(LANES *ROWS)
     const int column = (blockIdx.y * LANES + threadIdx.x) * UNIT, n_groups = *a.n_groups;
     for (int g = blockIdx.x; g < n_groups; g += gridDim.x) {
         const int begin = a.start[g], end = a.start[g + 1];
-        float sum[UNIT] = {};
+        const group_place at = place_of(a, g, n_groups);
+        float *token = a.d_tok_embd + (size_t)a.group_token[g] * a.width, sum[UNIT] = {};
         if (column < (int)a.width)
+#pragma unroll 4
             for (int i = begin + threadIdx.y; i < end; i += ROWS) {
                 float v[UNIT];
                 qb_load(a.x, a.type, (size_t)a.order[i] * a.x_stride + column, v);
 #pragma unroll
                 for (int e = 0; e < UNIT; e++) sum[e] += v[e];
             }
-        add_partials(sum, (int)a.width, a.d_tok_embd + (size_t)a.group_token[g] * a.width);
+        add_partials(sum, (int)a.width, at.is_alone ? token : partial_of(a, g, at.is_first),
+                     !at.is_alone);
         __syncthreads(); /* the partial sums have been read */
+    }
+}
+
+/* At a token's first group, all of its groups are added up. */
+__global__ void join_groups(const __grid_constant__ qb_cuda_train_embed a)
+{
+    const int n_groups = *a.n_groups;
+    for (int first = blockIdx.x; first < n_groups; first += gridDim.x) {
+        const group_place at = place_of(a, first, n_groups);
+        const int token = a.group_token[first];
+        if (at.is_alone || !at.is_first) continue;
+        for (int column = threadIdx.x; column < (int)a.width; column += blockDim.x) {
+            float sum = 0.0f;
+            for (int g = first; g < n_groups && a.group_token[g] == token; g++)
+                sum += partial_of(a, g, g == first)[column];
+            a.d_tok_embd[(size_t)token * a.width + column] += sum;
+        }
     }
 }
 
@@ -85,13 +127,14 @@ __global__ void __launch_bounds__(LANES *ROWS)
     const int column = (blockIdx.y * LANES + threadIdx.x) * UNIT;
     float sum[UNIT] = {};
     if (column < (int)a.width)
+#pragma unroll 4
         for (size_t b = threadIdx.y; b < a.batch; b += ROWS) {
             float v[UNIT];
             qb_load(a.x, a.type, (b * a.n_tokens + blockIdx.x) * a.x_stride + column, v);
 #pragma unroll
             for (int e = 0; e < UNIT; e++) sum[e] += v[e];
         }
-    add_partials(sum, (int)a.width, a.d_pos_embd + (size_t)blockIdx.x * a.width);
+    add_partials(sum, (int)a.width, a.d_pos_embd + (size_t)blockIdx.x * a.width, false);
 }
 } // namespace
 
@@ -110,10 +153,23 @@ qb_status qb_cuda_train_embed_backward(const qb_cuda_train_embed *args, qb_cuda_
     const dim3 block(LANES, ROWS);
     const unsigned groups =
         (unsigned)(args->max_groups < MAX_BLOCKS ? args->max_groups : MAX_BLOCKS);
-    if (groups) token_gradients<<<dim3(groups, columns), block, 0, stream>>>(*args);
+    if (groups) {
+        token_gradients<<<dim3(groups, columns), block, 0, stream>>>(*args);
+        join_groups<<<groups, 256, 0, stream>>>(*args);
+    }
     if (args->d_pos_embd)
         position_gradients<<<dim3((unsigned)args->n_tokens, columns), block, 0, stream>>>(*args);
     return qb_launched();
+}
+
+size_t qb_cuda_train_most_groups(size_t n_rows, size_t vocab)
+{
+    return (n_rows < vocab ? n_rows : vocab) + n_rows / QB_CUDA_TRAIN_GROUP;
+}
+
+size_t qb_cuda_train_embed_partials(size_t n_rows, size_t width)
+{
+    return (n_rows / QB_CUDA_TRAIN_GROUP + 1) * 2 * width;
 }
 
 size_t qb_cuda_train_group_tokens(const int32_t *tokens, size_t batch, size_t n_tokens,
@@ -126,12 +182,13 @@ size_t qb_cuda_train_group_tokens(const int32_t *tokens, size_t batch, size_t n_
     for (size_t b = 0; b < batch; b++)
         for (size_t t = 0; t < n_tokens; t++) count[tokens[b * (n_tokens + 1) + t]]++;
     for (size_t v = 0; v < vocab; v++) {
-        const int32_t n = count[v];
+        const int32_t end = first + count[v];
         count[v] = first;
-        if (!n) continue;
-        group_token[n_groups] = (int32_t)v;
-        start[n_groups++] = first;
-        first += n;
+        for (; first<end; first = end - first> QB_CUDA_TRAIN_GROUP ? first + QB_CUDA_TRAIN_GROUP
+                                                                   : end) {
+            group_token[n_groups] = (int32_t)v;
+            start[n_groups++] = first;
+        }
     }
     start[n_groups] = first;
     for (size_t b = 0; b < batch; b++)

@@ -32,9 +32,14 @@ static uint16_t *draw(size_t rows, size_t width, size_t stride, double scale, ui
     return x;
 }
 
+static bool stores_kn(qb_cuda_gemm_bf16_epilogue epilogue)
+{
+    return epilogue == QB_BF16_TIMES || epilogue == QB_BF16_WHERE;
+}
+
 static problem make(qb_cuda_gemm_bf16_epilogue epilogue, size_t m, size_t n, size_t k, double scale)
 {
-    const bool kn = epilogue == QB_BF16_TIMES;
+    const bool kn = stores_kn(epilogue);
     problem p = {.m = m, .n = n, .k = k};
     p.stride_k = qb_cuda_stride(k), p.stride_n = qb_cuda_stride(n);
     p.w_rows = kn ? k : n, p.w_stride = kn ? n : k;
@@ -78,7 +83,7 @@ static void destroy(problem *p)
 
 static double product(const problem *p, size_t i, size_t j)
 {
-    const bool kn = p->args.epilogue == QB_BF16_TIMES;
+    const bool kn = stores_kn(p->args.epilogue);
     double sum = 0;
     for (size_t k = 0; k < p->k; k++)
         sum += (double)qb_f32_from_bf16(p->x[i * p->stride_k + k]) *
@@ -133,6 +138,9 @@ static void check_values(const problem *p)
             }
             if (p->args.epilogue == QB_BF16_TIMES)
                 check_near(got, z * stored, 1e-5, "product with a factor");
+            if (p->args.epilogue == QB_BF16_RELU) check_near(got, fmax(z, 0), 1e-5, "ReLU");
+            if (p->args.epilogue == QB_BF16_WHERE)
+                check_near(got, stored > 0 ? z : 0, 1e-5, "product where a factor is positive");
         }
         for (size_t j = p->n; j < p->stride_n; j++) /* what lies beside the matrix stays */
             assert_int_equal(y[i * p->stride_n + j], 0xA5A5);
@@ -199,6 +207,14 @@ static void factors(void **state)
     each_shape(QB_BF16_TIMES);
 }
 
+static void relus(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    each_shape(QB_BF16_RELU);
+    each_shape(QB_BF16_WHERE);
+}
+
 /* Sums beyond QB_BF16_MOST come with the largest z; without y nothing else changes; run = 0. */
 static void large_sums(void **state)
 {
@@ -248,10 +264,8 @@ static void large_sums(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(exponentials),
-        cmocka_unit_test(gelus),
-        cmocka_unit_test(factors),
-        cmocka_unit_test(large_sums),
+        cmocka_unit_test(exponentials), cmocka_unit_test(gelus),      cmocka_unit_test(factors),
+        cmocka_unit_test(relus),        cmocka_unit_test(large_sums),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -141,7 +141,10 @@ static qb_status create_scratch(qb_train_device *d)
 {
     qb_cuda_attention_train_args attention =
         attention_args(d->c, d->options, d->options->micro_batch);
-    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->partials, qb_cuda_train_partials(widest(d->c)), "sums"));
+    size_t n_partials = qb_cuda_train_partials(widest(d->c));
+    const size_t of_embeddings = qb_cuda_train_embed_partials(d->max_rows, d->c->d_model);
+    if (of_embeddings > n_partials) n_partials = of_embeddings;
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->partials, n_partials, "sums"));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->losses, d->max_rows, "losses"));
     QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->totals, 1, "totals"));
     for (size_t i = 0; i < QB_TRAIN_TOTALS; i++)
@@ -325,7 +328,8 @@ static qb_cuda_train_embed embed_args(const qb_train_device *d, void *x)
                                  .start = d->start,
                                  .group_token = d->group_token,
                                  .n_groups = d->n_groups,
-                                 .max_groups = d->m < d->c->vocab ? d->m : d->c->vocab};
+                                 .max_groups = qb_cuda_train_most_groups(d->m, d->c->vocab),
+                                 .partials = d->partials};
 }
 
 static qb_status embed_forward(qb_train_device *d, void *x)

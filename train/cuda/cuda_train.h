@@ -77,7 +77,7 @@ struct qb_train_device {
     void *logits; /* (head_rows, stride of the vocabulary), or exponentials in their place: */
     size_t head_rows;
     bool has_exponentials;
-    bool has_slopes;               /* GELU's, in the place of what it was taken of */
+    bool owns_act; /* products about the activation are our own: cuda_train_products.c */
     qb_cuda_train_softmax softmax; /* the arrays of the rows */
     float *sums, *maxima;
     void *scaled; /* (head_rows, d_model) */

@@ -1,7 +1,7 @@
 /* train/cuda/cuda_train_products.c - linear layers forward and backward, and the classifier.
  *
- * bf16 GELU and its derivative are epilogues of the products; other activations are passes of their
- * own. */
+ * In bf16 GELU, ReLU and their derivatives are epilogues of the products; other activations are
+ * passes of their own. */
 #include "train/cuda/cuda_train.h"
 
 #include "core/memory.h"
@@ -24,12 +24,14 @@ static qb_cuda_train_act act_of(const qb_train_device *d, const void *pre)
                                .y_stride = qb_cuda_stride(d->c->d_ff)};
 }
 
-/* The products about GELU as kernels of our own: pre then holds the slope of GELU, which the
- * backward pass wants, in place of what came before it. */
+/* The products about GELU and ReLU as kernels of our own. GELU: pre then holds the slope, which the
+ * backward pass wants, in place of what came before it. ReLU: pre is the output, whose sign is the
+ * slope. */
 static qb_cuda_gemm_bf16_args up_product(const qb_train_device *d, const qb_train_linear *l,
                                          const void *x, void *pre, void *y)
 {
-    return (qb_cuda_gemm_bf16_args){.epilogue = QB_BF16_GELU,
+    const bool relu = d->c->act == QB_ACT_RELU;
+    return (qb_cuda_gemm_bf16_args){.epilogue = relu ? QB_BF16_RELU : QB_BF16_GELU,
                                     .m = d->m,
                                     .n = l->n,
                                     .k = l->k,
@@ -39,14 +41,15 @@ static qb_cuda_gemm_bf16_args up_product(const qb_train_device *d, const qb_trai
                                     .w_stride = l->k,
                                     .y = y,
                                     .y_stride = qb_cuda_stride(l->n),
-                                    .aux = pre,
+                                    .aux = relu ? NULL : pre,
                                     .aux_stride = qb_cuda_stride(l->n)};
 }
 
 static qb_cuda_gemm_bf16_args down_product(const qb_train_device *d, const qb_train_linear *l,
                                            const void *dy, const void *pre, void *dx)
 {
-    return (qb_cuda_gemm_bf16_args){.epilogue = QB_BF16_TIMES,
+    const bool relu = d->c->act == QB_ACT_RELU;
+    return (qb_cuda_gemm_bf16_args){.epilogue = relu ? QB_BF16_WHERE : QB_BF16_TIMES,
                                     .m = d->m,
                                     .n = l->k,
                                     .k = l->n,
@@ -61,9 +64,10 @@ static qb_cuda_gemm_bf16_args down_product(const qb_train_device *d, const qb_tr
 }
 
 /* Whether all layers' can be, so that a slope meets no product that takes it for something else. */
-static bool has_slopes(const qb_train_device *d)
+static bool owns_act(const qb_train_device *d)
 {
-    if (!fuses_act(d) || d->c->mlp_bias) return false;
+    if (d->type != QB_CUDA_BF16 || d->c->mlp_bias) return false;
+    if (d->c->act != QB_ACT_GELU_TANH && d->c->act != QB_ACT_RELU) return false;
     for (size_t i = 0; i < d->c->n_layers; i++) {
         const qb_param *up = qb_params_find(d->params, QB_ROLE_UP, i),
                        *down = qb_params_find(d->params, QB_ROLE_DOWN, i);
@@ -80,7 +84,7 @@ qb_status qb__cuda_train_linear_forward(qb_train_device *d, const qb_train_linea
                                         void *pre, void *y)
 {
     const bool fused = pre && fuses_act(d);
-    if (fused && d->has_slopes) {
+    if (pre && d->owns_act) {
         const qb_cuda_gemm_bf16_args own = up_product(d, l, x, pre, y);
         return qb_cuda_gemm_bf16(&own, d->stream);
     }
@@ -114,7 +118,7 @@ qb_status qb__cuda_train_linear_backward_input(qb_train_device *d, const qb_trai
                                                void *dx)
 {
     const bool fused = pre && fuses_act(d);
-    if (fused && d->has_slopes) {
+    if (pre && d->owns_act) {
         const qb_cuda_gemm_bf16_args own = down_product(d, l, dy, pre, dx);
         return qb_cuda_gemm_bf16(&own, d->stream);
     }
@@ -233,7 +237,7 @@ qb_status qb__cuda_train_products_create(qb_train_device *d)
     QB_TRY(choose_head_rows(d));
     QB_TRY(qb__cuda_train_alloc(d, d->head_rows * qb_cuda_stride(d->c->vocab),
                                 qb_cuda_dtype_bytes(d->type), "logits", &d->logits));
-    d->has_slopes = has_slopes(d);
+    d->owns_act = owns_act(d);
     if (d->type != QB_CUDA_BF16) return QB_OK;
     const qb_cuda_gemm_bf16_args product = exponentials_of(d, d->logits, d->head_rows, d->logits);
     d->has_exponentials = !qb_cuda_gemm_bf16_refuse(&product);
