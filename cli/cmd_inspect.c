@@ -155,14 +155,17 @@ static void print_count(const char *key, int64_t n, const char *unit)
     printf("%-18s %s%s\n", key, qb_format_count(n, text), unit);
 }
 
-/* "valid.txt, eval.txt": of an array of things that have names. */
+/* "valid.txt, eval.txt", "1, 3": of an array of things that have names, or of whole numbers. */
 static bool join_names(const json_t *array, char *text, size_t bytes)
 {
     size_t i, n = 0;
     json_t *item;
     json_array_foreach(array, i, item)
     {
+        char number[32];
         const char *name = json_string_value(json_object_get(item, "name"));
+        snprintf(number, sizeof number, "%lld", (long long)json_integer_value(item));
+        if (!name && json_is_integer(item)) name = number;
         if (!name || n >= bytes) return false;
         n += (size_t)snprintf(text + n, bytes - n, "%s%s", i ? ", " : "", name);
     }

@@ -280,6 +280,7 @@ const qb_option qb_options[] = {
 #define KEY_SIZE QB_OPTION_SIZE
 #define KEY_REAL QB_OPTION_DOUBLE
 #define KEY_SWITCH QB_OPTION_SWITCH
+#define KEY_BLOCKS QB_OPTION_STRING
 #define X(field, name, kind, use, min, max, default_text, words, value, help)                      \
     {name, 0, KEY_##kind, ON(TRAIN), value, default_text, min, max, help, words},
     QB_TRAIN_KEYS(X)

@@ -273,8 +273,10 @@ static void run_into_h(forward *f, qb_linear *l, qb_role role)
     f->pending = l;
 }
 
-/* Behind the last layer's attention only the rows that are asked for go on. */
-static void keep_last_rows(forward *f)
+/* Behind the last layer's attention only the rows that are asked for go on: of the stream, and of
+ * what will be added to it, which is made of attention's output or, without attention, lies in h.
+ */
+static void keep_last_rows(forward *f, bool has_attention)
 {
     cpu_backbone *b = f->b;
     size_t width = f->c->d_model;
@@ -282,13 +284,17 @@ static void keep_last_rows(forward *f)
     for (size_t i = 0; i < f->m; i++) {
         size_t from = (i + 1) * f->n_tokens - 1;
         memmove(b->x + i * width, b->x + from * width, width * sizeof *b->x);
+        if (!has_attention) {
+            memmove(b->h + i * width, b->h + from * width, width * sizeof *b->h);
+            continue;
+        }
         memmove(b->att + i * f->q_width, b->att + from * f->q_width, f->q_width * sizeof *b->att);
         for (size_t h = 0; b->gates && h < f->c->n_heads; h++)
             b->gate_values[i * f->c->n_heads + h] = b->gate_values[from * f->c->n_heads + h];
     }
 }
 
-static void run_block(forward *f)
+static void attend(forward *f)
 {
     cpu_backbone *b = f->b;
     f->input = make_input(f, b->h, f->c->d_model);
@@ -296,11 +302,23 @@ static void run_block(forward *f)
     run_qkv(f);
     qb__for_rows(b->base.pool, f->m, position_rows, f);
     attention(f);
-    if (f->last_only && f->layer + 1 == f->c->n_layers) keep_last_rows(f);
-    f->input = make_input(f, b->att, f->q_width);
-    if (f->block->o.input.bits || b->gates)
-        qb__for_rows(b->base.pool, f->m, stage_attention_rows, f);
+}
+
+static void project_attention(forward *f)
+{
+    f->input = make_input(f, f->b->att, f->q_width);
+    if (f->block->o.input.bits || f->b->gates)
+        qb__for_rows(f->b->base.pool, f->m, stage_attention_rows, f);
     run_into_h(f, &f->block->o, QB_ROLE_O);
+}
+
+static void run_block(forward *f)
+{
+    cpu_backbone *b = f->b;
+    const bool has_attention = qb_config_has_attention(f->c, f->layer);
+    if (has_attention) attend(f);
+    if (f->last_only && f->layer + 1 == f->c->n_layers) keep_last_rows(f, has_attention);
+    if (has_attention) project_attention(f);
     f->input = make_input(f, b->h, f->c->d_model);
     qb__for_rows(b->base.pool, f->m, norm2_rows, f);
     run_up(f);

@@ -177,6 +177,49 @@ bool qb_config_shape(const qb_config *c, qb_role role, size_t *rows, size_t *col
     return false;
 }
 
+bool qb_config_has_attention(const qb_config *config, size_t layer_idx)
+{
+    return layer_idx >= QB_MASKED_LAYERS || !(config->no_attention >> layer_idx & 1);
+}
+
+size_t qb_config_n_attention(const qb_config *config)
+{
+    size_t n = config->n_layers;
+    for (size_t i = 0; i < config->n_layers; i++) n -= !qb_config_has_attention(config, i);
+    return n;
+}
+
+static bool is_of_attention(qb_role role)
+{
+    switch (role) {
+    case QB_ROLE_NORM1:
+    case QB_ROLE_NORM1_B:
+    case QB_ROLE_QKV:
+    case QB_ROLE_QKV_B:
+    case QB_ROLE_Q:
+    case QB_ROLE_Q_B:
+    case QB_ROLE_K:
+    case QB_ROLE_K_B:
+    case QB_ROLE_V:
+    case QB_ROLE_V_B:
+    case QB_ROLE_O:
+    case QB_ROLE_O_B:
+    case QB_ROLE_SINK:
+    case QB_ROLE_ATTN_GATE:
+    case QB_ROLE_ATTN_GATE_B:
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool qb_config_has(const qb_config *config, qb_role role, size_t layer_idx)
+{
+    size_t rows, cols;
+    return qb_config_shape(config, role, &rows, &cols) &&
+           (!is_of_attention(role) || qb_config_has_attention(config, layer_idx));
+}
+
 static size_t count_params(const qb_config *config, bool linear_only)
 {
     size_t total = 0;
@@ -184,7 +227,8 @@ static size_t count_params(const qb_config *config, bool linear_only)
         size_t rows, cols;
         if (linear_only && !qb_roles[r].linear) continue;
         if (!qb_config_shape(config, (qb_role)r, &rows, &cols)) continue;
-        total += rows * cols * (qb_roles[r].per_layer ? config->n_layers : 1);
+        size_t n = qb_roles[r].per_layer ? config->n_layers : 1;
+        total += rows * cols * (is_of_attention((qb_role)r) ? qb_config_n_attention(config) : n);
     }
     return total;
 }
@@ -245,6 +289,18 @@ static qb_status check_rope(const qb_config *c)
     return check_range("rope.original_context", r->original_context, MAX_ROWS);
 }
 
+/* Engines and metrics have attention to look at in any model. */
+static qb_status check_no_attention(const qb_config *c)
+{
+    if (c->n_layers < QB_MASKED_LAYERS && c->no_attention >> c->n_layers)
+        return QB_FAIL(QB_ERR_FORMAT, "no_attention: found a block above the last, %zu",
+                       c->n_layers);
+    if (!qb_config_n_attention(c))
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "no_attention: found all blocks, expected all but one at most");
+    return QB_OK;
+}
+
 qb_status qb_config_check(const qb_config *c)
 {
     QB_TRY(check_range("n_layers", c->n_layers, MAX_LAYERS));
@@ -268,6 +324,7 @@ qb_status qb_config_check(const qb_config *c)
     if (c->free_prefix > c->context)
         return QB_FAIL(QB_ERR_FORMAT, "free_prefix: found %zu, expected at most the context %zu",
                        c->free_prefix, c->context);
+    QB_TRY(check_no_attention(c));
     return c->pos == QB_POS_ROPE ? check_rope(c) : QB_OK;
 }
 
@@ -301,6 +358,12 @@ static void add_attention_flags(const qb_config *c, json_t *o)
     if (c->attn_gate) json_object_set_new(o, "attn_gate", json_true());
     if (c->free_prefix)
         json_object_set_new(o, "free_prefix", json_integer((json_int_t)c->free_prefix));
+    if (!c->no_attention) return;
+    json_t *blocks = json_array();
+    for (size_t i = 0; i < QB_MASKED_LAYERS; i++)
+        if (c->no_attention >> i & 1)
+            json_array_append_new(blocks, json_integer((json_int_t)i + 1));
+    json_object_set_new(o, "no_attention", blocks);
 }
 
 qb_status qb_config_to_json(const qb_config *c, json_t **out)
@@ -363,6 +426,27 @@ static qb_status get_kinds(const json_t *object, qb_config *c)
     return qb_json_get_bool(object, "fused_qkv", &c->fused_qkv);
 }
 
+/* Blocks by their number from 1. */
+static qb_status get_no_attention(const json_t *object, uint64_t *out)
+{
+    const json_t *list = json_object_get(object, "no_attention"), *item;
+    size_t i;
+    if (!list) return QB_OK;
+    if (!json_is_array(list))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"no_attention\": expected a list of blocks");
+    *out = 0;
+    json_array_foreach(list, i, item)
+    {
+        json_int_t block = json_is_integer(item) ? json_integer_value(item) : 0;
+        if (block < 1 || block > QB_MASKED_LAYERS || *out >> (block - 1) & 1)
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "key \"no_attention\": expected different whole numbers from 1 to %d",
+                           QB_MASKED_LAYERS);
+        *out |= (uint64_t)1 << (block - 1);
+    }
+    return QB_OK;
+}
+
 /* The sizes start at 0, so that qb_config_check names one that is absent. */
 static qb_status get_sizes(const json_t *object, qb_config *c)
 {
@@ -409,6 +493,7 @@ qb_status qb_config_from_json(const json_t *object, qb_config *out)
     c.arch = arch;
     QB_TRY(get_kinds(object, &c));
     QB_TRY(get_sizes(object, &c));
+    QB_TRY(get_no_attention(object, &c.no_attention));
     const json_t *rope = json_object_get(object, "rope");
     if (rope && !json_is_object(rope))
         return QB_FAIL(QB_ERR_FORMAT, "key \"rope\": expected an object");

@@ -13,7 +13,8 @@
  * before O (Bondarenko et al. 2023, arXiv:2306.12929, linear; Qiu et al. 2025, arXiv:2505.06708,
  * head-wise). With free_prefix n, the first n tokens of a window see each other without a causal
  * mask (arXiv:2410.17174, sec. 3); the first n targets of a window then score nothing, since they
- * could have been seen.
+ * could have been seen. A block of no_attention has neither norm1 nor attention, just its MLP
+ * (arXiv:2410.13835 removes parts of a model so).
  *
  * GPT2: Radford et al. 2019. Llama: Touvron et al. 2023. Softmax-1, RMSNorm-Single:
  * arXiv:2410.17174. */
@@ -26,6 +27,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -49,6 +51,8 @@ typedef struct qb_rope {
 
 typedef struct qb_arch qb_arch;
 
+enum { QB_MASKED_LAYERS = 64 }; /* the first blocks: those that no_attention can name */
+
 typedef struct qb_config {
     const qb_arch *arch; /* the row; gives the family's name and its linear layers */
     qb_norm_kind norm;
@@ -58,6 +62,7 @@ typedef struct qb_config {
     double softmax_gamma, softmax_zeta; /* where softmax is clipped: gamma <= 0, zeta >= 1 */
     bool attn_gate;                     /* (2) */
     size_t free_prefix;                 /* tokens that see each other; 0 = plain causal */
+    uint64_t no_attention;              /* bit l: block l (from 0) has no attention; one keeps it */
     bool attn_bias, mlp_bias; /* biases of the linear layers; a LayerNorm's own is norm_bias */
     bool norm_bias, tied_head, fused_qkv;
     size_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab, context;
@@ -117,6 +122,10 @@ const qb_arch *qb_arch_find(const char *name); /* NULL = none */
 /* True if a model of this configuration has the tensor; *rows and *cols its shape (vectors: rows =
  * 1). */
 bool qb_config_shape(const qb_config *config, qb_role role, size_t *rows, size_t *cols);
+/* Whether block layer_idx has attention; false for the tensors of a block that has none. */
+bool qb_config_has_attention(const qb_config *config, size_t layer_idx);
+bool qb_config_has(const qb_config *config, qb_role role, size_t layer_idx);
+size_t qb_config_n_attention(const qb_config *config); /* blocks that have it */
 /* "h.3.attn.q" into text. */
 void qb_role_name(qb_role role, size_t layer_idx, char *text, size_t capacity);
 /* Ranges and divisibility of every field (hostile input): QB_ERR_FORMAT names the field. Limits are

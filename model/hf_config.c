@@ -189,7 +189,7 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
 /* The fields that transformers' own class cannot express must have the class's values. */
 static bool has_plain_attention(const qb_config *c)
 {
-    return c->softmax == QB_SOFTMAX && !c->attn_gate && !c->free_prefix;
+    return c->softmax == QB_SOFTMAX && !c->attn_gate && !c->free_prefix && !c->no_attention;
 }
 
 static bool is_plain_gpt2(const qb_config *c)

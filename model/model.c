@@ -124,8 +124,9 @@ qb_status qb_model_set(qb_model *model, qb_role role, size_t layer_idx, qb_dtype
     if (qb_roles[role].per_layer && layer_idx >= model->config.n_layers)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: layer %zu, but the model has %zu layers", what,
                        layer_idx, model->config.n_layers);
-    size_t want_rows, want_cols, want_bytes;
-    if (!qb_config_shape(&model->config, role, &want_rows, &want_cols))
+    size_t want_rows = 0, want_cols = 0, want_bytes;
+    qb_config_shape(&model->config, role, &want_rows, &want_cols);
+    if (!qb_config_has(&model->config, role, layer_idx))
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: not part of this configuration", what);
     if (rows != want_rows || cols != want_cols)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found shape (%zu, %zu), expected (%zu, %zu)",
@@ -196,6 +197,7 @@ qb_status qb_model_check_complete(const qb_model *model)
         size_t rows, cols, n = qb_roles[r].per_layer ? model->config.n_layers : 1;
         if (!qb_config_shape(&model->config, (qb_role)r, &rows, &cols)) continue;
         for (size_t i = 0; i < n; i++) {
+            if (!qb_config_has(&model->config, (qb_role)r, i)) continue;
             const qb_tensor *t = slot_of(model, (qb_role)r, i);
             bool readable = t->data && (qb_dtype_get(t->dtype)->is_float || t->quant.axis);
             if (readable) continue;

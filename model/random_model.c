@@ -109,8 +109,9 @@ static qb_status fill_weights(qb_model *model, uint64_t seed, qb_pool *pool)
         if (!qb_config_shape(&model->config, (qb_role)r, &rows, &cols)) continue;
         bool gain = r == QB_ROLE_NORM1 || r == QB_ROLE_NORM2 || r == QB_ROLE_NORM_F;
         for (size_t i = 0; i < n; i++)
-            QB_TRY(gain ? fill_gain(model, (qb_role)r, i, cols)
-                        : fill_matrix(model, (qb_role)r, i, rows, cols, seed, pool));
+            if (qb_config_has(&model->config, (qb_role)r, i))
+                QB_TRY(gain ? fill_gain(model, (qb_role)r, i, cols)
+                            : fill_matrix(model, (qb_role)r, i, rows, cols, seed, pool));
     }
     return qb_model_check_complete(model);
 }

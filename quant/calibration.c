@@ -28,7 +28,8 @@ static bool has_linear(const qb_config *config, qb_role role, size_t row, size_t
         *cols = config->d_model;
         return true;
     }
-    return qb_roles[role].linear && qb_config_shape(config, role, &rows, cols);
+    return qb_roles[role].linear && qb_config_has(config, role, row) &&
+           qb_config_shape(config, role, &rows, cols);
 }
 
 qb_status qb_calibration_create(const qb_config *config, qb_calibration **out)

@@ -36,7 +36,8 @@ qb_model *qb_test_tiny_model(const qb_config *config, uint64_t seed)
     for (size_t layer = 0; layer < config->n_layers; layer++)
         for (int role = 0; role < QB_ROLE_COUNT; role++) {
             size_t rows, cols;
-            if (!qb_config_shape(config, (qb_role)role, &rows, &cols)) continue;
+            if (!qb_config_has(config, (qb_role)role, layer)) continue;
+            qb_config_shape(config, (qb_role)role, &rows, &cols);
             if (!qb_roles[role].per_layer && layer) continue;
             float *w;
             QB_CHECK_OK(qb_model_new_block(model, rows * cols * sizeof *w, (void **)&w));
@@ -165,11 +166,23 @@ static void attend(const qb_config *c, const float *sink, const double *qkv, siz
     }
 }
 
-static void block(const qb_model *m, size_t layer, double *x, size_t n_tokens)
+static void add_mlp(const qb_model *m, size_t layer, double *x)
+{
+    const qb_config *c = &m->config;
+    double h[256], y[256], gate[256] = {0}, up[256];
+    norm(m, QB_ROLE_NORM2, layer, x, h);
+    linear(m, QB_ROLE_UP, layer, h, up);
+    if (c->act == QB_ACT_SWIGLU) linear(m, QB_ROLE_GATE, layer, h, gate);
+    for (size_t i = 0; i < c->d_ff; i++) up[i] = activate(c, up[i], gate[i]);
+    linear(m, QB_ROLE_DOWN, layer, up, y);
+    for (size_t i = 0; i < c->d_model; i++) x[i] += y[i];
+}
+
+static void add_attention(const qb_model *m, size_t layer, double *x, size_t n_tokens)
 {
     const qb_config *c = &m->config;
     size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
-    double *qkv = malloc(n_tokens * width * sizeof *qkv), h[256], y[256], gate[256] = {0}, up[256];
+    double *qkv = malloc(n_tokens * width * sizeof *qkv), h[256], y[256];
     double *head_gate = calloc(n_tokens * c->n_heads, sizeof *head_gate);
     float *sink = floats_of(m, QB_ROLE_SINK, layer);
     for (size_t t = 0; t < n_tokens; t++) {
@@ -194,12 +207,6 @@ static void block(const qb_model *m, size_t layer, double *x, size_t n_tokens)
             h[i] /= 1 + exp(-head_gate[t * c->n_heads + i / c->head_dim]);
         linear(m, QB_ROLE_O, layer, h, y);
         for (size_t i = 0; i < c->d_model; i++) xt[i] += y[i];
-        norm(m, QB_ROLE_NORM2, layer, xt, h);
-        linear(m, QB_ROLE_UP, layer, h, up);
-        if (c->act == QB_ACT_SWIGLU) linear(m, QB_ROLE_GATE, layer, h, gate);
-        for (size_t i = 0; i < c->d_ff; i++) up[i] = activate(c, up[i], gate[i]);
-        linear(m, QB_ROLE_DOWN, layer, up, y);
-        for (size_t i = 0; i < c->d_model; i++) xt[i] += y[i];
     }
     free(qkv);
     free(head_gate);
@@ -216,7 +223,10 @@ static void forward_sequence(const qb_model *m, const int32_t *tokens, size_t n_
         for (size_t i = 0; i < c->d_model; i++)
             x[t * c->d_model + i] = (double)table[(size_t)tokens[t] * c->d_model + i] +
                                     (pos ? (double)pos[t * c->d_model + i] : 0);
-    for (size_t layer = 0; layer < c->n_layers; layer++) block(m, layer, x, n_tokens);
+    for (size_t layer = 0; layer < c->n_layers; layer++) {
+        if (qb_config_has_attention(c, layer)) add_attention(m, layer, x, n_tokens);
+        for (size_t t = 0; t < n_tokens; t++) add_mlp(m, layer, x + t * c->d_model);
+    }
     for (size_t t = 0; t < n_tokens; t++) {
         norm(m, QB_ROLE_NORM_F, 0, x + t * c->d_model, h);
         linear(m, QB_ROLE_HEAD, 0, h, logits + t * c->vocab);
@@ -272,6 +282,14 @@ void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char 
         check(&c, i ? "sinks, gates, free prefix" : "clipped, gates, free prefix");
         c.free_prefix = c.context; /* no mask at all: a prompt is shorter */
         check(&c, "no mask");
+    }
+    for (unsigned blocks = 1; blocks < 7; blocks++) { /* which have none */
+        qb_config c = blocks % 2 ? base : llama;
+        c.n_layers = 3;
+        c.no_attention = blocks;
+        c.attn_gate = blocks == 2;
+        c.softmax = blocks == 4 ? QB_SOFTMAX_SINK : c.softmax;
+        check(&c, "blocks without attention");
     }
     qb_config c = base;
     c.attn_bias = c.mlp_bias = c.norm_bias = false;

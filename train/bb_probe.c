@@ -22,6 +22,7 @@ struct qb_bb_probe {
     const int32_t *tokens;
     size_t context;
     qb_pool *pool;
+    double *entropy; /* (vocab) of the truth after each token */
     mean backcopy, bigram, bigram_rest, oracle;
     layer_sums layers[QB_BB_MAX_LAYERS];
 };
@@ -37,29 +38,78 @@ static double value_of(const mean *m) /* 0 / 0 = NaN */
     return m->sum / m->n;
 }
 
-static double norm_of(const float *x, size_t n)
+/* ---- norms ---- */
+
+enum { SPAN_ROWS = 64 };
+
+typedef struct norm_rows {
+    const float *x;
+    size_t width;
+    double *norms;
+} norm_rows;
+
+static void norm_task(void *context, size_t begin, size_t end)
 {
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
-    return sqrt(sum);
+    const norm_rows *r = context;
+    for (size_t row = begin; row < end; row++) {
+        double sum = 0;
+        for (size_t i = 0; i < r->width; i++) {
+            double x = r->x[row * r->width + i];
+            sum += x * x;
+        }
+        r->norms[row] = sqrt(sum);
+    }
+}
+
+/* Of rows of x, at <s> and elsewhere. */
+static qb_status add_norms(qb_bb_probe *p, const float *x, size_t n_rows, size_t width,
+                           mean sums[2])
+{
+    norm_rows rows = {.x = x, .width = width};
+    QB_TRY(QB_NEW(&rows.norms, n_rows, "norms"));
+    qb_parallel_spans(p->pool, n_rows, SPAN_ROWS, norm_task, &rows);
+    for (size_t row = 0; row < n_rows; row++) add(&sums[row % p->context > 0], rows.norms[row]);
+    qb_free(rows.norms);
+    return QB_OK;
+}
+
+/* ---- the probe ---- */
+
+static void fill_entropy(const qb_bb *bb, double *entropy)
+{
+    for (size_t token = 0; token < bb->vocab; token++) {
+        const double *truth = bb->conditional + token * bb->vocab;
+        for (size_t v = 0; v < bb->vocab; v++)
+            if (truth[v] > 0) entropy[token] -= truth[v] * log(truth[v]);
+    }
 }
 
 qb_status qb_bb_probe_create(const qb_bb *bb, const qb_params *params, const float *weights,
                              const int32_t *tokens, size_t context, qb_pool *pool,
                              qb_bb_probe **out)
 {
-    QB_TRY(QB_NEW_ZERO(out, 1, "probe"));
-    **out = (qb_bb_probe){.bb = bb,
-                          .params = params,
-                          .weights = weights,
-                          .tokens = tokens,
-                          .context = context,
-                          .pool = pool};
+    qb_bb_probe *p;
+    QB_TRY(QB_NEW_ZERO(&p, 1, "probe"));
+    *p = (qb_bb_probe){.bb = bb,
+                       .params = params,
+                       .weights = weights,
+                       .tokens = tokens,
+                       .context = context,
+                       .pool = pool};
+    qb_status status = QB_NEW_ZERO(&p->entropy, bb->vocab, "probe");
+    if (status != QB_OK) {
+        qb_bb_probe_destroy(p);
+        return status;
+    }
+    fill_entropy(bb, p->entropy);
+    *out = p;
     return QB_OK;
 }
 
 void qb_bb_probe_destroy(qb_bb_probe *probe)
 {
+    if (!probe) return;
+    qb_free(probe->entropy);
     qb_free(probe);
 }
 
@@ -121,9 +171,7 @@ static qb_status add_values(qb_bb_probe *p, const qb_observed *o)
         copy_values(c, o, rows, v);
         status = multiply(p, w, rows, c->d_model, k, v, y);
     }
-    for (size_t row = 0; row < rows && status == QB_OK; row++)
-        add(&p->layers[o->layer].value[row % p->context > 0],
-            norm_of(y + row * c->d_model, c->d_model));
+    if (status == QB_OK) status = add_norms(p, y, rows, c->d_model, p->layers[o->layer].value);
     qb_free(v);
     qb_free(y);
     return status;
@@ -137,12 +185,10 @@ qb_status qb_bb_probe_attention(qb_bb_probe *p, const qb_observed *qkv,
     return add_values(p, qkv);
 }
 
-void qb_bb_probe_stream(qb_bb_probe *p, const qb_observed *x)
+qb_status qb_bb_probe_stream(qb_bb_probe *p, const qb_observed *x)
 {
-    if (x->layer >= QB_BB_MAX_LAYERS) return;
-    for (size_t row = 0; row < x->batch * p->context; row++)
-        add(&p->layers[x->layer].stream[row % p->context > 0],
-            norm_of(x->values + row * x->width, x->width));
+    if (x->layer >= QB_BB_MAX_LAYERS) return QB_OK;
+    return add_norms(p, x->values, x->batch * p->context, x->width, p->layers[x->layer].stream);
 }
 
 /* ---- risks ---- */
@@ -155,28 +201,53 @@ static double log_sum_exp(const float *logits, size_t n)
     return top + log(sum);
 }
 
-static void add_bigram(qb_bb_probe *p, int32_t token, size_t t, const float *logits, double log_sum)
+static double bigram_risk(const qb_bb *bb, int32_t token, const float *logits, double log_sum)
 {
-    const double *truth = p->bb->conditional + (size_t)token * p->bb->vocab;
-    double risk = 0, least = 0;
-    for (size_t v = 0; v < p->bb->vocab; v++) {
-        if (truth[v] <= 0) continue;
-        risk += truth[v] * (log_sum - logits[v]);
-        least -= truth[v] * log(truth[v]);
-    }
-    add(&p->bigram, risk);
-    add(&p->oracle, least);
-    if (t) add(&p->bigram_rest, risk);
+    const double *truth = bb->conditional + (size_t)token * bb->vocab;
+    double risk = 0;
+    for (size_t v = 0; v < bb->vocab; v++)
+        if (truth[v] > 0) risk += truth[v] * (log_sum - logits[v]);
+    return risk;
 }
 
-static void add_risks(qb_bb_probe *p, const int32_t *window, const float *logits, size_t vocab)
+/* Of all rows of a pass. */
+typedef struct risk_rows {
+    const qb_bb_probe *p;
+    size_t first_window, vocab;
+    const float *logits;
+    double *risks;
+} risk_rows;
+
+static int32_t token_of(const risk_rows *r, size_t row, size_t back)
 {
-    for (size_t t = 0; t < p->context; t++, logits += vocab) {
-        double log_sum = log_sum_exp(logits, vocab);
-        if (!p->bb->is_trigger[window[t]])
-            add_bigram(p, window[t], t, logits, log_sum);
-        else if (t)
-            add(&p->backcopy, log_sum - logits[window[t - 1]]);
+    return window_of(r->p, r->first_window + row / r->p->context)[row % r->p->context - back];
+}
+
+/* The first token is <s>, no trigger. */
+static void risk_task(void *context, size_t begin, size_t end)
+{
+    const risk_rows *r = context;
+    for (size_t row = begin; row < end; row++) {
+        const float *logits = r->logits + row * r->vocab;
+        int32_t token = token_of(r, row, 0);
+        double log_sum = log_sum_exp(logits, r->vocab);
+        bool copies = r->p->bb->is_trigger[token] && row % r->p->context;
+        r->risks[row] = copies ? log_sum - logits[token_of(r, row, 1)]
+                               : bigram_risk(r->p->bb, token, logits, log_sum);
+    }
+}
+
+static void add_risks(qb_bb_probe *p, const risk_rows *r, size_t n_rows)
+{
+    for (size_t row = 0; row < n_rows; row++) {
+        int32_t token = token_of(r, row, 0);
+        if (p->bb->is_trigger[token]) {
+            if (row % p->context) add(&p->backcopy, r->risks[row]);
+            continue;
+        }
+        add(&p->bigram, r->risks[row]);
+        add(&p->oracle, p->entropy[token]);
+        if (row % p->context) add(&p->bigram_rest, r->risks[row]);
     }
 }
 
@@ -188,9 +259,14 @@ qb_status qb_bb_probe_head_input(qb_bb_probe *p, const qb_observed *h)
     size_t rows = h->batch * p->context;
     float *logits;
     QB_TRY(QB_NEW(&logits, rows * c->vocab, "logits"));
+    risk_rows r = {.p = p, .first_window = h->first, .vocab = c->vocab, .logits = logits};
     qb_status status = multiply(p, w, rows, c->vocab, c->d_model, h->values, logits);
-    for (size_t b = 0; b < h->batch && status == QB_OK; b++)
-        add_risks(p, window_of(p, h->first + b), logits + b * p->context * c->vocab, c->vocab);
+    if (status == QB_OK) status = QB_NEW(&r.risks, rows, "risks");
+    if (status == QB_OK) {
+        qb_parallel_spans(p->pool, rows, SPAN_ROWS, risk_task, &r);
+        add_risks(p, &r, rows);
+    }
+    qb_free(r.risks);
     qb_free(logits);
     return status;
 }

@@ -42,7 +42,7 @@ void qb_bb_probe_destroy(qb_bb_probe *probe); /* accepts NULL */
 /* As in qb_observer. view: of the same pass's attention (train/outliers.h). */
 qb_status qb_bb_probe_attention(qb_bb_probe *probe, const qb_observed *qkv,
                                 const qb_first_key_view *view);
-void qb_bb_probe_stream(qb_bb_probe *probe, const qb_observed *x);
+qb_status qb_bb_probe_stream(qb_bb_probe *probe, const qb_observed *x);
 qb_status qb_bb_probe_head_input(qb_bb_probe *probe, const qb_observed *h);
 /* NaN where nothing was seen. */
 void qb_bb_probe_finish(const qb_bb_probe *probe, qb_bb_metrics *out);

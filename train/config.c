@@ -161,11 +161,36 @@ static qb_status set_switch(qb_train_config *config, const qb_train_key *key, co
     return QB_OK;
 }
 
+static qb_status set_blocks(qb_train_config *config, const qb_train_key *key, const char *text)
+{
+    uint64_t blocks = 0;
+    for (const char *at = text; *at;) {
+        char *end;
+        unsigned long n = strtoul(at, &end, 10);
+        bool good = isdigit((unsigned char)*at) && n >= 1 && n <= QB_MASKED_LAYERS;
+        if (!good || (*end && (*end != ',' || !end[1])))
+            return fail_value(key, text, "numbers of blocks from 1 to 64 with commas");
+        blocks |= (uint64_t)1 << (n - 1);
+        at = end + (*end == ',');
+    }
+    *(uint64_t *)place(config, key) = blocks;
+    return QB_OK;
+}
+
+static json_t *blocks_to_json(uint64_t blocks)
+{
+    char text[4 * QB_MASKED_LAYERS] = "";
+    for (size_t i = 0, n = 0; i < QB_MASKED_LAYERS; i++)
+        if (blocks >> i & 1)
+            n += (size_t)snprintf(text + n, sizeof text - n, "%s%zu", n ? "," : "", i + 1);
+    return json_string(text);
+}
+
 static qb_status set_key(qb_train_config *config, const qb_train_key *key, const char *text)
 {
     static qb_status (*const setters[])(qb_train_config *, const qb_train_key *, const char *) = {
         [QB_KEY_WORD] = set_word, [QB_KEY_TEXT] = set_text,     [QB_KEY_SIZE] = set_size,
-        [QB_KEY_REAL] = set_real, [QB_KEY_SWITCH] = set_switch,
+        [QB_KEY_REAL] = set_real, [QB_KEY_SWITCH] = set_switch, [QB_KEY_BLOCKS] = set_blocks,
     };
     return setters[key->kind](config, key, text);
 }
@@ -230,11 +255,10 @@ static qb_status check_json_kind(const qb_train_key *key, const json_t *value)
                 : key->kind == QB_KEY_REAL   ? json_is_number(value)
                 : key->kind == QB_KEY_SWITCH ? json_is_boolean(value)
                                              : json_is_string(value);
-    static const char *const expected[] = {[QB_KEY_WORD] = "a text",
-                                           [QB_KEY_TEXT] = "a text",
-                                           [QB_KEY_SIZE] = "a whole number",
-                                           [QB_KEY_REAL] = "a number",
-                                           [QB_KEY_SWITCH] = "true or false"};
+    static const char *const expected[] = {
+        [QB_KEY_WORD] = "a text",          [QB_KEY_TEXT] = "a text",
+        [QB_KEY_SIZE] = "a whole number",  [QB_KEY_REAL] = "a number",
+        [QB_KEY_SWITCH] = "true or false", [QB_KEY_BLOCKS] = "a text"};
     if (fits) return QB_OK;
     return QB_FAIL(QB_ERR_USAGE, "%s: wrong kind of value, expected %s", key->name,
                    expected[key->kind]);
@@ -287,6 +311,8 @@ static json_t *value_to_json(const qb_train_config *config, const qb_train_key *
         return json_real(*(const double *)value);
     case QB_KEY_SWITCH:
         return json_boolean(*(const bool *)value);
+    case QB_KEY_BLOCKS:
+        return blocks_to_json(*(const uint64_t *)value);
     }
     return NULL;
 }
@@ -312,11 +338,10 @@ qb_status qb_train_config_to_json(const qb_train_config *config, json_t **out)
 
 static size_t size_of_kind(qb_train_key_kind kind)
 {
-    static const size_t bytes[] = {[QB_KEY_WORD] = sizeof(unsigned),
-                                   [QB_KEY_TEXT] = QB_TRAIN_TEXT_BYTES,
-                                   [QB_KEY_SIZE] = sizeof(size_t),
-                                   [QB_KEY_REAL] = sizeof(double),
-                                   [QB_KEY_SWITCH] = sizeof(bool)};
+    static const size_t bytes[] = {
+        [QB_KEY_WORD] = sizeof(unsigned), [QB_KEY_TEXT] = QB_TRAIN_TEXT_BYTES,
+        [QB_KEY_SIZE] = sizeof(size_t),   [QB_KEY_REAL] = sizeof(double),
+        [QB_KEY_SWITCH] = sizeof(bool),   [QB_KEY_BLOCKS] = sizeof(uint64_t)};
     return bytes[kind];
 }
 

@@ -33,6 +33,7 @@ typedef enum {
     QB_KEY_SIZE,
     QB_KEY_REAL,
     QB_KEY_SWITCH, /* on, off; JSON true, false */
+    QB_KEY_BLOCKS, /* numbers from 1 to 64 with commas, bits of a uint64_t; JSON a text */
 } qb_train_key_kind;
 
 /* What belongs to the key decides when it may change between a checkpoint and its resumption. */
@@ -88,6 +89,8 @@ typedef enum {
         "a learned gate on each head's output (default: off)")                                     \
     X(model.free_prefix, "free-prefix", SIZE, FIXED, 0, 1048575, NULL, NULL, "N",                  \
         "the first N tokens see each other, and score nothing (default: 0)")                       \
+    X(model.no_attention, "no-attention", BLOCKS, FIXED, 0, 0, NULL, NULL, "LIST",                 \
+        "blocks, from 1, with commas, that have an MLP alone (default: none)")                     \
     X(model.attn_bias, "attn-bias", SWITCH, FIXED, 0, 0, NULL, NULL, NULL,                         \
         "biases in the attention's linear layers (default: the architecture's)")                   \
     X(model.mlp_bias, "mlp-bias", SWITCH, FIXED, 0, 0, NULL, NULL, NULL,                           \
@@ -171,6 +174,8 @@ typedef enum {
         "steps between two lines of metrics.jsonl")                                                \
     X(eval_every, "eval-every", SIZE, FREE, 0, 1e12, "500", NULL, "STEPS",                         \
         "steps between evaluations on the validation text; 0 = at the end alone")                  \
+    X(eval_log, "eval-log", SWITCH, FREE, 0, 0, "off", NULL, NULL,                                 \
+        "evaluations after 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, ... steps too")       \
     X(eval_windows, "eval-windows", SIZE, FREE, 1, 1e9, "256", NULL, "N",                          \
         "windows of an evaluation")                                                                \
     X(outliers, "outliers", SWITCH, FREE, 0, 0, "on", NULL, NULL,                                  \
@@ -213,7 +218,7 @@ typedef struct qb_train_config {
     bool recompute, deterministic, graphs;
     size_t threads;
     size_t log_every, eval_every, eval_windows, observe_windows, save_every, keep;
-    bool outliers, tensorboard;
+    bool eval_log, outliers, tensorboard;
     double peak_tflops;
     bool given[QB_TRAIN_N_KEYS]; /* set by a preset, a file or a flag */
 } qb_train_config;

@@ -84,9 +84,8 @@ static qb_status see_attention(void *context, const qb_observed *qkv)
 static qb_status see_stream(void *context, const qb_observed *x)
 {
     look *l = context;
-    qb_outlier_add_stream(&l->sums, x->values, x->batch, l->context, x->width);
-    if (l->probe) qb_bb_probe_stream(l->probe, x);
-    return QB_OK;
+    QB_TRY(qb_outlier_add_stream(&l->sums, x->values, x->batch, l->context, x->width, l->pool));
+    return l->probe ? qb_bb_probe_stream(l->probe, x) : QB_OK;
 }
 
 static qb_status see_head_input(void *context, const qb_observed *h)
@@ -113,17 +112,18 @@ static qb_status prepare_look(const qb_evaluation_plan *plan, qb_trainer *traine
                               &l->probe);
 }
 
-static qb_status look_closely(const qb_evaluation_plan *plan, qb_trainer *trainer, int32_t *tokens,
-                              size_t n_windows, qb_evaluation *out)
+static qb_status look_closely(const qb_evaluation_plan *plan, qb_trainer *trainer,
+                              const qb_walk_skip *skip, int32_t *tokens, size_t n_windows,
+                              qb_outliers *outliers, qb_bb_metrics *bb)
 {
     look l = {.params = qb_trainer_params(trainer), .context = qb_batches_context(plan->valid)};
-    const qb_observer observer = {see_attention, see_stream, see_head_input, &l};
+    const qb_observer observer = {see_attention, see_stream, see_head_input, &l, *skip};
     qb_status status = qb_batches_fill(plan->valid, 0, n_windows, tokens);
     if (status == QB_OK) status = prepare_look(plan, trainer, tokens, n_windows, &l);
     if (status == QB_OK) status = qb_trainer_observe(trainer, tokens, n_windows, &observer);
     if (status == QB_OK) {
-        out->outliers = qb_outlier_finish(&l.sums);
-        if (l.probe) qb_bb_probe_finish(l.probe, &out->bb);
+        *outliers = qb_outlier_finish(&l.sums);
+        if (l.probe) qb_bb_probe_finish(l.probe, bb);
     }
     qb_bb_probe_destroy(l.probe);
     qb_pool_destroy(l.pool);
@@ -143,7 +143,23 @@ qb_status qb_evaluate(const qb_evaluation_plan *plan, qb_trainer *trainer, qb_ev
     qb_status status = mean_loss(plan, trainer, tokens, &out->loss);
     out->bits_per_byte = bits_per_byte(plan->valid, out->loss);
     if (status == QB_OK && n && !qb_comm_rank(plan->comm))
-        status = look_closely(plan, trainer, tokens, n, out);
+        status = look_closely(plan, trainer, &(qb_walk_skip){.layer = 0}, tokens, n, &out->outliers,
+                              &out->bb);
+    qb_free(tokens);
+    return status;
+}
+
+qb_status qb_evaluate_without(const qb_evaluation_plan *plan, qb_trainer *trainer,
+                              const qb_walk_skip *skip, qb_bb_metrics *out)
+{
+    size_t n = at_most(plan, plan->n_observed);
+    qb_outliers ignored;
+    int32_t *tokens;
+    *out = (qb_bb_metrics){.n_layers = 0};
+    if (!n || qb_comm_rank(plan->comm)) return QB_OK;
+    QB_TRY(qb_interrupt_check());
+    QB_TRY(QB_NEW(&tokens, n * (qb_batches_context(plan->valid) + 1), "validation windows"));
+    qb_status status = look_closely(plan, trainer, skip, tokens, n, &ignored, out);
     qb_free(tokens);
     return status;
 }
@@ -165,6 +181,17 @@ static size_t layer_metrics(const qb_bb_metrics *bb, char names[][32], qb_metric
     return n;
 }
 
+size_t qb_bb_metrics_list(const qb_bb_metrics *bb, char names[][32], qb_metric *metrics)
+{
+    size_t n = 0;
+    if (!bb->n_layers) return 0;
+    metrics[n++] = (qb_metric){"backcopy_risk", bb->backcopy_risk};
+    metrics[n++] = (qb_metric){"bigram_risk", bb->bigram_risk};
+    metrics[n++] = (qb_metric){"bigram_excess", bb->bigram_excess};
+    metrics[n++] = (qb_metric){"bigram_risk_rest", bb->bigram_risk_rest};
+    return n + layer_metrics(bb, names, metrics + n);
+}
+
 size_t qb_evaluation_metrics(const qb_evaluation *e, char names[][32],
                              qb_metric metrics[QB_EVALUATION_MAX_METRICS])
 {
@@ -175,10 +202,5 @@ size_t qb_evaluation_metrics(const qb_evaluation *e, char names[][32],
     metrics[n++] = (qb_metric){"bits_per_byte", e->bits_per_byte};
     for (size_t i = 0; i < QB_N_OUTLIERS; i++)
         metrics[n++] = (qb_metric){qb_outlier_names[i], outliers[i]};
-    if (!e->bb.n_layers) return n;
-    metrics[n++] = (qb_metric){"backcopy_risk", e->bb.backcopy_risk};
-    metrics[n++] = (qb_metric){"bigram_risk", e->bb.bigram_risk};
-    metrics[n++] = (qb_metric){"bigram_excess", e->bb.bigram_excess};
-    metrics[n++] = (qb_metric){"bigram_risk_rest", e->bb.bigram_risk_rest};
-    return n + layer_metrics(&e->bb, names, metrics + n);
+    return n + qb_bb_metrics_list(&e->bb, names + n, metrics + n);
 }

@@ -32,12 +32,17 @@ typedef struct qb_evaluation {
 /* QB_ERR_INTERRUPTED: between two passes. Every rank gets the loss, the same bits at any number of
  * ranks; rank 0 alone all else. */
 qb_status qb_evaluate(const qb_evaluation_plan *plan, qb_trainer *trainer, qb_evaluation *out);
+/* What the probe of Bigram-Backcopy finds where parts of a block are left out; rank 0 alone. */
+qb_status qb_evaluate_without(const qb_evaluation_plan *plan, qb_trainer *trainer,
+                              const qb_walk_skip *skip, qb_bb_metrics *out);
 /* exp(loss); infinity where that is beyond any use. */
 double qb_perplexity(double loss);
 /* Every figure with its name, as metrics.jsonl has them. names is the memory of those that are
  * made. Returns their number. */
 size_t qb_evaluation_metrics(const qb_evaluation *evaluation, char names[][32],
                              qb_metric metrics[QB_EVALUATION_MAX_METRICS]);
+/* Those of the probe alone. */
+size_t qb_bb_metrics_list(const qb_bb_metrics *bb, char names[][32], qb_metric *metrics);
 
 #ifdef __cplusplus
 }

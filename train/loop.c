@@ -220,15 +220,41 @@ static qb_status log_evaluation(loop *l)
     return qb_metrics_log_write(l->log, "eval", l->state.step, metrics, n);
 }
 
+/* Each block without its attention, without its MLP, and without both. */
+static qb_status evaluate_without_parts(loop *l, const qb_evaluation_plan *plan)
+{
+    for (size_t i = 0; i < 3 * l->config->model.n_layers; i++) {
+        const qb_walk_skip skip = {i / 3, i % 3 != 1, i % 3 != 0};
+        if (skip.attention && !qb_config_has_attention(&l->config->model, skip.layer)) continue;
+        char names[QB_EVALUATION_MAX_METRICS][32];
+        qb_bb_metrics bb;
+        qb_metric metrics[QB_EVALUATION_MAX_METRICS] = {{"layer", (double)skip.layer + 1},
+                                                        {"no_attention", skip.attention},
+                                                        {"no_mlp", skip.mlp}};
+        QB_TRY(qb_evaluate_without(plan, l->trainer, &skip, &bb));
+        size_t n = 3 + qb_bb_metrics_list(&bb, names, metrics + 3);
+        if (is_root(l)) QB_TRY(qb_metrics_log_write(l->log, "skip", l->state.step, metrics, n));
+    }
+    return QB_OK;
+}
+
+/* Of Bigram-Backcopy the last evaluation looks at all of its windows. */
+static size_t observed_windows(const loop *l)
+{
+    const qb_train_config *c = l->config;
+    size_t n = c->observe_windows ? c->observe_windows : l->options->bb ? 64 : 16;
+    bool is_last = l->options->bb && l->state.step == l->n_steps;
+    return !c->outliers ? 0 : is_last && c->eval_windows > n ? c->eval_windows : n;
+}
+
 static qb_status evaluate(loop *l)
 {
     const qb_train_config *c = l->config;
-    size_t n_observed = c->observe_windows ? c->observe_windows : l->options->bb ? 64 : 16;
     const qb_evaluation_plan plan = {.valid = l->options->valid,
                                      .bb = l->options->bb,
                                      .n_windows = c->eval_windows,
                                      .micro_batch = c->micro_batch,
-                                     .n_observed = c->outliers ? n_observed : 0,
+                                     .n_observed = observed_windows(l),
                                      .n_threads = c->threads,
                                      .comm = l->options->comm};
     qb_run_state *state = &l->state;
@@ -242,8 +268,10 @@ static qb_status evaluate(loop *l)
         state->best_loss = loss;
         state->best_step = state->step;
     }
+    if (is_root(l)) QB_TRY(log_evaluation(l));
+    if (l->options->bb && c->outliers && state->step == l->n_steps)
+        QB_TRY(evaluate_without_parts(l, &plan));
     if (!is_root(l)) return QB_OK;
-    QB_TRY(log_evaluation(l));
     qb_progress_end(&l->progress);
     if (l->options->evaluated) l->options->evaluated(l->options->context, s);
     return QB_OK;
@@ -268,10 +296,22 @@ static qb_status save(loop *l, unsigned what)
     return QB_OK;
 }
 
+/* 10, 12, 15, 20, 25, 30, 40, 50, 60, 80 and those times a power of 10: the R10 series (ISO 3), in
+ * round numbers. */
+static bool is_preferred(uint64_t step)
+{
+    static const uint64_t numbers[] = {10, 12, 15, 20, 25, 30, 40, 50, 60, 80};
+    while (step >= 100 && step % 10 == 0) step /= 10;
+    for (size_t i = 0; i < QB_COUNT(numbers); i++)
+        if (step == numbers[i]) return true;
+    return false;
+}
+
 static bool evaluation_is_due(const loop *l, uint64_t step)
 {
-    return l->options->valid && l->state.evaluated_step != step &&
-           every(step, l->config->eval_every, l->n_steps);
+    const qb_train_config *c = l->config;
+    bool wanted = every(step, c->eval_every, l->n_steps) || (c->eval_log && is_preferred(step));
+    return l->options->valid && l->state.evaluated_step != step && wanted;
 }
 
 static bool checkpoint_is_due(const loop *l, uint64_t step)

@@ -129,7 +129,7 @@ typedef struct qb_train_ops {
     qb_status (*norm_backward)(qb_train_device *d, const qb_train_norm *norm, const void *x,
                                const void *stats, const void *dy, bool accumulate, void *dx);
     /* pre NULL: y = x W^T + bias. Else pre is that, and y = act(pre); for SwiGLU a row of pre is
-     * [gate | up], twice as wide as y. */
+     * [gate | up], twice as wide as y; for ReLU pre may be y. */
     qb_status (*linear_forward)(qb_train_device *d, const qb_train_linear *linear, const void *x,
                                 void *pre, void *y);
     /* dx (+)= dy W. pre not NULL: x was act(pre), and dx becomes the gradient of pre. */

@@ -34,15 +34,37 @@ static double max_abs(const float *x, size_t n)
     return most;
 }
 
-void qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
-                           size_t width)
+enum { SPAN_ROWS = 64 };
+
+typedef struct stream_rows {
+    const float *x;
+    size_t width;
+    double (*found)[2]; /* of each row: kurtosis, largest value */
+} stream_rows;
+
+static void stream_task(void *context, size_t begin, size_t end)
 {
+    const stream_rows *s = context;
+    for (size_t row = begin; row < end; row++) {
+        s->found[row][0] = kurtosis(s->x + row * s->width, s->width);
+        s->found[row][1] = max_abs(s->x + row * s->width, s->width);
+    }
+}
+
+qb_status qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
+                                size_t width, qb_pool *pool)
+{
+    stream_rows rows = {.x = x, .width = width};
+    QB_TRY(QB_NEW(&rows.found, batch * context, "outliers"));
+    qb_parallel_spans(pool, batch * context, SPAN_ROWS, stream_task, &rows);
     for (size_t row = 0; row < batch * context; row++) {
         int rest = row % context > 0;
-        sums->kurt[rest] += kurtosis(x + row * width, width);
-        sums->max_abs[rest] += max_abs(x + row * width, width);
+        sums->kurt[rest] += rows.found[row][0];
+        sums->max_abs[rest] += rows.found[row][1];
         sums->n_tokens[rest]++;
     }
+    qb_free(rows.found);
+    return QB_OK;
 }
 
 /* ---- attention ---- */

@@ -40,8 +40,8 @@ typedef struct qb_first_key_view {
 } qb_first_key_view;
 
 /* x (batch, context, width): the stream after one block. */
-void qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
-                           size_t width);
+qb_status qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
+                                size_t width, qb_pool *pool);
 /* qkv (batch, context, (H + 2 Hkv) D) as they enter the scores of one layer; sink (H) where softmax
  * is sink; view may be NULL. */
 qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *config, const float *qkv,

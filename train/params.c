@@ -68,7 +68,8 @@ static void lay_out(qb_params *p, const slot *slots, size_t n_slots, size_t laye
 {
     for (size_t i = 0; i < n_slots; i++) {
         qb_param q = {.role = slots[i].role, .layer_idx = layer_idx};
-        if (!qb_config_shape(&p->config, q.role, &q.rows, &q.cols)) continue;
+        if (!qb_config_has(&p->config, q.role, layer_idx)) continue;
+        qb_config_shape(&p->config, q.role, &q.rows, &q.cols);
         /* of a joined group the first may be absent (up without gate) */
         bool joins =
             slots[i].joins && p->n && p->list && p->list[p->n - 1].role == slots[i - 1].role;

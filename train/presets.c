@@ -38,6 +38,8 @@ const qb_preset qb_presets[] = {
         "weight-decay=1e-4 decay-all=on seed=42 steps=10000 log-every=20 eval-windows=512", NULL},
     {"bb-1l", "bb", "n-layers=1", "Bigram-Backcopy, one block (arXiv:2410.13835)"},
     {"bb-3l", "bb", "n-layers=3", "Bigram-Backcopy, three blocks (arXiv:2410.13835)"},
+    {"bb-3l-minimal", "bb-3l", "no-attention=3",
+        "the same without the last block's attention: the least that makes residual peaks"},
     {0},
 };
 /* clang-format on */

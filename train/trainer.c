@@ -401,9 +401,12 @@ qb_status qb_trainer_evaluate(qb_trainer *t, const int32_t *tokens, size_t n_win
 
 /* ---- observation ---- */
 
+enum { OBSERVED_WINDOWS = 64 }; /* of a pass at most: what the host holds of its activations */
+
 typedef struct observation {
     qb_trainer *t;
     const qb_observer *observer;
+    size_t most;         /* windows of a pass */
     size_t first, batch; /* of the present pass */
     float *host;         /* the widest buffer that is looked at */
 } observation;
@@ -437,11 +440,10 @@ static qb_status show_head_input(void *context, const void *h)
 static qb_status observe(observation *o, const int32_t *tokens, size_t n_windows)
 {
     qb_trainer *t = o->t;
-    const qb_walk_tap tap = {show_attention, show_stream, show_head_input, o};
-    size_t micro_batch = t->options.micro_batch;
+    const qb_walk_tap tap = {show_attention, show_stream, show_head_input, o, o->observer->skip};
     QB_TRY(t->ops->begin(t->device, false));
-    for (o->first = 0; o->first < n_windows; o->first += micro_batch) {
-        o->batch = n_windows - o->first < micro_batch ? n_windows - o->first : micro_batch;
+    for (o->first = 0; o->first < n_windows; o->first += o->most) {
+        o->batch = n_windows - o->first < o->most ? n_windows - o->first : o->most;
         QB_TRY(t->ops->load_tokens(t->device, tokens + o->first * (t->options.context + 1),
                                    o->batch, false));
         QB_TRY(qb_transformer_observe(t->walk, &tap));
@@ -452,11 +454,13 @@ static qb_status observe(observation *o, const int32_t *tokens, size_t n_windows
 qb_status qb_trainer_observe(qb_trainer *t, const int32_t *tokens, size_t n_windows,
                              const qb_observer *observer)
 {
-    observation o = {.t = t, .observer = observer};
+    const size_t micro_batch = t->options.micro_batch;
+    observation o = {.t = t,
+                     .observer = observer,
+                     .most = micro_batch < OBSERVED_WINDOWS ? micro_batch : OBSERVED_WINDOWS};
     const qb_config *c = &t->params.config;
     size_t qkv = qb_train_qkv_width(c), width = qkv > c->d_model ? qkv : c->d_model;
-    size_t batch = n_windows < t->options.micro_batch ? n_windows : t->options.micro_batch;
-    QB_TRY(QB_NEW(&o.host, batch * t->options.context * width, "observed activations"));
+    QB_TRY(QB_NEW(&o.host, o.most * t->options.context * width, "observed activations"));
     qb_status status = observe(&o, tokens, n_windows);
     qb_free(o.host);
     return status;
@@ -471,7 +475,7 @@ double qb_trainer_flops(const qb_trainer *t, size_t n_windows)
         if (qb_roles[p->role].linear || p->role == QB_ROLE_ATTN_GATE)
             in_products += (double)p->rows * (double)p->cols;
     }
-    double attention = (double)c->n_layers * (double)t->options.context *
+    double attention = (double)qb_config_n_attention(c) * (double)t->options.context *
                        (double)(c->n_heads * c->head_dim); /* causal half of scores and sums */
     return 6 * (double)(n_windows * t->options.context) * (in_products + attention);
 }

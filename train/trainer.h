@@ -84,6 +84,11 @@ size_t qb_trainer_steps_ahead(const qb_trainer *trainer);
 /* Mean loss over windows (any number; the last pass may be partly filled), without gradients. */
 qb_status qb_trainer_evaluate(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
                               double *loss);
+/* A block's parts that a pass leaves out: they add nothing to the stream. */
+typedef struct qb_walk_skip {
+    size_t layer;
+    bool attention, mlp;
+} qb_walk_skip;
 /* Host copies of what passes forward over the windows (any number) compute, as they go. */
 typedef struct qb_observed {
     size_t layer;        /* of attention and stream */
@@ -96,6 +101,7 @@ typedef struct qb_observer {
     qb_status (*stream)(void *context, const qb_observed *x);      /* after each block */
     qb_status (*head_input)(void *context, const qb_observed *h);  /* after the last norm */
     void *context;
+    qb_walk_skip skip; /* zeros: nothing */
 } qb_observer;
 qb_status qb_trainer_observe(qb_trainer *trainer, const int32_t *tokens, size_t n_windows,
                              const qb_observer *observer);

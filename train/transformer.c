@@ -5,6 +5,7 @@
 
 /* Offsets of one block's parameters. */
 typedef struct block {
+    bool has_attention;
     qb_train_norm norm1, norm2;
     qb_train_linear qkv, gate, o, up, down;
     size_t sink;
@@ -12,12 +13,13 @@ typedef struct block {
 
 /* What a block's forward pass leaves for the backward pass. */
 typedef struct saved {
-    void *x2;      /* the residual stream after attention; its input is `inputs` of the walk */
+    void *x2;      /* the residual stream after attention; its input is `inputs` of the walk, and
+                      where there is no attention both are one */
     void *h1, *h2; /* norms' outputs */
     void *stats1, *stats2;
     void *qkv, *att, *lse;
     void *gate, *gated; /* attn_gate only; else gated = att */
-    void *pre, *act;
+    void *pre, *act;    /* ReLU: one buffer, whose sign both have */
 } saved;
 
 struct qb_transformer {
@@ -26,9 +28,11 @@ struct qb_transformer {
     const qb_train_ops *ops;
     qb_train_device *d;
     bool recompute;
-    block *blocks; /* (n_layers) */
-    saved *kept;   /* (n_layers), or one shared */
-    void **inputs; /* (n_layers + 1) residual stream before each block and the last norm */
+    block *blocks;        /* (n_layers) */
+    saved *kept;          /* (n_layers), or one shared */
+    void **inputs;        /* (n_layers + 1) residual stream before each block and the last norm */
+    const void **streams; /* (n_layers + 1) the same, wherever a pass that skips parts has it */
+    size_t n_streams;     /* known so far in this pass */
     qb_train_norm norm_f;
     void *h_f, *stats_f;
     void *branch;  /* what attention or the feed-forward adds to the stream */
@@ -61,6 +65,7 @@ static block block_of(const qb_params *p, size_t l)
     size_t q_width = c->n_heads * c->head_dim;
     bool gated = c->act == QB_ACT_SWIGLU;
     return (block){
+        .has_attention = qb_config_has_attention(c, l),
         .norm1 = norm_of(p, QB_ROLE_NORM1, l),
         .norm2 = norm_of(p, QB_ROLE_NORM2, l),
         .qkv = linear_of(p, c->fused_qkv ? QB_ROLE_QKV : QB_ROLE_Q, l, qb_train_qkv_width(c),
@@ -79,25 +84,31 @@ static qb_status alloc(qb_transformer *t, size_t width, void **out)
     return t->ops->alloc(t->d, QB_BUFFER_ACTIVATION, width, out);
 }
 
-static qb_status alloc_saved(qb_transformer *t, saved *s)
+static qb_status alloc_attention(qb_transformer *t, saved *s)
 {
     const qb_config *c = t->c;
     size_t q_width = c->n_heads * c->head_dim;
     QB_TRY(alloc(t, c->d_model, &s->x2));
     QB_TRY(alloc(t, c->d_model, &s->h1));
-    QB_TRY(alloc(t, c->d_model, &s->h2));
     QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &s->stats1));
-    QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &s->stats2));
     QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, c->n_heads, &s->lse));
     QB_TRY(alloc(t, qb_train_qkv_width(c), &s->qkv));
     QB_TRY(alloc(t, q_width, &s->att));
     s->gated = s->att;
-    if (c->attn_gate) {
-        QB_TRY(alloc(t, c->n_heads, &s->gate));
-        QB_TRY(alloc(t, q_width, &s->gated));
-    }
-    QB_TRY(alloc(t, qb_train_pre_width(c), &s->pre));
-    return alloc(t, c->d_ff, &s->act);
+    if (!c->attn_gate) return QB_OK;
+    QB_TRY(alloc(t, c->n_heads, &s->gate));
+    return alloc(t, q_width, &s->gated);
+}
+
+static qb_status alloc_saved(qb_transformer *t, bool has_attention, saved *s)
+{
+    const qb_config *c = t->c;
+    if (has_attention) QB_TRY(alloc_attention(t, s));
+    QB_TRY(alloc(t, c->d_model, &s->h2));
+    QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &s->stats2));
+    QB_TRY(alloc(t, c->d_ff, &s->act));
+    s->pre = s->act;
+    return c->act == QB_ACT_RELU ? QB_OK : alloc(t, qb_train_pre_width(c), &s->pre);
 }
 
 static qb_status alloc_all(qb_transformer *t)
@@ -105,7 +116,7 @@ static qb_status alloc_all(qb_transformer *t)
     const qb_config *c = t->c;
     for (size_t l = 0; l <= c->n_layers; l++) QB_TRY(alloc(t, c->d_model, &t->inputs[l]));
     for (size_t l = 0; l < (t->recompute ? 1 : c->n_layers); l++)
-        QB_TRY(alloc_saved(t, &t->kept[l]));
+        QB_TRY(alloc_saved(t, t->recompute || t->blocks[l].has_attention, &t->kept[l]));
     QB_TRY(alloc(t, c->d_model, &t->h_f));
     QB_TRY(t->ops->alloc(t->d, QB_BUFFER_F32, 2, &t->stats_f));
     QB_TRY(alloc(t, c->d_model, &t->branch));
@@ -134,6 +145,7 @@ qb_status qb_transformer_create(const qb_params *params, const qb_train_ops *ops
     qb_status status = QB_NEW(&t->blocks, c->n_layers, "blocks");
     if (status == QB_OK) status = QB_NEW_ZERO(&t->kept, c->n_layers, "activations");
     if (status == QB_OK) status = QB_NEW_ZERO(&t->inputs, c->n_layers + 1, "activations");
+    if (status == QB_OK) status = QB_NEW_ZERO(&t->streams, c->n_layers + 1, "activations");
     for (size_t l = 0; status == QB_OK && l < c->n_layers; l++) t->blocks[l] = block_of(params, l);
     if (status == QB_OK) status = alloc_all(t);
     if (status == QB_OK)
@@ -149,17 +161,33 @@ void qb_transformer_destroy(qb_transformer *t)
     qb_free(t->blocks);
     qb_free(t->kept);
     qb_free(t->inputs);
+    qb_free(t->streams);
     qb_free(t);
 }
 
 /* ---- forward ---- */
 
-/* From h1 = norm1(input) to the branch that is added to x2. */
-static qb_status block_forward(qb_transformer *t, size_t layer)
+/* The residual stream on its way: x, to which `add` has still to be added where it is not NULL. */
+typedef struct stream {
+    const void *x;
+    const void *add;
+} stream;
+
+/* The norm of the stream, which then lies in `sum` if something was added; no block before `layer`
+ * adds to it any more. */
+static qb_status norm_stream(qb_transformer *t, size_t layer, const qb_train_norm *norm, stream *at,
+                             void *sum, void *stats, void *h)
+{
+    QB_TRY(t->ops->norm_forward(t->d, norm, at->x, at->add, at->add ? sum : NULL, stats, h));
+    if (at->add) *at = (stream){sum, NULL};
+    while (t->n_streams <= layer) t->streams[t->n_streams++] = at->x;
+    return QB_OK;
+}
+
+/* From h1 = norm1(x) to what attention adds to x. */
+static qb_status attention_forward(qb_transformer *t, const block *b, const saved *s, stream *at)
 {
     const qb_train_ops *o = t->ops;
-    const block *b = &t->blocks[layer];
-    const saved *s = saved_of(t, layer);
     qb_train_attention attention = {s->qkv, s->att, s->lse, b->sink};
     QB_TRY(o->linear_forward(t->d, &b->qkv, s->h1, NULL, s->qkv));
     if (t->c->pos == QB_POS_ROPE) QB_TRY(o->rope(t->d, s->qkv, false));
@@ -168,28 +196,50 @@ static qb_status block_forward(qb_transformer *t, size_t layer)
         QB_TRY(o->linear_forward(t->d, &b->gate, s->h1, NULL, s->gate));
         QB_TRY(o->gate_forward(t->d, s->att, s->gate, s->gated));
     }
-    QB_TRY(o->linear_forward(t->d, &b->o, s->gated, NULL, t->branch));
-    QB_TRY(o->norm_forward(t->d, &b->norm2, t->inputs[layer], t->branch, s->x2, s->stats2, s->h2));
-    QB_TRY(o->linear_forward(t->d, &b->up, s->h2, s->pre, s->act));
-    return o->linear_forward(t->d, &b->down, s->act, NULL, t->branch);
+    at->add = t->branch;
+    return o->linear_forward(t->d, &b->o, s->gated, NULL, t->branch);
+}
+
+static qb_status feed_forward(qb_transformer *t, const block *b, const saved *s, stream *at)
+{
+    QB_TRY(t->ops->linear_forward(t->d, &b->up, s->h2, s->pre, s->act));
+    at->add = t->branch;
+    return t->ops->linear_forward(t->d, &b->down, s->act, NULL, t->branch);
+}
+
+static bool skips(const qb_walk_tap *tap, size_t layer, bool of_attention)
+{
+    return tap && layer == tap->skip.layer && (of_attention ? tap->skip.attention : tap->skip.mlp);
+}
+
+/* The first norm of a block finds its input. tap may be NULL. */
+static qb_status block_forward(qb_transformer *t, size_t layer, const qb_walk_tap *tap, stream *at)
+{
+    const block *b = &t->blocks[layer];
+    const saved *s = saved_of(t, layer);
+    void *sum = t->inputs[layer];
+    if (b->has_attention && !skips(tap, layer, true)) {
+        QB_TRY(norm_stream(t, layer, &b->norm1, at, sum, s->stats1, s->h1));
+        QB_TRY(attention_forward(t, b, s, at));
+        if (tap) QB_TRY(tap->attention(tap->context, layer, s->qkv));
+        sum = s->x2;
+    }
+    if (skips(tap, layer, false)) return QB_OK;
+    QB_TRY(norm_stream(t, layer, &b->norm2, at, sum, s->stats2, s->h2));
+    return feed_forward(t, b, s, at);
 }
 
 /* Up to the head's input. tap may be NULL. */
 static qb_status forward(qb_transformer *t, const qb_walk_tap *tap)
 {
-    const qb_train_ops *o = t->ops;
-    QB_TRY(o->embed_forward(t->d, t->inputs[0]));
-    for (size_t l = 0; l < t->c->n_layers; l++) {
-        const saved *s = saved_of(t, l), *before = l ? saved_of(t, l - 1) : NULL;
-        QB_TRY(o->norm_forward(t->d, &t->blocks[l].norm1, before ? before->x2 : t->inputs[0],
-                               before ? t->branch : NULL, t->inputs[l], s->stats1, s->h1));
-        QB_TRY(block_forward(t, l));
-        if (tap) QB_TRY(tap->attention(tap->context, l, s->qkv));
-    }
     size_t last = t->c->n_layers;
-    QB_TRY(o->norm_forward(t->d, &t->norm_f, saved_of(t, last - 1)->x2, t->branch, t->inputs[last],
-                           t->stats_f, t->h_f));
-    for (size_t l = 0; tap && l < last; l++) QB_TRY(tap->stream(tap->context, l, t->inputs[l + 1]));
+    stream at = {t->inputs[0], NULL};
+    t->n_streams = 0;
+    QB_TRY(t->ops->embed_forward(t->d, t->inputs[0]));
+    for (size_t l = 0; l < last; l++) QB_TRY(block_forward(t, l, tap, &at));
+    QB_TRY(norm_stream(t, last, &t->norm_f, &at, t->inputs[last], t->stats_f, t->h_f));
+    for (size_t l = 0; tap && l < last; l++)
+        QB_TRY(tap->stream(tap->context, l, t->streams[l + 1]));
     return tap ? tap->head_input(tap->context, t->h_f) : QB_OK;
 }
 
@@ -210,26 +260,28 @@ qb_status qb_transformer_evaluate(qb_transformer *t)
 static qb_status restore(qb_transformer *t, size_t layer)
 {
     if (!t->recompute || layer + 1 == t->c->n_layers) return QB_OK;
-    const saved *s = saved_of(t, layer);
-    QB_TRY(t->ops->norm_forward(t->d, &t->blocks[layer].norm1, t->inputs[layer], NULL, NULL,
-                                s->stats1, s->h1));
-    return block_forward(t, layer);
+    stream at = {t->inputs[layer], NULL};
+    return block_forward(t, layer, NULL, &at);
 }
 
 /* dx, the gradient of the block's output, goes through down(act(up(norm2(x2)))) as well. */
-static qb_status feed_forward_backward(qb_transformer *t, const block *b, const saved *s)
+static qb_status feed_forward_backward(qb_transformer *t, size_t layer)
 {
+    const block *b = &t->blocks[layer];
+    const saved *s = saved_of(t, layer);
     const qb_train_ops *o = t->ops;
     QB_TRY(o->linear_backward_weights(t->d, &b->down, s->act, t->dx));
     QB_TRY(o->linear_backward_input(t->d, &b->down, t->dx, s->pre, false, t->d_pre));
     QB_TRY(o->linear_backward_weights(t->d, &b->up, s->h2, t->d_pre));
     QB_TRY(o->linear_backward_input(t->d, &b->up, t->d_pre, NULL, false, t->dh));
-    return o->norm_backward(t->d, &b->norm2, s->x2, s->stats2, t->dh, true, t->dx);
+    return o->norm_backward(t->d, &b->norm2, b->has_attention ? s->x2 : t->inputs[layer], s->stats2,
+                            t->dh, true, t->dx);
 }
 
-static qb_status attention_backward(qb_transformer *t, const block *b, const saved *s,
-                                    const void *input)
+static qb_status attention_backward(qb_transformer *t, size_t layer)
 {
+    const block *b = &t->blocks[layer];
+    const saved *s = saved_of(t, layer);
     const qb_train_ops *o = t->ops;
     qb_train_attention attention = {s->qkv, s->att, s->lse, b->sink};
     QB_TRY(o->linear_backward_weights(t->d, &b->o, s->gated, t->dx));
@@ -244,7 +296,7 @@ static qb_status attention_backward(qb_transformer *t, const block *b, const sav
         QB_TRY(o->linear_backward_weights(t->d, &b->gate, s->h1, t->d_gate));
         QB_TRY(o->linear_backward_input(t->d, &b->gate, t->d_gate, NULL, true, t->dh));
     }
-    return o->norm_backward(t->d, &b->norm1, input, s->stats1, t->dh, true, t->dx);
+    return o->norm_backward(t->d, &b->norm1, t->inputs[layer], s->stats1, t->dh, true, t->dx);
 }
 
 /* Where a layer's parameters begin; what comes before the first layer's are embeddings. */
@@ -282,8 +334,8 @@ qb_status qb_transformer_learn(qb_transformer *t, float scale, bool share)
     QB_TRY(o->norm_backward(t->d, &t->norm_f, t->inputs[last], t->stats_f, t->dh, false, t->dx));
     for (size_t l = last; l-- > 0;) {
         QB_TRY(restore(t, l));
-        QB_TRY(feed_forward_backward(t, &t->blocks[l], saved_of(t, l)));
-        QB_TRY(attention_backward(t, &t->blocks[l], saved_of(t, l), t->inputs[l]));
+        QB_TRY(feed_forward_backward(t, l));
+        if (t->blocks[l].has_attention) QB_TRY(attention_backward(t, l));
         if (share) QB_TRY(share_layer(t, l));
     }
     QB_TRY(o->embed_backward(t->d, t->dx));

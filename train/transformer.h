@@ -29,6 +29,7 @@ typedef struct qb_walk_tap {
     qb_status (*stream)(void *context, size_t layer, const void *x);      /* after the block */
     qb_status (*head_input)(void *context, const void *h);                /* after the last norm */
     void *context;
+    qb_walk_skip skip;
 } qb_walk_tap;
 /* Forward without a loss. */
 qb_status qb_transformer_observe(qb_transformer *transformer, const qb_walk_tap *tap);

@@ -307,9 +307,11 @@ static qb_status make_blocks(cuda_engine *e, const qb_model *codes, const qb_eng
     QB_TRY(QB_NEW_ZERO(&e->blocks, n_layers, "linear layers"));
     for (size_t layer = 0; layer < n_layers; layer++) {
         cuda_block *block = &e->blocks[layer];
-        QB_TRY(make_product(e, codes, is_fused ? fused : split, is_fused ? 1 : 3, layer, o,
-                            &block->qkv));
-        QB_TRY(make_product(e, codes, out, 1, layer, o, &block->o));
+        if (qb_config_has_attention(e->base.backbone->config, layer)) {
+            QB_TRY(make_product(e, codes, is_fused ? fused : split, is_fused ? 1 : 3, layer, o,
+                                &block->qkv));
+            QB_TRY(make_product(e, codes, out, 1, layer, o, &block->o));
+        }
         QB_TRY(make_product(e, codes, up, 2, layer, o, &block->up));
         QB_TRY(make_product(e, codes, down, 1, layer, o, &block->down));
     }
@@ -410,7 +412,8 @@ static qb_status make_decode(cuda_engine *e)
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     const qb_config *c = b->base.config;
-    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || c->attn_gate || !are_for_decode(e))
+    if (!e->base.cache_batch || e->type != QB_CUDA_BF16 || c->attn_gate || c->no_attention ||
+        !are_for_decode(e))
         return QB_OK;
     QB_TRY(QB_NEW_ZERO(&e->decode_layers, c->n_layers, "layers of a step"));
     describe_layers(e);

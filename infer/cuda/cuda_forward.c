@@ -375,12 +375,24 @@ static bool has_step_head(const forward *f)
     return f->past_dev && !f->e->own_head.n;
 }
 
+/* As after attention, in a last block that has none; what was to be added to x is added before. */
+static qb_status keep_last_rows_here(forward *f)
+{
+    qb_cuda_stage ignored = {
+        .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
+    if (!f->last_only || f->layer + 1 < f->c->n_layers) return QB_OK;
+    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer + 1], &ignored, NULL));
+    f->pending = (qb_cuda_pending){0};
+    return keep_last_rows(f);
+}
+
 static qb_status run_layers(forward *f)
 {
     QB_TRY(embed(f));
     for (f->layer = 0; f->layer < f->c->n_layers; f->layer++) {
         f->block = &f->e->blocks[f->layer];
-        QB_TRY(attention_part(f));
+        bool has_attention = qb_config_has_attention(f->c, f->layer);
+        QB_TRY((has_attention ? attention_part : keep_last_rows_here)(f));
         QB_TRY(mlp_part(f));
     }
     qb_cuda_stage last = {

@@ -68,10 +68,10 @@ def safetensors(tensors):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def gpt2_tensors(seed=1):
+def gpt2_tensors(seed=1, n_layers=LAYERS):
     numbers = Numbers(seed)
     shapes = {"wte.weight": [VOCAB, D], "wpe.weight": [CONTEXT, D]}
-    for i in range(LAYERS):
+    for i in range(n_layers):
         shapes |= {f"h.{i}.ln_1.weight": [D], f"h.{i}.ln_1.bias": [D],
                    f"h.{i}.attn.c_attn.weight": [D, 3 * D], f"h.{i}.attn.c_attn.bias": [3 * D],
                    f"h.{i}.attn.c_proj.weight": [D, D], f"h.{i}.attn.c_proj.bias": [D],
@@ -102,20 +102,22 @@ def write_hf_folder(folder):
 
 
 FLAGS_CONFIG = {"model_type": "qbench",
-                "qbench": {"arch": "gpt2", "n_layers": LAYERS, "d_model": D, "n_heads": HEADS,
+                "qbench": {"arch": "gpt2", "n_layers": 2, "d_model": D, "n_heads": HEADS,
                            "n_kv_heads": HEADS, "head_dim": D // HEADS, "d_ff": 4 * D,
                            "vocab": VOCAB, "context": CONTEXT, "softmax": "sink",
-                           "attn_gate": True, "free_prefix": 4}}
+                           "attn_gate": True, "free_prefix": 4, "no_attention": [1]}}
 
 
 def write_flags_folder(folder):
-    """Sink logits, gated attention and a free prefix of 4: what transformers has no class for."""
+    """Sink logits, gated attention, a free prefix of 4 and no attention in the first block: what
+    transformers has no class for."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers, tensors = Numbers(5), gpt2_tensors()
-    for i in range(LAYERS):
-        for name, shape in (("sinks", [HEADS]), ("gate.weight", [HEADS, D]), ("gate.bias", [HEADS])):
-            n = shape[0] * (shape[1] if len(shape) > 1 else 1)
-            tensors[f"transformer.h.{i}.attn.{name}"] = ("F32", shape, numbers.f32(n))
+    numbers, tensors = Numbers(5), gpt2_tensors(n_layers=2)
+    tensors = {name: t for name, t in tensors.items()
+               if not any(part in name for part in ("h.0.ln_1", "h.0.attn"))}
+    for name, shape in (("sinks", [HEADS]), ("gate.weight", [HEADS, D]), ("gate.bias", [HEADS])):
+        n = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        tensors[f"transformer.h.1.attn.{name}"] = ("F32", shape, numbers.f32(n))
     (folder / "config.json").write_text(json.dumps(FLAGS_CONFIG))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     (folder / "model.safetensors").write_bytes(safetensors(tensors))

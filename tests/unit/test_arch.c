@@ -160,7 +160,8 @@ static void json_round_trip_keeps_every_field(void **state)
 static void attention_flags_travel_and_default(void **state)
 {
     (void)state;
-    static const char *const keys[] = {"softmax_gamma", "softmax_zeta", "attn_gate", "free_prefix"};
+    static const char *const keys[] = {"softmax_gamma", "softmax_zeta", "attn_gate", "free_prefix",
+                                       "no_attention"};
     qb_config c = small("gpt2"), back;
     json_t *object, *plain;
     QB_CHECK_OK(qb_config_to_json(&c, &plain));
@@ -169,22 +170,30 @@ static void attention_flags_travel_and_default(void **state)
     assert_true(back.softmax_gamma == -0.025 && back.softmax_zeta == 1);
     assert_false(back.attn_gate);
     assert_int_equal(back.free_prefix, 0);
+    assert_int_equal(back.no_attention, 0);
 
     c.softmax = QB_SOFTMAX_CLIPPED;
     c.softmax_gamma = -0.03;
     c.softmax_zeta = 1.5;
     c.attn_gate = true;
     c.free_prefix = 10;
+    c.no_attention = 2;
     QB_CHECK_OK(qb_config_to_json(&c, &object));
     QB_CHECK_OK(qb_config_from_json(object, &back));
     assert_int_equal(back.softmax, QB_SOFTMAX_CLIPPED);
     assert_true(back.softmax_gamma == -0.03 && back.softmax_zeta == 1.5);
     assert_true(back.attn_gate);
     assert_int_equal(back.free_prefix, 10);
-    static const char *const bad[] = {"{\"softmax_gamma\": 0.5}", "{\"softmax_gamma\": -1e300}",
-                                      "{\"softmax_zeta\": 0}",    "{\"softmax_zeta\": \"1\"}",
-                                      "{\"attn_gate\": 1}",       "{\"free_prefix\": -1}",
-                                      "{\"free_prefix\": 33}",    "{\"free_prefix\": 1.5}"};
+    assert_int_equal(back.no_attention, 2);
+    assert_false(qb_config_has(&back, QB_ROLE_QKV, 1) || qb_config_has(&back, QB_ROLE_NORM1, 1));
+    assert_true(qb_config_has(&back, QB_ROLE_QKV, 0) && qb_config_has(&back, QB_ROLE_NORM2, 1));
+    assert_int_equal(qb_config_n_attention(&back), back.n_layers - 1);
+    static const char *const bad[] = {
+        "{\"softmax_gamma\": 0.5}",  "{\"softmax_gamma\": -1e300}", "{\"softmax_zeta\": 0}",
+        "{\"softmax_zeta\": \"1\"}", "{\"attn_gate\": 1}",          "{\"free_prefix\": -1}",
+        "{\"free_prefix\": 33}",     "{\"free_prefix\": 1.5}",      "{\"no_attention\": 1}",
+        "{\"no_attention\": [0]}",   "{\"no_attention\": [65]}",    "{\"no_attention\": [1, 1]}",
+        "{\"no_attention\": [9]}",   "{\"no_attention\": [\"1\"]}"};
     for (size_t i = 0; i < QB_COUNT(bad); i++) {
         json_t *hostile = json_deep_copy(plain), *change = json_loads(bad[i], 0, NULL);
         assert_int_equal(json_object_update(hostile, change), 0);

@@ -23,7 +23,7 @@ static void kurtosis_and_maxima_of_known_rows(void **state)
         x[3 * w * WIDTH + 5] = w ? -30.0f : 10.0f;
     }
     qb_outlier_sums sums = {.n_queries = 0};
-    qb_outlier_add_stream(&sums, x, 2, 3, WIDTH);
+    QB_CHECK_OK(qb_outlier_add_stream(&sums, x, 2, 3, WIDTH, NULL));
     qb_outliers o = qb_outlier_finish(&sums);
     assert_true(fabs(o.kurt_token_first - (WIDTH - 2 + 1.0 / (WIDTH - 1))) < 1e-12);
     assert_true(fabs(o.kurt_token_rest - 1) < 1e-12);

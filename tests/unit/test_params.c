@@ -34,6 +34,8 @@ static void check_layout(const qb_config *config, const char *what)
     if (n_elems != qb_config_n_params(config)) fail_msg("%s: parameters are missing", what);
     assert_true(end <= p.n_elems && p.n_elems % QB_PARAM_ALIGN == 0);
     for (size_t l = 0; l < config->n_layers && !config->fused_qkv; l++) {
+        assert_true(qb_config_has_attention(config, l) == !!qb_params_find(&p, QB_ROLE_Q, l));
+        if (!qb_config_has_attention(config, l)) continue;
         assert_true(follows(qb_params_find(&p, QB_ROLE_Q, l), qb_params_find(&p, QB_ROLE_K, l)));
         assert_true(follows(qb_params_find(&p, QB_ROLE_K, l), qb_params_find(&p, QB_ROLE_V, l)));
     }

@@ -236,9 +236,10 @@ static void presets_have_their_sizes(void **state)
         const char *name;
         double least, most; /* millions of parameters */
     } sizes[] = {
-        {"gpt2-60m", 50, 66},      {"gpt2-130m", 120, 136},   {"gpt2-350m", 345, 360},
-        {"gpt2-1.4b", 1300, 1420}, {"llama2-130m", 128, 136}, {"gpt2-8m", 8, 9},
-        {"gpt2-1m", 0.7, 2},       {"bb-1l", 0.85, 0.93},     {"bb-3l", 2.3, 2.6},
+        {"gpt2-60m", 50, 66},        {"gpt2-130m", 120, 136},   {"gpt2-350m", 345, 360},
+        {"gpt2-1.4b", 1300, 1420},   {"llama2-130m", 128, 136}, {"gpt2-8m", 8, 9},
+        {"gpt2-1m", 0.7, 2},         {"bb-1l", 0.85, 0.93},     {"bb-3l", 2.3, 2.6},
+        {"bb-3l-minimal", 2.1, 2.3},
     };
     size_t n_presets = 0;
     for (const qb_preset *p = qb_presets; p->name; p++) n_presets += p->summary != NULL;

@@ -27,19 +27,26 @@ static bool decays(const qb_train_device *d, const qb_param *p)
     return p->is_matrix || d->options->settings.decay_all;
 }
 
-/* The parameter of the same role in the next layer, NULL = none, or another rank's. */
-static const qb_param *next_layer(const qb_train_device *d, const qb_param *p)
+/* The parameter of the same role in another layer that one product can take with it: NULL where
+ * there is none, another rank has it, or layers that have attention and such as have none put it at
+ * another distance. */
+static const qb_param *neighbour(const qb_train_device *d, const qb_param *p, size_t layer)
 {
-    if (!qb_roles[p->role].per_layer || p->layer_idx + 1 >= d->c->n_layers) return NULL;
-    const qb_param *next = qb_params_find(d->params, p->role, p->layer_idx + 1);
-    return qb_train_owns(d->share, next) ? next : NULL;
+    const qb_param *q = qb_params_find(d->params, p->role, layer);
+    bool alike =
+        qb_config_has_attention(d->c, layer) == qb_config_has_attention(d->c, p->layer_idx);
+    return q && alike && qb_train_owns(d->share, q) ? q : NULL;
 }
 
-/* Of the role's own parameters, which are those of neighbouring layers. */
+static const qb_param *next_layer(const qb_train_device *d, const qb_param *p)
+{
+    return qb_roles[p->role].per_layer ? neighbour(d, p, p->layer_idx + 1) : NULL;
+}
+
+/* Of a run of neighbouring layers. */
 static bool is_first_layer(const qb_train_device *d, const qb_param *p)
 {
-    if (!qb_roles[p->role].per_layer || !p->layer_idx) return true;
-    return !qb_train_owns(d->share, qb_params_find(d->params, p->role, p->layer_idx - 1));
+    return !qb_roles[p->role].per_layer || !p->layer_idx || !neighbour(d, p, p->layer_idx - 1);
 }
 
 static size_t n_layers_from(const qb_train_device *d, const qb_param *p)

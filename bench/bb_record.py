@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Tables and figures of recorded Bigram-Backcopy runs.
+
+    bench/bb_record.py results/bb
+
+Reads runs.jsonl of that folder (bench/bb_runs.py) and writes README.md, one-block.svg and
+three-blocks.svg beside it. Standard library only."""
+import html
+import math
+import pathlib
+import json
+import sys
+
+from bb_variants import VARIANTS, figure, judge, of_evaluation
+
+# ---- tables ----
+
+COLUMNS = ["backcopy_risk", "bigram_risk", "bigram_excess", "most attn_bos", "score_gap_1",
+           "score_gap_2", "value_bos_1", "value_rest_1", "value_bos_2", "value_rest_2",
+           "stream_bos_1", "stream_rest_1"]
+PARTS = ["attention", "mlp", "both"]
+
+
+def number(value):
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def table(heads, rows):
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def last_figures(records):
+    return table(["run", "", "steps", *(f"`{c}`" for c in COLUMNS)],
+                 [[r["name"], VARIANTS[r["name"]][2], str(r["evaluations"][-1]["step"]),
+                   *(number(figure(r, c)) for c in COLUMNS)] for r in records])
+
+
+def judgements(records):
+    rows = []
+    for r in records:
+        rows += [[r["name"], f"`{name}`", number(value), f"{least:g} … {most:g}", published,
+                  "yes" if inside else "**no**"]
+                 for name, value, least, most, published, inside in judge(r)]
+    return table(["run", "figure", "here", "expected", "published", "reproduced"], rows)
+
+
+def left_out(records):
+    rows = []
+    keys = ["backcopy_risk", "bigram_risk", "score_gap_2", "value_bos_2", "stream_gap_1"]
+    for r in records:
+        rows.append([r["name"], "nothing", *(number(figure(r, k)) for k in keys)])
+        for line in r["without"]:
+            part = "both" if line["no_attention"] and line["no_mlp"] else \
+                "attention" if line["no_attention"] else "MLP"
+            rows.append(["", f"{part} of block {line['layer']}",
+                         *(number(of_evaluation(line, k)) for k in keys)])
+    return table(["run", "left out", *(f"`{k}`" for k in keys)], rows)
+
+
+def write_readme(folder, records):
+    first = records[0]
+    seconds = sum(r["seconds"] for r in records)
+    (folder / "README.md").write_text(f"""# Bigram-Backcopy: extreme tokens, and what removes them
+
+Made by `bench/bb_record.py results/bb` from `runs.jsonl`, which `bench/bb_runs.py` recorded
+({first['date']}, {first['machine']}, {first['version'][0]}). Do not edit. Figures are those of
+docs/training.md, on 512 windows that no model was trained on, blocks counted from 1; the task is that
+of arXiv:2410.13835, whose models are the first rows of each depth. The curves for softmax-1 and
+OrthoAdam are in no publication that we know of. {len(records)} runs, {seconds:,.0f} s, one after the
+other or side by side.
+
+![one block](one-block.svg)
+
+![three blocks](three-blocks.svg)
+
+## After the last step
+
+{last_figures(records)}
+## Against what is published
+
+Seeds and random numbers differ from the publication's, and many of its values are read from figures:
+hence the ranges (bench/bb_variants.py).
+
+{judgements(records)}
+## With parts left out
+
+The trained model, and a block's attention or MLP or both adding nothing.
+
+{left_out(records)}""")
+
+
+# ---- figures ----
+
+WIDTH, HEIGHT, LEFT, TOP, GAP_X, GAP_Y = 340, 200, 60, 40, 80, 70
+COLOURS = ["#1b6ca8", "#d1495b", "#2e8b57", "#e08a00", "#7a4fa3", "#5b5b5b", "#00a3a3"]
+
+
+def nice_step(span):
+    rough = span / 4
+    power = 10 ** math.floor(math.log10(rough))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+
+
+class Panel:
+    """Curves over the logarithm of the step; is_log: so the values."""
+
+    def __init__(self, x, y, title, curves, is_log=False):
+        self.x, self.y, self.title, self.curves = x, y, title, curves
+        self.value = (lambda v: math.log10(max(v, 1e-9))) if is_log else (lambda v: v)
+        self.is_log = is_log
+        values = [self.value(v) for _, points in curves for _, v in points]
+        low, high = min([*values, 0]) if not is_log else min(values), max(values)
+        step = 1 if is_log else nice_step((high - low) or 1)
+        self.low, self.high = math.floor(low / step) * step, math.ceil(high / step) * step
+        self.high += step if self.high == self.low else 0
+        self.step = step if not is_log else max(1, (self.high - self.low) // 5)
+        self.most = max(math.log10(s) for _, points in curves for s, _ in points)
+
+    def place(self, step, value):
+        across = (math.log10(step) - 1) / (self.most - 1)
+        up = (self.value(value) - self.low) / (self.high - self.low)
+        return self.x + across * WIDTH, self.y + (1 - up) * HEIGHT
+
+    def axes(self):
+        yield (f'<rect x="{self.x}" y="{self.y}" width="{WIDTH}" height="{HEIGHT}" fill="none" '
+               'stroke="#999"/>')
+        yield f'<text x="{self.x}" y="{self.y - 8}" font-weight="bold">{html.escape(self.title)}</text>'
+        for power in range(1, int(self.most) + 1):
+            x = self.x + (power - 1) / (self.most - 1) * WIDTH
+            yield (f'<line x1="{x:.1f}" y1="{self.y}" x2="{x:.1f}" y2="{self.y + HEIGHT}" '
+                   'stroke="#ddd"/>')
+            yield (f'<text x="{x:.1f}" y="{self.y + HEIGHT + 15}" text-anchor="middle">'
+                   f'{10 ** power:,}</text>')
+        ticks = round((self.high - self.low) / self.step)
+        for i in range(ticks + 1):
+            value = self.low + i * self.step
+            y = self.y + (1 - i * self.step / (self.high - self.low)) * HEIGHT
+            shown = f"1e{value:.0f}" if self.is_log else f"{value:g}"
+            yield (f'<line x1="{self.x}" y1="{y:.1f}" x2="{self.x + WIDTH}" y2="{y:.1f}" '
+                   'stroke="#eee"/>')
+            yield f'<text x="{self.x - 6}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
+
+    def lines(self):
+        for colour, points in self.curves:
+            at = " ".join("{:.1f},{:.1f}".format(*self.place(s, v)) for s, v in points)
+            yield f'<polyline points="{at}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+
+
+def curve(record, key):
+    points = [(e["step"], of_evaluation(e, key)) for e in record["evaluations"]]
+    return [(s, v) for s, v in points if s >= 10 and not math.isnan(v)]
+
+
+def write_figure(path, records, panels):
+    """panels: (title, figure, whether its axis is logarithmic), two a row."""
+    colours = {r["name"]: COLOURS[i % len(COLOURS)] for i, r in enumerate(records)}
+    body, n_rows = [], (len(panels) + 1) // 2
+    for i, (title, key, is_log) in enumerate(panels):
+        curves = [(colours[r["name"]], curve(r, key)) for r in records]
+        x, y = LEFT + i % 2 * (WIDTH + GAP_X), TOP + i // 2 * (HEIGHT + GAP_Y)
+        panel = Panel(x, y, title, [c for c in curves if c[1]], is_log)
+        body += [*panel.axes(), *panel.lines()]
+    bottom = TOP + n_rows * (HEIGHT + GAP_Y) - 20
+    for i, r in enumerate(records):
+        x, y = LEFT + i % 3 * 260, bottom + i // 3 * 18
+        body.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke-width="2" '
+                    f'stroke="{colours[r["name"]]}"/>')
+        body.append(f'<text x="{x + 28}" y="{y}">{html.escape(VARIANTS[r["name"]][2])}</text>')
+    width = LEFT + 2 * WIDTH + GAP_X + 20
+    height = bottom + (len(records) + 2) // 3 * 18 + 4
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+                    f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">\n'
+                    f'<rect width="{width}" height="{height}" fill="white"/>\n' +
+                    "\n".join(body) + "\n</svg>\n")
+
+
+ONE_BLOCK = [("attention to <s> at non-triggers", "attn_bos_1", False),
+             ("score of <s> above the others'", "score_gap_1", False),
+             ("norm of W_O v at <s>", "value_bos_1", False),
+             ("norm of the stream at <s>", "stream_bos_1", False),
+             ("backcopy risk, nats", "backcopy_risk", True),
+             ("bigram risk above the truth's, nats", "bigram_excess", True)]
+THREE_BLOCKS = [("norm of the stream at <s> after block 1", "stream_bos_1", False),
+                ("attention to <s> in block 2", "attn_bos_2", False),
+                ("score of <s> above the others' in block 2", "score_gap_2", False),
+                ("norm of W_O v at <s> in block 2", "value_bos_2", False),
+                ("backcopy risk, nats", "backcopy_risk", True),
+                ("bigram risk above the truth's, nats", "bigram_excess", True)]
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit("usage: bench/bb_record.py FOLDER")
+    folder = pathlib.Path(sys.argv[1])
+    records = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    order = list(VARIANTS)
+    records.sort(key=lambda r: order.index(r["name"]))
+    write_readme(folder, records)
+    for name, start, panels in (("one-block", "l1-", ONE_BLOCK), ("three-blocks", "l3-", THREE_BLOCKS)):
+        these = [r for r in records if r["name"].startswith(start)]
+        if these:
+            write_figure(folder / f"{name}.svg", these, panels)
+
+
+if __name__ == "__main__":
+    main()
