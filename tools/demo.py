@@ -153,6 +153,7 @@ def main():
               "end\non held-out text; 3 for a Gaussian, large where few channels hold outliers.\n")
     if others:
         print_table(quality_rows(pair, models, others), 2)
+    sys.stdout.flush()
     if not args.no_speed:
         (ours,) = measure(args.qbench, paths[1:], SPEED)
         one = report.first(ours)
