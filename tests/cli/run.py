@@ -20,9 +20,9 @@ import data_tests
 import device_tests
 import front_tests
 import model_tests
-import run_tests  # before pair_tests, which looks in tools/ first, where there is another
 import pair_tests
 import ranks_tests
+import run_verb_tests
 import support
 import tokenize_tests
 import train_tests
@@ -30,7 +30,7 @@ import train_tests
 
 def collect(names):
     for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
-                   tokenize_tests, run_tests, device_tests, train_tests, ranks_tests, pair_tests):
+                   tokenize_tests, run_verb_tests, device_tests, train_tests, ranks_tests, pair_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import signal
+import statistics
 import subprocess
 import time
 import xml.etree.ElementTree
@@ -41,11 +42,19 @@ def test_run_writes_every_output(own):
         assert math.isclose(q["penalty"], q["ppl"] - q["ppl_full"], abs_tol=1e-9)
         assert q["penalty_ci95"][0] <= q["penalty"] <= q["penalty_ci95"][1]
         assert q["kl_mean"] >= 0 and q["ppl_fake"] > 1
+        w = q["windows"]
+        assert sum(w["n"]) == 576 and len(w["n"]) == 9
+        assert math.isclose(math.exp(sum(w["nll"]) / 576), q["ppl"], rel_tol=1e-12)
+        assert math.isclose(math.exp(sum(w["nll_full"]) / 576), q["ppl_full"], rel_tol=1e-12)
+        assert math.isclose(sum(w["kl"]) / 576, q["kl_mean"], rel_tol=1e-12)
+        assert math.isclose(sum(w["agree"]) / 576, q["top1_agreement"], rel_tol=1e-12)
         assert r["protocol"] == {"name": "paper", "context": 64, "stride": 65, "batch": 9,
                                  "windows": 9, "scored_tokens": 576}
         for timing in (s["prefill"], s["decode"], s["full"]["prefill"], s["full"]["decode"]):
             assert timing["samples"] >= 10
             assert timing["tok_per_s_ci95"][0] <= timing["tok_per_s"] <= timing["tok_per_s_ci95"][1]
+            assert len(timing["samples_ms"]) == timing["samples"]
+            assert math.isclose(statistics.median(timing["samples_ms"]), timing["p50_ms"], abs_tol=1e-4)
             assert timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
         assert r["coverage"]["linears"] == 5 and r["coverage"]["linears_quantised"] == 4
     with open(own / "r.csv", newline="") as file:
