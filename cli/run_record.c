@@ -70,6 +70,33 @@ static qb_status record_scheme(const qb_scheme *s, qb_result *r)
     return QB_OK;
 }
 
+/* Sums of neighbouring windows where there are more than a record holds. */
+static qb_status record_windows(const qb_quality *q, size_t i, const qb_windows *windows,
+                                qb_result_windows *out)
+{
+    const qb_quality_scores *scores = &q->cases[i];
+    size_t per_block = (windows->n + QB_RESULT_MAX_BLOCKS - 1) / QB_RESULT_MAX_BLOCKS;
+    size_t n = per_block ? (windows->n + per_block - 1) / per_block : 0;
+    QB_TRY(qb_reals_resize(&out->n, n));
+    QB_TRY(qb_reals_resize(&out->nll, n));
+    QB_TRY(qb_reals_resize(&out->nll_full, n));
+    if (scores->nll) QB_TRY(qb_reals_resize(&out->kl, n));
+    if (scores->nll) QB_TRY(qb_reals_resize(&out->agree, n));
+    for (size_t block = 0, w = 0, at = 0; block < n; block++) {
+        size_t count = 0, agree = 0;
+        for (size_t end = w + per_block; w < end && w < windows->n; w++)
+            count += windows->items[w].n_scored;
+        for (size_t k = 0; scores->nll && k < count; k++) agree += scores->agree[at + k];
+        out->n.items[block] = (double)count;
+        out->nll_full.items[block] = qb_sum(q->nll_full + at, count);
+        out->nll.items[block] = qb_sum((scores->nll ? scores->nll : q->nll_full) + at, count);
+        if (scores->nll) out->kl.items[block] = qb_sum(scores->kl + at, count);
+        if (scores->nll) out->agree.items[block] = (double)agree;
+        at += count;
+    }
+    return QB_OK;
+}
+
 static qb_status record_quality(const qb_run_seen *seen, size_t i, qb_result *r)
 {
     const qb_run_text *t = seen->run_text;
@@ -91,7 +118,7 @@ static qb_status record_quality(const qb_run_seen *seen, size_t i, qb_result *r)
     r->quality.byte_ppl = s.byte_ppl;
     r->quality.ppl_fake = s.ppl_fake;
     r->quality.fake_max_logit_diff = s.fake_max_logit_diff;
-    return QB_OK;
+    return record_windows(seen->quality, i, &t->windows, &r->quality.windows);
 }
 
 /* Also keeps the fewest samples and the widest interval, for the trust. */
@@ -101,8 +128,15 @@ static qb_status record_timing(const qb_samples *samples, qb_trust_input *trust,
     qb_timing t;
     if (!samples->n) return QB_OK;
     QB_TRY(qb_samples_summarize(samples, &t));
-    *out = (qb_result_timing){t.tok_per_s, t.tok_per_s_ci95, t.p50_ms,
-                              t.p90_ms,    t.p99_ms,         (int64_t)t.n};
+    out->tok_per_s = t.tok_per_s;
+    out->tok_per_s_ci95 = t.tok_per_s_ci95;
+    out->p50_ms = t.p50_ms;
+    out->p90_ms = t.p90_ms;
+    out->p99_ms = t.p99_ms;
+    out->samples = (int64_t)t.n;
+    size_t kept = t.n < QB_RESULT_MAX_SAMPLES ? t.n : QB_RESULT_MAX_SAMPLES;
+    QB_TRY(qb_reals_resize(&out->samples_ms, kept));
+    for (size_t i = 0; i < kept; i++) out->samples_ms.items[i] = rint(samples->ms[i] * 1e5) / 1e5;
     double half_width = qb_timing_half_width(&t);
     if (half_width > trust->half_width) trust->half_width = half_width;
     if ((int64_t)t.n < trust->samples) trust->samples = (int64_t)t.n;

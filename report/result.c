@@ -11,7 +11,8 @@
     }
 #define TIMING(member)                                                                             \
     ROW(REAL, member.tok_per_s), ROW(INTERVAL, member.tok_per_s_ci95), ROW(REAL, member.p50_ms),   \
-        ROW(REAL, member.p90_ms), ROW(REAL, member.p99_ms), ROW(COUNT, member.samples)
+        ROW(REAL, member.p90_ms), ROW(REAL, member.p99_ms), ROW(COUNT, member.samples),            \
+        ROW(REALS, member.samples_ms)
 
 /* clang-format off */
 const qb_result_field qb_result_fields[] = {
@@ -32,6 +33,9 @@ const qb_result_field qb_result_fields[] = {
     ROW(REAL, quality.top1_agreement), ROW(REAL, quality.bits_per_byte),
     ROW(REAL, quality.word_ppl), ROW(REAL, quality.byte_ppl), ROW(REAL, quality.ppl_fake),
     ROW(REAL, quality.fake_max_logit_diff),
+    ROW(REALS, quality.windows.n), ROW(REALS, quality.windows.nll),
+    ROW(REALS, quality.windows.nll_full), ROW(REALS, quality.windows.kl),
+    ROW(REALS, quality.windows.agree),
     ROW(COUNT, coverage.linears), ROW(COUNT, coverage.linears_quantised),
     ROW(REAL, coverage.macs_share), ROW(REAL, coverage.bytes_share),
     ROW(TEXTS, coverage.kept_float),
@@ -81,6 +85,9 @@ void qb_result_init(qb_result *result)
         case QB_FIELD_TEXTS:
             *(qb_texts *)at = (qb_texts){0};
             break;
+        case QB_FIELD_REALS:
+            *(qb_reals *)at = (qb_reals){0};
+            break;
         }
     }
 }
@@ -90,11 +97,8 @@ void qb_result_deinit(qb_result *result)
     for (const qb_result_field *f = qb_result_fields; f->path; f++) {
         char *at = (char *)result + f->offset;
         if (f->kind == QB_FIELD_TEXT) qb_free(*(char **)at);
-        if (f->kind == QB_FIELD_TEXTS) {
-            qb_texts *texts = (qb_texts *)at;
-            for (size_t i = 0; i < texts->n; i++) qb_free(texts->items[i]);
-            qb_free(texts->items);
-        }
+        if (f->kind == QB_FIELD_TEXTS) qb_texts_deinit((qb_texts *)at);
+        if (f->kind == QB_FIELD_REALS) qb_free(((qb_reals *)at)->items);
     }
     qb_result_init(result);
 }
@@ -143,6 +147,22 @@ qb_status qb_texts_add(qb_texts *texts, const char *value)
     QB_TRY(qb_strdup(&copy, value));
     make_utf8(copy);
     texts->items[texts->n++] = copy;
+    return QB_OK;
+}
+
+void qb_texts_deinit(qb_texts *texts)
+{
+    for (size_t i = 0; i < texts->n; i++) qb_free(texts->items[i]);
+    qb_free(texts->items);
+    *texts = (qb_texts){0};
+}
+
+qb_status qb_reals_resize(qb_reals *reals, size_t n)
+{
+    double *items = NULL;
+    if (n) QB_TRY(QB_NEW(&items, n, "list of numbers"));
+    qb_free(reals->items);
+    *reals = (qb_reals){items, n};
     return QB_OK;
 }
 

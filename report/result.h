@@ -20,12 +20,30 @@ typedef struct qb_texts {
     size_t n;
 } qb_texts;
 
+typedef struct qb_reals {
+    double *items; /* NaN = null */
+    size_t n;      /* 0 = not measured */
+} qb_reals;
+
+#define QB_RESULT_MAX_SAMPLES 400
+#define QB_RESULT_MAX_BLOCKS 2048
+
 typedef struct qb_result_timing {
     double tok_per_s; /* median */
     qb_interval tok_per_s_ci95;
     double p50_ms, p90_ms, p99_ms; /* of one sample: a prefill, or one decoded token */
     int64_t samples;
+    qb_reals samples_ms; /* in the order of measurement, at most QB_RESULT_MAX_SAMPLES */
 } qb_result_timing;
+
+/* Sums over the scored tokens of each window, of all records of a text in the same order: what a
+ * paired comparison resamples. Of more than QB_RESULT_MAX_BLOCKS windows, neighbours are added up.
+ */
+typedef struct qb_result_windows {
+    qb_reals n;             /* tokens */
+    qb_reals nll, nll_full; /* nats */
+    qb_reals kl, agree;     /* nats; tokens whose likeliest is the same. None of full precision */
+} qb_result_windows;
 
 typedef struct qb_result {
     struct {
@@ -56,6 +74,7 @@ typedef struct qb_result {
         qb_interval penalty_ci95;
         double kl_mean, kl_p99, top1_agreement, bits_per_byte, word_ppl, byte_ppl;
         double ppl_fake, fake_max_logit_diff;
+        qb_result_windows windows;
     } quality;
     struct {
         int64_t linears, linears_quantised;
@@ -108,6 +127,7 @@ typedef enum qb_field_kind {
     QB_FIELD_REAL,     /* double */
     QB_FIELD_INTERVAL, /* qb_interval: [low, high] */
     QB_FIELD_TEXTS,    /* qb_texts: [text, ...] */
+    QB_FIELD_REALS,    /* qb_reals: [number or null, ...]; files older than the key lack it */
 } qb_field_kind;
 
 typedef struct qb_result_field {
@@ -122,6 +142,9 @@ void qb_result_deinit(qb_result *result); /* frees the texts */
 /* Replaces a text by a copy; NULL = not measured. */
 qb_status qb_result_set(char **text, const char *value);
 qb_status qb_texts_add(qb_texts *texts, const char *value);
+void qb_texts_deinit(qb_texts *texts);
+/* Replaces the list by n unset items. */
+qb_status qb_reals_resize(qb_reals *reals, size_t n);
 
 typedef struct qb_results {
     qb_result *items;
@@ -132,6 +155,8 @@ qb_status qb_results_add(qb_results *results, qb_result **out);
 void qb_results_deinit(qb_results *results);
 
 qb_status qb_result_to_json(const qb_result *result, json_t **out);
+/* Indented, with a final newline; lists of numbers on one line. */
+qb_status qb_json_write_lines(const json_t *root, const char *what, FILE *stream);
 
 /* Writers: the whole of `results` to a stream, whose errors the caller checks. */
 typedef qb_status (*qb_results_writer)(const qb_results *results, FILE *stream);

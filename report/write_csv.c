@@ -1,5 +1,6 @@
 /* report/write_csv.c - one header line, one line a result (RFC 4180); every key of the table, empty
- * where not measured. An interval makes two columns, a list one column with semicolons. */
+ * where not measured. An interval makes two columns, a list of texts one column with semicolons;
+ * lists of numbers (samples, windows) are in the JSON alone. */
 #include "report/result.h"
 
 #include <inttypes.h>
@@ -61,6 +62,8 @@ static void write_field(const qb_result_field *field, const qb_result *result, F
     case QB_FIELD_TEXTS:
         write_texts((const qb_texts *)at, stream);
         break;
+    case QB_FIELD_REALS:
+        break;
     }
 }
 
@@ -68,6 +71,7 @@ qb_status qb_results_write_csv(const qb_results *results, FILE *stream)
 {
     for (const qb_result_field *f = qb_result_fields; f->path; f++) {
         const char *comma = f == qb_result_fields ? "" : ",";
+        if (f->kind == QB_FIELD_REALS) continue;
         if (f->kind == QB_FIELD_INTERVAL)
             fprintf(stream, "%s%s.low,%s.high", comma, f->path, f->path);
         else
@@ -76,6 +80,7 @@ qb_status qb_results_write_csv(const qb_results *results, FILE *stream)
     fputs("\r\n", stream);
     for (size_t i = 0; i < results->n; i++) {
         for (const qb_result_field *f = qb_result_fields; f->path; f++) {
+            if (f->kind == QB_FIELD_REALS) continue;
             if (f != qb_result_fields) fputc(',', stream);
             write_field(f, &results->items[i], stream);
         }

@@ -1,6 +1,8 @@
 /* report/write_json.c - results as JSON, key by key from the table. */
 #include "report/result.h"
 
+#include "core/memory.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +12,18 @@ static json_t *texts_to_json(const qb_texts *texts)
     json_t *array = json_array();
     for (size_t i = 0; array && i < texts->n; i++)
         if (json_array_append_new(array, json_string(texts->items[i]))) {
+            json_decref(array);
+            return NULL;
+        }
+    return array;
+}
+
+static json_t *reals_to_json(const qb_reals *reals)
+{
+    if (!reals->n) return json_null();
+    json_t *array = json_array();
+    for (size_t i = 0; array && i < reals->n; i++)
+        if (json_array_append_new(array, qb_json_real(reals->items[i]))) {
             json_decref(array);
             return NULL;
         }
@@ -34,6 +48,8 @@ static json_t *field_to_json(const qb_result_field *field, const qb_result *resu
         return json_pack("[f,f]", interval->low, interval->high);
     case QB_FIELD_TEXTS:
         return texts_to_json((const qb_texts *)at);
+    case QB_FIELD_REALS:
+        return reals_to_json((const qb_reals *)at);
     }
     return NULL;
 }
@@ -71,6 +87,62 @@ qb_status qb_result_to_json(const qb_result *result, json_t **out)
     return QB_OK;
 }
 
+/* ---- text ---- */
+
+/* The end of a list of numbers that starts at p, NULL where it is another list. */
+static const char *number_list_end(const char *p)
+{
+    const char *end = p + 1 + strspn(p + 1, "0123456789+-.eE, \nnul");
+    return *end == ']' ? end : NULL;
+}
+
+/* In the fewest of 15 or 17 digits that read back as the same number. */
+static const char *write_number(const char *p, FILE *stream)
+{
+    char *end, text[40];
+    double value = strtod(p, &end) + 0.0; /* -0 would be read as the integer 0 */
+    if (end == p) {
+        fputs("null", stream);
+        return p + strlen("null");
+    }
+    snprintf(text, sizeof text, "%.15g", value);
+    if (strtod(text, NULL) != value) snprintf(text, sizeof text, "%.17g", value);
+    fputs(text, stream);
+    return end;
+}
+
+/* Indented JSON, but a list of numbers on one line: hundreds of samples would hide the rest. */
+static void write_text(const char *text, FILE *stream)
+{
+    const char *end;
+    bool in_string = false;
+    for (const char *p = text; *p; p++) {
+        if (*p == '"') in_string = !in_string;
+        if (*p == '\\') fputc(*p++, stream); /* only in strings; what follows ends none */
+        fputc(*p, stream);
+        if (in_string || *p != '[' || !(end = number_list_end(p))) continue;
+        for (p++; p < end;) {
+            if (strchr(" \n", *p))
+                p++;
+            else if (*p == ',')
+                fputs(", ", stream), p++;
+            else
+                p = write_number(p, stream);
+        }
+        fputc(']', stream);
+    }
+    fputc('\n', stream);
+}
+
+qb_status qb_json_write_lines(const json_t *root, const char *what, FILE *stream)
+{
+    char *text;
+    QB_TRY(qb_json_dump(root, JSON_INDENT(1) | JSON_ENSURE_ASCII, what, &text));
+    write_text(text, stream);
+    qb_library_free(text);
+    return QB_OK;
+}
+
 qb_status qb_results_write_json(const qb_results *results, FILE *stream)
 {
     json_t *root = json_pack("{s:s, s:[]}", "schema", "qbench.results/1", "results");
@@ -83,9 +155,7 @@ qb_status qb_results_write_json(const qb_results *results, FILE *stream)
         if (status == QB_OK && json_array_append_new(array, record))
             status = QB_FAIL(QB_ERR_MEMORY, "results: no memory for JSON");
     }
-    if (status == QB_OK && json_dumpf(root, stream, JSON_INDENT(1) | JSON_ENSURE_ASCII))
-        status = QB_FAIL(QB_ERR_IO, "results: JSON cannot be written");
-    if (status == QB_OK) fputc('\n', stream);
+    if (status == QB_OK) status = qb_json_write_lines(root, "results", stream);
     json_decref(root);
     return status;
 }

@@ -97,6 +97,19 @@ def shards():
     return made
 
 
+def results():
+    """A recorded file, and what the lists of numbers may look like."""
+    whole = (HERE.parent.parent / "results" / "smollm2_all.json").read_bytes()
+    one = json.loads(whole)
+    one["results"] = one["results"][:1]
+    record = one["results"][0]
+    record["speed"]["prefill"]["samples_ms"] = [1.5, 2, 1.25]
+    record["quality"]["windows"] = {"n": [3, 4], "nll": [1.5, None], "nll_full": [1, 2.5],
+                                    "kl": [0.1, 0], "agree": [3, 2]}
+    return {"recorded": whole, "lists": json.dumps(one).encode(),
+            "empty": b'{"schema": "qbench.results/1", "results": []}'}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -108,7 +121,7 @@ def main():
                "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode(),
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
-               "shards": shards()}
+               "shards": shards(), "results": results()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():

@@ -4,6 +4,7 @@
 
 #include "core/memory.h"
 #include "report/format.h"
+#include "report/read_json.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -33,6 +34,11 @@ static void fill(qb_result *result)
         case QB_FIELD_TEXTS:
             QB_CHECK_OK(qb_texts_add((qb_texts *)at, text));
             QB_CHECK_OK(qb_texts_add((qb_texts *)at, "second"));
+            break;
+        case QB_FIELD_REALS:
+            QB_CHECK_OK(qb_reals_resize((qb_reals *)at, 2));
+            ((qb_reals *)at)->items[0] = n;
+            ((qb_reals *)at)->items[1] = strstr(f->path, "windows.n") ? n + 1 : n + 0.1;
             break;
         }
     }
@@ -125,6 +131,9 @@ static void json_has_every_key_and_null_for_the_unmeasured(void **state)
         if (f->kind == QB_FIELD_TEXTS) {
             assert_int_equal(json_array_size(v), 2);
             assert_int_equal(json_array_size(w), 0);
+        } else if (f->kind == QB_FIELD_REALS) {
+            assert_true(json_number_value(json_array_get(v, 0)) == n);
+            assert_true(json_is_null(w));
         } else if (!strncmp(f->path, "energy.", 7)) {
             assert_true(json_is_null(json_object_get(bare, "energy")));
         } else if (!strncmp(f->path, "environment.gpu.", 16)) {
@@ -136,6 +145,110 @@ static void json_has_every_key_and_null_for_the_unmeasured(void **state)
     json_decref(full);
     json_decref(bare);
     qb_results_deinit(&results);
+}
+
+/* ---- read again ---- */
+
+static qb_status parse(const char *text, qb_results *out)
+{
+    return qb_results_parse_json(text, strlen(text), "r.json", out);
+}
+
+static void json_reads_back_as_the_same_bytes(void **state)
+{
+    (void)state;
+    size_t live = qb_memory_live_blocks();
+    qb_results results = two_results(), again;
+    results.items[0].quality.windows.nll.items[1] = NAN; /* of a destroyed model */
+    results.items[0].quality.windows.nll.items[0] = 0.1 + 0.2;
+    char *text = written(qb_results_write_json, &results);
+    assert_non_null(strstr(text, "[0.30000000000000004, null]"));
+    QB_CHECK_OK(parse(text, &again));
+    assert_int_equal(again.n, 2);
+    assert_true(isnan(again.items[0].quality.windows.nll.items[1]));
+    char *second = written(qb_results_write_json, &again);
+    assert_string_equal(text, second);
+    free(text);
+    free(second);
+    qb_results_deinit(&results);
+    qb_results_deinit(&again);
+    assert_int_equal(qb_memory_live_blocks(), live);
+}
+
+/* The text with the first `from` replaced; owned by the caller. */
+static char *changed(const char *text, const char *from, const char *to)
+{
+    const char *at = strstr(text, from);
+    assert_non_null(at);
+    char *out = malloc(strlen(text) + strlen(to) + 1);
+    assert_non_null(out);
+    sprintf(out, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+    return out;
+}
+
+static void json_that_breaks_a_rule_is_refused_by_its_place(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to, *message;
+    } cases[] = {
+        {"qbench.results/1", "qbench.results/2", "expected qbench.results/1"},
+        {"\"n_layers\": 5", "\"n_layers\": \"5\"", "results[0].model.n_layers: found a text"},
+        {"\"n_layers\": 5", "\"n_layers\": -5", "expected a whole number from 0 on, or null"},
+        {"\"n_layers\": 5", "\"n_layerz\": 5", "results[0].model.n_layers: found nothing"},
+        {"\"n_layers\": 5", "\"n_layers\": 5, \"n_layers\": 5", "duplicate"},
+        {"\"n_layers\": 5", "\"n_layers\": NaN", "JSON line"},
+        {"\"penalty_ci95\": [", "\"penalty_ci95\": [1, ", "expected [number, number] or null"},
+        {"\"samples_ms\": [", "\"samples_ms\": [-1, ", "samples_ms[0]: found -1"},
+        {"\"samples_ms\": [", "\"samples_ms\": [null, ", "samples_ms[0]: found nan"},
+        {"\"kl\": [", "\"kl\": [1, ", "windows.kl: found 3 items, expected 2"},
+        {"\"n\": [", "\"n\": [2, ", "windows.nll: found 2 items, expected 3"},
+        {"\"n\": [", "\"n\": [0.5], \"nn\": [", "windows.nll: found 2 items, expected 1"},
+        {"\"kept_float\": [", "\"kept_float\": [3, ", "coverage.kept_float: found another list"},
+        {"\"kept_float\"", "\"kept_floats\"", "coverage.kept_float: found nothing"},
+        {"\"results\"", "\"result\"", "results: found nothing"},
+    };
+    qb_results results = two_results(), out = {0};
+    char *text = written(qb_results_write_json, &results);
+    for (size_t i = 0; i < QB_COUNT(cases); i++) {
+        char *bad = changed(text, cases[i].from, cases[i].to);
+        assert_int_equal(parse(bad, &out), QB_ERR_FORMAT);
+        if (!strstr(qb_error_message(), cases[i].message))
+            fail_msg("case %zu: %s", i, qb_error_message());
+        assert_non_null(strstr(qb_error_message(), "r.json"));
+        free(bad);
+    }
+    char *more = changed(text, "\"n_layers\"", "\"later_key\": {\"x\": []}, \"n_layers\"");
+    QB_CHECK_OK(parse(more, &out)); /* a key of a later version */
+    free(more);
+    qb_results_deinit(&out);
+    char *older = changed(text, "\"samples_ms\"", "\"samples_older\"");
+    QB_CHECK_OK(parse(older, &out)); /* a file from before the lists */
+    assert_int_equal(out.items[0].speed.prefill.samples_ms.n, 0);
+    free(older);
+    free(text);
+    qb_results_deinit(&out);
+    qb_results_deinit(&results);
+}
+
+/* Whichever allocation fails, reading gives QB_ERR_MEMORY and everything back. */
+static void reading_survives_every_failed_allocation(void **state)
+{
+    (void)state;
+    size_t live = qb_memory_live_blocks();
+    qb_results results = two_results(), out;
+    char *text = written(qb_results_write_json, &results);
+    qb_results_deinit(&results);
+    qb_status status = QB_ERR_MEMORY;
+    for (size_t n = 1; status != QB_OK; n++) {
+        qb_memory_fail_at(n);
+        status = parse(text, &out);
+        assert_true(status == QB_OK || status == QB_ERR_MEMORY);
+    }
+    qb_memory_fail_at(0);
+    qb_results_deinit(&out);
+    free(text);
+    assert_int_equal(qb_memory_live_blocks(), live);
 }
 
 /* A path may hold any bytes. */
@@ -249,7 +362,7 @@ static size_t columns_of_longest_line(const char *text)
 
 static qb_result_timing timing(double rate)
 {
-    return (qb_result_timing){rate, {rate * 0.99, rate * 1.01}, 1, 2, 3, 12};
+    return (qb_result_timing){rate, {rate * 0.99, rate * 1.01}, 1, 2, 3, 12, {0}};
 }
 
 static void screen_fits_and_says_what_stands_out(void **state)
@@ -350,6 +463,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(json_keeps_the_schema),
         cmocka_unit_test(json_has_every_key_and_null_for_the_unmeasured),
+        cmocka_unit_test(json_reads_back_as_the_same_bytes),
+        cmocka_unit_test(json_that_breaks_a_rule_is_refused_by_its_place),
+        cmocka_unit_test(reading_survives_every_failed_allocation),
         cmocka_unit_test(text_that_is_not_utf8_still_writes),
         cmocka_unit_test(csv_lines_match_the_header),
         cmocka_unit_test(junit_is_one_case_a_scheme),
