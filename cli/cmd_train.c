@@ -192,7 +192,8 @@ static void warn_if_long(const train *t)
     uint64_t n_steps = qb_train_config_n_steps(c) - (t->from.file.path ? t->from.state.step : 0);
     double tokens = (double)c->batch * (double)c->model.context;
     double flops = 6 * (double)qb_config_n_params(&c->model) * tokens;
-    double step_s = t->peak.tflops > 0 ? flops / (t->peak.tflops * 1e12) : 0;
+    double peak = t->peak.tflops * 1e12 * (double)qb_comm_size(t->comm);
+    double step_s = peak > 0 ? flops / peak : 0;
     double hours = step_s * (double)n_steps / 3600;
     if (!strcmp(t->device, "cpu") && hours >= 2)
         qb_cli_note(t->cli,

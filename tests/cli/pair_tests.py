@@ -9,7 +9,7 @@ import support
 from support import Skip, expect, qbench
 from train_tests import WORDS
 
-sys.path.insert(0, str(support.ROOT / "tools"))
+sys.path.append(str(support.ROOT / "tools"))  # last: names there are taken here, too
 import model_card  # noqa: E402
 import pair_report as report  # noqa: E402
 
