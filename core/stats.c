@@ -92,6 +92,17 @@ static double resample(const qb_paired_blocks *blocks, uint64_t seed, uint64_t f
     return penalty_of(a, b, count);
 }
 
+qb_interval qb_percentile_ci95(double *draws, size_t n_draws, size_t n_units)
+{
+    if (n_units < 2 || !n_draws) return (qb_interval){NAN, NAN};
+    for (size_t i = 0; i < n_draws; i++) /* exp overflows on a destroyed model */
+        if (!isfinite(draws[i])) return (qb_interval){NAN, NAN};
+    qb_sort(draws, n_draws);
+    double t = sqrt((double)n_units / (double)(n_units - 1)) * qb_student_t975(n_units - 1);
+    double tail = 0.5 * erfc(t / sqrt(2.0)); /* normal probability beyond t */
+    return (qb_interval){qb_quantile(draws, n_draws, tail), qb_quantile(draws, n_draws, 1 - tail)};
+}
+
 qb_status qb_bootstrap_penalty(const qb_paired_blocks *blocks, size_t n_resamples, uint64_t seed,
                                qb_interval *out)
 {
@@ -102,20 +113,8 @@ qb_status qb_bootstrap_penalty(const qb_paired_blocks *blocks, size_t n_resample
     }
     double *penalty;
     QB_TRY(QB_NEW(&penalty, n_resamples, "bootstrap resamples"));
-    bool finite = true;
-    for (size_t r = 0; r < n_resamples; r++) {
-        penalty[r] = resample(blocks, seed, (uint64_t)r * n);
-        finite = finite && isfinite(penalty[r]); /* exp overflows on a destroyed model */
-    }
-    if (finite) {
-        qb_sort(penalty, n_resamples);
-        double t = sqrt((double)n / (double)(n - 1)) * qb_student_t975(n - 1);
-        double tail = 0.5 * erfc(t / sqrt(2.0)); /* normal probability beyond t */
-        out->low = qb_quantile(penalty, n_resamples, tail);
-        out->high = qb_quantile(penalty, n_resamples, 1 - tail);
-    } else {
-        *out = (qb_interval){NAN, NAN};
-    }
+    for (size_t r = 0; r < n_resamples; r++) penalty[r] = resample(blocks, seed, (uint64_t)r * n);
+    *out = qb_percentile_ci95(penalty, n_resamples, n);
     qb_free(penalty);
     return QB_OK;
 }

@@ -42,11 +42,14 @@ typedef struct qb_paired_blocks {
 /* exp(sum_b / n) - exp(sum_a / n) over all blocks: the penalty in perplexity. */
 double qb_perplexity_difference(const qb_paired_blocks *blocks);
 
+/* 95 % interval of a figure from draws of it, each made by resampling n_units values. Sorts the
+ * draws. Percentiles are taken at the level that a t interval of n_units values would have (the
+ * expanded percentile interval of Hesterberg 2015, arXiv:1411.5279, section 5.2), since plain
+ * percentiles are too narrow for few values. NaN below 2 units or where a draw is not finite. */
+qb_interval qb_percentile_ci95(double *draws, size_t n_draws, size_t n_units);
+
 /* 95 % interval of the penalty by the paired block bootstrap: n_resamples times n_blocks blocks
- * drawn with replacement, the exact penalty of each. Percentiles are taken at the level that a t
- * interval of n_blocks values would have (the expanded percentile interval of Hesterberg 2015,
- * arXiv:1411.5279, section 5.2), since plain percentiles are too narrow for few blocks. NaN below 2
- * blocks. */
+ * drawn with replacement, the exact penalty of each, and their percentiles. */
 qb_status qb_bootstrap_penalty(const qb_paired_blocks *blocks, size_t n_resamples, uint64_t seed,
                                qb_interval *out);
 
