@@ -16,6 +16,9 @@ where the last one stopped:
     judge     prints what the pair must show, and whether it does
     ship      copies models, records and card to share/models; of all stages only if nothing is missed
 
+A pair that was trained by hand is taken up at `convert`: WORK/data.json (of qbench data --json), and in
+WORK/vanilla and WORK/ours model.bin, metrics.jsonl and, if there is one, sessions.jsonl (its commands).
+
 Flags behind -- go to both trainings. Exit code: 0 done, 1 judged and missed something, 3 a training
 is not through yet: the same command goes on. Standard library only."""
 import argparse
@@ -228,10 +231,11 @@ def train(p):
 def training_record(p, which):
     """What goes into the model's own record beside what qbench train wrote there."""
     run, made = p.work / which, data_record(p)
+    sessions = run / "sessions.jsonl"
     evaluations = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "eval"]
     return {"evaluation": {k: v for k, v in evaluations[-1].items() if k != "kind"} if evaluations else {},
             "data": {k: made[k] for k in ("documents", "dropped", "tokens", "decontaminate")},
-            "sessions": read_lines(run / "sessions.jsonl")}
+            "sessions": read_lines(sessions) if sessions.exists() else []}
 
 
 def keep_metrics(source, target):
