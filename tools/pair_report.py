@@ -138,7 +138,8 @@ def judge(record, valid):
          "decontaminated against " + (", ".join(sorted(names)) or "nothing")),
         (apart(*ppl) <= MOST_APART, "perplexity",
          f"perplexity of the held-out text {number(ppl[0])} for vanilla and {number(ppl[1])} for ours, "
-         f"{100 * apart(*ppl):.1f} % apart (at most {100 * MOST_APART:.0f} %)"),
+         f"{100 * apart(*ppl):.1f} % apart (at most {100 * MOST_APART:.0f} %)"
+         + (", ours the better" if apart(*ppl) > MOST_APART and ppl[1] < ppl[0] else "")),
         (less is not None and less >= LEAST_RATIO, "coarse",
          f"coarse costs vanilla {costs[0]} and ours {costs[1]}, {times(less)} less (at least "
          f"{LEAST_RATIO}×)"),
