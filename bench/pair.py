@@ -20,7 +20,7 @@ A pair that was trained by hand is taken up at `convert`: WORK/data.json (of qbe
 WORK/vanilla and WORK/ours model.bin, metrics.jsonl and, if there is one, sessions.jsonl (its commands).
 
 Flags behind -- go to both trainings. Exit code: 0 done, 1 judged and missed something, 3 a training
-is not through yet: the same command goes on. Standard library only."""
+is not through yet, 130 Ctrl-C: the same command goes on. Standard library only."""
 import argparse
 import csv
 import datetime
@@ -92,9 +92,13 @@ class Pair:
         return found
 
     def call(self, *args, cwd=None):
-        """The exit code; output goes where ours goes."""
-        return subprocess.run([self.program, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL,
-                              check=False).returncode
+        """The exit code; output goes where ours goes. Ctrl-C is the program's: it saves, we wait."""
+        process = subprocess.Popen([self.program, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL)
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                pass
 
     def must(self, *args, cwd=None):
         code = self.call(*args, cwd=cwd)
@@ -346,4 +350,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

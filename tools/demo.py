@@ -51,8 +51,8 @@ def check(program, models):
 
 
 def inspect(program, model):
-    done = subprocess.run([program, "inspect", "--json", "-", model], stdout=subprocess.PIPE,
-                          check=False)
+    done = subprocess.run([program.resolve(), "inspect", "--json", "-", model],
+                          stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(done.returncode)
     return json.loads(done.stdout)
@@ -68,9 +68,10 @@ def introduce(pair):
 
 def measure(program, models, flags):
     """[{scheme: R}], one a model."""
-    command = [called(program), *flags, *map(called, models)]
-    say(" ".join(command))
-    done = subprocess.run([*command, "--json", "-"], stdout=subprocess.PIPE, check=False)
+    command = [*flags, *map(called, models)]
+    say(" ".join([called(program), *command]))
+    done = subprocess.run([program.resolve(), *command, "--json", "-"], stdout=subprocess.PIPE,
+                          check=False)
     if done.returncode:
         sys.exit(done.returncode)
     return report.split_models(json.loads(done.stdout))
@@ -166,4 +167,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -103,7 +103,9 @@ def conclusion(pair, name="coarse"):
 
 LIMIT_BYTES, LEAST_TOKENS, LEAST_RATIO, MOST_APART, MOST_KURTOSIS = \
     16_000_000, 1_500_000_000, 4, 0.01, 3.2
-DIFFERENT = {"name", "softmax", "optimizer"}  # keys of the configuration that may differ
+# Keys of the configuration that may differ: what is compared, and what has no say in the result.
+DIFFERENT = {"name", "softmax", "optimizer", "data", "valid", "minutes", "device", "threads", "peak_tflops",
+             "log_every", "eval_every", "save_every", "keep", "tensorboard"}
 
 
 def other_settings(a, b):

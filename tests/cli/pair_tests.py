@@ -1,9 +1,13 @@
 """The shipped pair of models: bench/pair.py from texts to a card (a tiny pair), tools/demo.py on it,
 and what stands in share/models, where it is there."""
 import json
+import os
 import random
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import support
 from support import Skip, expect, qbench
@@ -59,7 +63,7 @@ def test_pair_from_texts_to_card(folder):
 
     assert "ours 0 of ? steps" in pair("data", "train", "--only", "vanilla", code=3).stderr
     before = (work / "vanilla" / "model.bin").read_bytes()
-    done = pair(code=1)  # all that is left; such a pair misses what it must show
+    done = pair("--minutes", "2", code=1)  # all that is left; such a pair misses what it must show
     assert (work / "vanilla" / "model.bin").read_bytes() == before and not out.exists()
     assert "vanilla: 40 steps, through" in done.stderr and "not shipped" in done.stderr
     assert "MISSED  each was trained on 2,560 tokens" in done.stdout, done.stdout
@@ -83,17 +87,30 @@ def test_pair_from_texts_to_card(folder):
 
 
 def test_pair_goes_on_where_it_stopped(folder):
-    corpus, work = write_corpus(folder / "corpus"), folder / "work"
-    args = ["bench/pair.py", "--program", support.QBENCH, "--corpus", corpus, "--work", work, "--vocab",
-            "300", "data", "train"]
-    script(*args, "--minutes", "0.02", "--", *TINY, "--steps", "4000", code=3)
-    steps = json.loads(qbench("inspect", "--json", "-", work / "vanilla" / "model.bin").out)["training"]
-    assert 0 < steps["steps"] < 4000, steps
-    script(*args, "--minutes", "0.02", code=3)
-    again = json.loads(qbench("inspect", "--json", "-", work / "vanilla" / "model.bin").out)["training"]
-    assert again["steps"] > steps["steps"]
-    lines = [json.loads(s) for s in (work / "vanilla" / "sessions.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 and "--resume vanilla" in lines[1]["command"], lines
+    """By Ctrl-C, and when the minutes are over; what was trained stays."""
+    corpus, vanilla = write_corpus(folder / "corpus"), folder / "work" / "vanilla"
+    args = ["--program", support.QBENCH, "--corpus", corpus, "--work", folder / "work", "--vocab", "300",
+            "data", "train"]
+    process = subprocess.Popen(
+        [sys.executable, support.ROOT / "bench/pair.py", *map(str, args), "--", *TINY, "--steps", "4000"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=support.BASE_ENV, start_new_session=True)
+    while not (vanilla / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    steps = [steps_of(vanilla)]
+    for _ in range(2):
+        script("bench/pair.py", *args, "--minutes", "0.02", code=3)
+        steps.append(steps_of(vanilla))
+    assert 0 <= steps[0] < steps[1] < steps[2] < 4000, steps
+    lines = [json.loads(s) for s in (vanilla / "sessions.jsonl").read_text().splitlines()]
+    assert [line["exit"] for line in lines] == [130, 0, 0], lines
+    assert "--resume vanilla" in lines[1]["command"], lines
+
+
+def steps_of(run):
+    return json.loads(qbench("inspect", "--json", "-", run / "model.bin").out)["training"]["steps"]
 
 
 def test_pair_refusals(folder):
