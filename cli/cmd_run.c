@@ -6,6 +6,7 @@
  * The parts are in cli/run_*.c, the measurements in infer/, the writers in report/. */
 #include "cli/run.h"
 
+#include "cli/output.h"
 #include "cli/prepare.h"
 #include "core/memory.h"
 
@@ -54,70 +55,33 @@ static const struct {
                {"md", qb_results_write_markdown},
                {"junit", qb_results_write_junit}};
 
-static bool is_stdout(const char *path)
-{
-    return path && !strcmp(path, "-");
-}
+typedef struct output {
+    const qb_results *results;
+    qb_results_writer write;
+} output;
 
-/* Finds out before the work, not after it, that a file cannot be written. */
-static qb_status check_outputs(const qb_cli *cli)
+static qb_status write_output(const void *what, FILE *stream)
 {
-    size_t n_stdout = 0;
-    for (size_t i = 0; i < QB_COUNT(formats); i++) {
-        const char *path = qb_cli_string(cli, formats[i].option);
-        n_stdout += is_stdout(path);
-        if (!path || is_stdout(path)) continue;
-        const char *slash = strrchr(path, '/');
-        char *folder;
-        QB_TRY(qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1));
-        bool writable = !access(folder, W_OK) && !qb_is_folder(path);
-        qb_free(folder);
-        if (!writable)
-            return QB_FAIL(QB_ERR_IO,
-                           "%s: cannot be written: expected a file in a folder that "
-                           "exists and is writable",
-                           path);
-    }
-    if (n_stdout > 1)
-        return QB_FAIL(QB_ERR_USAGE, "only one output can go to standard output, found %zu",
-                       n_stdout);
-    return QB_OK;
-}
-
-static bool wants_colour(void)
-{
-    const char *term = getenv("TERM");
-    return isatty(STDOUT_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb");
+    const output *o = what;
+    return o->write(o->results, stream);
 }
 
 static qb_status write_screen(const qb_results *results, FILE *stream)
 {
-    return qb_results_write_screen(results, wants_colour(), stream);
+    return qb_results_write_screen(results, qb_cli_wants_colour(), stream);
 }
 
-static qb_status emit(const run *r, qb_results_writer writer, const char *path)
-{
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *stream = open_memstream(&text, &bytes);
-    if (!stream) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for the output", path);
-    qb_status status = writer(&r->results, stream);
-    if (fclose(stream) && status == QB_OK)
-        status = QB_FAIL(QB_ERR_MEMORY, "%s: no memory for the output", path);
-    if (status == QB_OK) status = qb_cli_emit(path, text, bytes);
-    free(text);
-    return status;
-}
-
-static qb_status write_outputs(const run *r)
+static qb_status write_outputs(const qb_cli *cli, const qb_results *results)
 {
     bool screen = true;
     for (size_t i = 0; i < QB_COUNT(formats); i++) {
-        const char *path = qb_cli_string(r->cli, formats[i].option);
-        if (path) QB_TRY(emit(r, formats[i].write, path));
-        if (is_stdout(path)) screen = false;
+        const char *path = qb_cli_string(cli, formats[i].option);
+        const output o = {results, formats[i].write};
+        if (path) QB_TRY(qb_cli_write(path, write_output, &o));
+        if (qb_cli_is_stdout(path)) screen = false;
     }
-    return screen ? emit(r, write_screen, "-") : QB_OK;
+    const output o = {results, write_screen};
+    return screen ? qb_cli_write("-", write_output, &o) : QB_OK;
 }
 
 /* ---- one model ---- */
@@ -370,7 +334,6 @@ static qb_status open_models(run *r)
 
 static qb_status run_all(run *r)
 {
-    QB_TRY(check_outputs(r->cli));
     qb_machine_read(&r->machine); /* before our own work raises the load */
     time_t now = time(NULL);
     struct tm utc;
@@ -379,19 +342,33 @@ static qb_status run_all(run *r)
     QB_TRY(open_models(r));
     QB_TRY(open_text(r));
     for (size_t i = 0; i < r->n_models; i++) QB_TRY(run_model(r, r->models[i]));
-    return write_outputs(r);
+    return QB_OK;
 }
 
-qb_status qb_cmd_run(const qb_cli *cli)
+qb_status qb_run_measure(const qb_cli *cli, qb_results *out)
 {
-    if (qb_cli_flag(cli, "no-quality") && qb_cli_flag(cli, "no-speed"))
-        return QB_FAIL(QB_ERR_USAGE, "--no-quality and --no-speed together leave nothing to do");
     run r = {.cli = cli};
     qb_status status = run_all(&r);
-    qb_results_deinit(&r.results);
     qb_text_deinit(&r.text);
     for (size_t i = 0; i < r.n_models; i++) qb_model_close(r.models[i]);
     qb_free(r.models);
     qb_pool_destroy(r.pool);
+    if (status != QB_OK)
+        qb_results_deinit(&r.results);
+    else
+        *out = r.results;
+    return status;
+}
+
+qb_status qb_cmd_run(const qb_cli *cli)
+{
+    static const char *const options[] = {"json", "csv", "md", "junit", NULL};
+    if (qb_cli_flag(cli, "no-quality") && qb_cli_flag(cli, "no-speed"))
+        return QB_FAIL(QB_ERR_USAGE, "--no-quality and --no-speed together leave nothing to do");
+    qb_results results = {0};
+    QB_TRY(qb_cli_check_outputs(cli, options));
+    qb_status status = qb_run_measure(cli, &results);
+    if (status == QB_OK) status = write_outputs(cli, &results);
+    qb_results_deinit(&results);
     return status;
 }

@@ -91,6 +91,24 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench presets",
          "qbench presets bb-1l > mine.json"},
         0, 1, qb_cmd_presets},
+    [QB_VERB_COMPARE] = {"compare", "A.json B.json",
+        "what changed between two results, and whether it is more than noise",
+        "Reads two files of qbench run --json. Records of the same model and scheme are compared: "
+        "quality by a paired bootstrap over the windows of the text, speed by resampled medians and "
+        "Mann-Whitney. Each figure is SAME, BETTER, WORSE or, where the noise is too large, UNSURE. "
+        "Another text, protocol or shape of model is refused (exit 3), naming the field.",
+        {"qbench compare before.json after.json",
+         "qbench compare --across vanilla.json ours.json --md -"},
+        2, 2, qb_cmd_compare},
+    [QB_VERB_GATE] = {"gate", "--baseline A.json RESULT.json|MODEL...",
+        "limits on what changed since a baseline, with an exit code for CI",
+        "Compares RESULT with the baseline and holds it to the limits. Given a MODEL, runs it first "
+        "as the baseline was run: same schemes, text, protocol and batch. Exit 1: a limit is broken "
+        "(with 95 % confidence over all limits); 5: none is, but the noise leaves one open. Limits "
+        "come from --limits, else from qbench-gate.json where it is there, then from the options.",
+        {"qbench gate --baseline base.json --max-ppl-delta 0.5% --max-slowdown 3% result.json",
+         "qbench gate --baseline base.json --max-kl 0.1 --junit gate.xml model.bin"},
+        1, 64, qb_cmd_gate},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",
         "Lists the implementations of each operation, best first, the processor's and the GPU's. The "
@@ -119,6 +137,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
 #define ON(verb) (1u << QB_VERB_##verb)
 #define ALL (~0u)
 #define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE)) /* verbs that run a model */
+#define COMPARING (ON(COMPARE) | ON(GATE))
 
 /* Words of an option that are a list of their own; others come from the tables they name. */
 #define WORDS(function, ...)                                                                       \
@@ -174,15 +193,15 @@ const qb_option qb_options[] = {
         "leave out the fake-quant twin of each integer scheme", NULL},
     {"fake", 0, QB_OPTION_FLAG, ON(LOGITS), NULL, NULL, 0, 0,
         "run the fake-quant twin: quantise, dequantise, float product", NULL},
-    {"device", 0, QB_OPTION_STRING, ENGINE, "DEVICE", "auto", 0, 0,
+    {"device", 0, QB_OPTION_STRING, ENGINE | ON(GATE), "DEVICE", "auto", 0, 0,
         "where to run: auto is a GPU that can be used, else the processor; cuda:N one of several",
         devices},
-    {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(KERNELS), "OP/ROW[,...]", NULL, 0, 0,
+    {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(KERNELS) | ON(GATE), "OP/ROW[,...]", NULL, 0, 0,
         "force these kernel rows (see qbench kernels)", NULL},
-    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(CONVERT) | ON(DATA), "N", NULL, 1, 256,
+    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(GATE) | ON(CONVERT) | ON(DATA), "N", NULL, 1, 256,
         "threads (default: the processors that this process may use)", NULL},
     /* on what */
-    {"text", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
+    {"text", 0, QB_OPTION_STRING, ON(RUN) | ON(GATE), "FILE|-", NULL, 0, 0,
         "text to evaluate: plain, .gz, .xz, JSON lines (default: the built-in text)", NULL},
     {"protocol", 'p', QB_OPTION_STRING, ON(RUN), "NAME", "paper", 0, 0,
         "perplexity protocol", protocols},
@@ -204,18 +223,52 @@ const qb_option qb_options[] = {
     {"no-speed", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure quality only", NULL},
     {"energy", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
         "joules a token however many schemes (over a second each; else with up to three)", NULL},
-    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
+    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
-    {"json", 0, QB_OPTION_STRING, ON(RUN) | ON(INSPECT) | ON(DATA), "FILE|-", NULL, 0, 0,
+    {"json", 0, QB_OPTION_STRING, ON(RUN) | COMPARING | ON(INSPECT) | ON(DATA), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0, "write the results as CSV", NULL},
     {"md", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
         "write the results as a Markdown table", NULL},
     {"junit", 0, QB_OPTION_STRING, ON(RUN), "FILE", NULL, 0, 0,
         "write the results as JUnit XML, one case a scheme", NULL},
+    {"md", 0, QB_OPTION_STRING, COMPARING, "FILE|-", NULL, 0, 0,
+        "write the comparison as Markdown tables", NULL},
+    {"junit", 0, QB_OPTION_STRING, ON(GATE), "FILE", NULL, 0, 0,
+        "write the limits as JUnit XML, one case a limit and figure", NULL},
     {"nll", 0, QB_OPTION_STRING, ON(RUN), "DIR", NULL, 0, 0,
         "write each token's loss into this folder, one file a scheme", NULL},
+    /* compare, gate */
+    {"baseline", 0, QB_OPTION_STRING, ON(GATE), "FILE", NULL, 0, 0,
+        "result file of qbench run --json to compare with", NULL},
+    {"limits", 0, QB_OPTION_STRING, ON(GATE), "FILE", NULL, 0, 0,
+        "JSON file of limits (default: qbench-gate.json where it is there)", NULL},
+    {"max-ppl-delta", 0, QB_OPTION_STRING, ON(GATE), "X|P%", NULL, 0, 0,
+        "most growth of perplexity, absolute or in % (0.5% where no limit is given at all)", NULL},
+    {"max-penalty", 0, QB_OPTION_STRING, ON(GATE), "X", NULL, 0, 0,
+        "most perplexity that a scheme may cost over full precision", NULL},
+    {"max-kl", 0, QB_OPTION_STRING, ON(GATE), "X", NULL, 0, 0,
+        "most KL divergence from full precision, nats a token", NULL},
+    {"min-top1", 0, QB_OPTION_STRING, ON(GATE), "P%", NULL, 0, 0,
+        "least agreement with full precision on the likeliest token", NULL},
+    {"max-slowdown", 0, QB_OPTION_STRING, ON(GATE), "P%", NULL, 0, 0,
+        "most loss of prefill and of decode speed", NULL},
+    {"max-memory-growth", 0, QB_OPTION_STRING, ON(GATE), "P%", NULL, 0, 0,
+        "most growth of weights, cache and scratch memory", NULL},
+    {"strict", 0, QB_OPTION_FLAG, ON(GATE), NULL, NULL, 0, 0,
+        "a limit that the noise leaves open counts as broken", NULL},
+    {"update-baseline", 0, QB_OPTION_FLAG, ON(GATE), NULL, NULL, 0, 0,
+        "write the new result over the baseline, broken limits or not, and exit 0", NULL},
+    {"github", 0, QB_OPTION_FLAG, ON(GATE), NULL, NULL, 0, 0,
+        "annotations and a job summary for GitHub Actions (default: where GITHUB_ACTIONS is true)",
+        NULL},
+    {"across", 0, QB_OPTION_FLAG, COMPARING, NULL, NULL, 0, 0,
+        "compare the files' models in order, whatever their names and shapes", NULL},
+    {"margin-ppl", 0, QB_OPTION_STRING, COMPARING, "P%", "0.1%", 0, 0,
+        "changes of perplexity within this margin are SAME", NULL},
+    {"margin-speed", 0, QB_OPTION_STRING, COMPARING, "P%", "1%", 0, 0,
+        "changes of speed within this margin are SAME", NULL},
     /* data */
     {"train-bpe", 0, QB_OPTION_SIZE, ON(DATA), "V", NULL, 257, 1048576,
         "train a byte-level BPE vocabulary of V tokens on the texts", NULL},

@@ -22,6 +22,8 @@ typedef enum qb_verb_id {
     QB_VERB_LOGITS,
     QB_VERB_TRAIN,
     QB_VERB_PRESETS,
+    QB_VERB_COMPARE,
+    QB_VERB_GATE,
     QB_VERB_KERNELS,
     QB_VERB_HELP,
     QB_VERB_VERSION,

@@ -70,7 +70,7 @@ qb_status qb_cli_calibration(const qb_cli *cli, const qb_scheme *scheme, const q
     return QB_OK;
 }
 
-static qb_status is_json_file(const char *path, bool *is_json)
+qb_status qb_cli_is_json_file(const char *path, bool *is_json)
 {
     qb_file file;
     QB_TRY(qb_file_open(path, &file));
@@ -92,7 +92,7 @@ static qb_status open_tokenizer(const char *path, qb_cli_tokenizer *s)
         s->tokenizer = s->own;
         return status;
     }
-    QB_TRY(is_json_file(path, &is_json));
+    QB_TRY(qb_cli_is_json_file(path, &is_json));
     if (is_json) {
         QB_TRY(qb_tokenizer_open_json(path, &s->own));
         s->tokenizer = s->own;

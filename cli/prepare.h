@@ -27,6 +27,9 @@ typedef struct qb_cli_tokenizer {
 qb_status qb_cli_tokenizer_open(const char *path, qb_cli_tokenizer *out);
 void qb_cli_tokenizer_close(qb_cli_tokenizer *t); /* accepts a zeroed one */
 
+/* True where the file's first character is an opening brace. */
+qb_status qb_cli_is_json_file(const char *path, bool *is_json);
+
 /* The value as the file PATH, or on standard output ("-"); `what` names it in messages. */
 qb_status qb_cli_emit_json(const char *path, const json_t *root, const char *what);
 

@@ -1,4 +1,5 @@
-/* cli/run.h - the parts of `qbench run` (cli/cmd_run.c): text and windows, engines, records. */
+/* cli/run.h - the parts of `qbench run` (cli/cmd_run.c): text and windows, engines, records; and
+ * its main part, for the gate. */
 #ifndef QB_CLI_RUN_H
 #define QB_CLI_RUN_H
 
@@ -7,6 +8,12 @@
 #include "infer/quality.h"
 #include "infer/speed.h"
 #include "report/result.h"
+
+/* ---- cli/cmd_run.c ---- */
+
+/* All models of a command line of `run`, measured; what it says of outputs is not looked at. The
+ * caller deinits *out after success. */
+qb_status qb_run_measure(const qb_cli *cli, qb_results *out);
 
 /* ---- cli/run_text.c: what is evaluated ---- */
 

@@ -158,6 +158,11 @@ qb_status qb_result_to_json(const qb_result *result, json_t **out);
 /* Indented, with a final newline; lists of numbers on one line. */
 qb_status qb_json_write_lines(const json_t *root, const char *what, FILE *stream);
 
+/* " text |" with what would end the cell taken away; NULL is "-". */
+void qb_markdown_cell(const char *text, FILE *stream);
+/* The text escaped for XML; NULL is "". */
+void qb_xml_text(const char *text, FILE *stream);
+
 /* Writers: the whole of `results` to a stream, whose errors the caller checks. */
 typedef qb_status (*qb_results_writer)(const qb_results *results, FILE *stream);
 qb_status qb_results_write_json(const qb_results *results, FILE *stream);

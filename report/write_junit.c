@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-static void write_escaped(const char *text, FILE *stream)
+void qb_xml_text(const char *text, FILE *stream)
 {
     for (const unsigned char *p = (const unsigned char *)(text ? text : ""); *p; p++) switch (*p) {
         case '&':
@@ -39,9 +39,9 @@ static void write_property(const char *name, double value, FILE *stream)
 static void write_case(const qb_result *r, FILE *stream)
 {
     fputs("    <testcase classname=\"", stream);
-    write_escaped(r->model.name, stream);
+    qb_xml_text(r->model.name, stream);
     fputs("\" name=\"", stream);
-    write_escaped(r->scheme.name, stream);
+    qb_xml_text(r->scheme.name, stream);
     fputs("\">\n      <properties>\n", stream);
     for (const qb_result_field *f = qb_result_fields; f->path; f++)
         if (f->kind == QB_FIELD_REAL)
@@ -59,7 +59,7 @@ qb_status qb_results_write_junit(const qb_results *results, FILE *stream)
         size_t end = i + 1;
         while (end < results->n && same_model(&results->items[i], &results->items[end])) end++;
         fputs("  <testsuite name=\"", stream);
-        write_escaped(results->items[i].model.name, stream);
+        qb_xml_text(results->items[i].model.name, stream);
         fprintf(stream, "\" tests=\"%zu\" failures=\"0\">\n", end - i);
         for (; i < end; i++) write_case(&results->items[i], stream);
         fputs("  </testsuite>\n", stream);

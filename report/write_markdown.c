@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-static void write_cell(const char *text, FILE *stream)
+void qb_markdown_cell(const char *text, FILE *stream)
 {
     fputc(' ', stream);
     for (const char *p = text ? text : "-"; *p; p++) {
@@ -23,21 +23,21 @@ static void write_row(const qb_result *r, FILE *stream)
 {
     char t[QB_FORMAT_BYTES];
     fputc('|', stream);
-    write_cell(r->model.name, stream);
-    write_cell(r->scheme.name, stream);
-    write_cell(qb_format_scheme(r, t), stream);
-    write_cell(qb_format_perplexity(r->quality.ppl_full, t), stream);
-    write_cell(qb_format_perplexity(r->quality.ppl, t), stream);
-    write_cell(qb_format_penalty(r, t), stream);
-    write_cell(qb_format_significant(r->quality.kl_mean, t), stream);
-    write_cell(qb_format_percent(r->quality.top1_agreement, t), stream);
-    write_cell(qb_format_perplexity(r->quality.ppl_fake, t), stream);
-    write_cell(qb_format_rate(&r->speed.prefill, t), stream);
-    write_cell(qb_format_ratio(&r->speed.prefill, &r->speed.full.prefill, t), stream);
-    write_cell(qb_format_rate(&r->speed.decode, t), stream);
-    write_cell(qb_format_ratio(&r->speed.decode, &r->speed.full.decode, t), stream);
-    write_cell(qb_format_bytes(r->memory.weights_bytes, t), stream);
-    write_cell(r->trust.level, stream);
+    qb_markdown_cell(r->model.name, stream);
+    qb_markdown_cell(r->scheme.name, stream);
+    qb_markdown_cell(qb_format_scheme(r, t), stream);
+    qb_markdown_cell(qb_format_perplexity(r->quality.ppl_full, t), stream);
+    qb_markdown_cell(qb_format_perplexity(r->quality.ppl, t), stream);
+    qb_markdown_cell(qb_format_penalty(r, t), stream);
+    qb_markdown_cell(qb_format_significant(r->quality.kl_mean, t), stream);
+    qb_markdown_cell(qb_format_percent(r->quality.top1_agreement, t), stream);
+    qb_markdown_cell(qb_format_perplexity(r->quality.ppl_fake, t), stream);
+    qb_markdown_cell(qb_format_rate(&r->speed.prefill, t), stream);
+    qb_markdown_cell(qb_format_ratio(&r->speed.prefill, &r->speed.full.prefill, t), stream);
+    qb_markdown_cell(qb_format_rate(&r->speed.decode, t), stream);
+    qb_markdown_cell(qb_format_ratio(&r->speed.decode, &r->speed.full.decode, t), stream);
+    qb_markdown_cell(qb_format_bytes(r->memory.weights_bytes, t), stream);
+    qb_markdown_cell(r->trust.level, stream);
     fputc('\n', stream);
 }
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 
 import data_tests
+import gate_tests
 import support
 import tiny_models
 from support import VERBS, expect, models, no_leftovers, qbench, smollm2
@@ -198,7 +199,7 @@ def test_run_usage_errors(folder):
 
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
-                          "logits", "train", "presets", "kernels", "help",
+                          "logits", "train", "presets", "compare", "gate", "kernels", "help",
                           "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
@@ -207,12 +208,13 @@ def test_every_verb_reads_what_its_neighbours_write(folder):
 
 
 def documented_examples():
-    """The command lines of --help and of README.md."""
+    """The command lines of --help, of README.md and of what is said of results."""
     for verb in VERBS:
         yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
-    readme = (support.ROOT / "README.md").read_text()
-    yield from (line.replace("build/qbench", "qbench")
-                for line in re.findall(r"^    (build/qbench .*)$", readme, re.M))
+    for page in ("README.md", "docs/compare.md", "docs/ci.md"):
+        text = (support.ROOT / page).read_text()
+        yield from (line.replace("build/qbench", "qbench")
+                    for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))
 
 
 def test_documented_examples_run(folder):
@@ -225,6 +227,9 @@ def test_documented_examples_run(folder):
     (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
     (folder / "train-0.txt.xz").write_bytes(lzma.compress(data_tests.document(1, 1500).encode()))
     (folder / "valid.txt").write_text(data_tests.document(2, 500))
+    expect(qbench("run", "--quiet", "--speed-context", "32", "--json", folder / "fresh.json",
+                  folder / "model.bin"))
+    gate_tests.edit(folder / "fresh.json", folder / "before.json", gate_tests.slower(1))
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     (bin_folder / "qbench").symlink_to(support.QBENCH)
@@ -238,6 +243,9 @@ def test_documented_examples_run(folder):
             line += " --no-speed"  # the rest of the tests measure speed
         if "qbench train" in line:
             line += " --batch 2 --micro-batch 2 --steps 2"
+        for name in ("after", "vanilla", "ours", "base", "result"):  # some examples write them
+            shutil.copy(folder / "before.json", folder / f"{name}.json")
+        shutil.copy(made["model.bin"], folder / "model.bin")
         done = subprocess.run(["sh", "-c", line.strip()], cwd=folder, env=env, timeout=120,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE)

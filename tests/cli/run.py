@@ -19,6 +19,7 @@ import convert_tests
 import data_tests
 import device_tests
 import front_tests
+import gate_tests
 import model_tests
 import pair_tests
 import ranks_tests
@@ -30,7 +31,8 @@ import train_tests
 
 def collect(names):
     for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
-                   tokenize_tests, run_verb_tests, device_tests, train_tests, ranks_tests, pair_tests):
+                   tokenize_tests, run_verb_tests, gate_tests, device_tests, train_tests,
+                   ranks_tests, pair_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function

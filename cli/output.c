@@ -1,0 +1,62 @@
+/* cli/output.c - see output.h. */
+#include "cli/output.h"
+
+#include "core/file.h"
+#include "core/memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+bool qb_cli_is_stdout(const char *path)
+{
+    return path && !strcmp(path, "-");
+}
+
+bool qb_cli_wants_colour(void)
+{
+    const char *term = getenv("TERM");
+    return isatty(STDOUT_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb");
+}
+
+static qb_status check_writable(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *folder;
+    QB_TRY(qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1));
+    bool writable = !access(folder, W_OK) && !qb_is_folder(path);
+    qb_free(folder);
+    if (writable) return QB_OK;
+    return QB_FAIL(QB_ERR_IO,
+                   "%s: cannot be written: expected a file in a folder that "
+                   "exists and is writable",
+                   path);
+}
+
+qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options)
+{
+    size_t n_stdout = 0;
+    for (; *options; options++) {
+        const char *path = qb_cli_string(cli, *options);
+        n_stdout += qb_cli_is_stdout(path);
+        if (path && !qb_cli_is_stdout(path)) QB_TRY(check_writable(path));
+    }
+    if (n_stdout > 1)
+        return QB_FAIL(QB_ERR_USAGE, "only one output can go to standard output, found %zu",
+                       n_stdout);
+    return QB_OK;
+}
+
+qb_status qb_cli_write(const char *path, qb_cli_writer write, const void *what)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *stream = open_memstream(&text, &bytes);
+    if (!stream) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for the output", path);
+    qb_status status = write(what, stream);
+    if (fclose(stream) && status == QB_OK)
+        status = QB_FAIL(QB_ERR_MEMORY, "%s: no memory for the output", path);
+    if (status == QB_OK) status = qb_cli_emit(path, text, bytes);
+    free(text);
+    return status;
+}

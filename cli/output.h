@@ -1,0 +1,20 @@
+/* cli/output.h - how verbs write what they have found: to files and to standard output. */
+#ifndef QB_CLI_OUTPUT_H
+#define QB_CLI_OUTPUT_H
+
+#include "cli/cli.h"
+
+#include <stdio.h>
+
+/* Finds out before the work, not after it, that a file cannot be written, and that at most one of
+ * the options (names, NULL after the last) goes to standard output. */
+qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options);
+/* True for "-". */
+bool qb_cli_is_stdout(const char *path);
+bool qb_cli_wants_colour(void);
+
+typedef qb_status (*qb_cli_writer)(const void *what, FILE *stream);
+/* The whole of what `write` writes as the file PATH, atomically, or on standard output ("-"). */
+qb_status qb_cli_write(const char *path, qb_cli_writer write, const void *what);
+
+#endif

@@ -1,0 +1,13 @@
+/* report/compare_internal.h - the figures of one pair, for report/compare.c. */
+#ifndef QB_REPORT_COMPARE_INTERNAL_H
+#define QB_REPORT_COMPARE_INTERNAL_H
+
+#include "report/compare.h"
+
+/* Quality of a pair with one text and protocol: fills its changes. */
+qb_status qb__compare_quality(qb_pair *pair, const qb_compare_options *options);
+/* One timing of a pair on one kind of machine. */
+qb_status qb__compare_timing(const qb_result_timing *a, const qb_result_timing *b,
+                             const qb_compare_options *options, qb_change *out);
+
+#endif

@@ -1,0 +1,219 @@
+"""qbench compare and gate: exit codes, every output, models run by the gate itself, and regressions
+put in on purpose: a perturbed weight, a slower kernel, slower samples, a worse window."""
+import json
+import struct
+import xml.etree.ElementTree
+
+import support
+import tiny_models
+from support import expect, no_leftovers, qbench
+
+QUALITY = ["--no-speed", "--no-fake", "--max-tokens", 2000]
+
+
+def record(model, path, *args):
+    expect(qbench("run", "--quiet", "--json", path, *args, model))
+    return path
+
+
+def edit(path, out, change):
+    """A copy of a result file whose records were changed."""
+    results = json.loads(path.read_text())
+    for r in results["results"]:
+        change(r)
+    out.write_text(json.dumps(results))
+    return out
+
+
+def scaled_model(folder, name, factor):
+    """The tiny model with one tensor's values times a factor."""
+    tiny_models.write_hf_folder(folder)
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    n, = struct.unpack_from("<Q", data)
+    begin, end = json.loads(data[8:8 + n])[name]["data_offsets"]
+    values = struct.unpack_from(f"<{(end - begin) // 4}f", data, 8 + n + begin)
+    struct.pack_into(f"<{len(values)}f", data, 8 + n + begin, *(factor * x for x in values))
+    path.write_bytes(data)
+    return folder
+
+
+def slower(factor):
+    def change(r):
+        for timing in (r["speed"]["prefill"], r["speed"]["decode"]):
+            # steady samples, since those of a busy machine may hide 5 %
+            timing["samples_ms"] = [factor * (10 + 0.01 * (i % 7)) for i in range(40)]
+            timing["tok_per_s"] = 100 / factor
+    return change
+
+
+def test_compare_of_a_result_with_itself(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    a = record(model, own / "a.json", "--scheme", "fine,coarse", *QUALITY)
+    screen = expect(qbench("compare", a, a)).out.decode()
+    assert screen.count("SAME") == 10 and "WORSE" not in screen and "\033" not in screen, screen
+    assert max(map(len, screen.splitlines())) <= 100
+    done = expect(qbench("compare", a, a, "--json", "-", "--md", own / "c.md"))
+    comparison = json.loads(done.out)
+    assert comparison["schema"] == "qbench.comparison/1"
+    assert [p["scheme"] for p in comparison["pairs"]] == ["fine", "coarse"]
+    ppl = comparison["pairs"][0]["figures"]["ppl"]
+    assert ppl["change"] == 0 and ppl["change_ci95"] == [0, 0] and ppl["verdict"] == "SAME"
+    assert (own / "c.md").read_text().count("| SAME |") == 10
+
+
+def test_compare_refuses_what_differs(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    a = record(model, own / "a.json", "--scheme", "fine", *QUALITY)
+
+    def other_text(r):
+        r["text"]["sha256"] = "00"
+
+    done = expect(qbench("compare", a, edit(a, own / "b.json", other_text)), 3)
+    assert b"text.sha256: found 00, expected" in done.err, done
+    broken = own / "broken.json"
+    broken.write_text(a.read_text().replace('"ppl": ', '"ppl": "x", "y": '))
+    done = expect(qbench("compare", a, broken), 3)
+    assert b"broken.json: results[0].quality.ppl: found a text, expected a number" in done.err
+    expect(qbench("compare", a, own / "absent.json"), 3)
+    expect(qbench("compare", a, model / "model.safetensors"), 3)
+    expect(qbench("compare", a), 2)
+    expect(qbench("compare", a, a, "--margin-ppl", "1"), 2)
+    expect(qbench("compare", a, a, "--json", "-", "--md", "-"), 2)
+
+
+def test_compare_across_models(own):
+    a = record(tiny_models.write_hf_folder(own / "m"), own / "a.json", "--scheme", "fine", *QUALITY)
+    b = record(tiny_models.write_hf_folder(own / "n"), own / "b.json", "--scheme", "fine", *QUALITY)
+    done = expect(qbench("compare", a, b), 3)
+    assert b"model.name: found n, expected m" in done.err
+    assert b"m -> n, fine" in expect(qbench("compare", "--across", a, b)).out
+
+
+def test_gate_exit_codes_and_outputs(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    a = record(model, own / "a.json", "--scheme", "fine", "--max-tokens", 2000, "--no-fake")
+    a = edit(a, own / "steady.json", slower(1))
+    gate = ["gate", "--quiet", "--baseline", a]  # --quiet: notes would be lines of their own
+    limits = ["--max-ppl-delta", "0.5%", "--max-slowdown", "3%", "--max-memory-growth", "2%"]
+    kept = expect(qbench(*gate, *limits, a)).out.decode()
+    assert kept.count("kept ") == 4 and "limits: 4 kept, 0 broken, 0 undecided" in kept, kept
+
+    slow = edit(a, own / "slow.json", slower(1.05))
+    done = expect(qbench(*gate, *limits, "--junit", own / "g.xml", "--md", own / "g.md", "--json",
+                         own / "g.json", slow), 1)
+    assert done.out.count(b"broken ") == 2 and b"max-slowdown 3%" in done.out, done
+    assert b"slow.json: found 2 of 4 limits broken, expected none" in done.err
+    suite = xml.etree.ElementTree.parse(own / "g.xml").getroot()
+    assert suite.get("failures") == "2" and len(suite.findall(".//failure")) == 2
+    assert "## qbench gate: broken" in (own / "g.md").read_text()
+    outcomes = [x["outcome"] for x in json.loads((own / "g.json").read_text())["limits"]]
+    assert outcomes.count("broken") == 2
+    expect(qbench(*gate, "--max-slowdown", "10%", slow))
+
+    def other_machine(r):
+        r["environment"]["cpu"] = "another"
+
+    other = edit(a, own / "other.json", other_machine)
+    done = expect(qbench(*gate, *limits, other), 5)
+    assert done.out.count(b"undecided ") == 2 and b"environment.cpu was" in done.out, done
+    expect(qbench(*gate, *limits, "--strict", other), 1)
+
+    def worse_window(r):  # 1 % in perplexity
+        w = r["quality"]["windows"]
+        w["nll"] = [x + 0.01 * n for x, n in zip(w["nll"], w["n"])]
+
+    done = expect(qbench(*gate, edit(a, own / "worse.json", worse_window)), 1)
+    assert b"perplexity" in done.out and b"max-ppl-delta 0.5%" in done.out, done
+
+    def other_scheme(r):
+        r["scheme"]["name"] = "gone"
+
+    two = json.loads(a.read_text())
+    two["results"] += json.loads(edit(a, own / "x.json", other_scheme).read_text())["results"]
+    (own / "two.json").write_text(json.dumps(two))
+    done = expect(qbench("gate", "--quiet", "--baseline", own / "two.json", a), 3)
+    assert b"found no record of m, gone" in done.err, done
+
+
+def test_gate_limits_of_files_and_usage(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    a = record(model, own / "a.json", "--scheme", "fine,coarse", *QUALITY)
+    limits = own / "limits.json"
+    limits.write_text('{"limits": {"max-ppl-delta": "1%"}, "schemes": {"coarse": {"max-penalty": 0}}}')
+    gate = ["gate", "--baseline", a, a]
+    done = qbench(*gate, "--limits", limits)
+    assert done.code in (1, 5) and b"coarse: penalty" in done.out and b"fine: penalty" not in done.out
+    assert b"no limit is given" in expect(qbench(*gate)).err
+    limits.write_text('{"limits": {"max-pl-delta": "1%"}}')
+    done = expect(qbench(*gate, "--limits", limits), 3)
+    assert b"did you mean max-ppl-delta" in done.err, done
+    expect(qbench(*gate, "--max-kl", "1%"), 2)
+    expect(qbench(*gate, "--max-slowdown", "fast"), 2)
+    expect(qbench(*gate, a, "--quiet"), 2)
+    expect(qbench("gate", a), 2)
+    expect(qbench("gate", "--quiet", "--baseline", own / "absent.json", a), 3)
+    expect(qbench("gate", "--quiet", "--baseline", a, own / "absent.bin"), 3)
+
+
+def test_gate_on_github(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    a = record(model, own / "a.json", "--scheme", "fine", *QUALITY)
+    (own / "summary.md").write_text("before\n")
+    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(own / "summary.md")}
+    done = qbench("gate", "--quiet", "--baseline", a, "--min-top1", "99.99%", a, env=env)
+    assert done.code in (1, 5), done
+    assert f"file={a},title=qbench min-top1::m, fine: top-1".encode() in done.out, done
+    summary = (own / "summary.md").read_text()
+    assert summary.startswith("before\n## qbench gate: ") and "| fine |" in summary
+    done = qbench("gate", "--quiet", "--baseline", a, "--min-top1", "99.99%", a)
+    assert b"::" not in done.out
+
+
+def test_gate_updates_the_baseline(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    a = record(model, own / "a.json", "--scheme", "fine", *QUALITY)
+    base = own / "base.json"
+    done = expect(qbench("gate", "--baseline", base, "--update-baseline", a))
+    assert b"base.json: made" in done.err and base.read_bytes() == a.read_bytes()
+
+    def heavier(r):
+        r["memory"]["weights_bytes"] *= 2
+
+    b = edit(a, own / "b.json", heavier)
+    expect(qbench("gate", "--quiet", "--baseline", base, "--max-memory-growth", "2%", b), 1)
+    assert base.read_bytes() == a.read_bytes()
+    done = expect(qbench("gate", "--baseline", base, "--max-memory-growth", "2%",
+                         "--update-baseline", b))
+    assert b"although limits are broken" in done.err and b"broken " in done.out
+    assert json.loads(base.read_text()) == json.loads(b.read_text())
+    no_leftovers(own)
+
+
+def test_gate_runs_the_model(own):
+    """As the baseline was run: the same bits where nothing changed, exit 1 where a weight did."""
+    model = tiny_models.write_hf_folder(own / "m")
+    base = record(model, own / "base.json", "--scheme", "fine,coarse", "--no-speed", "--batch", 3,
+                  "--protocol", "hf-disjoint", "--context", 48, "--max-tokens", 1500)
+    gate = ["gate", "--quiet", "--baseline", base, "--max-memory-growth", "0%", "--max-ppl-delta"]
+    kept = expect(qbench(*gate, "0%", model)).out
+    assert kept.count(b"perplexity equal") == 2, kept
+    (own / "new").mkdir()
+    worse = scaled_model(own / "new" / "m", "transformer.wte.weight", 1.05)
+    done = expect(qbench(*gate, "0.5%", worse), 1)
+    assert done.out.count(b"broken ") == 2 and done.out.count(b": perplexity +") == 2, done
+    text = own / "t.txt"
+    text.write_text("Another text altogether. " * 100)
+    done = expect(qbench(*gate, "1%", "--text", text, model), 3)
+    assert b"text.sha256" in done.err, done
+    expect(qbench(*gate, "1%", own / "new"), 3)
+
+
+def test_gate_catches_a_slower_kernel(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    if b"gemm_f32/avx" not in expect(qbench("kernels")).out:
+        raise support.Skip("this processor has no row that is faster than the reference")
+    base = record(model, own / "base.json", "--scheme", "fine", "--no-quality", "--speed-context", 64)
+    done = qbench("gate", "--quiet", "--baseline", base, "--max-slowdown", "3%", "--kernel",
+                  "gemm_s8/ref,gemm_f32/ref,attention/ref", model)
+    assert done.code == 1 and b"broken " in done.out, done
