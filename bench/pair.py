@@ -202,6 +202,8 @@ def train_one(p, which):
         if left < 0.01:
             return None
         flags += ["--minutes", f"{left:.3f}"]
+    elif resumable:
+        flags += ["--minutes", "0"]  # else those of the last call hold
     now, start = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
     code = p.call("train", *flags)
     version = subprocess.run([p.program, "version"], text=True, stdout=subprocess.PIPE, check=True).stdout
