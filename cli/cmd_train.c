@@ -226,6 +226,11 @@ static void print_start(const train *t)
     if (t->from.file.path)
         qb_cli_note(t->cli, "going on after step %llu", (unsigned long long)t->from.state.step);
     warn_if_long(t);
+    if (c->minutes > 0)
+        qb_cli_note(t->cli,
+                    "saves and stops after %g minutes, as a resumed run does (--minutes 0: "
+                    "never)",
+                    c->minutes);
 }
 
 /* One column of the table of evaluations. */
