@@ -134,7 +134,8 @@ void qb_bench_attention_train_cuda(void)
     static const unsigned shapes[][5] = {/* batch, tokens, heads, key heads, size */
                                          {128, 256, 12, 12, 64}, {64, 512, 12, 12, 64},
                                          {32, 1024, 12, 12, 64}, {32, 1024, 9, 3, 64},
-                                         {64, 256, 16, 16, 128}, {16, 1024, 16, 16, 128}};
+                                         {64, 256, 16, 16, 128}, {16, 1024, 16, 16, 128},
+                                         {512, 256, 1, 1, 256},  {512, 256, 8, 8, 32}};
     if (qb_cuda_refusal(0) || qb_cuda_use(0) != QB_OK) return;
     for (const qb_cuda_attention_train_row *row = qb_cuda_attention_train_kernels; row->info.name;
          row++)

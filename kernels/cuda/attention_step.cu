@@ -226,6 +226,7 @@ int parts_of(const qb_cuda_attention_args *args)
 
 const char *qb__cuda_attention_refuse_step(const qb_cuda_attention_args *args)
 {
+    if (args->lse) return "it does not give lse";
     if (args->n_q != 1) return "more than one query a sequence";
     if (qb__cuda_attention_uncommon(args)) return qb__cuda_attention_uncommon(args);
     if (args->n_heads != args->n_kv_heads) return "heads share keys";
