@@ -309,6 +309,13 @@ static qb_status some_logits(const qb_train_device *d, const void *x, size_t row
     return dh ? logits_backward(d, x, rows, dh) : QB_OK;
 }
 
+/* A vocabulary narrower than the model: what lacks factors are the exponentials themselves, not the
+ * head's input and its gradient, which together are wider. */
+static bool is_narrow(const qb_train_device *d)
+{
+    return d->c->vocab < d->c->d_model;
+}
+
 /* or by exponentials, when the rows of dh still lack their factors. */
 static qb_status some_exponentials(const qb_train_device *d, const void *x, size_t row, size_t rows,
                                    float scale, void *dh)
@@ -328,6 +335,11 @@ static qb_status some_exponentials(const qb_train_device *d, const void *x, size
     QB_TRY(qb_cuda_gemm_bf16(&product, d->stream));
     QB_TRY(qb_cuda_train_softmax_finish(&s, d->stream));
     if (!dh) return QB_OK;
+    if (is_narrow(d)) {
+        QB_TRY(qb_cuda_train_scale_rows(d->logits, d->logits, rows, s.vocab, s.e_stride,
+                                        s.factors + row, d->stream));
+        return logits_backward(d, x, rows, dh);
+    }
     QB_TRY(qb_cuda_train_scale_rows(x, d->scaled, rows, width, stride, s.factors + row, d->stream));
     return logits_backward(d, d->scaled, rows, dh);
 }
@@ -342,7 +354,7 @@ qb_status qb__cuda_train_classifier(qb_train_device *d, const void *h, float sca
         void *dx = dh ? (void *)row_at(d, dh, row, width) : NULL;
         QB_TRY((d->has_exponentials ? some_exponentials : some_logits)(d, x, row, rows, scale, dx));
     }
-    if (dh && d->has_exponentials)
+    if (dh && d->has_exponentials && !is_narrow(d))
         QB_TRY(qb_cuda_train_scale_rows(dh, dh, d->m, width, qb_cuda_stride(width),
                                         d->softmax.factors, d->stream));
     return qb_cuda_train_add_losses(d->losses, d->m, d->totals, d->stream);
