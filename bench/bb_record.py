@@ -65,10 +65,9 @@ def write_readme(folder, records):
 
 Made by `bench/bb_record.py results/bb` from `runs.jsonl`, which `bench/bb_runs.py` recorded
 ({first['date']}, {first['machine']}, {first['version'][0]}). Do not edit. Figures are those of
-docs/training.md, on 512 windows that no model was trained on, blocks counted from 1; the task is that
-of arXiv:2410.13835, whose models are the first rows of each depth. The curves for softmax-1 and
-OrthoAdam are in no publication that we know of. {len(records)} runs, {seconds:,.0f} s, one after the
-other or side by side.
+docs/training.md, on 512 windows that no model was trained on, blocks counted from 1; task and models
+are those of arXiv:2410.13835, but for softmax-1 and OrthoAdam, whose curves are in no publication that
+we know of. {len(records)} runs took {seconds:,.0f} s in all, {first['runs_at_a_time']} at a time; commands are in `runs.jsonl`.
 
 ![one block](one-block.svg)
 
@@ -195,7 +194,7 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     records = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     order = list(VARIANTS)
-    records.sort(key=lambda r: order.index(r["name"]))
+    records.sort(key=lambda r: (r["name"][:3], order.index(r["name"])))
     write_readme(folder, records)
     for name, start, panels in (("one-block", "l1-", ONE_BLOCK), ("three-blocks", "l3-", THREE_BLOCKS)):
         these = [r for r in records if r["name"].startswith(start)]

@@ -20,7 +20,7 @@ import time
 
 from bb_variants import VARIANTS, judge
 
-EVALUATIONS = ["--eval-every", "500", "--eval-log", "--eval-windows", "512", "--observe-windows",
+EVALUATIONS = ["--eval-every", "1000", "--eval-log", "--eval-windows", "512", "--observe-windows",
                "128", "--save-every", "0"]
 
 

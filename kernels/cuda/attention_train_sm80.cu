@@ -431,7 +431,7 @@ qb_status qb__cuda_attention_train_forward_sm80(const qb_cuda_attention_train_ar
                                                 qb_cuda_stream stream)
 {
     const qb_cuda_attention_args forward = qb__attention_train_forward_args(args);
-    return qb_cuda_attention(&forward, stream); /* attention/sm90 where that takes it */
+    return qb__cuda_attention_run_sm80(&forward, stream);
 }
 
 qb_status qb__cuda_attention_train_backward_sm80(const qb_cuda_attention_train_args *args,
