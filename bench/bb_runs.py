@@ -89,13 +89,14 @@ def main():
         words, more = words[:words.index("--")], words[words.index("--") + 1:]
     args = parser.parse_args(words)
     wanted = [n for n in VARIANTS if not args.only or n in args.only.split(",")]
+    program = args.program.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    version = subprocess.run([args.program, "version"], text=True, stdout=subprocess.PIPE,
+    version = subprocess.run([program, "version"], text=True, stdout=subprocess.PIPE,
                              check=True).stdout.strip().splitlines()
     about = {"version": version, "machine": machine(), "runs_at_a_time": args.jobs,
              "date": time.strftime("%Y-%m-%d", time.gmtime())}
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(train, args.program, args.out, name, more, about) for name in wanted]
+        jobs = [pool.submit(train, program, args.out, name, more, about) for name in wanted]
         records = [job.result() for job in jobs]
     with (args.out / "runs.jsonl").open("w") as file:
         for record in records:
