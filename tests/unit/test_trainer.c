@@ -314,6 +314,93 @@ static void a_run_goes_on_from_its_states(void **state)
     }
 }
 
+/* ---- parts that are left out ---- */
+
+enum { MOST_LAYERS = 3 };
+
+/* The streams after the blocks, then the head's input, of all windows; which layers attended. */
+typedef struct seen {
+    float *values[MOST_LAYERS + 1];
+    unsigned attended;
+    size_t width;
+} seen;
+
+static void keep(seen *s, size_t place, const qb_observed *o)
+{
+    size_t row = CONTEXT * s->width;
+    memcpy(s->values[place] + o->first * row, o->values, o->batch * row * sizeof(float));
+}
+static qb_status see_attention(void *context, const qb_observed *qkv)
+{
+    ((seen *)context)->attended |= 1u << qkv->layer;
+    return QB_OK;
+}
+static qb_status see_stream(void *context, const qb_observed *x)
+{
+    keep(context, x->layer, x);
+    return QB_OK;
+}
+static qb_status see_head_input(void *context, const qb_observed *h)
+{
+    keep(context, MOST_LAYERS, h);
+    return QB_OK;
+}
+
+static seen look(fixture *f, const qb_walk_skip *skip)
+{
+    seen s = {.width = f->params->config.d_model};
+    for (size_t i = 0; i <= MOST_LAYERS; i++)
+        QB_CHECK_OK(QB_NEW_ZERO(&s.values[i], WINDOWS * CONTEXT * s.width, "seen"));
+    const qb_observer observer = {see_attention, see_stream, see_head_input, &s, *skip};
+    QB_CHECK_OK(qb_trainer_observe(f->trainer, f->tokens, WINDOWS, &observer));
+    return s;
+}
+
+static void silence(fixture *f, qb_role role, size_t layer)
+{
+    for (int bias = 0; bias < 2; bias++) {
+        const qb_param *p = qb_params_find(f->params, (qb_role)(role + bias), layer);
+        if (p) memset(f->weights + p->offset, 0, p->rows * p->cols * sizeof *f->weights);
+    }
+}
+
+/* What is skipped adds as much as what has zeros for its last weights: nothing. */
+static void check_skip(const qb_config *config, const qb_trainer_options *options,
+                       const qb_walk_skip *skip)
+{
+    fixture f = fixture_create(config, options);
+    seen got = look(&f, skip);
+    unsigned bit = 1u << skip->layer;
+    assert_true(!(got.attended & bit) == (skip->attention || config->no_attention & bit));
+    if (skip->attention) silence(&f, QB_ROLE_O, skip->layer);
+    if (skip->mlp) silence(&f, QB_ROLE_DOWN, skip->layer);
+    QB_CHECK_OK(qb_trainer_set_weights(f.trainer, f.weights));
+    seen want = look(&f, &(qb_walk_skip){.layer = 0});
+    for (size_t i = 0; i <= MOST_LAYERS; i++) {
+        size_t at, n = WINDOWS * CONTEXT * got.width;
+        if (qb_test_max_diff(got.values[i], want.values[i], n, &at) > 0)
+            fail_msg("block %zu, attention %d, MLP %d left out: stream %zu differs", skip->layer,
+                     skip->attention, skip->mlp, i);
+        qb_free(got.values[i]);
+        qb_free(want.values[i]);
+    }
+    fixture_destroy(&f);
+}
+
+static void parts_can_be_left_out(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2 * 2 * MOST_LAYERS * 4; i++) {
+        qb_config config = qb_test_tiny_config("gpt2");
+        qb_trainer_options options = options_of("sgd");
+        config.n_layers = MOST_LAYERS;
+        config.no_attention = i & 1 ? 2 : 0;
+        options.recompute = i & 2;
+        const qb_walk_skip skip = {(size_t)i / 16, i & 4, i & 8};
+        check_skip(&config, &options, &skip);
+    }
+}
+
 /* ---- the update ---- */
 
 /* to (rows, cols) = basis of the axis (its transpose where back) times from along that axis */
@@ -539,6 +626,7 @@ int main(void)
         cmocka_unit_test(bits_do_not_depend_on_threads_or_recomputation),
         cmocka_unit_test(micro_batches_add_up),
         cmocka_unit_test(a_run_goes_on_from_its_states),
+        cmocka_unit_test(parts_can_be_left_out),
         cmocka_unit_test(rotated_steps_follow_their_formula),
         cmocka_unit_test(clipping_and_decay),
         cmocka_unit_test(a_step_that_is_no_number_changes_nothing),
