@@ -64,6 +64,7 @@ qb_status qb_cmd_train(const qb_cli *cli);
 qb_status qb_cmd_presets(const qb_cli *cli);
 qb_status qb_cmd_compare(const qb_cli *cli);
 qb_status qb_cmd_gate(const qb_cli *cli);
+qb_status qb_cmd_watch(const qb_cli *cli);
 qb_status qb_cmd_kernels(const qb_cli *cli);
 qb_status qb_cmd_help(const qb_cli *cli);
 qb_status qb_cmd_version(const qb_cli *cli);

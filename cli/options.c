@@ -109,6 +109,15 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench gate --baseline base.json --max-ppl-delta 0.5% --max-slowdown 3% result.json",
          "qbench gate --baseline base.json --max-kl 0.1 --junit gate.xml model.bin"},
         1, 64, qb_cmd_gate},
+    [QB_VERB_WATCH] = {"watch", "HISTORY.jsonl [RESULT.json...]",
+        "results over time: spark lines, and when a figure changed",
+        "Adds the records of each RESULT to the history (a line each; what it holds already is left "
+        "out) and prints a line for every figure of every model and scheme, on one text or machine. "
+        "A change of level is shown with the record it begins at; in series that never changed, one "
+        "in a hundred shows one (ranks, CUSUM, 1,999 shuffles).",
+        {"qbench watch history.jsonl result.json",
+         "qbench watch history.jsonl --fail-on-change"},
+        1, 1024, qb_cmd_watch},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",
         "Lists the implementations of each operation, best first, the processor's and the GPU's. The "
@@ -223,7 +232,7 @@ const qb_option qb_options[] = {
     {"no-speed", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure quality only", NULL},
     {"energy", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
         "joules a token however many schemes (over a second each; else with up to three)", NULL},
-    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
+    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(WATCH) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
     {"json", 0, QB_OPTION_STRING, ON(RUN) | COMPARING | ON(INSPECT) | ON(DATA), "FILE|-", NULL, 0, 0,
@@ -269,6 +278,10 @@ const qb_option qb_options[] = {
         "changes of perplexity within this margin are SAME", NULL},
     {"margin-speed", 0, QB_OPTION_STRING, COMPARING, "P%", "1%", 0, 0,
         "changes of speed within this margin are SAME", NULL},
+    /* watch */
+    {"fail-on-change", 0, QB_OPTION_FLAG, ON(WATCH), NULL, NULL, 0, 0,
+        "exit 1 where the newest change of a figure is for the worse and at most 10 records old",
+        NULL},
     /* data */
     {"train-bpe", 0, QB_OPTION_SIZE, ON(DATA), "V", NULL, 257, 1048576,
         "train a byte-level BPE vocabulary of V tokens on the texts", NULL},

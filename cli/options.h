@@ -24,6 +24,7 @@ typedef enum qb_verb_id {
     QB_VERB_PRESETS,
     QB_VERB_COMPARE,
     QB_VERB_GATE,
+    QB_VERB_WATCH,
     QB_VERB_KERNELS,
     QB_VERB_HELP,
     QB_VERB_VERSION,

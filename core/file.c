@@ -9,6 +9,7 @@
 #include <openssl/evp.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -292,6 +293,36 @@ qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes)
     qb_status status = qb_writer_write(w, data, bytes);
     if (status == QB_OK) return qb_writer_commit(w);
     qb_writer_abandon(w);
+    return status;
+}
+
+/* ---- appending ---- */
+
+/* The lock goes with the descriptor. */
+static qb_status append_locked(int fd, const char *path, const void *data, size_t bytes)
+{
+    struct stat st;
+    char last = '\n';
+    if (flock(fd, LOCK_EX) || fstat(fd, &st))
+        return QB_FAIL(QB_ERR_IO, "%s: lock: %s", path, strerror(errno));
+    if (st.st_size && pread(fd, &last, 1, st.st_size - 1) != 1)
+        return QB_FAIL(QB_ERR_IO, "%s: read: %s", path, strerror(errno));
+    if (last != '\n')
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found a last line without an end, expected whole lines",
+                       path);
+    ssize_t n = write(fd, data, bytes);
+    if (n == (ssize_t)bytes && !fsync(fd)) return QB_OK;
+    int error = n < 0 || n == (ssize_t)bytes ? errno : ENOSPC;
+    if (n > 0 && ftruncate(fd, st.st_size)) error = errno; /* no half of a line stays */
+    return QB_FAIL(QB_ERR_IO, "%s: write: %s", path, strerror(error));
+}
+
+qb_status qb_file_append_lines(const char *path, const void *data, size_t bytes)
+{
+    int fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
+    if (fd < 0) return QB_FAIL(QB_ERR_IO, "%s: %s", path, strerror(errno));
+    qb_status status = append_locked(fd, path, data, bytes);
+    close(fd);
     return status;
 }
 

@@ -57,6 +57,9 @@ void qb_writer_abandon(qb_writer *writer); /* removes the temporary file; accept
 /* The whole of `data` as the file PATH, atomically; a device or FIFO (/dev/null, a pipe of the
  * shell's) is written to as it is. */
 qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes);
+/* Adds whole lines at the end, under a lock and in one write, and waits for the disk. Makes the
+ * file where it is not there. QB_ERR_FORMAT: its last line was cut off. */
+qb_status qb_file_append_lines(const char *path, const void *data, size_t bytes);
 /* Removes the temporary files of all open writers; async-signal-safe. */
 void qb_file_cleanup(void);
 

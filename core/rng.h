@@ -20,6 +20,7 @@ typedef enum qb_rng_stream {
     QB_STREAM_TEST = 5,
     QB_STREAM_BB = 6,
     QB_STREAM_ROTATION = 7, /* + parameter and axis in the high half */
+    QB_STREAM_PERMUTATION = 8,
 } qb_rng_stream;
 
 /* The four words of block `index`. */

@@ -29,6 +29,39 @@ const qb_figure qb_figures[QB_FIGURE_COUNT] = {
     [QB_FIGURE_ENERGY] = {"j_per_token", "energy, J/token", true, true, -1, qb_format_significant},
 };
 
+/* What a process needs for the model; cache and scratch where they were measured. */
+static double memory_of(const qb_result *r, bool with_kv, bool with_scratch)
+{
+    if (r->memory.weights_bytes < 0) return NAN;
+    return (double)r->memory.weights_bytes +
+           (with_kv && r->memory.kv_bytes > 0 ? (double)r->memory.kv_bytes : 0) +
+           (with_scratch && r->memory.scratch_bytes > 0 ? (double)r->memory.scratch_bytes : 0);
+}
+
+double qb_figure_value(const qb_result *r, qb_figure_id figure)
+{
+    switch (figure) {
+    case QB_FIGURE_PPL:
+        return r->quality.ppl;
+    case QB_FIGURE_PENALTY:
+        return r->quality.penalty;
+    case QB_FIGURE_KL:
+        return r->quality.kl_mean;
+    case QB_FIGURE_TOP1:
+        return r->quality.top1_agreement;
+    case QB_FIGURE_PREFILL:
+        return r->speed.prefill.tok_per_s;
+    case QB_FIGURE_DECODE:
+        return r->speed.decode.tok_per_s;
+    case QB_FIGURE_MEMORY:
+        return memory_of(r, true, true);
+    case QB_FIGURE_ENERGY:
+        return r->energy.j_per_token;
+    default:
+        return NAN;
+    }
+}
+
 /* ---- fields that must agree ---- */
 
 static const char *const same_scheme[] = {
@@ -155,20 +188,16 @@ static qb_verdict judge(const qb_figure *figure, const qb_change *c, double marg
 
 /* ---- one pair ---- */
 
-/* What a process needs for the model, without what both did not measure. */
+/* Without what one of them did not measure. */
 static void compare_memory(qb_pair *pair)
 {
     const qb_result *a = pair->a, *b = pair->b;
-    const int64_t parts[][2] = {{a->memory.weights_bytes, b->memory.weights_bytes},
-                                {a->memory.kv_bytes, b->memory.kv_bytes},
-                                {a->memory.scratch_bytes, b->memory.scratch_bytes}};
+    bool with_kv = a->memory.kv_bytes >= 0 && b->memory.kv_bytes >= 0;
+    bool with_scratch = a->memory.scratch_bytes >= 0 && b->memory.scratch_bytes >= 0;
     qb_change *c = &pair->changes[QB_FIGURE_MEMORY];
-    for (size_t i = 0; i < QB_COUNT(parts); i++) {
-        if (parts[i][0] < 0 || parts[i][1] < 0) continue;
-        c->a = (isnan(c->a) ? 0 : c->a) + (double)parts[i][0];
-        c->b = (isnan(c->b) ? 0 : c->b) + (double)parts[i][1];
-    }
-    if (c->a > 0) c->change = qb_draws_exact(c->b / c->a - 1);
+    c->a = memory_of(a, with_kv, with_scratch);
+    c->b = memory_of(b, with_kv, with_scratch);
+    if (c->a > 0 && !isnan(c->b)) c->change = qb_draws_exact(c->b / c->a - 1);
 }
 
 static void compare_energy(qb_pair *pair)

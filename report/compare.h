@@ -38,6 +38,8 @@ typedef struct qb_figure {
     char *(*format)(double, char *); /* one value, as report/format.h */
 } qb_figure;
 extern const qb_figure qb_figures[QB_FIGURE_COUNT];
+/* NaN = not measured. */
+double qb_figure_value(const qb_result *result, qb_figure_id figure);
 
 typedef struct qb_change {
     double a, b;     /* NaN = not measured */

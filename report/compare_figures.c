@@ -145,27 +145,20 @@ static void compare_points(qb_pair *pair)
 qb_status qb__compare_quality(qb_pair *pair, const qb_compare_options *options)
 {
     const qb_result *a = pair->a, *b = pair->b;
-    const struct {
-        qb_figure_id id;
-        double a, b;
-    } values[] = {{QB_FIGURE_PPL, a->quality.ppl, b->quality.ppl},
-                  {QB_FIGURE_PENALTY, a->quality.penalty, b->quality.penalty},
-                  {QB_FIGURE_KL, a->quality.kl_mean, b->quality.kl_mean},
-                  {QB_FIGURE_TOP1, a->quality.top1_agreement, b->quality.top1_agreement}};
-    for (size_t i = 0; i < QB_COUNT(values); i++) {
-        pair->changes[values[i].id].a = values[i].a;
-        pair->changes[values[i].id].b = values[i].b;
+    for (size_t i = QB_FIGURE_PPL; i <= QB_FIGURE_TOP1; i++) {
+        pair->changes[i].a = qb_figure_value(a, (qb_figure_id)i);
+        pair->changes[i].b = qb_figure_value(b, (qb_figure_id)i);
     }
     if (have_same_windows(&a->quality.windows, &b->quality.windows))
         QB_TRY(compare_windows(pair, options));
     else
         compare_points(pair);
     /* A model that was destroyed has no figure, which is worse than any. */
-    for (size_t i = 0; i < QB_COUNT(values); i++)
-        if (isfinite(values[i].a) && !isfinite(values[i].b)) {
-            qb_change *c = &pair->changes[values[i].id];
-            c->change = c->level = qb_draws_exact(-qb_figures[values[i].id].better * INFINITY);
-        }
+    for (size_t i = QB_FIGURE_PPL; i <= QB_FIGURE_TOP1; i++) {
+        qb_change *c = &pair->changes[i];
+        if (isfinite(c->a) && !isfinite(c->b))
+            c->change = c->level = qb_draws_exact(-qb_figures[i].better * INFINITY);
+    }
     return QB_OK;
 }
 

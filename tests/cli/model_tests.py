@@ -199,8 +199,8 @@ def test_run_usage_errors(folder):
 
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
-                          "logits", "train", "presets", "compare", "gate", "kernels", "help",
-                          "version"}, "a verb without tests here"
+                          "logits", "train", "presets", "compare", "gate", "watch",
+                          "kernels", "help", "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
@@ -211,7 +211,7 @@ def documented_examples():
     """The command lines of --help, of README.md and of what is said of results."""
     for verb in VERBS:
         yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
-    for page in ("README.md", "docs/compare.md", "docs/ci.md"):
+    for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md"):
         text = (support.ROOT / page).read_text()
         yield from (line.replace("build/qbench", "qbench")
                     for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))

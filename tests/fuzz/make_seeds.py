@@ -110,6 +110,16 @@ def results():
             "empty": b'{"schema": "qbench.results/1", "results": []}'}
 
 
+def histories():
+    records = json.loads(results()["lists"])["results"] * 2
+    return {"two": "".join(json.dumps(r) + "\n" for r in records).encode()}
+
+
+def limits():
+    return {"all": b'{"limits": {"max-ppl-delta": "0.5%", "max-kl": 0.01, "min-top1": "99%"}, '
+                   b'"schemes": {"coarse": {"max-kl": null, "max-slowdown": "3%"}}}'}
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -121,7 +131,7 @@ def main():
                "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode(),
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
-               "shards": shards(), "results": results()}
+               "shards": shards(), "results": results(), "history": histories(), "limits": limits()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():
