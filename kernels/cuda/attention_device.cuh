@@ -3,6 +3,7 @@
 #define QB_KERNELS_CUDA_ATTENTION_DEVICE_CUH
 
 #include "kernels/cuda/attention_internal.h"
+#include "kernels/cuda/scalar.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -60,14 +61,6 @@ struct attention_running {
 __device__ inline float attention_row_divisor(qb_softmax_kind kind, float sum, int n_keys)
 {
     return kind == QB_SOFTMAX_RELU ? (float)n_keys : sum;
-}
-
-/* 2^x to 2 ulp, subnormal results as 0. */
-__device__ inline float attention_exp2(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 #endif

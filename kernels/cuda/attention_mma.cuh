@@ -8,58 +8,10 @@
 #define QB_KERNELS_CUDA_ATTENTION_MMA_CUH
 
 #include "kernels/cuda/attention_device.cuh"
+#include "kernels/cuda/mma.cuh"
 
 namespace attention_mma
 {
-
-static __device__ inline uint32_t smem_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
-/* Copies 16 bytes, or writes zeros. */
-static __device__ inline void copy_async(uint32_t to, const void *from, bool inside)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(inside ? 16 : 0));
-}
-static __device__ inline void commit()
-{
-    asm volatile("cp.async.commit_group;");
-}
-template <int N> __device__ void wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
-static __device__ inline void load_matrices(uint32_t (&r)[4], uint32_t from)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
-static __device__ inline void load_transposed(uint32_t (&r)[4], uint32_t from)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-static __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-static __device__ inline uint32_t pack(float low, float high)
-{
-    __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
-    return *(uint32_t *)&x;
-}
 
 /* Rows 0 to n_rows of a tile of ROWS; zeros in the rest and past head_dim. By THREADS threads. */
 template <int DIM, int ROWS, int THREADS>
@@ -69,8 +21,8 @@ __device__ void load_tile(uint32_t tile, const __nv_bfloat16 *from, size_t strid
     for (int i = thread; i < ROWS * DIM / 8; i += THREADS) {
         int row = i / (DIM / 8), d = i % (DIM / 8) * 8;
         bool inside = row < n_rows && d < head_dim;
-        copy_async(tile + (row * (DIM + 8) + d) * 2, inside ? from + row * stride + d : from,
-                   inside);
+        qb__cp_async_16(tile + (row * (DIM + 8) + d) * 2, inside ? from + row * stride + d : from,
+                        inside ? 16 : 0);
     }
 }
 
@@ -85,12 +37,12 @@ __device__ void scores(float (&s)[KEYS / 8][4], uint32_t q_tile, uint32_t k_tile
 #pragma unroll
     for (int d = 0; d < DIM; d += 16) {
         uint32_t q[4], k[4];
-        load_matrices(q, q_from + d * 2);
+        qb__ldmatrix_x4(q, q_from + d * 2);
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n += 2) {
-            load_matrices(k, k_from + n * 8 * LD + d * 2);
-            mma(s[n], q, k[0], k[1]);
-            mma(s[n + 1], q, k[2], k[3]);
+            qb__ldmatrix_x4(k, k_from + n * 8 * LD + d * 2);
+            qb__mma_bf16(s[n], q, k[0], k[1]);
+            qb__mma_bf16(s[n + 1], q, k[2], k[3]);
         }
     }
 }
@@ -104,14 +56,15 @@ __device__ void add_values(float (&out)[DIM / 8][4], const float (&p)[KEYS / 8][
     uint32_t v_from = v_tile + (i + j % 2 * 8) * LD + j / 2 * 16;
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n += 2) {
-        uint32_t a[4] = {pack(p[n][0], p[n][1]), pack(p[n][2], p[n][3]),
-                         pack(p[n + 1][0], p[n + 1][1]), pack(p[n + 1][2], p[n + 1][3])};
+        uint32_t a[4] = {qb_bf16_pair(p[n][0], p[n][1]), qb_bf16_pair(p[n][2], p[n][3]),
+                         qb_bf16_pair(p[n + 1][0], p[n + 1][1]),
+                         qb_bf16_pair(p[n + 1][2], p[n + 1][3])};
 #pragma unroll
         for (int d = 0; d < DIM; d += 16) {
             uint32_t v[4];
-            load_transposed(v, v_from + n * 8 * LD + d * 2);
-            mma(out[d / 8], a, v[0], v[1]);
-            mma(out[d / 8 + 1], a, v[2], v[3]);
+            qb__ldmatrix_x4_trans(v, v_from + n * 8 * LD + d * 2);
+            qb__mma_bf16(out[d / 8], a, v[0], v[1]);
+            qb__mma_bf16(out[d / 8 + 1], a, v[2], v[3]);
         }
     }
 }
@@ -140,10 +93,10 @@ __device__ void softmax(float (&s)[KEYS / 8][4], attention_running &run, float (
         max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
         max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
         float shift = max == -CUDART_INF_F ? 0 : max * scale_log2, sum = 0;
-        rescale[r] = attention_exp2(fmaf(run.max[r], scale_log2, -shift));
+        rescale[r] = qb_exp2(fmaf(run.max[r], scale_log2, -shift));
         for (int n = 0; n < KEYS / 8; n++)
             for (int e = 2 * r; e < 2 * r + 2; e++)
-                sum += s[n][e] = attention_exp2(fmaf(s[n][e], scale_log2, -shift));
+                sum += s[n][e] = qb_exp2(fmaf(s[n][e], scale_log2, -shift));
         run.sum[r] = fmaf(run.sum[r], rescale[r], sum);
         run.max[r] = max;
     }

@@ -29,7 +29,7 @@ __device__ void store(const float (&out)[DIM / 8][4], const float (&factor)[2], 
     for (int n = 0; n < DIM / 8; n++)
         for (int r = 0; r < 2; r++)
             *(uint32_t *)(tile + (first + lane / 4 + 8 * r) * LD + 8 * n + lane % 4 * 2) =
-                pack(out[n][2 * r] * factor[r], out[n][2 * r + 1] * factor[r]);
+                qb_bf16_pair(out[n][2 * r] * factor[r], out[n][2 * r + 1] * factor[r]);
     __syncwarp();
     for (int i = lane; i < 16 * DIM / 8; i += 32) {
         int row = first + i / (DIM / 8), d = i % (DIM / 8) * 8;
@@ -67,7 +67,7 @@ __device__ void clip(float (&s)[TILE / 8][4], const attention_params &a,
         for (int n = 0; n < TILE / 8; n++)
             for (int e = 2 * r; e < 2 * r + 2; e++) {
                 const bool seen = 8 * n + t + e % 2 <= last + r * more;
-                const float x = attention_exp2(fmaf(s[n][e], scale_log2, -shift));
+                const float x = qb_exp2(fmaf(s[n][e], scale_log2, -shift));
                 s[n][e] = seen ? fminf(fmaxf(fmaf(x, factor, a.gamma), 0), 1) : 0;
             }
     }
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(THREADS) attention(const attention_params a)
 {
     constexpr int LD = DIM + 8;
     extern __shared__ __align__(16) __nv_bfloat16 smem[];
-    const uint32_t q_tile = smem_address(smem), k_tile = q_tile + TILE * LD * 2,
+    const uint32_t q_tile = qb_smem(smem), k_tile = q_tile + TILE * LD * 2,
                    v_tile = k_tile + TILE * LD * 2;
     const int first = ((int)gridDim.x - 1 - (int)blockIdx.x) * TILE; /* the longest rows first */
     const int h = blockIdx.y, past = a.past(), n_rows = min(TILE, a.n_q - first);
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(THREADS) attention(const attention_params a)
 
     load_tile<DIM, TILE, THREADS>(q_tile, q, a.q_stride, n_rows, a.head_dim, threadIdx.x);
     load_tile<DIM, TILE, THREADS>(k_tile, k, a.kv_stride, n_keys, a.head_dim, threadIdx.x);
-    commit();
+    qb__cp_async_commit();
     float out[DIM / 8][4] = {}, rescale[2] = {1, 1};
     attention_running run;
     for (int r = 0; r < 2; r++) attention_row_start(a.kind, &run.max[r], &run.sum[r]);
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(THREADS) attention(const attention_params a)
         if (at >= 0)
             load_tile<DIM, TILE, THREADS>(v_tile, v + j * a.kv_stride, a.kv_stride, n_keys - j,
                                           a.head_dim, threadIdx.x);
-        commit();
-        wait<1>();
+        qb__cp_async_commit();
+        qb__cp_async_wait<1>();
         __syncthreads();
         float s[TILE / 8][4] = {};
         scores<DIM, TILE>(s, q_tile + threadIdx.x / 32 * 16 * LD * 2, k_tile);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(THREADS) attention(const attention_params a)
         if (next < n_keys)
             load_tile<DIM, TILE, THREADS>(k_tile, k + next * a.kv_stride, a.kv_stride,
                                           n_keys - next, a.head_dim, threadIdx.x);
-        commit();
+        qb__cp_async_commit();
         if (clipped && at == 0) join_sums(run);
         if (clipped && at >= 0)
             clip(s, a, run, last - j, more);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(THREADS) attention(const attention_params a)
 #pragma unroll
         for (int n = 0; n < DIM / 8; n++)
             for (int e = 0; e < 4; e++) out[n][e] *= clipped ? 1 : rescale[e / 2];
-        wait<1>();
+        qb__cp_async_wait<1>();
         __syncthreads();
         add_values<DIM, TILE>(out, s, v_tile);
         __syncthreads();

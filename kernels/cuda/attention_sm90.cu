@@ -185,10 +185,10 @@ __device__ __forceinline__ void store_out(const sm90_params &p, const float (&ou
     for (int n = 0; n < C::DIM / 8; n += 2) {
         uint32_t chunk = (uint32_t)((n + lane / 16) % 8 ^ row % 8);
         qb_stmatrix_x4(to + n / 8 * ROWS * 128 + row * 128 + chunk * 16,
-                       pack_bf16(out[4 * n] * factor[0], out[4 * n + 1] * factor[0]),
-                       pack_bf16(out[4 * n + 2] * factor[1], out[4 * n + 3] * factor[1]),
-                       pack_bf16(out[4 * n + 4] * factor[0], out[4 * n + 5] * factor[0]),
-                       pack_bf16(out[4 * n + 6] * factor[1], out[4 * n + 7] * factor[1]));
+                       qb_bf16_pair(out[4 * n] * factor[0], out[4 * n + 1] * factor[0]),
+                       qb_bf16_pair(out[4 * n + 2] * factor[1], out[4 * n + 3] * factor[1]),
+                       qb_bf16_pair(out[4 * n + 4] * factor[0], out[4 * n + 5] * factor[0]),
+                       qb_bf16_pair(out[4 * n + 6] * factor[1], out[4 * n + 7] * factor[1]));
     }
     qb_fence_async();
     qb_bar_sync(1 + wg, 128);

@@ -167,29 +167,29 @@ __global__ void __launch_bounds__(32 * N_WARPS<DIM>) attend_bf16(const split_par
     const bool relu = a.kind == QB_SOFTMAX_RELU;
     const size_t kv = b * a.kv_batch_stride + (size_t)g * a.head_dim;
     const __nv_bfloat16 *k = (const __nv_bfloat16 *)a.k + kv, *v = (const __nv_bfloat16 *)a.v + kv;
-    const uint32_t q_tile = smem_address(smem), mine = q_tile + BYTES + warp * 4 * BYTES;
+    const uint32_t q_tile = qb_smem(smem), mine = q_tile + BYTES + warp * 4 * BYTES;
     int begin, end;
     s.range(part, n_keys, &begin, &end);
 
     load_tile<DIM, ROWS, 32 * N>(
         q_tile, (const __nv_bfloat16 *)a.q + b * a.q_stride + (size_t)h0 * a.head_dim, a.head_dim,
         n_rows, a.head_dim, threadIdx.x);
-    commit();
+    qb__cp_async_commit();
     auto load = [&](int i) { /* the warp's i-th keys, and as another group their values */
                              int j = begin + (i * N + warp) * STEP;
                              uint32_t to = mine + i % 2 * 2 * BYTES;
                              if (j < end)
                                  load_tile<DIM, STEP, 32>(to, k + j * a.kv_stride, a.kv_stride,
                                                           end - j, a.head_dim, lane);
-                             commit();
+                             qb__cp_async_commit();
                              if (j < end)
                                  load_tile<DIM, STEP, 32>(to + BYTES, v + j * a.kv_stride,
                                                           a.kv_stride, end - j, a.head_dim, lane);
-                             commit();
+                             qb__cp_async_commit();
     };
     load(0);
     load(1);
-    wait<4>();
+    qb__cp_async_wait<4>();
     __syncthreads();
 
     float out[DIM / 8][4] = {}, rescale[2];
@@ -198,20 +198,20 @@ __global__ void __launch_bounds__(32 * N_WARPS<DIM>) attend_bf16(const split_par
         const int j = begin + (i * N + warp) * STEP;
         const uint32_t at = mine + i % 2 * 2 * BYTES;
         float p[STEP / 8][4] = {};
-        wait<3>();
+        qb__cp_async_wait<3>();
         __syncwarp();
         scores<DIM, STEP>(p, q_tile, at);
         softmax<STEP>(p, run, rescale, end - 1 - j, 0, a.scale * CUDART_L2E_F, relu);
 #pragma unroll
         for (int n = 0; n < DIM / 8; n++)
             for (int e = 0; e < 4; e++) out[n][e] *= rescale[e / 2];
-        wait<2>();
+        qb__cp_async_wait<2>();
         __syncwarp();
         add_values<DIM, STEP>(out, p, at + BYTES);
         __syncwarp();
         load(i + 2);
     }
-    wait<0>();
+    qb__cp_async_wait<0>();
     __syncthreads();
     auto *all = (found<DIM, N> *)smem;
     static_assert(sizeof *all <= SMEM_BYTES<DIM>, "the results take the place of the tiles");

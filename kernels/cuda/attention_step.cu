@@ -87,11 +87,11 @@ __device__ __forceinline__ void raise(state &x, float (&score)[KEYS], bool relu)
 #pragma unroll
     for (int i = 0; i < KEYS; i++) max = fmaxf(max, score[i]);
     const float shift = max == -CUDART_INF_F ? 0 : max * CUDART_L2E_F;
-    const float rescale = attention_exp2(fmaf(x.max, CUDART_L2E_F, -shift));
+    const float rescale = qb_exp2(fmaf(x.max, CUDART_L2E_F, -shift));
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < KEYS; i++) {
-        score[i] = attention_exp2(fmaf(score[i], CUDART_L2E_F, -shift));
+        score[i] = qb_exp2(fmaf(score[i], CUDART_L2E_F, -shift));
         sum += score[i];
     }
     x.sum = fmaf(x.sum, rescale, sum);

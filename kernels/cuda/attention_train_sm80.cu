@@ -113,12 +113,12 @@ __device__ __forceinline__ void weigh(const train_params &p, float (&s)[HALF / 8
         });
     else if (p.kind != QB_SOFTMAX_CLIPPED)
         each([&](int n, int e) {
-            s[n][e] = attention_exp2(fmaf(s[n][e], scale_log2, -first(n, e)));
+            s[n][e] = qb_exp2(fmaf(s[n][e], scale_log2, -first(n, e)));
             dp[n][e] = s[n][e] * (dp[n][e] - second(n, e));
         });
     else
         each([&](int n, int e) {
-            const float x = attention_exp2(fmaf(s[n][e], scale_log2, -first(n, e)));
+            const float x = qb_exp2(fmaf(s[n][e], scale_log2, -first(n, e)));
             const float w = fmaf(gain, x, p.gamma), dw = w > 0 && w < 1 ? gain * dp[n][e] : 0;
             s[n][e] = fminf(fmaxf(w, 0), 1);
             dp[n][e] = x * (dw - second(n, e));
@@ -134,7 +134,7 @@ __device__ __forceinline__ void put(const float (&x)[HALF / 8][4], __nv_bfloat16
 #pragma unroll
         for (int r = 0; r < 2; r++)
             *(uint32_t *)(tile + (lane / 4 + 8 * r) * W_LD + 8 * n + lane % 4 * 2) =
-                pack(x[n][2 * r], x[n][2 * r + 1]);
+                qb_bf16_pair(x[n][2 * r], x[n][2 * r + 1]);
 }
 
 /* sum (16, DIMS) += w (16, TILE) y (TILE, DIMS), y in rows of LD elements. */
@@ -147,13 +147,13 @@ __device__ __forceinline__ void add_product(float (&sum)[DIMS / 8][4], uint32_t 
 #pragma unroll
     for (int k = 0; k < TILE; k += 16) {
         uint32_t a[4];
-        load_matrices(a, w_from + k * 2);
+        qb__ldmatrix_x4(a, w_from + k * 2);
 #pragma unroll
         for (int d = 0; d < DIMS; d += 16) {
             uint32_t b[4];
-            load_transposed(b, y_from + (k * LD + d) * 2);
-            mma(sum[d / 8], a, b[0], b[1]);
-            mma(sum[d / 8 + 1], a, b[2], b[3]);
+            qb__ldmatrix_x4_trans(b, y_from + (k * LD + d) * 2);
+            qb__mma_bf16(sum[d / 8], a, b[0], b[1]);
+            qb__mma_bf16(sum[d / 8 + 1], a, b[2], b[3]);
         }
     }
 }
@@ -199,7 +199,7 @@ __device__ void store_sums(const float (&sum)[DIM / 16][4], float factor, __nv_b
 #pragma unroll
         for (int r = 0; r < 2; r++)
             *(uint32_t *)(tile + (row + 8 * r) * LD + column + 8 * n) =
-                pack(sum[n][2 * r] * factor, sum[n][2 * r + 1] * factor);
+                qb_bf16_pair(sum[n][2 * r] * factor, sum[n][2 * r + 1] * factor);
     __syncthreads();
     for (int i = threadIdx.x; i < TILE * DIM / 8; i += THREADS) {
         const int r = i / (DIM / 8), d = i % (DIM / 8) * 8;
@@ -224,11 +224,11 @@ template <side SIDE, int DIM> struct block {
     }
     __device__ uint32_t x(int which) const
     {
-        return smem_address(smem) + which * at::TILE_BYTES;
+        return qb_smem(smem) + which * at::TILE_BYTES;
     }
     __device__ uint32_t y(int stage, int which) const
     {
-        return smem_address(smem) + at::Y_AT + (stage * 2 + which) * at::TILE_BYTES;
+        return qb_smem(smem) + at::Y_AT + (stage * 2 + which) * at::TILE_BYTES;
     }
 
     __device__ void load_rows(uint32_t to, const __nv_bfloat16 *from, size_t stride, int head,
@@ -334,17 +334,17 @@ __global__ void __launch_bounds__(THREADS) backward(const train_params p)
     const int begin = clipped ? -n : 0;
     k.load_owned();
     k.load_passing(0, begin & 1);
-    commit();
+    qb__cp_async_commit();
     if constexpr (SIDE == QUERIES) {
         if (p.kind != QB_SOFTMAX_RELU && !clipped) make_delta(p, w, head, k.stats(0, 0));
         for (int r = 0; r < 2; r++) first[r] = p.first_stat(head, w.row + row + 8 * r);
     }
     for (int i = begin; i < n; i++) {
         const int now = i < 0 ? i + n : i, next = now + 1 == n ? 0 : now + 1, stage = i & 1;
-        wait<0>();
+        qb__cp_async_wait<0>();
         __syncthreads();
         if (i + 1 < n) k.load_passing(next, stage ^ 1);
-        commit();
+        qb__cp_async_commit();
         if constexpr (SIDE == QUERIES) {
             if (i < 0) {
                 add_delta(k, now, stage, first, second);
@@ -362,10 +362,9 @@ __global__ void __launch_bounds__(THREADS) backward(const train_params p)
         put(dp, k.weights(1) + place + half * HALF);
         asm volatile("bar.sync %0, 64;" ::"r"(1 + warp % 4) : "memory"); /* the rows' two warps */
         const uint32_t dims = half * DIM / 2 * 2;
-        add_product<DIM / 2, LD>(sum1, smem_address(k.weights(1) + place), k.y(stage, 0) + dims);
+        add_product<DIM / 2, LD>(sum1, qb_smem(k.weights(1) + place), k.y(stage, 0) + dims);
         if constexpr (SIDE == KEYS)
-            add_product<DIM / 2, LD>(sum2, smem_address(k.weights(0) + place),
-                                     k.y(stage, 1) + dims);
+            add_product<DIM / 2, LD>(sum2, qb_smem(k.weights(0) + place), k.y(stage, 1) + dims);
     }
     __syncthreads();
     const size_t to = (w.token + w.row) * p.d_qkv_stride + (size_t)w.owner * p.head_dim;

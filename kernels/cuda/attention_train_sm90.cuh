@@ -45,7 +45,7 @@ __device__ __forceinline__ void store_rows(const float (&x)[N], float factor, __
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const float *y = &x[4 * (i + j) + 2 * half];
-                part[j] = pack_bf16(y[0] * factor, y[1] * factor);
+                part[j] = qb_bf16_pair(y[0] * factor, y[1] * factor);
             }
             transpose_quad(part);
             if (row < n_rows)
@@ -112,8 +112,7 @@ __device__ __forceinline__ void make_p(float (&s)[N], V first, float scale, bool
     if (relu)
         each(s, first, [&](int i, float share) { return fmaxf(s[i] * scale, 0) * share; });
     else
-        each(s, first,
-             [&](int i, float lse2) { return attention_exp2(fmaf(s[i], scale_log2, -lse2)); });
+        each(s, first, [&](int i, float lse2) { return qb_exp2(fmaf(s[i], scale_log2, -lse2)); });
     if (!masked) return;
 #pragma unroll
     for (int i = 0; i < N; i++) {

@@ -89,12 +89,12 @@ __device__ __forceinline__ void softmax(float (&s)[KEYS / 2], attention_running 
         max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
         max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
         float shift = max == -CUDART_INF_F ? 0 : max * scale_log2, sum = 0;
-        rescale[r] = attention_exp2(fmaf(run.max[r], scale_log2, -shift));
+        rescale[r] = qb_exp2(fmaf(run.max[r], scale_log2, -shift));
 #pragma unroll
         for (int i = 0; i < KEYS / 8; i++) {
             float *x = &s[4 * i + 2 * r];
-            x[0] = attention_exp2(fmaf(x[0], scale_log2, -shift));
-            x[1] = attention_exp2(fmaf(x[1], scale_log2, -shift));
+            x[0] = qb_exp2(fmaf(x[0], scale_log2, -shift));
+            x[1] = qb_exp2(fmaf(x[1], scale_log2, -shift));
             sum += x[0] + x[1];
         }
         run.sum[r] = fmaf(run.sum[r], rescale[r], sum);
@@ -102,18 +102,12 @@ __device__ __forceinline__ void softmax(float (&s)[KEYS / 2], attention_running 
     }
 }
 
-static __device__ __forceinline__ uint32_t pack_bf16(float low, float high)
-{
-    __nv_bfloat162 x = __floats2bfloat162_rn(low, high);
-    return *(uint32_t *)&x;
-}
-
 /* p in bf16, as the A operand of the product with the values. */
 template <int KEYS>
 __device__ __forceinline__ void pack_p(const float (&s)[KEYS / 2], uint32_t (&p)[KEYS / 4])
 {
 #pragma unroll
-    for (int i = 0; i < KEYS / 4; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < KEYS / 4; i++) p[i] = qb_bf16_pair(s[2 * i], s[2 * i + 1]);
 }
 
 } // namespace attention_wgmma

@@ -75,8 +75,8 @@ __device__ __forceinline__ void unpack8(const uint4 &q, float out[8])
     const uint32_t w[4] = {q.x, q.y, q.z, q.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        out[2 * i] = __uint_as_float(w[i] << 16);
-        out[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+        out[2 * i] = qb_bf16_low(w[i]);
+        out[2 * i + 1] = qb_bf16_high(w[i]);
     }
 }
 
@@ -109,7 +109,7 @@ add_keys(const qb__chain_attention &p, partial &r, const float q[8], const uint4
 #pragma unroll
     for (int i = 0; i < N; i++)
         if (there[i] && !relu) most = fmaxf(most, s[i]);
-    const float keep = relu || r.most == most ? 1.0f : exp2_fast(r.most - most);
+    const float keep = relu || r.most == most ? 1.0f : qb_exp2(r.most - most);
     r.most = most;
     r.sum *= keep;
 #pragma unroll
@@ -119,7 +119,7 @@ add_keys(const qb__chain_attention &p, partial &r, const float q[8], const uint4
         float f = 0.0f, x[8];
         if (i >= n_some) continue;
         if (there[i])
-            f = relu ? fmaxf(s[i], 0.0f) * reciprocal((float)n_keys) : exp2_fast(s[i] - most);
+            f = relu ? fmaxf(s[i], 0.0f) * qb_reciprocal((float)n_keys) : qb_exp2(s[i] - most);
         r.sum += f;
         unpack8(v[i], x);
 #pragma unroll
@@ -130,7 +130,7 @@ add_keys(const qb__chain_attention &p, partial &r, const float q[8], const uint4
 __device__ __forceinline__ float part_weight(uint32_t softmax, float most, float all)
 {
     if (softmax == QB_SOFTMAX_RELU) return 1.0f;
-    return most == -INFINITY ? 0.0f : exp2_fast(most - all);
+    return most == -INFINITY ? 0.0f : qb_exp2(most - all);
 }
 
 __device__ __forceinline__ void merge_lanes(const qb__chain_attention &p, partial &r,
@@ -154,7 +154,7 @@ __device__ __forceinline__ void merge_lanes(const qb__chain_attention &p, partia
 /* Of q: base 2 for the exponentials; ReLU takes the scores as they are. */
 __device__ __forceinline__ float attention_scale(const qb__chain_attention &p)
 {
-    return p.softmax == QB_SOFTMAX_RELU ? p.scale : p.scale * 1.44269504088896341f;
+    return p.softmax == QB_SOFTMAX_RELU ? p.scale : p.scale * QB_LOG2E;
 }
 
 /* q, scaled, and the new token's k and v to shared memory; the block that has the last keys of one
@@ -176,7 +176,7 @@ __device__ __forceinline__ void load_head(const attender &c, const requantizer &
             c.s->q[d] = x * scale;
             continue;
         }
-        const uint16_t rounded = (uint16_t)pack_bf16(x, 0.0f);
+        const uint16_t rounded = (uint16_t)qb_bf16_pair(x, 0.0f);
         (which == 1 ? c.s->new_k : c.s->new_v)[d] = rounded;
         if (u.head != group * (int)p.repeat) continue;
         void *cache = which == 1 ? p.k_cache : p.v_cache;
@@ -309,7 +309,7 @@ __device__ __forceinline__ void load_plain_head(const attender &c, const head_pl
 #pragma unroll
             for (int e = 0; e < 4; e++) c.s->q[at.d + e] = v[e] * scale;
         } else {
-            const uint2 rounded = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+            const uint2 rounded = make_uint2(qb_bf16_pair(v[0], v[1]), qb_bf16_pair(v[2], v[3]));
             *(uint2 *)at.copy = rounded;
             if (at.cache) *(uint2 *)at.cache = rounded;
         }
@@ -360,7 +360,7 @@ __device__ __forceinline__ void sum_parts(const attender &c, int head, int rank)
     wait_for(&s->received, 0);
     float most = p.softmax == QB_SOFTMAX1 ? 0.0f : -INFINITY;
     for (int i = 0; i < (int)p.n_splits; i++) most = fmaxf(most, s->part_most_sum[i].x);
-    float total = p.softmax == QB_SOFTMAX1 ? exp2_fast(-most) : 0.0f, y = 0.0f;
+    float total = p.softmax == QB_SOFTMAX1 ? qb_exp2(-most) : 0.0f, y = 0.0f;
     for (int i = 0; i < (int)p.n_splits; i++) {
         const float f = part_weight(p.softmax, s->part_most_sum[i].x, most);
         total += f * s->part_most_sum[i].y;

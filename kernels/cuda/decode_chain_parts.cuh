@@ -5,9 +5,7 @@
 
 #include "kernels/cuda/decode_chain.h"
 #include "kernels/cuda/ptx.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
+#include "kernels/cuda/scalar.cuh"
 
 namespace qb_chain
 {
@@ -84,13 +82,6 @@ __device__ __forceinline__ int divide(int n, const qb__chain_divisor &d)
     return (int)__umulhi((uint32_t)n, d.magic) + (d.magic ? 0 : n);
 }
 
-__device__ __forceinline__ float reciprocal(float x) /* within 1 ulp */
-{
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* kernels/quantize.h (1): rint of the rounded quotient x / scale, without a division. `inverse` is
  * about 1 / scale and only picks the half h = n + 1/2 beside the quotient. fma(-h, scale, |x|) has
  * the sign of the true quotient minus h, and the rounded quotient is h itself where that difference
@@ -115,7 +106,7 @@ struct divisor {
     __device__ __forceinline__ divisor(float s)
     {
         up = s < 5.4e-20f ? 1152921504606846976.0f : 1.0f;
-        scale = s * up, inverse = reciprocal(scale);
+        scale = s * up, inverse = qb_reciprocal(scale);
     }
     __device__ __forceinline__ float code(float x) const
     {
@@ -166,39 +157,9 @@ struct requantizer {
     }
 };
 
-__device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float bf16_float(uint32_t bits16)
-{
-    return __uint_as_float(bits16 << 16);
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
-{
-    uint32_t r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-    return r;
-}
-
-__device__ __forceinline__ float gelu_tanh(float v) /* 0.5 v (1 + tanh u) = v sigmoid(2 u) */
-{
-    const float u = 0.79788456080286535588f * (v + 0.044715f * v * v * v);
-    return __fdividef(v, 1.0f + __expf(-2.0f * u));
-}
-
-__device__ __forceinline__ float swiglu(float up, float gate)
-{
-    return __fdividef(up * gate, 1.0f + __expf(-gate));
-}
-
 __device__ __forceinline__ float activate(uint32_t act, float v)
 {
-    return act == QB_ACT_RELU ? (v < 0.0f ? 0.0f : v) : gelu_tanh(v);
+    return act == QB_ACT_RELU ? (v < 0.0f ? 0.0f : v) : qb_gelu(v);
 }
 
 } // namespace qb_chain

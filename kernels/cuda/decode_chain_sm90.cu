@@ -387,7 +387,7 @@ __device__ __forceinline__ float output_of(const qb__chain_product &p, const hea
     const uint32_t i = row / TILE * 2 * TILE + row % TILE;
     const channel gate = load_channel<KIND>(p.l, ch.n == NONE ? NONE : ch.n + p.l.n / 2);
     const float up = scale_sum<KIND>(p.l, ch, sum_of<KIND, PLAIN>(p, h, smem, ch, i, sub), x_scale);
-    return swiglu(
+    return qb_swiglu(
         up,
         scale_sum<KIND>(p.l, gate, sum_of<KIND, PLAIN>(p, h, smem, gate, i + TILE, sub), x_scale));
 }
@@ -496,7 +496,7 @@ __global__ void __launch_bounds__(THREADS, N <= 2 ? 2 : 1)
     char *x = smem + QB__CHAIN_HEADER_BYTES;
     const int tid = (int)threadIdx.x;
     if (tid == CONSUMERS) init_ring(p, h);
-    qb_grid_launch_next();
+    qb__start_next_grid();
     const k_part part = part_of(p);
     const bool alone = p.n_ranks == 1;
     const tile_run run = run_of(p);
@@ -527,7 +527,7 @@ __global__ void __launch_bounds__(THREADS, N <= 2 ? 2 : 1)
     const walk way = walk_of<KIND>(p, part, smem, x, zero);
     typename sums<KIND>::type *const sums_at =
         (typename sums<KIND>::type *)(smem + p.sums_off + zero);
-    qb_grid_wait();
+    qb__wait_previous_grid();
     row<N> r;
     if (norm) {
         if constexpr (CAN_NORM) stage_norm<N, PLAIN>(p, h, constants, at, r, tid);
@@ -561,7 +561,7 @@ __global__ void __launch_bounds__(CONSUMERS)
     chain_attention(const __grid_constant__ qb__chain_attention a)
 {
     __shared__ attention_memory memory;
-    qb_grid_launch_next();
+    qb__start_next_grid();
     const int tid = (int)threadIdx.x;
     const attender c = {a, &memory, tid, tid / 32, tid % 32, *a.position};
     expect_parts(c);
@@ -571,7 +571,7 @@ __global__ void __launch_bounds__(CONSUMERS)
     load_keys(c, u, place_of(c), u.first, ahead);
     if (c.warp == 0) prefetch_cache(c, u);
     const head_place at = place_head(c, u);
-    qb_grid_wait();
+    qb__wait_previous_grid();
     if (PLAIN)
         load_plain_head(c, at, attention_scale(a));
     else
@@ -583,7 +583,7 @@ __global__ void __launch_bounds__(CONSUMERS)
 
 __global__ void chain_finish(const __grid_constant__ qb__chain_finish f)
 {
-    qb_grid_wait();
+    qb__wait_previous_grid();
     const requantizer finish(f.requant);
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < f.n) f.y[i] = finish.one(__ldcg(f.y + i), (int)i);

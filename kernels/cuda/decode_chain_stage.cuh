@@ -167,7 +167,8 @@ __device__ __forceinline__ void load_embedding(const qb__chain_product &p, int i
     const uint16_t *place =
         p.pos_embd ? p.pos_embd + (size_t)*p.position * p.table_stride + i : NULL;
 #pragma unroll
-    for (int e = 0; e < 4; e++) v[e] = bf16_float(token[e]) + (place ? bf16_float(place[e]) : 0.0f);
+    for (int e = 0; e < 4; e++)
+        v[e] = qb_bf16_low(token[e]) + (place ? qb_bf16_low(place[e]) : 0.0f);
 }
 
 /* x += requantised `in`; the blocks keep a part each of it for the next norm. Past the row's end
@@ -261,7 +262,7 @@ __device__ __forceinline__ void activate4(const qb__chain_product &p, const requ
     }
 #pragma unroll
     for (int e = 0; e < 4; e++)
-        v[e] = p.act == QB_ACT_SWIGLU ? swiglu(y[e], gate[e]) : activate(p.act, y[e]);
+        v[e] = p.act == QB_ACT_SWIGLU ? qb_swiglu(y[e], gate[e]) : activate(p.act, y[e]);
 }
 
 template <int N>
@@ -313,9 +314,8 @@ __device__ __forceinline__ void store_u4_scaled(const qb__chain_linear &l, int i
 #pragma unroll
         for (int e = 0; e < 4; e++) x[e] *= l.x_scale[i + e];
     }
-    const uint32_t lo = pack_bf16(x[0], x[1]), hi = pack_bf16(x[2], x[3]);
-    const float rounded[4] = {bf16_float(lo & 0xffff), bf16_float(lo >> 16),
-                              bf16_float(hi & 0xffff), bf16_float(hi >> 16)};
+    const uint32_t lo = qb_bf16_pair(x[0], x[1]), hi = qb_bf16_pair(x[2], x[3]);
+    const float rounded[4] = {qb_bf16_low(lo), qb_bf16_high(lo), qb_bf16_low(hi), qb_bf16_high(hi)};
 #pragma unroll
     for (int e = 0; e < 4; e++) {
         sums.x += rounded[e];
@@ -361,7 +361,7 @@ __device__ __forceinline__ float store_codes(const qb__chain_product &p, head *h
             for (int e = 0; e < 4; e++) most = fmaxf(most, fabsf(r.v[j][e]));
         scale = scale_of_bits(__float_as_uint(max_block(h->max, most, tid)));
     }
-    const float inverse = reciprocal(scale);
+    const float inverse = qb_reciprocal(scale);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         const int i = tid * 4 + j * STEP;
@@ -378,7 +378,7 @@ __device__ __forceinline__ void store_bf16(const row<N> &r, int x_bytes, char *x
         const int i = tid * 4 + j * STEP;
         if (i * 2 < x_bytes)
             *(uint2 *)(x + i * 2) =
-                make_uint2(pack_bf16(r.v[j][0], r.v[j][1]), pack_bf16(r.v[j][2], r.v[j][3]));
+                make_uint2(qb_bf16_pair(r.v[j][0], r.v[j][1]), qb_bf16_pair(r.v[j][2], r.v[j][3]));
     }
 }
 
@@ -396,9 +396,9 @@ __device__ __forceinline__ void store_u4(const qb__chain_product &p, head *h, co
             store_u4_scaled(p.l, i, r.v[j], x, sums);
             continue;
         }
-        const uint32_t lo = pack_bf16(r.v[j][0], r.v[j][1]), hi = pack_bf16(r.v[j][2], r.v[j][3]);
-        sums.x += bf16_float(lo & 0xffff) + bf16_float(lo >> 16) + bf16_float(hi & 0xffff) +
-                  bf16_float(hi >> 16);
+        const uint32_t lo = qb_bf16_pair(r.v[j][0], r.v[j][1]),
+                       hi = qb_bf16_pair(r.v[j][2], r.v[j][3]);
+        sums.x += qb_bf16_low(lo) + qb_bf16_high(lo) + qb_bf16_low(hi) + qb_bf16_high(hi);
         store_u4_order(x, i, lo, hi);
     }
     sums.x = sum_lanes<32>(sums.x);

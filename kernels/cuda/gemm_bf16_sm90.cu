@@ -17,7 +17,6 @@ constexpr int ROW_BYTES = 2 * BK, A_BYTES = BM * ROW_BYTES, B_BYTES = BN * ROW_B
 constexpr int STAGE_BYTES = A_BYTES + B_BYTES, SLICE_BYTES = 64 * 128, SLICES = BN / 64;
 constexpr int THREADS = 384;
 constexpr int TURN = 8; /* named barriers: 1 and 2 are a warpgroup's own, 8 and 9 the turns */
-constexpr float LOG2E = 1.4426950408889634f;
 
 struct params {
     CUtensorMap x, w, y, aux;
@@ -172,23 +171,6 @@ static __device__ __forceinline__ void multiply(float (&acc)[2][BN / 2], const R
 
 /* ---- what is done with a tile ---- */
 
-static __device__ __forceinline__ float exp2_of(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-/* GELU(x) = x s, s = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3), and its slope */
-static __device__ __forceinline__ void gelu(float x, float *y, float *slope)
-{
-    constexpr float C = 1.5957691216057308f; /* 2 sqrt(2 / pi) */
-    const float x2 = x * x, minus_2u = x * fmaf(x2, -0.044715f * C * LOG2E, -C * LOG2E);
-    const float s = __fdividef(1.0f, 1.0f + exp2_of(minus_2u));
-    *y = x * s;
-    *slope = fmaf(*y * (1.0f - s), fmaf(x2, 3.0f * 0.044715f * C, C), s);
-}
-
 /* A warpgroup's way to memory: slices of 64 x 64 through its slots of shared memory. */
 template <class R> struct finisher {
     const params &p;
@@ -247,7 +229,7 @@ static __device__ __forceinline__ void finish_exp(finisher<R> &f, float (&acc)[2
     }
 #pragma unroll
     for (int mi = 0; mi < 2; mi++) {
-        const float c[2] = {-LOG2E * shift[mi][0], -LOG2E * shift[mi][1]};
+        const float c[2] = {-QB_LOG2E * shift[mi][0], -QB_LOG2E * shift[mi][1]};
         float sum[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int s = 0; s < SLICES; s++) {
@@ -258,7 +240,7 @@ static __device__ __forceinline__ void finish_exp(finisher<R> &f, float (&acc)[2
                 float e[8];
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    e[i] = exp2_of(fmaf(acc[mi][32 * s + 4 * j + i], LOG2E, c[i / 2 % 2]));
+                    e[i] = qb_exp2(fmaf(acc[mi][32 * s + 4 * j + i], QB_LOG2E, c[i / 2 % 2]));
                     sum[i / 2 % 2] += e[i];
                 }
                 if (p.stores) f.put(slice, j, e);
@@ -307,7 +289,11 @@ static __device__ __forceinline__ void finish_gelu(finisher<R> &f, const float (
             for (int j = 0; j < 8; j += 2) {
                 float g[8], slope[8];
 #pragma unroll
-                for (int i = 0; i < 8; i++) gelu(acc[mi][32 * s + 4 * j + i], &g[i], &slope[i]);
+                for (int i = 0; i < 8; i++) {
+                    const float x = acc[mi][32 * s + 4 * j + i], share = qb_gelu_share(x);
+                    g[i] = x * share;
+                    slope[i] = qb_gelu_slope(x, g[i], share);
+                }
                 f.put(aux, j, slope);
                 f.put(y, j, g);
             }

@@ -2,6 +2,7 @@
  * multiply-adds in f32, k in order. And the pass that finishes a product of cuBLASLt's where it
  * has no epilogue for the case. */
 #include "kernels/cuda/gemm_float_internal.h"
+#include "kernels/cuda/scalar.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -28,7 +29,7 @@ __device__ __forceinline__ float activate(qb_epilogue_act act, float x)
 {
     if (act == QB_EPI_RELU) return x < 0.0f ? 0.0f : x;
     if (act == QB_EPI_NONE) return x;
-    return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+    return qb_gelu(x);
 }
 
 /* Rows first .. first + TILE - 1 of a (rows, k) matrix, DEPTH columns from k0, transposed. */

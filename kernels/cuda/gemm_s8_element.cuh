@@ -25,7 +25,7 @@ static __device__ __forceinline__ float finish(const qb_cuda_gemm_s8_args &a, in
         __fmul_rn(__ldg(a.x_scale + (size_t)m * a.x_scale_step), __ldg(a.w_scale + n));
     float z = __fmul_rn(__int2float_rn(acc), scale);
     if (a.bias) z = __fadd_rn(z, __ldg(a.bias + n));
-    if (a.act == QB_EPI_GELU) return gemm_s8::gelu(z);
+    if (a.act == QB_EPI_GELU) return qb_gelu(z);
     return a.act == QB_EPI_RELU && z < 0.0f ? 0.0f : z;
 }
 

@@ -102,7 +102,7 @@ static __device__ __forceinline__ void scale_tile(int (&acc)[N / 2], const qb__g
         scale_columns<N, false, false>(acc, at, x_scale);
     if (p.act == QB_EPI_GELU) {
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) acc[i] = __float_as_int(gelu(__int_as_float(acc[i])));
+        for (int i = 0; i < N / 2; i++) acc[i] = __float_as_int(qb_gelu(__int_as_float(acc[i])));
     } else if (p.act == QB_EPI_RELU) {
 #pragma unroll
         for (int i = 0; i < N / 2; i++) acc[i] = __int_as_float(acc[i]) < 0.0f ? 0 : acc[i];
@@ -327,8 +327,7 @@ add_loaded(const int (&acc)[N / 2], const qb__gemm_s8_params &p, place &at, cons
 
 static __device__ __forceinline__ uint32_t pack_bf16(int lo, int hi)
 {
-    __nv_bfloat162 v = __floats2bfloat162_rn(__int_as_float(lo), __int_as_float(hi));
-    return *(uint32_t *)&v;
+    return qb_bf16_pair(__int_as_float(lo), __int_as_float(hi));
 }
 
 template <int N, int SLOTS>

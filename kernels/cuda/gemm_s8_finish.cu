@@ -28,7 +28,7 @@ __device__ float value(const qb_cuda_gemm_s8_args &a, size_t row, size_t col, in
     float z =
         __fmul_rn(__int2float_rn(acc), __fmul_rn(a.x_scale[row * a.x_scale_step], a.w_scale[col]));
     if (a.bias) z = __fadd_rn(z, a.bias[col]);
-    if (a.act == QB_EPI_GELU) return gemm_s8::gelu(z);
+    if (a.act == QB_EPI_GELU) return qb_gelu(z);
     return a.act == QB_EPI_RELU && z < 0.0f ? 0.0f : z;
 }
 

@@ -39,8 +39,7 @@ qb_status launch(const qb_cuda_gemm_s8_args *args, int raster, qb_cuda_stream st
                       C::BN / C::CM));
     if (p.has_y)
         QB_TRY(encode_map(&p.y, args->out, args->y, args->n, args->m, args->y_stride, slice, 64));
-    for (int i = 0; p.n_tokens && i < 2; i++)
-        QB_TRY(encode_cache_map(&p.cache[i], args, i));
+    for (int i = 0; p.n_tokens && i < 2; i++) QB_TRY(encode_cache_map(&p.cache[i], args, i));
     if (p.has_residual)
         QB_TRY(encode_map(&p.residual, QB_CUDA_F32, args->residual, args->n, args->m,
                           args->residual_stride, 32, 64));

@@ -3,22 +3,10 @@
 #define QB_KERNELS_CUDA_GEMM_S8_MATH_CUH
 
 #include "kernels/cuda/gemm_s8.h"
+#include "kernels/cuda/scalar.cuh"
 
 namespace gemm_s8
 {
-
-/* x / (1 + exp(-2 u)) = 0.5 x (1 + tanh u), without the cancellation of the latter. Far out the
- * power overflows to infinity or flushes to 0, as it should. */
-static __device__ __forceinline__ float gelu(float x)
-{
-    const float u = x * fmaf(0.044715f * x, x, 1.0f);
-    float power, share;
-    asm("ex2.approx.ftz.f32 %0, %1;"
-        : "=f"(power)
-        : "f"(-2.0f * 0.79788456080286535588f * 1.4426950408889634f * u));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + power));
-    return x * share;
-}
 
 /* A scale prepared for division: the quotient of two floats by two Newton steps on the correctly
  * rounded reciprocal is the correctly rounded one (Markstein 1990), as long as nothing underflows;

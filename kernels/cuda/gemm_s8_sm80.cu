@@ -104,7 +104,7 @@ static __device__ __forceinline__ void finish_row(const product &p, int m, int n
 __global__ void __launch_bounds__(THREADS) gemm(const __grid_constant__ product p)
 {
     __shared__ __align__(128) unsigned char stages[STAGES * STAGE_BYTES];
-    const uint32_t shared = qb__shared_address(stages);
+    const uint32_t shared = qb_smem(stages);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int m0 = blockIdx.x * TILE, n0 = blockIdx.y * TILE;
     int acc[M16][N8][4] = {};

@@ -163,7 +163,7 @@ static __device__ __forceinline__ void produce(const qb__gemm_s8_params &p, cons
             load_w(p, r, in, t, early, k0 + early);
         }
     }
-    qb_grid_wait();
+    qb__wait_previous_grid();
     for (int unit = first_unit; unit < p.n_units_m * p.n_units_n; unit += unit_step) {
         const tile t = tile_of(p, in, unit);
         for (int k = k0; k < k1; k++) {
@@ -395,7 +395,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         qb_cluster_arrive();
         qb_cluster_wait();
     }
-    qb_grid_launch_next(); /* it waits for this one's end where it needs it */
+    qb__start_next_grid(); /* it waits for this one's end where it needs it */
 
     if (wg == 0) {
         if (C::WGS == 2) qb_regs_give<24>();
@@ -411,7 +411,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     } else {
         if (C::WGS == 2) qb_regs_take<240>();
         if (C::WGS == 3) qb_regs_take<160>();
-        qb_grid_wait();
+        qb__wait_previous_grid();
         consume<C>(p, r, in, lists, wg - 1, first_unit, unit_step);
     }
     if (C::CLUSTER > 1) { /* no block leaves while others may arrive at its barriers */

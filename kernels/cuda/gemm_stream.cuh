@@ -41,14 +41,6 @@ struct plan {
     int n_stages, received_at, bytes;
 };
 
-__device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, uint32_t bytes,
-                                          uint32_t bar)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(bar)
-                 : "memory");
-}
 __device__ __forceinline__ uint4 load_shared(uint32_t from)
 {
     uint4 v;
@@ -201,7 +193,7 @@ __device__ void copy_all(const plan &p, const share &s, char *shared, barriers &
         if (lane == 0) qb_mbar_expect(bar, n * F::UNIT_BYTES);
         __syncwarp();
         each_piece(i, [&](int offset, const char *from, int bytes) {
-            bulk_copy(to + offset, from, bytes, bar);
+            qb_bulk_load(to + offset, from, bar, bytes);
         });
     };
     const int ahead = min(total, p.n_stages);

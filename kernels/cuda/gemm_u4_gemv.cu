@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(MAX_WARPS * 32, DEPTH <= 4 && MODE != GROUPS ?
     const int first = (int)((long long)l.n_tiles * blockIdx.x / gridDim.x);
     const int n_tiles = (int)((long long)l.n_tiles * (blockIdx.x + 1) / gridDim.x) - first;
     const int per_output = (p.k_tiles - warp + n_warps - 1) / n_warps;
-    const uint32_t x_shared = qb__shared_address(shared);
+    const uint32_t x_shared = qb_smem(shared);
     /* of ldmatrix, in a tile: row lane % 8, chunk lane / 8 (and 4 more), swizzled */
     const uint32_t x_lane = x_shared + lane % 8 * 128 + ((lane / 8 ^ lane) & 3) * 16;
 

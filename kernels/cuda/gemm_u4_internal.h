@@ -121,7 +121,7 @@ __device__ __forceinline__ void qb__u4_zeros_by_input(const int16_t *x_zero_poin
 
 __device__ __forceinline__ float qb__u4_act(float z, int act)
 {
-    if (act == QB_EPI_GELU) return gemm_s8::gelu(z);
+    if (act == QB_EPI_GELU) return qb_gelu(z);
     return act == QB_EPI_RELU && z < 0.0f ? 0.0f : z;
 }
 

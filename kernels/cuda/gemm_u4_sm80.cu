@@ -105,7 +105,7 @@ __device__ __forceinline__ void fold(const slice &s, float acc[NT][TOK8][4],
 __global__ void __launch_bounds__(WARPS * 32) gemm(const __grid_constant__ qb__u4_product p)
 {
     __shared__ __align__(128) unsigned char stages[STAGES * STAGE_BYTES];
-    const uint32_t shared = qb__shared_address(stages);
+    const uint32_t shared = qb_smem(stages);
     const int lane = threadIdx.x % 32, m0 = blockIdx.x * TOKENS;
     const int n0 = blockIdx.y * WARPS * NT * 16 + threadIdx.x / 32 * NT * 16;
     float acc[NT][TOK8][4] = {}, part[NT][TOK8][4] = {};

@@ -83,17 +83,11 @@ static __device__ __forceinline__ void finish(float *acc, const affine &f, int a
     for (int c = 0; c < 32; c++) acc[c] = fmaf(acc[c], f.scale[c / 2 % 2], f.bias[c / 2 % 2]);
     if (act == QB_EPI_GELU) {
 #pragma unroll
-        for (int c = 0; c < 32; c++) acc[c] = gemm_s8::gelu(acc[c]);
+        for (int c = 0; c < 32; c++) acc[c] = qb_gelu(acc[c]);
     } else if (act == QB_EPI_RELU) {
 #pragma unroll
         for (int c = 0; c < 32; c++) acc[c] = acc[c] < 0.0f ? 0.0f : acc[c];
     }
-}
-
-static __device__ __forceinline__ uint32_t pack_bf16(float low, float high)
-{
-    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t *>(&v);
 }
 
 /* 64 channels of 64 tokens: rows of 64 channels in bf16, 128 bytes in 128-byte swizzle. */
@@ -104,8 +98,9 @@ static __device__ __forceinline__ void stage_bf16(const float *acc, uint32_t to,
     for (int j = 0; j < 8; j += 2) {
         const float *v = acc + 4 * j;
         const int row = j * 8 + token;
-        qb__stmatrix_x4_trans(to + row * 128 + ((chunk ^ (row & 7)) << 4), pack_bf16(v[0], v[1]),
-                              pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+        qb__stmatrix_x4_trans(to + row * 128 + ((chunk ^ (row & 7)) << 4), qb_bf16_pair(v[0], v[1]),
+                              qb_bf16_pair(v[2], v[3]), qb_bf16_pair(v[4], v[5]),
+                              qb_bf16_pair(v[6], v[7]));
     }
 }
 

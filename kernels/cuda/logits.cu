@@ -6,6 +6,7 @@
  *     kl = sum p (a - b) - lse_a + lse_b = D / S - lse_a + lse_b                                (1)
  */
 #include "kernels/cuda/logits.h"
+#include "kernels/cuda/scalar.cuh"
 
 #include <cuda_runtime.h>
 #include <math_constants.h>
@@ -57,9 +58,7 @@ __device__ __forceinline__ void load(const float *row, int first, int vocab,
 /* e^x to about 3 ulp for x <= 0, tiny results are 0. A NaN stays one, and spoils the sum. */
 __device__ __forceinline__ float power(float x)
 {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
-    return y;
+    return qb_exp2(x * QB_LOG2E);
 }
 
 /* What is subtracted: the maximum, or 0 as long as there is nothing but -inf. */

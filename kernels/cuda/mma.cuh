@@ -7,9 +7,10 @@
 
 #include <cuda_runtime.h>
 
-__device__ __forceinline__ uint32_t qb__shared_address(const void *pointer)
+/* Addresses of shared memory are 32 bits wide. */
+__device__ __forceinline__ uint32_t qb_smem(const void *p)
 {
-    return (uint32_t)__cvta_generic_to_shared(pointer);
+    return (uint32_t)__cvta_generic_to_shared(p);
 }
 
 /* 16 bytes that are read once: past L1, first to leave L2. */
@@ -42,6 +43,15 @@ template <int PENDING> __device__ __forceinline__ void qb__cp_async_wait()
 __device__ __forceinline__ void qb__ldmatrix_x4(uint32_t out[4], uint32_t row_shared)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(row_shared)
+                 : "memory");
+}
+
+/* The same, each matrix transposed. */
+__device__ __forceinline__ void qb__ldmatrix_x4_trans(uint32_t out[4], uint32_t row_shared)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(row_shared)
                  : "memory");

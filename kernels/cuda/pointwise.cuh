@@ -10,6 +10,7 @@
 #define QB_KERNELS_CUDA_POINTWISE_CUH
 
 #include "kernels/cuda/pointwise.h"
+#include "kernels/cuda/scalar.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -25,21 +26,6 @@ static inline qb_status qb_launched()
 }
 
 /* ---- units of N columns, as f32 ---- */
-
-static __device__ __forceinline__ float qb_bf16_low(uint32_t pair)
-{
-    return __uint_as_float(pair << 16);
-}
-static __device__ __forceinline__ float qb_bf16_high(uint32_t pair)
-{
-    return __uint_as_float(pair & 0xffff0000u);
-}
-static __device__ __forceinline__ uint32_t qb_bf16_pair(float low, float high)
-{
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
 
 static __device__ __forceinline__ float qb_load_one(const void *p, qb_cuda_dtype type, size_t at)
 {

@@ -9,38 +9,17 @@ enum act_pass { PASS_WHOLE, PASS_MAXIMUM, PASS_CODES };
 enum act_op { OP_NONE, OP_GELU, OP_RELU, OP_SWIGLU };
 enum { UNIT = 8, MOST_WIDTH = 32768 };
 
-/* v / (1 + e^-u), to about 3 ulp: two units of the special function pipe a value. For u -> -inf the
- * power overflows and the quotient is 0, as it should be. */
-__device__ __forceinline__ float times_sigmoid(float v, float minus_u_log2e)
-{
-    float power, reciprocal;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(minus_u_log2e));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(__fadd_rn(1.0f, power)));
-    return __fmul_rn(v, reciprocal);
-}
-
-/* 0.5 v (1 + tanh(w)) = v / (1 + e^(-2 w)), w = sqrt(2 / pi) (v + 0.044715 v^3) */
-__device__ __forceinline__ float gelu_tanh(float v)
-{
-    const float a = -2.0f * 1.4426950408889634f * 0.7978845608028654f, b = a * 0.044715f;
-    return times_sigmoid(v, __fmul_rn(v, __fmaf_rn(__fmul_rn(v, v), b, a)));
-}
-__device__ __forceinline__ float silu(float v)
-{
-    return times_sigmoid(v, __fmul_rn(v, -1.4426950408889634f));
-}
-
 __device__ __forceinline__ void activate(act_op op, const float (&gate)[UNIT], float (&v)[UNIT])
 {
     if (op == OP_GELU) {
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) v[i] = gelu_tanh(v[i]);
+        for (int i = 0; i < UNIT; i++) v[i] = qb_gelu(v[i]);
     } else if (op == OP_RELU) {
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[i] = v[i] < 0.0f ? 0.0f : v[i];
     } else if (op == OP_SWIGLU) {
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) v[i] = __fmul_rn(silu(gate[i]), v[i]);
+        for (int i = 0; i < UNIT; i++) v[i] = qb_swiglu(v[i], gate[i]);
     }
 }
 

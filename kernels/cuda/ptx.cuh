@@ -4,13 +4,10 @@
 #ifndef QB_KERNELS_CUDA_PTX_CUH
 #define QB_KERNELS_CUDA_PTX_CUH
 
+#include "kernels/cuda/mma.cuh"
+
 #include <cuda.h>
 #include <stdint.h>
-
-static __device__ __forceinline__ uint32_t qb_smem(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
 
 /* ---- mbarriers ---- */
 
@@ -300,17 +297,6 @@ static __device__ __forceinline__ void qb_stmatrix_x4(uint32_t addr, uint32_t a,
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr),
                  "r"(a), "r"(b), "r"(c), "r"(d)
                  : "memory");
-}
-
-/* Waits for the kernels before it where this one was launched to overlap them. */
-static __device__ __forceinline__ void qb_grid_wait(void)
-{
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-static __device__ __forceinline__ void qb_grid_launch_next(void)
-{
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 #endif

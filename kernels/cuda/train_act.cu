@@ -7,30 +7,15 @@ namespace
 {
 enum { UNIT = 8, THREADS = 256 };
 
-__device__ __forceinline__ float sigmoid(float x)
-{
-    return 1.0f / (1.0f + __expf(-x));
-}
-
-/* GELU by tanh (Hendrycks & Gimpel 2016): x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
-__device__ __forceinline__ float gelu(float x)
-{
-    const float u2 = 1.5957691216057308f * (x + 0.044715f * x * x * x);
-    return x * sigmoid(u2);
-}
-__device__ __forceinline__ float gelu_slope(float x)
-{
-    const float u2 = 1.5957691216057308f * (x + 0.044715f * x * x * x), s = sigmoid(u2);
-    return s + x * s * (1.0f - s) * 1.5957691216057308f * (1.0f + 0.134145f * x * x);
-}
-
 __device__ __forceinline__ float act(qb_act_kind kind, float x)
 {
-    return kind == QB_ACT_RELU ? fmaxf(x, 0.0f) : gelu(x);
+    return kind == QB_ACT_RELU ? fmaxf(x, 0.0f) : qb_gelu(x);
 }
 __device__ __forceinline__ float act_slope(qb_act_kind kind, float x)
 {
-    return kind == QB_ACT_RELU ? (x > 0.0f ? 1.0f : 0.0f) : gelu_slope(x);
+    if (kind == QB_ACT_RELU) return x > 0.0f ? 1.0f : 0.0f;
+    const float share = qb_gelu_share(x);
+    return qb_gelu_slope(x, x * share, share);
 }
 
 /* Unit of this thread, counted over all rows; false beyond the last. */
@@ -78,7 +63,7 @@ __global__ void __launch_bounds__(THREADS) act_rows(const __grid_constant__ qb_c
         float up[UNIT];
         load_any(a.pre, a.type, at + width, width - column, width % UNIT == 0, up);
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) v[i] = v[i] * sigmoid(v[i]) * up[i];
+        for (int i = 0; i < UNIT; i++) v[i] = qb_swiglu(up[i], v[i]);
     } else
 #pragma unroll
         for (int i = 0; i < UNIT; i++) v[i] = act(a.act, v[i]);
@@ -103,7 +88,7 @@ __global__ void __launch_bounds__(THREADS)
         load_any(a.pre, a.type, at + width, n_inside, aligned, up);
 #pragma unroll
         for (int i = 0; i < UNIT; i++) {
-            const float s = sigmoid(v[i]), silu = v[i] * s;
+            const float s = qb_sigmoid(v[i]), silu = v[i] * s;
             const float d_gate = dy[i] * up[i] * (s + silu * (1.0f - s));
             up[i] = dy[i] * silu;
             v[i] = d_gate;
@@ -153,7 +138,7 @@ __global__ void __launch_bounds__(THREADS) gate_rows(const __grid_constant__ qb_
     if (task >= a.m * a.n_heads) return;
     const size_t row = task / a.n_heads, head = task % a.n_heads;
     const size_t at = row * a.stride + head * a.head_dim;
-    const float s = sigmoid(qb_load_one(a.gate, a.type, row * a.gate_stride + head));
+    const float s = qb_sigmoid(qb_load_one(a.gate, a.type, row * a.gate_stride + head));
     for (size_t i = threadIdx.x % 32; i < a.head_dim; i += 32)
         qb_store_one(a.gated, a.type, at + i, s * qb_load_one(a.out, a.type, at + i));
 }
@@ -165,7 +150,7 @@ __global__ void __launch_bounds__(THREADS)
     if (task >= a.m * a.n_heads) return;
     const size_t row = task / a.n_heads, head = task % a.n_heads;
     const size_t at = row * a.stride + head * a.head_dim, gate_at = row * a.gate_stride + head;
-    const float s = sigmoid(qb_load_one(a.gate, a.type, gate_at));
+    const float s = qb_sigmoid(qb_load_one(a.gate, a.type, gate_at));
     float sum = 0.0f;
     for (size_t i = threadIdx.x % 32; i < a.head_dim; i += 32) {
         const float d = qb_load_one(a.d_gated, a.type, at + i);

@@ -3,8 +3,8 @@
  * d is the thread's fragment of a 64 x N tile: d[4 j + 2 h + i] is row 16 warp + lane / 4 + 8 h,
  * column 8 j + 2 (lane % 4) + i. qb_wgmma_bf16: both operands K-major in shared memory, or B with N
  * contiguous where it says B_IS_KN; accumulate = 0 overwrites d. qb_wgmma_bf16_ra: adds to d; A in
- * registers, as mma.m16n8k16 has it, B in shared memory with N contiguous. qb_wgmma_bf16_mn: both in
- * shared memory with M and N contiguous. */
+ * registers, as mma.m16n8k16 has it, B in shared memory with N contiguous. qb_wgmma_bf16_mn: both
+ * in shared memory with M and N contiguous. */
 #ifndef QB_KERNELS_CUDA_WGMMA_BF16_CUH
 #define QB_KERNELS_CUDA_WGMMA_BF16_CUH
 
