@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "core/progress.h"
 #include "infer/engine.h"
+#include "kernels/registry.h"
 #include "report/format.h"
 #include "train/loop.h"
 #include "train/presets.h"
@@ -145,6 +146,7 @@ static qb_status choose_device(train *t)
     const char *wanted;
     QB_TRY(take_local_gpu(t, own, &wanted));
     QB_TRY(qb_device_find(wanted, &device, &note));
+    QB_TRY(qb_kernel_force(qb_cli_string(t->cli, "kernel")));
     if (note && is_root(t)) qb_cli_note(t->cli, "no GPU is used: %s", note);
     const char *backend = qb_device_backend_name(&device);
     bool can = qb_trainer_has_device(backend) || strcmp(t->config.device, "auto");

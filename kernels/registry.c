@@ -7,6 +7,7 @@
 #include "kernels/cuda/attention_train.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/decode.h"
+#include "kernels/cuda/gemm_bf16.h"
 #include "kernels/cuda/gemm_float.h"
 #include "kernels/cuda/gemm_s8.h"
 #include "kernels/cuda/gemm_u4.h"
@@ -35,6 +36,14 @@
     {                                                                                              \
         NULL, 0                                                                                    \
     }
+#ifdef QB_WITH_CUDA
+/* Passes that the GPU has one kernel for, or one set: the list has a row of each, and their callers
+ * call them by name. */
+#define ONE(op)                                                                                    \
+    {                                                                                              \
+        (const qb_kernel_info[]){{op "/cuda", "cuda", QB_CUDA_SM80}, {0}}, sizeof(qb_kernel_info)  \
+    }
+#endif
 /* clang-format off */
 const qb_kernel_op qb_kernel_ops[] = {
     {"gemm_s8", "s8 x s8 -> s32 matrix product, scaled to f32", {CPU(gemm_s8), CUDA(gemm_s8)}},
@@ -47,7 +56,20 @@ const qb_kernel_op qb_kernel_ops[] = {
         {CPU(pointwise), CUDA(pointwise)}},
 #ifdef QB_WITH_CUDA
     {"gemm_float", "bf16 and f32 matrix products", {NONE, CUDA(gemm_float)}},
+    {"gemm_bf16", "products of a training step with GELU, its slope or the loss behind them",
+        {NONE, CUDA(gemm_bf16)}},
+    {"absmax", "largest magnitudes of a matrix", {NONE, ONE("absmax")}},
+    {"head_gates", "gates of attention's heads", {NONE, ONE("head_gates")}},
     {"attention_train", "causal attention and its gradients", {NONE, CUDA(attention_train)}},
+    {"train_embed", "embeddings and their gradients", {NONE, ONE("train_embed")}},
+    {"train_norm", "norms and their gradients", {NONE, ONE("train_norm")}},
+    {"train_act", "activations, biases, rotary positions, gates, and their gradients",
+        {NONE, ONE("train_act")}},
+    {"train_loss", "losses and the gradient of logits", {NONE, ONE("train_loss")}},
+    {"train_softmax", "the same of exponentials that the product leaves",
+        {NONE, ONE("train_softmax")}},
+    {"train_update", "norms of gradients, steps of the optimisers", {NONE, ONE("train_update")}},
+    {"ranks", "sums over the ranks of a training run", {NONE, ONE("ranks")}},
     {"logits", "statistics of rows of logits", {NONE, CUDA(logits)}},
     {"decode", "one token of one sequence through a whole model", {NONE, CUDA(decode)}},
 #endif

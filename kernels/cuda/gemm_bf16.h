@@ -11,7 +11,7 @@
  *
  * sums[t, i] is the f32 sum of (2) over the columns t * QB_BF16_TILE to (t + 1) * QB_BF16_TILE of
  * row i; where it is no number, or above QB_BF16_MOST, maxima[t, i] is the largest z there. y NULL:
- * the sums alone. Sums have a fixed order. Needs Hopper; queued. */
+ * the sums alone. Sums have a fixed order. Queued. */
 #ifndef QB_KERNELS_CUDA_GEMM_BF16_H
 #define QB_KERNELS_CUDA_GEMM_BF16_H
 
@@ -43,7 +43,15 @@ typedef struct qb_cuda_gemm_bf16_args {
     const int32_t *run;   /* NULL, or nothing happens where it is 0 */
 } qb_cuda_gemm_bf16_args;
 
-/* NULL, or why cuBLASLt and passes of their own have to do it. */
+typedef struct qb_cuda_gemm_bf16_row {
+    qb_kernel_info info;
+    const char *(*refuse)(const qb_cuda_gemm_bf16_args *args); /* NULL = takes all */
+    /* NULL: the caller does it, by products of cublaslt.h and passes of train.h */
+    qb_status (*run)(const qb_cuda_gemm_bf16_args *args, qb_cuda_stream stream);
+} qb_cuda_gemm_bf16_row;
+extern const qb_cuda_gemm_bf16_row qb_cuda_gemm_bf16_kernels[]; /* ends with a zero row */
+
+/* NULL, or why the caller has to do it. */
 const char *qb_cuda_gemm_bf16_refuse(const qb_cuda_gemm_bf16_args *args);
 qb_status qb_cuda_gemm_bf16(const qb_cuda_gemm_bf16_args *args, qb_cuda_stream stream);
 

@@ -4,7 +4,7 @@
  * take turns, one multiplying its tile of 128 x 192 while the other finishes the one before. Two
  * blocks of a cluster lie one above the other and share the columns of w: each loads half of them
  * and multicasts it. Clusters stay and take units of the raster order. */
-#include "kernels/cuda/gemm_bf16.h"
+#include "kernels/cuda/gemm_bf16_internal.h"
 #include "kernels/cuda/pointwise.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
@@ -534,9 +534,8 @@ static bool fits_copy(const void *base, size_t stride)
     return (uintptr_t)base % 16 == 0 && stride % 8 == 0;
 }
 
-const char *qb_cuda_gemm_bf16_refuse(const qb_cuda_gemm_bf16_args *a)
+const char *qb__cuda_gemm_bf16_refuse_sm90(const qb_cuda_gemm_bf16_args *a)
 {
-    if (!(qb_cuda_features(qb_cuda_current()) & QB_CUDA_SM90A)) return "no Hopper GPU";
     if (a->m > INT32_MAX / 2 || a->n > INT32_MAX / 2) return "m or n too large";
     if (!fits_copy(a->x, a->x_stride) || !fits_copy(a->w, a->w_stride) ||
         (a->y && !fits_copy(a->y, a->y_stride)) || (a->aux && !fits_copy(a->aux, a->aux_stride)))
@@ -544,7 +543,7 @@ const char *qb_cuda_gemm_bf16_refuse(const qb_cuda_gemm_bf16_args *a)
     return NULL;
 }
 
-qb_status qb_cuda_gemm_bf16(const qb_cuda_gemm_bf16_args *a, qb_cuda_stream stream)
+qb_status qb__cuda_gemm_bf16_sm90(const qb_cuda_gemm_bf16_args *a, qb_cuda_stream stream)
 {
     switch (a->epilogue) {
     case QB_BF16_EXP:

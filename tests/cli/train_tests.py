@@ -320,6 +320,7 @@ def test_train_usage_errors(folder):
         ([*TINY, *out, "--micro-batch", "3"], "micro-batch"),
         ([*TINY, *out, "--n-heads", "5", "--n-kv-heads", "2"], "n_kv_heads"),
         ([*TINY, *out, "--device", "tpu"], "tpu"), ([*TINY, *out, "extra"], "extra"),
+        ([*TINY, *out, "--kernel", "gemm_f32/nosuch"], "gemm_f32/nosuch"),
     ]
     for args, hint in cases:
         assert hint in train(*args, code=2).err.decode(), args

@@ -261,11 +261,30 @@ static void large_sums(void **state)
     destroy(&p);
 }
 
+/* cuBLASLt's row is the caller's own products and passes: whoever asks is told to do it. */
+static void the_other_row_can_be_forced(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    problem p = make(QB_BF16_GELU, 128, 192, 64, 3);
+    const char *why = qb_cuda_gemm_bf16_refuse(&p.args);
+    if (!why && qb_kernel_force("gemm_bf16/cublaslt") == QB_OK) {
+        assert_string_equal(qb_cuda_gemm_bf16_refuse(&p.args), "not forced");
+        assert_int_equal(qb_cuda_gemm_bf16(&p.args, NULL), QB_ERR_UNSUPPORTED);
+        QB_CHECK_OK(qb_kernel_force("gemm_bf16/sm90"));
+        QB_CHECK_OK(qb_cuda_gemm_bf16(&p.args, NULL));
+        QB_CHECK_OK(qb_kernel_force(NULL));
+    }
+    destroy(&p);
+    if (why) QB_SKIP("%s", why);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(exponentials), cmocka_unit_test(gelus),      cmocka_unit_test(factors),
-        cmocka_unit_test(relus),        cmocka_unit_test(large_sums),
+        cmocka_unit_test(exponentials), cmocka_unit_test(gelus),
+        cmocka_unit_test(factors),      cmocka_unit_test(relus),
+        cmocka_unit_test(large_sums),   cmocka_unit_test(the_other_row_can_be_forced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
