@@ -233,7 +233,8 @@ static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b
     if (has_text) QB_TRY(qb__compare_quality(pair, options));
     QB_TRY(compare_speed(pair, options));
     compare_memory(pair);
-    if (!options->across && !equal_at(pair->a, pair->b, "model.sha256"))
+    bool known = pair->a->model.sha256 && pair->b->model.sha256; /* a folder has none */
+    if (known && !options->across && !equal_at(pair->a, pair->b, "model.sha256"))
         QB_TRY(note(pair, "other weights", "model.sha256"));
     for (size_t i = 0; i < QB_FIGURE_COUNT; i++)
         pair->changes[i].verdict =

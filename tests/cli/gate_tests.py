@@ -1,7 +1,11 @@
 """qbench compare and gate: exit codes, every output, models run by the gate itself, and regressions
 put in on purpose: a perturbed weight, a slower kernel, slower samples, a worse window."""
 import json
+import os
+import re
 import struct
+import subprocess
+import textwrap
 import xml.etree.ElementTree
 
 import support
@@ -25,17 +29,14 @@ def edit(path, out, change):
     return out
 
 
-def scaled_model(folder, name, factor):
-    """The tiny model with one tensor's values times a factor."""
-    tiny_models.write_hf_folder(folder)
-    path = folder / "model.safetensors"
+def scale_tensor(path, name, factor):
+    """One tensor's values (f32) of a safetensors file times a factor."""
     data = bytearray(path.read_bytes())
     n, = struct.unpack_from("<Q", data)
     begin, end = json.loads(data[8:8 + n])[name]["data_offsets"]
     values = struct.unpack_from(f"<{(end - begin) // 4}f", data, 8 + n + begin)
     struct.pack_into(f"<{len(values)}f", data, 8 + n + begin, *(factor * x for x in values))
     path.write_bytes(data)
-    return folder
 
 
 def slower(factor):
@@ -198,8 +199,8 @@ def test_gate_runs_the_model(own):
     gate = ["gate", "--quiet", "--baseline", base, "--max-memory-growth", "0%", "--max-ppl-delta"]
     kept = expect(qbench(*gate, "0%", model)).out
     assert kept.count(b"perplexity equal") == 2, kept
-    (own / "new").mkdir()
-    worse = scaled_model(own / "new" / "m", "transformer.wte.weight", 1.05)
+    worse = tiny_models.write_hf_folder(own / "new" / "m")
+    scale_tensor(worse / "model.safetensors", "transformer.wte.weight", 1.05)
     done = expect(qbench(*gate, "0.5%", worse), 1)
     assert done.out.count(b"broken ") == 2 and done.out.count(b": perplexity +") == 2, done
     text = own / "t.txt"
@@ -217,3 +218,51 @@ def test_gate_catches_a_slower_kernel(own):
     done = qbench("gate", "--quiet", "--baseline", base, "--max-slowdown", "3%", "--kernel",
                   "gemm_s8/ref,gemm_f32/ref,attention/ref", model)
     assert done.code == 1 and b"broken " in done.out, done
+
+
+def shipped():
+    model, base = (support.ROOT / "share" / path for path in
+                   ("models/gpt2-8m-ours.bin", "baselines/gpt2-8m.json"))
+    if not model.exists():
+        raise support.Skip("share/models/gpt2-8m-ours.bin is not here")
+    return model, base
+
+
+def test_gate_of_a_shipped_model(own):
+    """Kept as it is; broken with one tensor of 33 by half larger, and with another softmax."""
+    model, base = shipped()
+    results = json.loads(base.read_text())
+    results["results"] = [r for r in results["results"] if r["scheme"]["name"] == "fine"]
+    (own / "base.json").write_text(json.dumps(results))
+    gate = ["gate", "--quiet", "--baseline", own / "base.json", "--max-ppl-delta", "0.5%"]
+    kept = expect(qbench(*gate, model))
+    assert kept.out.startswith(b"kept       gpt2-8m-ours, fine: perplexity"), kept
+    folder = own / "gpt2-8m-ours"
+    expect(qbench("convert", "--quiet", "--dtype", "f32", model, own / "f32.bin"))
+    expect(qbench("convert", "--quiet", own / "f32.bin", f"{folder}/"))
+    scale_tensor(folder / "model.safetensors", "transformer.h.2.mlp.c_proj.weight", 1.5)
+    done = expect(qbench(*gate, folder), 1)
+    assert b"broken     " in done.out, done
+    other = own / "other.bin"
+    expect(qbench("convert", "--quiet", "--softmax", "softmax", "--name", "gpt2-8m-ours", model, other))
+    assert b"broken     gpt2-8m-ours" in expect(qbench(*gate, other), 1).out
+
+
+def test_gate_step_of_the_action(own):
+    """The script of action.yml as the runner would run it."""
+    model = tiny_models.write_hf_folder(own / "m")
+    base = record(model, own / "base.json", "--scheme", "fine", *QUALITY)
+    action = (support.ROOT / "action.yml").read_text()
+    script = textwrap.dedent(action.split("      run: |\n")[1])
+    inputs = dict(re.findall(r"^        (\w+): \$\{\{ inputs\.(\w+) \}\}", action, re.M))
+    assert sorted(inputs.values()) == ["baseline", "junit", "limits", "target"]
+    for limit, code in (("1%", 0), ("99.999%", 1)):
+        env = {**support.BASE_ENV, "QBENCH": support.QBENCH, "BASELINE": str(base),
+               "TARGET": str(model), "LIMITS": f"--max-ppl-delta 1% --min-top1 {limit}",
+               "JUNIT": "gate.xml"}
+        done = subprocess.run(["sh", "-e", "-c", script], cwd=own, env=env, check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert done.returncode == code, done
+        assert (b"::error file=" in done.stdout) == bool(code), done
+        assert (own / "gate.xml").exists()
+    assert os.path.exists(support.ROOT / "Makefile") and "make PRESET=cpu" in action
