@@ -13,7 +13,8 @@ namespace qb_chain
 constexpr int WARPS = QB__CHAIN_WARPS, CONSUMERS = QB__CHAIN_CONSUMERS;
 constexpr int THREADS = QB__CHAIN_THREADS, TILE = QB__CHAIN_TILE;
 constexpr int STEP = CONSUMERS * 4;             /* elements that the threads stage at once */
-constexpr long long SPIN_CLOCKS = 4000000000ll; /* about 2 s: a lost signal ends in a fault */
+/* About 20 s: a lost signal ends in a fault. Under compute-sanitizer a wait takes seconds. */
+constexpr long long SPIN_CLOCKS = 40000000000ll;
 
 /* Until the phase with that parity ends. */
 __device__ __forceinline__ void wait_for(const uint64_t *barrier, uint32_t parity)
