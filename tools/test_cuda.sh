@@ -4,7 +4,8 @@ set -u
 
 usage() {
     cat <<EOT
-usage: tools/test_cuda.sh [--sanitize] [--only PATTERN] [--jobs N] [--budget S] [FOLDER]
+usage: tools/test_cuda.sh [--sanitize | --tools LIST] [--only PATTERN] [--jobs N] [--budget S]
+                          [--logs LOGS] [FOLDER]
 
 Runs the programs test_cuda_* of FOLDER (default: build/tests/cuda of this
 checkout; build them with \`make test-cuda\`). Without a GPU each test is skipped
@@ -14,10 +15,12 @@ with the reason. The last line is \`N passed, N failed, N skipped\`.
                 initcheck and synccheck, at reduced sizes (QB_TEST_SMALL=1) and
                 without cuBLASLt, whose kernels are not ours to check; a program
                 under a tool counts as one test
+--tools LIST    under these only, of plain,memcheck,racecheck,initcheck,synccheck
 --only PATTERN  only programs whose name matches the shell pattern
 --jobs N        programs at a time (default 4)
 --budget S      seconds after which nothing more is started; what was running
                 is ended (default: none)
+--logs LOGS     keeps what the programs and the tools say in this folder
 
 A program may take QB_TEST_SECONDS (default 300), under a tool four times that.
 
@@ -30,11 +33,11 @@ die() {
     exit 2
 }
 
-sanitize='' only='*' jobs=4 budget=100000 folder=$(dirname -- "$0")/../build/tests/cuda
+tools=plain only='*' jobs=4 budget=100000 logs='' folder=$(dirname -- "$0")/../build/tests/cuda
 while [ $# -gt 0 ]; do
     case $1 in
-    --sanitize) sanitize=1 ;;
-    --only | --jobs | --budget)
+    --sanitize) tools=plain,memcheck,racecheck,initcheck,synccheck ;;
+    --tools | --only | --jobs | --budget | --logs)
         [ $# -gt 1 ] || { usage >&2; exit 2; }
         declare "${1#--}=$2"
         shift
@@ -47,8 +50,12 @@ while [ $# -gt 0 ]; do
 done
 seconds=${QB_TEST_SECONDS:-300}
 passed=0 failed=0 skipped=0 n_hidden=0
-logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+if [ -n "$logs" ]; then
+    mkdir -p "$logs" && logs=$(cd "$logs" && pwd) || die "folder $logs: cannot be made"
+else
+    logs=$(mktemp -d)
+    trap 'rm -rf "$logs"' EXIT
+fi
 
 find_sanitizer() {
     for sanitizer in compute-sanitizer /usr/local/cuda/bin/compute-sanitizer \
@@ -59,13 +66,22 @@ find_sanitizer() {
 }
 
 run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-sanitizer's
-    if [ "$1" = plain ]; then
+    local options=()
+    case $1 in
+    plain)
         timeout "$3" "./$2"
-    else # errors of calls are the tests' own matter: some provoke them
-        QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
-            timeout "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --report-api-errors no \
-            --print-limit 20 "./$2"
-    fi
+        return
+        ;;
+    memcheck) options=(--report-api-errors no) ;; # the tests' own matter: some provoke them
+    racecheck) options=(--racecheck-num-workers 2) ;;
+    initcheck) # the tests copy whole buffers back, with what no kernel has to write
+        export QB_TEST_BARE=1
+        options=(--check-api-memory-access no)
+        ;;
+    esac
+    QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
+        timeout "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit 20 --max-connections 100 \
+        ${options[@]+"${options[@]}"} "./$2"
 }
 
 run_job() { # run_job TOOL PROGRAM: leaves a log, then the exit code
@@ -166,13 +182,21 @@ for program in test_cuda_*; do
 done
 [ ${#programs[@]} -gt 0 ] ||
     die "programs test_cuda_* in $folder: found none, expected those of make test-cuda"
-run_tools plain
-if [ -n "$sanitize" ]; then
-    if [ $((passed + failed)) -eq 0 ]; then
+IFS=, read -ra tools <<<"$tools"
+watched=()
+for tool in "${tools[@]}"; do
+    case $tool in
+    plain) run_tools plain ;;
+    memcheck | racecheck | initcheck | synccheck) watched+=("$tool") ;;
+    *) die "tool $tool: expected plain, memcheck, racecheck, initcheck or synccheck" ;;
+    esac
+done
+if [ ${#watched[@]} -gt 0 ]; then
+    if [ "${tools[0]}" = plain ] && [ $((passed + failed)) -eq 0 ]; then
         n_hidden=1
         echo "        skipped: compute-sanitizer, since no test ran"
     elif find_sanitizer; then
-        run_tools memcheck racecheck initcheck synccheck
+        run_tools "${watched[@]}"
     else
         n_hidden=1
         echo "        skipped: compute-sanitizer is not installed"
