@@ -12,7 +12,7 @@ namespace qb_chain
 
 constexpr int WARPS = QB__CHAIN_WARPS, CONSUMERS = QB__CHAIN_CONSUMERS;
 constexpr int THREADS = QB__CHAIN_THREADS, TILE = QB__CHAIN_TILE;
-constexpr int STEP = CONSUMERS * 4;             /* elements that the threads stage at once */
+constexpr int STEP = CONSUMERS * 4; /* elements that the threads stage at once */
 /* About 20 s: a lost signal ends in a fault. Under compute-sanitizer a wait takes seconds. */
 constexpr long long SPIN_CLOCKS = 40000000000ll;
 

@@ -17,19 +17,24 @@
         QB_CHECK_OK(qb_cuda_use(0));                                                               \
     } while (0)
 
-/* QB_TEST_SMALL is set: compute-sanitizer slows kernels by a hundred times, take the small shapes.
- */
+/* QB_TEST_SMALL is set, as under compute-sanitizer, which slows launches and calls by a hundred
+ * times: a test takes the least that still runs each kernel and each of its branches. */
 bool qb_test_is_small(void);
 
 /* Device memory between two guard zones. upload: with a copy of `host`; poison: filled with bytes
- * 0xA5, so that what a kernel leaves out is seen. Failing to get it fails the test. */
+ * 0xA5, so that what a kernel leaves out is seen. Failing to get it fails the test.
+ *
+ * With QB_TEST_SMALL there are no guard zones, since the sanitiser knows the exact end of each
+ * allocation, and QB_TEST_BARE leaves poison out, since a buffer that was filled counts as
+ * initialised: initcheck is to see what a kernel reads before one has written it. */
 void *qb_gpu_upload(const void *host, size_t bytes);
 void *qb_gpu_poison(size_t bytes);
 /* Waits for the device, fails on a kernel's fault and copies the buffer's first `bytes` back. */
 void qb_gpu_fetch(void *host, const void *dev, size_t bytes);
 /* Fails if a guard zone was written; NULL is accepted. */
 void qb_gpu_free(void *dev);
-/* True for each element that still is poison: a row to be written was not. */
+/* True where all bytes still are poison, so nothing was written; with QB_TEST_BARE it is not known
+ * and true. */
 bool qb_gpu_is_poison(const void *host, size_t bytes);
 
 #endif

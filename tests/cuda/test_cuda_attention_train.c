@@ -530,6 +530,7 @@ static void sweep(qb_cuda_dtype type, const char *what)
     for (size_t d = 0; d < QB_COUNT(dims); d++)
         for (size_t t = 0; t < (small || d > 1 ? 3 : d || !bf16 ? 5 : QB_COUNT(lengths)); t++)
             for (int i = 0; i < (lengths[t] > 130 ? 2 : QB_SOFTMAX_COUNT); i++, draw++) {
+                if (small && (!bf16 || d > 1) && (d + t + (size_t)i) % 5) continue;
                 uint32_t x = qb_rng_u32(7, QB_STREAM_TEST, draw);
                 const size_t *h = heads[x % (lengths[t] > 130 ? 3 : QB_COUNT(heads))];
                 check_shape((shape){.batch = 1 + (x >> 8) % 2,
@@ -571,9 +572,10 @@ static void common_shapes_equal_the_reference(void **state)
         {34, 300, 3, 3, 64},   {9, 600, 12, 12, 64}, {17, 449, 6, 6, 64},
         {2, 512, 12, 4, 64},   {1, 1000, 2, 1, 128}, {6, 384, 12, 12, 128}};
     tally tallies[8] = {0};
-    for (size_t i = 0; i < (qb_test_is_small() ? 1 : 2 * QB_COUNT(sizes)); i++) {
+    bool small = qb_test_is_small();
+    for (size_t i = small; i < (small ? 3 : 2 * QB_COUNT(sizes)); i++) {
         const size_t *z = sizes[i % QB_COUNT(sizes)];
-        check_shape((shape){.batch = z[0],
+        check_shape((shape){.batch = small ? z[0] / 3 + 1 : z[0],
                             .n_tokens = z[1],
                             .n_heads = z[2],
                             .n_kv_heads = z[3],
@@ -637,7 +639,7 @@ static void some_row_takes_anything(void **state)
 static int pool_create(void **state)
 {
     (void)state;
-    return qb_pool_create(0, &pool) != QB_OK;
+    return qb_pool_create(qb_test_is_small() ? 2 : 0, &pool) != QB_OK;
 }
 static int pool_destroy(void **state)
 {

@@ -146,13 +146,15 @@ static void gates_equal_the_formula(void **state)
     static const size_t widths[] = {1, 30, 64, 257, 768, 2048};
     static const size_t heads[][2] = {{1, 5}, {3, 10}, {8, 64}, {16, 128}, {33, 16}};
     for (size_t i = 0; i < QB_COUNT(widths); i++)
-        for (size_t h = 0; h < QB_COUNT(heads); h++)
+        for (size_t h = 0; h < QB_COUNT(heads); h++) {
+            if (qb_test_is_small() && (i + h) % QB_COUNT(heads)) continue;
             for (int k = 0; k < 2 * QB_NORM_COUNT; k++) {
                 gates_case t = {1 + (i + h) % 7,       widths[i],
                                 heads[h][0],           heads[h][1],
                                 (qb_norm_kind)(k / 2), k % 2 ? QB_CUDA_BF16 : QB_CUDA_F32};
                 check(&t, 10 * i + h);
             }
+        }
 }
 
 static void too_many_heads_are_refused(void **state)

@@ -167,7 +167,7 @@ static void usual_sizes(void **state)
     static const struct {
         size_t d_model, n_heads, context;
     } sizes[] = {{128, 2, 64}, {256, 2, 128}, {256, 4, 256}, {512, 8, 96}};
-    for (size_t i = 0; i < QB_COUNT(sizes); i++)
+    for (size_t i = 0; i < (qb_test_is_small() ? 1 : QB_COUNT(sizes)); i++)
         for (int softmax = 0; softmax < 2; softmax++) {
             qb_config c = qb_test_tiny_config("gpt2");
             c.d_model = sizes[i].d_model;
@@ -242,7 +242,8 @@ static void compare_training(const char *optimizer, const qb_rotation *rotation,
         o.rotation = *rotation;
         o.settings.weight_decay = decay;
         both[i] = fixture_create(&config, &o);
-        for (uint64_t t = 1; t <= 5; t++) stats[i] = step(&both[i], 1e-3, t);
+        for (uint64_t t = 1; t <= (qb_test_is_small() ? 2 : 5); t++)
+            stats[i] = step(&both[i], 1e-3, t);
         QB_CHECK_OK(qb_trainer_get_weights(both[i].trainer, both[i].gradients));
     }
     double worst = 0, moved = 0;
@@ -282,7 +283,7 @@ static void bits_repeat(void **state)
             qb_trainer_options o = options_of("orthoadam", "cuda", false);
             o.recompute = i == 2;
             fixture f = fixture_create(&config, &o);
-            for (uint64_t t = 1; t <= 3; t++) step(&f, 1e-3, t);
+            for (uint64_t t = 1; t <= (qb_test_is_small() ? 2 : 3); t++) step(&f, 1e-3, t);
             QB_CHECK_OK(qb_trainer_get_weights(f.trainer, f.weights));
             if (first) assert_memory_equal(first, f.weights, f.params->n_elems * sizeof *first);
             if (!first) first = f.weights, f.weights = NULL;
