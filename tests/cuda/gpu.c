@@ -19,7 +19,7 @@ bool qb_test_is_small(void)
     return getenv("QB_TEST_SMALL") != NULL;
 }
 
-static bool is_bare(void)
+bool qb_test_is_bare(void)
 {
     return getenv("QB_TEST_BARE") != NULL;
 }
@@ -64,7 +64,7 @@ void *qb_gpu_upload(const void *host, size_t bytes)
 void *qb_gpu_poison(size_t bytes)
 {
     void *dev = guarded(bytes);
-    if (!is_bare()) fill(dev, POISON_BYTE, bytes);
+    if (!qb_test_is_bare()) fill(dev, POISON_BYTE, bytes);
     return dev;
 }
 
@@ -104,7 +104,7 @@ void qb_gpu_free(void *dev)
 bool qb_gpu_is_poison(const void *host, size_t bytes)
 {
     const unsigned char *p = host;
-    if (is_bare()) return true;
+    if (qb_test_is_bare()) return true;
     for (size_t i = 0; i < bytes; i++)
         if (p[i] != POISON_BYTE) return false;
     return true;

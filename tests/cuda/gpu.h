@@ -20,12 +20,14 @@
 /* QB_TEST_SMALL is set, as under compute-sanitizer, which slows launches and calls by a hundred
  * times: a test takes the least that still runs each kernel and each of its branches. */
 bool qb_test_is_small(void);
+/* QB_TEST_BARE is set: what no kernel has to write is left as it was allocated. */
+bool qb_test_is_bare(void);
 
 /* Device memory between two guard zones. upload: with a copy of `host`; poison: filled with bytes
  * 0xA5, so that what a kernel leaves out is seen. Failing to get it fails the test.
  *
  * With QB_TEST_SMALL there are no guard zones, since the sanitiser knows the exact end of each
- * allocation, and QB_TEST_BARE leaves poison out, since a buffer that was filled counts as
+ * allocation, and with QB_TEST_BARE no poison, since a buffer that was filled counts as
  * initialised: initcheck is to see what a kernel reads before one has written it. */
 void *qb_gpu_upload(const void *host, size_t bytes);
 void *qb_gpu_poison(size_t bytes);

@@ -68,6 +68,8 @@ static float *run(const rig *r, qb_backbone *backbone, const qb_scheme *scheme, 
 
 static void check_full(const qb_config *config, const char *what)
 {
+    static size_t n_before;
+    if (qb_test_is_small() && n_before++ % 3) return;
     rig r = rig_create(config);
     double *want = malloc(r.n_logits * sizeof *want), top = 0;
     qb_test_forward(r.model, r.tokens, BATCH, TOKENS, want);
@@ -207,11 +209,13 @@ static void decode_continues_prefill(void **state)
             config.d_model = config.n_heads * config.head_dim;
         }
         rig r = rig_create(&config);
-        for (size_t i = 0; i < QB_COUNT(cases); i++)
+        for (size_t i = 0; i < QB_COUNT(cases); i++) {
+            if (qb_test_is_small() && (i + (size_t)kind / 2) % 2) continue;
             for (size_t batch = 1; batch <= BATCH; batch += 2) {
                 double gap = decode_gap(&r, cases[i].scheme, cases[i].fake, batch);
                 if (!(gap < cases[i].bound)) fail_msg("%s: %g", cases[i].scheme, gap);
             }
+        }
         rig_destroy(&r);
     }
 }

@@ -344,7 +344,7 @@ static void layers_of_models_stay_within_the_bound(void **state)
                                        {16, 2304, 768},   {64, 2048, 8192}, {512, 2048, 2048},
                                        {300, 2048, 8192}, {700, 2304, 768}, {1000, 768, 3072}};
     for (size_t i = 0; i < QB_COUNT(shapes); i++) {
-        if (qb_test_is_small() && shapes[i][0] * shapes[i][1] * shapes[i][2] > 40 << 20) continue;
+        if (qb_test_is_small() && i != 1 && i != 2) continue;
         check_rows((product_case){.m = shapes[i][0],
                                   .n = shapes[i][1],
                                   .k = shapes[i][2],

@@ -544,8 +544,9 @@ static void the_largest_input_gives_the_scale(void **state)
     QB_NEEDS_GPU();
     for (int pending = PENDING_PLAIN; pending < N_PENDING; pending++)
         for (int negative = 0; negative < 2; negative++) {
-            check_largest(QB_ACT_GELU_TANH, pending, negative);
-            check_largest(QB_ACT_RELU, pending, negative);
+            const bool small = qb_test_is_small(), odd = (pending + negative) % 2;
+            if (!small || odd) check_largest(QB_ACT_GELU_TANH, pending, negative);
+            if (!small || !odd) check_largest(QB_ACT_RELU, pending, negative);
         }
 }
 

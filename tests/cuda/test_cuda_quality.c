@@ -11,7 +11,7 @@
 
 enum {
     N_TOKENS = 1500,
-    /* 400 of them with QB_TEST_SMALL */ CONTEXT = 96,
+    /* 200 of them with QB_TEST_SMALL */ CONTEXT = 96,
     BATCH = 2,
     N_SCHEMES = 3,
     MAX_SETS = 3
@@ -27,7 +27,7 @@ static text text_create(const qb_config *config)
     text t = {0};
     QB_CHECK_OK(qb_alloc((void **)&t.stream.tokens.ids, N_TOKENS, sizeof(int32_t), "ids"));
     QB_CHECK_OK(qb_alloc((void **)&t.stream.doc_end, 1, sizeof(size_t), "ends"));
-    t.stream.tokens.n = t.stream.doc_end[0] = qb_test_is_small() ? 400 : N_TOKENS;
+    t.stream.tokens.n = t.stream.doc_end[0] = qb_test_is_small() ? 200 : N_TOKENS;
     t.stream.n_docs = 1;
     qb_test_tokens(config, t.stream.tokens.ids, N_TOKENS, 3);
     qb_protocol_options laid = {.context = CONTEXT, .bos = 0, .eos = -1};
