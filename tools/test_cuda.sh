@@ -51,7 +51,8 @@ done
 seconds=${QB_TEST_SECONDS:-300}
 passed=0 failed=0 skipped=0 n_hidden=0
 if [ -n "$logs" ]; then
-    mkdir -p "$logs" && logs=$(cd "$logs" && pwd) || die "folder $logs: cannot be made"
+    mkdir -p "$logs" || die "folder $logs: cannot be made"
+    logs=$(cd "$logs" && pwd)
 else
     logs=$(mktemp -d)
     trap 'rm -rf "$logs"' EXIT
@@ -60,28 +61,48 @@ fi
 find_sanitizer() {
     for sanitizer in compute-sanitizer /usr/local/cuda/bin/compute-sanitizer \
         /opt/cuda/bin/compute-sanitizer; do
-        command -v "$sanitizer" >/dev/null 2>&1 && return 0
+        command -v "$sanitizer" >/dev/null 2>&1 || continue
+        sanitizer_help=$("$sanitizer" --help 2>&1)
+        return 0
     done
     return 1
+}
+
+# Options that newer versions have. All blocks run the same code, and a report's place is in the
+# code, so racecheck, which is a hundred times slower than the others, watches the first cluster.
+racecheck_options() {
+    echo --racecheck-num-workers 4 --print-limit 0
+    case $sanitizer_help in *--racecheck-filter-cluster-id*) echo --racecheck-filter-cluster-id 0 ;; esac
+    case $sanitizer_help in *--racecheck-fence-proxy-async*) echo --racecheck-fence-proxy-async no ;; esac
+}
+
+# Kernels in which racecheck finds races that are none: in each a lane arrives at an mbarrier for
+# its warp, behind __syncwarp, which the tool does not carry into the arrival (docs/cuda.md).
+known_races() {
+    cat <<EOT
+qb_chain::chain_product<
+qb_decode::decode_step<
+::backward_short(
+EOT
 }
 
 run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-sanitizer's
     local options=()
     case $1 in
     plain)
-        timeout "$3" "./$2"
+        timeout -k 2 "$3" "./$2"
         return
         ;;
     memcheck) options=(--report-api-errors no) ;; # the tests' own matter: some provoke them
-    racecheck) options=(--racecheck-num-workers 2) ;;
+    racecheck) read -ra options <<<"$(racecheck_options | tr '\n' ' ')" ;;
     initcheck) # the tests copy whole buffers back, with what no kernel has to write
         export QB_TEST_BARE=1
         options=(--check-api-memory-access no)
         ;;
     esac
     QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
-        timeout "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit 20 --max-connections 100 \
-        ${options[@]+"${options[@]}"} "./$2"
+        timeout -k 2 "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit 20 \
+        --max-connections 100 ${options[@]+"${options[@]}"} "./$2"
 }
 
 run_job() { # run_job TOOL PROGRAM: leaves a log, then the exit code
@@ -99,15 +120,6 @@ run_job() { # run_job TOOL PROGRAM: leaves a log, then the exit code
     mv "$logs/$2.$1.tmp" "$logs/$2.$1.code"
 }
 
-run_all() { # reads lines TOOL PROGRAM
-    local running=0
-    while read -r tool program; do
-        [ $running -lt "$jobs" ] || wait -n
-        [ $running -ge "$jobs" ] || running=$((running + 1))
-        run_job "$tool" "$program" &
-    done
-    wait
-}
 
 count() { # count WORD LOG: the number of cmocka's summary line, 0 without one
     sed -n "s/^\[  $1 *\] \([0-9]*\) test.*/\1/p" "$2" | tail -n 1 | grep . || echo 0
@@ -131,6 +143,15 @@ report_plain() { # report_plain PROGRAM LOG CODE SECONDS
     sed -n 's/^skipped: /        skipped: /p' "$2" | sort -u | head -n 8
 }
 
+is_known() { # is_known TOOL LOG: whether all that the tool reports is of known_races
+    local kernels
+    [ "$1" = racecheck ] || return 1
+    ! grep -aqE '={9} Target application returned' "$2" || return 1
+    ! grep -aE '={9} (Error|Warning|Internal)' "$2" | grep -aqv 'Race reported' || return 1
+    kernels=$(grep -aE '={9} .* access at ' "$2" | sed 's/.* access at //; s/+0x.*//' | sort -u)
+    [ -n "$kernels" ] && ! echo "$kernels" | grep -qvF "$(known_races)"
+}
+
 report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     local state=ok summary
     if grep -aq 'terminated before first instrumented API call' "$3"; then
@@ -141,6 +162,12 @@ report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     summary=$(grep -aE '(ERROR|RACECHECK) SUMMARY' "$3" | sed 's/^=* *//' | tr '\n' ';')
     if [ "$4" -eq 0 ]; then
         passed=$((passed + 1))
+    elif [ "$4" -eq 86 ] && is_known "$2" "$3"; then
+        passed=$((passed + 1))
+        say ok "$1 $2" "$summary $5 s; known, and no races (docs/cuda.md):"
+        grep -aE '={9} .*reported .* access at ' "$3" | sed 's/.* access at /    | /; s/+0x.*//' |
+            sort | uniq -c | sed 's/^ *\([0-9]*\) *| \(.*\)/        \1 of \2/'
+        return
     else
         failed=$((failed + 1)) state=FAILED
         [ "$4" -ne 124 ] || state=late
@@ -152,9 +179,8 @@ report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     grep -aE '\[ +FAILED +\]|error:|\[   LINE' "$3" | head -n 10 | sed 's/^/    | /'
 }
 
-report() { # report TOOL PROGRAM: waits until the job has ended
+report() { # report TOOL PROGRAM, which has ended
     local code spent
-    until [ -e "$logs/$2.$1.code" ]; do sleep 0.1; done
     read -r code spent <"$logs/$2.$1.code"
     if [ "$code" = none ]; then
         skipped=$((skipped + 1))
@@ -166,17 +192,39 @@ report() { # report TOOL PROGRAM: waits until the job has ended
     fi
 }
 
-run_tools() { # run_tools TOOL...: every program under each
-    local list=$logs/list tool program
-    for tool in "$@"; do for program in "${programs[@]}"; do echo "$tool $program"; done; done >"$list"
-    run_all <"$list" &
-    while read -r tool program <&3; do report "$tool" "$program"; done 3<"$list"
-    wait
+report_ended() { # those of the jobs in `running` that have ended, and forgets them
+    local job left=()
+    for job in ${running[@]+"${running[@]}"}; do
+        # shellcheck disable=SC2086
+        if [ -e "$logs/${job#* }.${job% *}.code" ]; then report $job; else left+=("$job"); fi
+    done
+    running=(${left[@]+"${left[@]}"})
+}
+
+run_tools() { # run_tools TOOL...: every program under each, reported as they end
+    local tool program running=()
+    for program in "${programs[@]}"; do
+        for tool in "$@"; do
+            while [ ${#running[@]} -ge "$jobs" ]; do
+                wait -n
+                report_ended
+            done
+            rm -f "$logs/$program.$tool.code"
+            run_job "$tool" "$program" &
+            running+=("$tool $program")
+        done
+    done
+    while [ ${#running[@]} -gt 0 ]; do
+        wait -n
+        report_ended
+    done
 }
 
 cd "$folder" 2>/dev/null || die "folder $folder: found none, expected that of make test-cuda"
-programs=()
-for program in test_cuda_*; do
+programs=() # the longest first
+for program in test_cuda_{train,decode,engine,quality,attention}{,_*} test_cuda_*; do
+    # shellcheck disable=SC2254
+    case " ${programs[*]-} " in *" $program "*) continue ;; esac
     # shellcheck disable=SC2254
     case $program in $only) [ ! -x "$program" ] || programs+=("$program") ;; esac
 done
