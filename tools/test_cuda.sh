@@ -81,8 +81,8 @@ racecheck_options() {
 known_races() {
     cat <<EOT
 qb_chain::chain_product<
-qb_decode::decode_step<
 ::backward_short(
+::backward_whole(
 EOT
 }
 

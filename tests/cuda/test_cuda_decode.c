@@ -496,11 +496,12 @@ static void run_step(model *m, const qb_cuda_decode_row *row, qb_cuda_decode *de
     int32_t token = (int32_t)((7 * position + 5) % vocab), at = (int32_t)position;
     void *token_dev = qb_gpu_upload(&token, 4), *at_dev = qb_gpu_upload(&at, 4);
     float *hidden_dev = qb_gpu_poison(hidden_bytes), *logits_dev = qb_gpu_poison(bytes);
-    for (int turn = 0; turn < 2; turn++) {
+    const int n_turns = qb_test_is_small() && t->rows ? 1 : 2;
+    for (int turn = 0; turn < n_turns; turn++) {
         QB_CHECK_OK(row->step(decode, token_dev, at_dev, hidden_dev, logits_dev, NULL));
         qb_gpu_fetch(turn ? again : logits, logits_dev, bytes);
     }
-    t->repeats = t->repeats && !memcmp(logits, again, bytes);
+    t->repeats = t->repeats && (n_turns < 2 || !memcmp(logits, again, bytes));
     qb_gpu_fetch(hidden, hidden_dev, hidden_bytes);
     ref_step(m, token, position, want_hidden, want);
     count_row(t, hidden, want_hidden, d);
@@ -519,7 +520,7 @@ static size_t n_rows[N_SCHEMES], n_tight[N_SCHEMES];
 
 static void check(const shape *s, scheme_kind scheme, size_t past)
 {
-    enum { STEPS = 6 };
+    const size_t n_steps = qb_test_is_small() ? 2 : 6;
     for (const qb_cuda_decode_row *row = qb_cuda_decode_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info)) continue;
         model *m = make_model(s, scheme, past);
@@ -528,7 +529,7 @@ static void check(const shape *s, scheme_kind scheme, size_t past)
         qb_cuda_decode *decode = NULL;
         QB_CHECK_OK(row->create(&m->dev, &decode));
         tally t = {.repeats = true};
-        for (size_t i = 0; i < STEPS; i++) run_step(m, row, decode, past + i, &t);
+        for (size_t i = 0; i < n_steps; i++) run_step(m, row, decode, past + i, &t);
         row->destroy(decode);
         const bool right = t.worst <= noise_of[scheme] && t.repeats;
         n_wrong += !right;
@@ -546,11 +547,10 @@ static void check(const shape *s, scheme_kind scheme, size_t past)
 static void check_tallies(void)
 {
     for (int i = 0; i < N_SCHEMES; i++) {
-        const double of_u4 = qb_test_is_small() ? 0.1 : 0.3;
-        const double least = i >= U4 ? of_u4 : i == COARSE ? 0.75 : 0.9;
+        const double least = i >= U4 ? 0.3 : i == COARSE ? 0.75 : 0.9;
         if (n_rows[i])
             printf("%s: %zu of %zu rows tight\n", scheme_names[i], n_tight[i], n_rows[i]);
-        if ((double)n_tight[i] + 1 < least * (double)n_rows[i]) n_wrong++;
+        if (!qb_test_is_small() && (double)n_tight[i] + 1 < least * (double)n_rows[i]) n_wrong++;
         n_rows[i] = n_tight[i] = 0;
     }
     const int wrong = n_wrong;
@@ -576,7 +576,8 @@ static void check_all(const shape *s)
     static const size_t pasts[] = {0, 1, 37, 63, 130, 190};
     for (int scheme = 0; scheme < N_SCHEMES; scheme++)
         for (size_t i = 0; i < QB_COUNT(pasts); i++)
-            if (!qb_test_is_small() || i == 2) check(s, scheme, pasts[i]);
+            if (!qb_test_is_small() || i == ((size_t)scheme + s->d / 2) % 4)
+                check(s, scheme, pasts[i]);
 }
 
 static void models_like_gpt2(void **state)
