@@ -78,7 +78,8 @@ static qb_status get_result(gate_run *g)
                        "%s: found no baseline to run %s like, expected a result of qbench run",
                        g->baseline_path, first);
     g->has_run = true;
-    bool speed = update || has_limit(&g->limits, QB_LIMIT_SLOWDOWN);
+    bool speed = update || has_limit(&g->limits, QB_LIMIT_SLOWDOWN) ||
+                 has_limit(&g->limits, QB_LIMIT_SPEEDUP_LOSS);
     return qb_gate_run(g->cli, &g->baseline, speed, &g->result);
 }
 

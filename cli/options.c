@@ -264,6 +264,8 @@ const qb_option qb_options[] = {
         "least agreement with full precision on the likeliest token", NULL},
     {"max-slowdown", 0, QB_OPTION_STRING, ON(GATE), "P%", NULL, 0, 0,
         "most loss of prefill and of decode speed", NULL},
+    {"max-speedup-loss", 0, QB_OPTION_STRING, ON(GATE), "P%", NULL, 0, 0,
+        "most loss of the gain in speed over full precision, which is timed in turns", NULL},
     {"max-memory-growth", 0, QB_OPTION_STRING, ON(GATE), "P%", NULL, 0, 0,
         "most growth of weights, cache and scratch memory", NULL},
     {"strict", 0, QB_OPTION_FLAG, ON(GATE), NULL, NULL, 0, 0,

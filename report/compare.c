@@ -13,6 +13,12 @@
 const char *const qb_verdict_names[] = {
     [QB_SAME] = "SAME", [QB_BETTER] = "BETTER", [QB_WORSE] = "WORSE", [QB_UNSURE] = "UNSURE"};
 
+static char *format_gain(double value, char *text)
+{
+    snprintf(text, QB_FORMAT_BYTES, "%.3fx", value);
+    return text;
+}
+
 static char *format_memory(double value, char *text)
 {
     return qb_format_bytes(isnan(value) ? -1 : (int64_t)value, text);
@@ -25,6 +31,8 @@ const qb_figure qb_figures[QB_FIGURE_COUNT] = {
     [QB_FIGURE_TOP1] = {"top1_agreement", "top-1 agreement", false, true, 1, qb_format_percent},
     [QB_FIGURE_PREFILL] = {"prefill", "prefill, tok/s", true, true, 1, qb_format_significant},
     [QB_FIGURE_DECODE] = {"decode", "decode, tok/s", true, true, 1, qb_format_significant},
+    [QB_FIGURE_PREFILL_GAIN] = {"prefill_gain", "prefill / full", true, true, 1, format_gain},
+    [QB_FIGURE_DECODE_GAIN] = {"decode_gain", "decode / full", true, true, 1, format_gain},
     [QB_FIGURE_MEMORY] = {"memory_bytes", "memory", true, true, -1, format_memory},
     [QB_FIGURE_ENERGY] = {"j_per_token", "energy, J/token", true, true, -1, qb_format_significant},
 };
@@ -36,6 +44,16 @@ static double memory_of(const qb_result *r, bool with_kv, bool with_scratch)
     return (double)r->memory.weights_bytes +
            (with_kv && r->memory.kv_bytes > 0 ? (double)r->memory.kv_bytes : 0) +
            (with_scratch && r->memory.scratch_bytes > 0 ? (double)r->memory.scratch_bytes : 0);
+}
+
+static bool is_full(const qb_result *r)
+{
+    return r->scheme.weight_bits < 0 && r->scheme.act_bits < 0;
+}
+
+static double gain_of(const qb_result *r, const qb_result_timing *own, const qb_result_timing *full)
+{
+    return is_full(r) ? NAN : own->tok_per_s / full->tok_per_s;
 }
 
 double qb_figure_value(const qb_result *r, qb_figure_id figure)
@@ -53,6 +71,10 @@ double qb_figure_value(const qb_result *r, qb_figure_id figure)
         return r->speed.prefill.tok_per_s;
     case QB_FIGURE_DECODE:
         return r->speed.decode.tok_per_s;
+    case QB_FIGURE_PREFILL_GAIN:
+        return gain_of(r, &r->speed.prefill, &r->speed.full.prefill);
+    case QB_FIGURE_DECODE_GAIN:
+        return gain_of(r, &r->speed.decode, &r->speed.full.decode);
     case QB_FIGURE_MEMORY:
         return memory_of(r, true, true);
     case QB_FIGURE_ENERGY:
@@ -169,6 +191,8 @@ static double margin_of(const qb_pair *pair, qb_figure_id figure, const qb_compa
         return options->margin_ppl;
     case QB_FIGURE_PREFILL:
     case QB_FIGURE_DECODE:
+    case QB_FIGURE_PREFILL_GAIN:
+    case QB_FIGURE_DECODE_GAIN:
         return options->margin_speed;
     default:
         return 0;
@@ -218,6 +242,8 @@ static qb_status compare_speed(qb_pair *pair, const qb_compare_options *options)
                               &pair->changes[QB_FIGURE_PREFILL]));
     QB_TRY(qb__compare_timing(&a->speed.decode, &b->speed.decode, options,
                               &pair->changes[QB_FIGURE_DECODE]));
+    QB_TRY(qb__compare_gain(pair, QB_FIGURE_PREFILL_GAIN, options));
+    QB_TRY(qb__compare_gain(pair, QB_FIGURE_DECODE_GAIN, options));
     compare_energy(pair);
     return QB_OK;
 }

@@ -24,6 +24,8 @@ typedef enum qb_figure_id {
     QB_FIGURE_TOP1,
     QB_FIGURE_PREFILL,
     QB_FIGURE_DECODE,
+    QB_FIGURE_PREFILL_GAIN, /* over full precision, sampled in turns with it */
+    QB_FIGURE_DECODE_GAIN,
     QB_FIGURE_MEMORY,
     QB_FIGURE_ENERGY,
     QB_FIGURE_COUNT

@@ -183,3 +183,28 @@ qb_status qb__compare_timing(const qb_result_timing *a, const qb_result_timing *
     out->change = difference(&before, &after);
     return QB_OK;
 }
+
+/* Own times in times of full precision, round by round: the drift of a machine hits both alike. */
+static qb_status make_ratios(const qb_result *r, qb_figure_id figure, qb_result_timing *out)
+{
+    bool prefill = figure == QB_FIGURE_PREFILL_GAIN;
+    const qb_reals *own = prefill ? &r->speed.prefill.samples_ms : &r->speed.decode.samples_ms;
+    const qb_reals *full =
+        prefill ? &r->speed.full.prefill.samples_ms : &r->speed.full.decode.samples_ms;
+    out->tok_per_s = qb_figure_value(r, figure);
+    if (own->n != full->n) return QB_OK;
+    QB_TRY(qb_reals_resize(&out->samples_ms, own->n));
+    for (size_t i = 0; i < own->n; i++) out->samples_ms.items[i] = own->items[i] / full->items[i];
+    return QB_OK;
+}
+
+qb_status qb__compare_gain(qb_pair *pair, qb_figure_id figure, const qb_compare_options *options)
+{
+    qb_result_timing a = {.tok_per_s_ci95 = {NAN, NAN}}, b = a;
+    qb_status status = make_ratios(pair->a, figure, &a);
+    if (status == QB_OK) status = make_ratios(pair->b, figure, &b);
+    if (status == QB_OK) status = qb__compare_timing(&a, &b, options, &pair->changes[figure]);
+    qb_free(a.samples_ms.items);
+    qb_free(b.samples_ms.items);
+    return status;
+}

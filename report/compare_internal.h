@@ -9,5 +9,7 @@ qb_status qb__compare_quality(qb_pair *pair, const qb_compare_options *options);
 /* One timing of a pair on one kind of machine. */
 qb_status qb__compare_timing(const qb_result_timing *a, const qb_result_timing *b,
                              const qb_compare_options *options, qb_change *out);
+/* One gain over full precision. */
+qb_status qb__compare_gain(qb_pair *pair, qb_figure_id figure, const qb_compare_options *options);
 
 #endif

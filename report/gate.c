@@ -18,6 +18,7 @@ const qb_limit qb_limits[QB_LIMIT_COUNT] = {
     [QB_LIMIT_PENALTY] =       {"max-penalty", {QB_FIGURE_PENALTY, QB_FIGURE_COUNT}, true, false, true},
     [QB_LIMIT_KL] =            {"max-kl", {QB_FIGURE_KL, QB_FIGURE_COUNT}, true, false, true},
     [QB_LIMIT_SLOWDOWN] =      {"max-slowdown", {QB_FIGURE_PREFILL, QB_FIGURE_DECODE}, false, true, false},
+    [QB_LIMIT_SPEEDUP_LOSS] =  {"max-speedup-loss", {QB_FIGURE_PREFILL_GAIN, QB_FIGURE_DECODE_GAIN}, false, true, false},
     [QB_LIMIT_MEMORY_GROWTH] = {"max-memory-growth", {QB_FIGURE_MEMORY, QB_FIGURE_COUNT}, false, true, false},
     [QB_LIMIT_TOP1] =          {"min-top1", {QB_FIGURE_TOP1, QB_FIGURE_COUNT}, true, true, false},
 };
@@ -224,11 +225,11 @@ static const qb_amount *limit_of(const qb_gate_limits *limits, const char *schem
     return &limits->limits[id];
 }
 
-/* Full precision has no penalty and nothing to agree with. */
-static bool applies(const qb_pair *pair, const qb_limit *limit)
+/* Full precision has no penalty, nothing to agree with and nothing to gain on. */
+static bool applies(const qb_pair *pair, qb_limit_id id)
 {
     bool is_full = pair->a->scheme.weight_bits < 0 && pair->a->scheme.act_bits < 0;
-    return !(is_full && limit->of_b_alone);
+    return !is_full || !(qb_limits[id].of_b_alone || id == QB_LIMIT_SPEEDUP_LOSS);
 }
 
 static void add(const qb_pair *pair, qb_limit_id id, const qb_amount *amount, qb_gate *gate)
@@ -266,7 +267,7 @@ qb_status qb_gate_judge(const qb_comparison *comparison, const qb_gate_limits *l
         for (size_t id = 0; id < QB_LIMIT_COUNT; id++) {
             const qb_pair *pair = &comparison->pairs[i];
             const qb_amount *amount = limit_of(limits, pair->a->scheme.name, (qb_limit_id)id);
-            if (isfinite(amount->value) && applies(pair, &qb_limits[id]))
+            if (isfinite(amount->value) && applies(pair, (qb_limit_id)id))
                 add(pair, (qb_limit_id)id, amount, &gate);
         }
     qb_status status = correct(&gate);

@@ -156,9 +156,9 @@ static qb_status check_samples(const qb_result_timing *timing, const char *where
                        "%s.speed.%s.samples_ms: found %zu items, expected at most %d", where, name,
                        ms->n, QB_RESULT_MAX_SAMPLES);
     for (size_t i = 0; i < ms->n; i++)
-        if (!(ms->items[i] >= 0))
+        if (!(ms->items[i] > 0))
             return QB_FAIL(QB_ERR_FORMAT,
-                           "%s.speed.%s.samples_ms[%zu]: found %g, expected a number from 0 on",
+                           "%s.speed.%s.samples_ms[%zu]: found %g, expected a number above 0",
                            where, name, i, ms->items[i]);
     return QB_OK;
 }
