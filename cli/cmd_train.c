@@ -306,7 +306,9 @@ static void print_end(const train *t, const qb_loop_result *r)
     if (isfinite(s->best_loss))
         printf(", best %.4f at step %llu", s->best_loss, (unsigned long long)s->best_step);
     printf("\n");
-    if (r->end == QB_LOOP_TIME_UP)
+    if (!t->config.checkpoints)
+        qb_cli_note(t->cli, "nothing was saved");
+    else if (r->end == QB_LOOP_TIME_UP)
         printf("the time is up; to go on: qbench train --resume %s\n", t->folder.path);
     else if (t->from.file.path && t->from.state.step == s->step)
         qb_cli_note(t->cli, "nothing was left to do; --steps N makes the run longer");

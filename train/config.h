@@ -186,6 +186,8 @@ typedef enum {
         "steps between checkpoints; 0 = at the end alone")                                         \
     X(keep, "keep", SIZE, FREE, 1, 1000, "2", NULL, "N",                                           \
         "checkpoints that are kept, the newest")                                                   \
+    X(checkpoints, "checkpoints", SWITCH, FREE, 0, 0, "on", NULL, NULL,                            \
+        "off: nothing is saved, neither checkpoints nor models; for measuring speed")              \
     X(tensorboard, "tensorboard", SWITCH, FREE, 0, 0, "off", NULL, NULL,                           \
         "write a TensorBoard event file too")
 /* clang-format on */
@@ -218,7 +220,7 @@ typedef struct qb_train_config {
     bool recompute, deterministic, graphs;
     size_t threads;
     size_t log_every, eval_every, eval_windows, observe_windows, save_every, keep;
-    bool eval_log, outliers, tensorboard;
+    bool eval_log, outliers, checkpoints, tensorboard;
     double peak_tflops;
     bool given[QB_TRAIN_N_KEYS]; /* set by a preset, a file or a flag */
 } qb_train_config;

@@ -291,7 +291,7 @@ static qb_status save(loop *l, unsigned what)
 {
     if (is_root(l))
         QB_TRY(qb_metrics_log_sync(l->log, &l->state.metrics_bytes, &l->state.events_bytes));
-    QB_TRY(qb_saver_start(l->saver, what, &l->state));
+    if (l->config->checkpoints) QB_TRY(qb_saver_start(l->saver, what, &l->state));
     if (what & QB_SAVE_CHECKPOINT) l->saved_step = l->state.step;
     return QB_OK;
 }
@@ -434,6 +434,10 @@ static qb_status do_what_is_due(loop *l)
 static qb_status fail_interrupted(loop *l)
 {
     QB_TRY(stop_early(l));
+    if (!l->config->checkpoints)
+        return QB_FAIL(QB_ERR_INTERRUPTED, "%s: interrupted after step %llu of %llu, nothing saved",
+                       l->options->folder, (unsigned long long)l->state.step,
+                       (unsigned long long)l->n_steps);
     return QB_FAIL(QB_ERR_INTERRUPTED,
                    "%s: interrupted after step %llu of %llu and saved; to go on: qbench train "
                    "--resume %s",

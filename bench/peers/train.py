@@ -52,7 +52,7 @@ def train_once(program, args, row, softmax, optimizer):
             optimizer, "--batch", train_table.row_batch(row, args.batch), "--micro-batch",
             windows, "--steps",
             WARM_UP + args.steps, "--warmup", 0, "--log-every", 1, "--eval-every", 0,
-            "--save-every", 0, "--quiet"])
+            "--checkpoints=off", "--quiet"])
         del out
         if why:
             return None, why

@@ -175,6 +175,16 @@ def test_train_resumes_bit_for_bit(folder):
     assert b"40 of 40 steps" in done.out
 
 
+def test_train_saves_nothing_where_told(folder):
+    args = ["--preset", "gpt2-1m", "--task", "random", "--vocab", 64, "--context", 8, "--batch", 2,
+            "--n-layers", 1, "--steps", 12, "--save-every", 5, "--log-every", 1]
+    done = train(*args, "--checkpoints=off", "--out", folder / "run")
+    assert b"12 of 12 steps" in done.out and b"nothing was saved" in done.err, done
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert names == {"config.json", "metrics.jsonl"}, names
+    assert len((folder / "run/metrics.jsonl").read_text().splitlines()) == 12
+
+
 def test_train_killed_at_random_moments(folder):
     """Also while a checkpoint is being written: each third step ends in one."""
     n_kills, done = int(os.environ.get("QB_KILLS", "5")), 0
