@@ -125,6 +125,10 @@ __global__ void __launch_bounds__(MAX_WARPS * 32) gemv(const __grid_constant__ p
     qb__start_next_grid();
     load_w(p, me, tile, even);
     load_w(p, me, tile + step, odd);
+    if (threadIdx.x == 0) { /* the block's 16 channels' */
+        if (p.a.w_scale) qb__prefetch(p.a.w_scale + blockIdx.x * 16);
+        if (p.a.bias) qb__prefetch(p.a.bias + blockIdx.x * 16);
+    }
     qb__wait_previous_grid();
     load_x<TOK8>(p, me, tile, x_even);
     for (; tile < p.k_tiles; tile += 2 * step) {

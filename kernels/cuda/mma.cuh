@@ -13,6 +13,13 @@ __device__ __forceinline__ uint32_t qb_smem(const void *p)
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/* Asks for the 128 bytes around an address to be in L2: for what does not depend on the kernel
+ * before and is needed late. */
+__device__ __forceinline__ void qb__prefetch(const void *from)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 /* 16 bytes that are read once: past L1, first to leave L2. */
 __device__ __forceinline__ uint4 qb__load_once(const uint4 *from)
 {
