@@ -90,6 +90,7 @@ typedef struct qb__chain_product {
     uint32_t n_slots, slot_bytes, pitch; /* of the ring; pitch: of a row of a chunk */
     uint32_t sums_off, ranks_off, ring_off;
     uint32_t n_ranks, rank_chunks; /* blocks of a cluster that share the input channels */
+    uint32_t whole;                /* shared memory holds all tiles of a block, a chunk each */
     uint32_t n_blocks, smem_bytes; /* of the launch */
 } qb__chain_product;
 

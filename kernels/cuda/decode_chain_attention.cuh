@@ -267,8 +267,7 @@ __device__ __forceinline__ void prefetch_cache(const attender &c, const unit &u)
     for (int i = c.lane; i < keys * lines * 2; i += 32) {
         const int key = divide(i, p.by_lines), line = (i - key * 2 * lines) >> 1;
         const void *cache = i & 1 ? p.v_cache : p.k_cache;
-        const char *at = (const char *)cache + cache_at(p, u, u.first + key) * 2 + line * 128;
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+        qb__prefetch((const char *)cache + cache_at(p, u, u.first + key) * 2 + line * 128);
     }
 }
 
@@ -358,13 +357,21 @@ __device__ __forceinline__ void sum_parts(const attender &c, int head, int rank)
     const int width = (int)p.head_dim, slice = divide(width, p.by_splits);
     if (c.tid >= slice) return;
     wait_for(&s->received, 0);
-    float most = p.softmax == QB_SOFTMAX1 ? 0.0f : -INFINITY;
-    for (int i = 0; i < (int)p.n_splits; i++) most = fmaxf(most, s->part_most_sum[i].x);
+    float2 most_sum[MAX_SPLITS];
+    float part[MAX_SPLITS], most = p.softmax == QB_SOFTMAX1 ? 0.0f : -INFINITY;
+#pragma unroll
+    for (int i = 0; i < MAX_SPLITS; i++) { /* all loads at once */
+        const bool there = i < (int)p.n_splits;
+        most_sum[i] = there ? s->part_most_sum[i] : make_float2(-INFINITY, 0.0f);
+        part[i] = there ? s->part[i * slice + c.tid] : 0.0f;
+        most = fmaxf(most, most_sum[i].x);
+    }
     float total = p.softmax == QB_SOFTMAX1 ? qb_exp2(-most) : 0.0f, y = 0.0f;
-    for (int i = 0; i < (int)p.n_splits; i++) {
-        const float f = part_weight(p.softmax, s->part_most_sum[i].x, most);
-        total += f * s->part_most_sum[i].y;
-        y += f * s->part[i * slice + c.tid];
+#pragma unroll
+    for (int i = 0; i < MAX_SPLITS; i++) {
+        const float f = part_weight(p.softmax, most_sum[i].x, most);
+        total += f * most_sum[i].y;
+        y += f * part[i];
     }
     if (p.softmax != QB_SOFTMAX_RELU) y = total > 0.0f ? __fdividef(y, total) : 0.0f;
     p.out[head * width + rank * slice + c.tid] = y;

@@ -7,8 +7,9 @@
 
 #include <string.h>
 
-/* Of a block's shared memory: two or three kernels of the chain share a multiprocessor. */
-enum { BUDGET_BYTES = 100 << 10, MIN_SLOTS = 2 };
+/* Of a block's shared memory: two kernels of the chain share a multiprocessor, and with 4-bit
+ * weights attention's beside them. */
+enum { BUDGET_BYTES = 112 << 10, BUDGET_U4_BYTES = 100 << 10, MIN_SLOTS = 2 };
 enum { MAX_TILES = 128 }; /* of a block: their sums still fit beside two chunks */
 enum { CHUNK_ROW_BYTES = 2048, CHUNK_U4_BYTES = 16384 };
 
@@ -136,6 +137,15 @@ static uint32_t tiles_of_block(const qb__chain_product *p, uint32_t units, uint3
     return each < most ? each : most;
 }
 
+/* Rows of one-byte and two-byte weights are a copy each: more of them are better fetched by a warp
+ * that has nothing else to do. */
+static bool is_whole(const qb__chain_product *p, uint32_t tiles)
+{
+    const uint32_t most = p->l.kind == QB_CUDA_LINEAR_U4 ? 2048 : 1024;
+    return p->plain && !p->l.group && p->l.k / p->n_ranks <= most && p->rank_chunks == 1 &&
+           p->n_slots == tiles;
+}
+
 void qb__chain_cut(qb__chain_product *p, uint32_t n_sms)
 {
     const qb__chain_linear *l = &p->l;
@@ -153,10 +163,11 @@ void qb__chain_cut(qb__chain_product *p, uint32_t n_sms)
     p->sums_off = QB__CHAIN_HEADER_BYTES + round_up(x_bytes, 128);
     p->ranks_off = p->sums_off + most * QB__CHAIN_WARPS * QB__CHAIN_TILE * 4;
     p->ring_off = p->ranks_off + (p->n_ranks == 1 ? 0 : p->n_ranks * QB__CHAIN_OWN_ROWS * 4);
-    const uint32_t room = p->ring_off < BUDGET_BYTES ? BUDGET_BYTES - p->ring_off : 0;
-    p->n_slots = room / p->slot_bytes;
+    const uint32_t budget = l->kind == QB_CUDA_LINEAR_U4 ? BUDGET_U4_BYTES : BUDGET_BYTES;
+    p->n_slots = p->ring_off < budget ? (budget - p->ring_off) / p->slot_bytes : 0;
     if (p->n_slots < MIN_SLOTS) p->n_slots = MIN_SLOTS;
     if (p->n_slots > QB__CHAIN_MAX_SLOTS) p->n_slots = QB__CHAIN_MAX_SLOTS;
     if (p->n_slots > most * p->rank_chunks) p->n_slots = most * p->rank_chunks;
+    p->whole = is_whole(p, most);
     p->smem_bytes = p->ring_off + p->n_slots * p->slot_bytes;
 }

@@ -56,6 +56,13 @@ static void check_cut(const qb__chain_product *p, uint32_t n_sms)
     assert_int_equal(p->n_ranks * p->rank_chunks, l->n_chunks);
     if (p->n_ranks > 1)
         assert_true((most + p->n_ranks - 1) / p->n_ranks * 16 <= QB__CHAIN_OWN_ROWS);
+    /* whose input the kernel keeps in registers: a tile is one chunk of 32 windows at most */
+    const uint32_t kept = l->kind == QB_CUDA_LINEAR_FLOAT ? 1024 : 2048;
+    if ((!l->group && l->k / p->n_ranks <= kept) || p->whole) {
+        assert_int_equal(p->rank_chunks, 1);
+        assert_true(l->chunk_bytes <= 32 * (u4 ? 512 : 64));
+    }
+    if (p->whole) assert_true(p->n_slots == most && l->k / p->n_ranks <= (u4 ? 2048 : 1024));
     const uint32_t x_bytes = p->n_ranks == 1 ? l->x_bytes : p->rank_chunks * l->x_chunk;
     assert_true(p->sums_off >= QB__CHAIN_HEADER_BYTES + x_bytes);
     assert_true(p->ranks_off >= p->sums_off + most * 16 * QB__CHAIN_WARPS * 4);
