@@ -132,8 +132,9 @@ qb_status qb_gate_run(const qb_cli *cli, const qb_results *baseline, bool wants_
     add_option(&w, "--text", text);
     add_option(&w, "--device", qb_cli_string(cli, "device"));
     add_option(&w, "--kernel", qb_cli_string(cli, "kernel"));
-    if (qb_cli_is_set(cli, "threads"))
-        add_number(&w, "--threads", (int64_t)qb_cli_size(cli, "threads"));
+    int64_t threads = qb_cli_is_set(cli, "threads") ? (int64_t)qb_cli_size(cli, "threads")
+                                                    : baseline->items[0].environment.threads;
+    add_number(&w, "--threads", threads > 0 ? threads : -1);
     add_number(&w, "--seed", (int64_t)qb_cli_size(cli, "seed"));
     if (qb_cli_flag(cli, "quiet")) add(&w, "--quiet");
     add(&w, "--");

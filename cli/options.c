@@ -103,7 +103,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
     [QB_VERB_GATE] = {"gate", "--baseline A.json RESULT.json|MODEL...",
         "limits on what changed since a baseline, with an exit code for CI",
         "Compares RESULT with the baseline and holds it to the limits. Given a MODEL, runs it first "
-        "as the baseline was run: same schemes, text, protocol and batch. Exit 1: a limit is broken "
+        "as the baseline was run: same schemes, text, protocol, batch and threads. Exit 1: a limit is broken "
         "(with 95 % confidence over all limits); 5: none is, but the noise leaves one open. Limits "
         "come from --limits, else from qbench-gate.json where it is there, then from the options.",
         {"qbench gate --baseline base.json --max-ppl-delta 0.5% --max-slowdown 3% result.json",
