@@ -248,6 +248,15 @@ static qb_status compare_speed(qb_pair *pair, const qb_compare_options *options)
     return QB_OK;
 }
 
+static qb_status note_weights(qb_pair *pair)
+{
+    const char *a = pair->a->model.sha256, *b = pair->b->model.sha256;
+    char line[80];
+    if (!a || !b || !strcmp(a, b)) return QB_OK; /* a folder has none */
+    snprintf(line, sizeof line, "other weights: SHA-256 was %.12s..., is %.12s...", a, b);
+    return qb_texts_add(&pair->notes, line);
+}
+
 static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b,
                               const qb_compare_options *options, qb_pair *pair)
 {
@@ -259,9 +268,7 @@ static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b
     if (has_text) QB_TRY(qb__compare_quality(pair, options));
     QB_TRY(compare_speed(pair, options));
     compare_memory(pair);
-    bool known = pair->a->model.sha256 && pair->b->model.sha256; /* a folder has none */
-    if (known && !options->across && !equal_at(pair->a, pair->b, "model.sha256"))
-        QB_TRY(note(pair, "other weights", "model.sha256"));
+    if (!options->across) QB_TRY(note_weights(pair));
     for (size_t i = 0; i < QB_FIGURE_COUNT; i++)
         pair->changes[i].verdict =
             judge(&qb_figures[i], &pair->changes[i], margin_of(pair, (qb_figure_id)i, options));

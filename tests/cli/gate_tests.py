@@ -266,3 +266,19 @@ def test_gate_step_of_the_action(own):
         assert (b"::error file=" in done.stdout) == bool(code), done
         assert (own / "gate.xml").exists()
     assert os.path.exists(support.ROOT / "Makefile") and "make PRESET=cpu" in action
+
+
+def test_tutorial_from_a_model_to_a_gate(own):
+    """The commands of docs/tutorial.md in their order, with the exit codes it promises."""
+    shipped()
+    page = (support.ROOT / "docs" / "tutorial.md").read_text()
+    commands = re.findall(r"^    build/(qbench .*?)(?:  # exit code (\d))?$", page, re.M)
+    assert len(commands) == 7, commands
+    (own / "share").symlink_to(support.ROOT / "share")
+    (own / "qbench").symlink_to(support.QBENCH)
+    env = {**support.BASE_ENV, "PATH": f"{own}:{os.environ['PATH']}"}
+    for command, code in commands:
+        done = subprocess.run(["sh", "-c", command], cwd=own, env=env, check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert done.returncode == int(code or 0), (command, done)
+    assert (own / "history.jsonl").read_text().count("\n") == 2
