@@ -48,6 +48,8 @@ qb_status qb_cli_emit(const char *path, const void *data, size_t bytes);
 qb_status qb_cli_parse(int argc, char **argv, qb_cli **out);
 void qb_cli_destroy(qb_cli *cli); /* accepts NULL */
 const struct qb_verb *qb_cli_verb(const qb_cli *cli);
+bool qb_cli_error_is_left(void);         /* qb_cli_leave_error_to_another was called */
+const char *qb_cli_interrupt_text(void); /* of qb_cli_when_interrupted; NULL = none */
 /* QB_ERR_USAGE: no verb of that name; the message suggests the nearest. */
 qb_status qb_cli_find_verb(const char *name, const struct qb_verb **out);
 

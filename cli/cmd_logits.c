@@ -1,5 +1,7 @@
 /* cli/cmd_logits.c - qbench logits: tokens in, logits and losses out, the whole (B, T) as one
  * batch. */
+#include "cli/logits.h"
+
 #include "cli/prepare.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
@@ -9,36 +11,31 @@
 
 enum { CHUNK_ROWS = 64 };
 
-typedef struct token_grid {
-    int32_t *ids; /* (batch, n_tokens) */
-    size_t batch, n_tokens;
-} token_grid;
-
-static qb_status read_tokens(const char *path, token_grid *out)
+/* The caller frees *ids. */
+static qb_status read_tokens(const char *path, int32_t **ids, qb_token_grid *out)
 {
     qb_safetensors *st;
     QB_TRY(qb_safetensors_open(path, &st));
     const qb_st_tensor *t = qb_safetensors_find(st, "tokens");
     qb_status status = QB_OK;
-    token_grid grid = {0};
+    int32_t *read = NULL;
     if (!t || t->rank != 2 || !t->n_elems)
         status = QB_FAIL(QB_ERR_FORMAT,
                          "%s: no tensor `tokens` of shape (B, T), B and T at least 1", path);
-    if (status == QB_OK) status = QB_NEW(&grid.ids, t->n_elems, "tokens");
-    if (status == QB_OK) status = qb_st_tensor_to_s32(t, grid.ids);
+    if (status == QB_OK) status = QB_NEW(&read, t->n_elems, "tokens");
+    if (status == QB_OK) status = qb_st_tensor_to_s32(t, read);
     if (status == QB_OK) {
-        grid.batch = t->shape[0];
-        grid.n_tokens = t->shape[1];
-        *out = grid;
+        *out = (qb_token_grid){read, t->shape[0], t->shape[1]};
+        *ids = read;
     } else {
-        qb_free(grid.ids);
+        qb_free(read);
     }
     qb_safetensors_close(st);
     return status;
 }
 
 /* -log p of the token that follows row (b, t), put at (b, t) of the (B, T-1) nll. */
-static qb_status put_nll(qb_st_writer *w, const token_grid *g, size_t row, const float *logits,
+static qb_status put_nll(qb_st_writer *w, const qb_token_grid *g, size_t row, const float *logits,
                          size_t vocab)
 {
     size_t b = row / g->n_tokens, t = row % g->n_tokens;
@@ -49,7 +46,7 @@ static qb_status put_nll(qb_st_writer *w, const token_grid *g, size_t row, const
     return qb_st_writer_put(w, 1, (b * (g->n_tokens - 1) + t) * sizeof nll, &nll, sizeof nll);
 }
 
-static qb_status write_rows(qb_engine *e, const token_grid *g, float *logits, qb_st_writer *w)
+static qb_status write_rows(qb_engine *e, const qb_token_grid *g, float *logits, qb_st_writer *w)
 {
     size_t vocab = qb_engine_model(e)->config.vocab, rows = g->batch * g->n_tokens;
     qb_progress progress = qb_progress_begin("logits", rows);
@@ -66,7 +63,7 @@ static qb_status write_rows(qb_engine *e, const token_grid *g, float *logits, qb
     return QB_OK;
 }
 
-static qb_status write_output(qb_engine *e, const token_grid *g, const char *path)
+static qb_status write_output(qb_engine *e, const qb_token_grid *g, void *path)
 {
     size_t vocab = qb_engine_model(e)->config.vocab;
     const qb_st_entry entries[] = {
@@ -87,30 +84,40 @@ static qb_status write_output(qb_engine *e, const token_grid *g, const char *pat
     return status;
 }
 
-static qb_status run_model(const qb_cli *cli, const qb_model *model, const token_grid *g,
-                           qb_device device, qb_pool *pool)
+static qb_status run_engine(const qb_cli *cli, qb_backbone *backbone, qb_pool *pool,
+                            const qb_model *model, const qb_token_grid *g, qb_engine **out)
 {
     qb_scheme scheme;
-    qb_backbone *backbone = NULL;
-    qb_calibration *calibration = NULL;
-    qb_engine *engine = NULL;
-    qb_status status;
+    qb_calibration *calibration;
     QB_TRY(qb_cli_scheme(cli, qb_cli_string(cli, "scheme"), model, &scheme));
-    qb_backbone_options wide = {
-        .max_tokens = g->batch * g->n_tokens, .pool = pool, .device = device};
-    QB_TRY_GOTO(status, qb_backbone_create(model, &wide, &backbone), done);
-    QB_TRY_GOTO(status, qb_cli_calibration(cli, &scheme, model, pool, &calibration), done);
+    QB_TRY(qb_cli_calibration(cli, &scheme, model, pool, &calibration));
     qb_engine_options options = {.scheme = &scheme,
                                  .fake = qb_cli_flag(cli, "fake") && scheme.weights.bits,
                                  .quantize_head = qb_cli_flag(cli, "quantize-head"),
                                  .calibration = calibration};
-    QB_TRY_GOTO(status, qb_engine_create(backbone, &options, &engine), done);
-    QB_TRY_GOTO(status, qb_engine_prefill(engine, g->ids, g->batch, g->n_tokens), done);
-    status = write_output(engine, g, qb_cli_string(cli, "out"));
+    qb_status status = qb_engine_create(backbone, &options, out);
+    qb_calibration_destroy(calibration);
+    return status == QB_OK ? qb_engine_prefill(*out, g->ids, g->batch, g->n_tokens) : status;
+}
+
+qb_status qb_logits_run(const qb_cli *cli, const qb_model *model, const qb_token_grid *grid,
+                        qb_status (*use)(qb_engine *engine, const qb_token_grid *grid, void *what),
+                        void *what)
+{
+    qb_pool *pool = NULL;
+    qb_backbone *backbone = NULL;
+    qb_engine *engine = NULL;
+    qb_backbone_options wide = {.max_tokens = grid->batch * grid->n_tokens};
+    qb_status status;
+    QB_TRY_GOTO(status, qb_cli_prepare(cli, &wide.device, &pool), done);
+    wide.pool = pool;
+    QB_TRY_GOTO(status, qb_backbone_create(model, &wide, &backbone), done);
+    QB_TRY_GOTO(status, run_engine(cli, backbone, pool, model, grid, &engine), done);
+    status = use(engine, grid, what);
 done:
     qb_engine_destroy(engine);
-    qb_calibration_destroy(calibration);
     qb_backbone_destroy(backbone);
+    qb_pool_destroy(pool);
     return status;
 }
 
@@ -118,18 +125,15 @@ qb_status qb_cmd_logits(const qb_cli *cli)
 {
     if (!qb_cli_is_set(cli, "tokens") || !qb_cli_is_set(cli, "out"))
         return QB_FAIL(QB_ERR_USAGE, "logits: --tokens FILE and --out FILE are needed");
-    token_grid grid = {0};
+    qb_token_grid grid;
+    int32_t *ids = NULL;
     qb_model *model = NULL;
-    qb_pool *pool = NULL;
-    qb_device device;
     qb_status status;
-    QB_TRY_GOTO(status, qb_cli_prepare(cli, &device, &pool), done);
-    QB_TRY_GOTO(status, read_tokens(qb_cli_string(cli, "tokens"), &grid), done);
+    QB_TRY_GOTO(status, read_tokens(qb_cli_string(cli, "tokens"), &ids, &grid), done);
     QB_TRY_GOTO(status, qb_model_open(qb_cli_arg(cli, 0), &model), done);
-    status = run_model(cli, model, &grid, device, pool);
+    status = qb_logits_run(cli, model, &grid, write_output, (void *)qb_cli_string(cli, "out"));
 done:
     qb_model_close(model);
-    qb_free(grid.ids);
-    qb_pool_destroy(pool);
+    qb_free(ids);
     return status;
 }

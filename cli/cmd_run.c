@@ -19,6 +19,7 @@
 /* What all models of a run share. */
 typedef struct run {
     const qb_cli *cli;
+    const qb_run_given *given; /* NULL = models and text are opened here */
     qb_pool *pool;
     qb_device device;
     qb_model **models;
@@ -91,7 +92,7 @@ static qb_status make_backbone(model_run *m)
     const qb_cli *cli = m->r->cli;
     size_t max_tokens = 1;
     if (m->wants_quality) {
-        QB_TRY(qb_run_text_open(cli, m->model, &m->r->text, &m->text));
+        QB_TRY(qb_run_text_open(cli, m->model, &m->r->text, m->r->given, &m->text));
         max_tokens = m->text.batch * m->text.windows.n_feed_max;
     }
     m->speed_plan = (qb_speed_plan){.batch = qb_cli_size(cli, "speed-batch"),
@@ -312,10 +313,21 @@ done:
 
 /* ---- the run ---- */
 
+static qb_status describe_tokens(const qb_run_given *given, qb_text *text)
+{
+    QB_TRY(qb_strdup(&text->name, "tokens"));
+    text->raw_bytes = given->n_tokens * sizeof *given->tokens;
+    return qb_sha256_hex(given->tokens, text->raw_bytes, text->sha256);
+}
+
 static qb_status open_text(run *r)
 {
     const char *path = qb_cli_string(r->cli, "text");
+    const qb_run_given *given = r->given;
     if (qb_cli_flag(r->cli, "no-quality")) return QB_OK;
+    if (given && given->tokens) return describe_tokens(given, &r->text);
+    if (given && given->text)
+        return qb_text_from_memory("memory", given->text, given->n_text_bytes, &r->text);
     if (path) return qb_text_open(path, 0, &r->text);
     QB_TRY(qb_text_builtin(&r->text));
     qb_cli_note(r->cli, "no --text: the built-in text is used (%zu bytes)", r->text.raw_bytes);
@@ -327,6 +339,10 @@ static qb_status open_models(run *r)
 {
     size_t n = qb_cli_n_args(r->cli);
     QB_TRY(QB_NEW_ZERO(&r->models, n, "models"));
+    if (r->given) {
+        r->models[r->n_models++] = r->given->model;
+        return QB_OK;
+    }
     for (r->n_models = 0; r->n_models < n; r->n_models++)
         QB_TRY(qb_model_open(qb_cli_arg(r->cli, r->n_models), &r->models[r->n_models]));
     return QB_OK;
@@ -347,10 +363,15 @@ static qb_status run_all(run *r)
 
 qb_status qb_run_measure(const qb_cli *cli, qb_results *out)
 {
-    run r = {.cli = cli};
+    return qb_run_measure_given(cli, NULL, out);
+}
+
+qb_status qb_run_measure_given(const qb_cli *cli, const qb_run_given *given, qb_results *out)
+{
+    run r = {.cli = cli, .given = given};
     qb_status status = run_all(&r);
     qb_text_deinit(&r.text);
-    for (size_t i = 0; i < r.n_models; i++) qb_model_close(r.models[i]);
+    for (size_t i = 0; i < r.n_models && !given; i++) qb_model_close(r.models[i]);
     qb_free(r.models);
     qb_pool_destroy(r.pool);
     if (status != QB_OK)

@@ -13,20 +13,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static bool another_says_it;
-static const char *volatile when_interrupted; /* NULL = nothing is said */
-
-void qb_cli_leave_error_to_another(void)
-{
-    another_says_it = true;
-}
-
-void qb_cli_when_interrupted(const qb_cli *cli, const char *text)
-{
-    bool wanted = isatty(STDERR_FILENO) && !qb_cli_flag(cli, "quiet");
-    when_interrupted = wanted ? text : NULL;
-}
-
 static void write_text(const char *text)
 {
     ssize_t ignored = write(STDERR_FILENO, text, strlen(text));
@@ -42,7 +28,7 @@ static void on_interrupt(int signal_number)
         _exit(qb_status_exit_code(QB_ERR_INTERRUPTED));
     }
     qb_interrupt_set(true);
-    if (when_interrupted) write_text(when_interrupted);
+    if (qb_cli_interrupt_text()) write_text(qb_cli_interrupt_text());
 }
 
 static void on_bus_error(int signal_number)
@@ -116,6 +102,7 @@ int main(int argc, char **argv)
     if ((fflush(stdout) || ferror(stdout)) && status == QB_OK)
         status =
             QB_FAIL(QB_ERR_IO, "standard output: write: %s", errno ? strerror(errno) : "failed");
-    if (status != QB_OK && !another_says_it) fprintf(stderr, "qbench: %s\n", qb_error_message());
+    if (status != QB_OK && !qb_cli_error_is_left())
+        fprintf(stderr, "qbench: %s\n", qb_error_message());
     return qb_status_exit_code(status);
 }

@@ -8,6 +8,30 @@
 #include <string.h>
 #include <unistd.h>
 
+static bool another_says_it;
+static const char *volatile when_interrupted; /* NULL = nothing is said */
+
+void qb_cli_leave_error_to_another(void)
+{
+    another_says_it = true;
+}
+
+bool qb_cli_error_is_left(void)
+{
+    return another_says_it;
+}
+
+void qb_cli_when_interrupted(const qb_cli *cli, const char *text)
+{
+    bool wanted = isatty(STDERR_FILENO) && !qb_cli_flag(cli, "quiet");
+    when_interrupted = wanted ? text : NULL;
+}
+
+const char *qb_cli_interrupt_text(void)
+{
+    return when_interrupted;
+}
+
 bool qb_cli_is_stdout(const char *path)
 {
     return path && !strcmp(path, "-");

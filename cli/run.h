@@ -15,6 +15,17 @@
  * caller deinits *out after success. */
 qb_status qb_run_measure(const qb_cli *cli, qb_results *out);
 
+/* What a caller holds in the place of the command line's one model and text; all borrowed. */
+typedef struct qb_run_given {
+    qb_model *model;
+    const char *text; /* NULL = what the command line says */
+    size_t n_text_bytes;
+    const int32_t *tokens; /* in the place of a text, each checked; NULL = none */
+    size_t n_tokens;
+} qb_run_given;
+/* The same on what is given (NULL = nothing). */
+qb_status qb_run_measure_given(const qb_cli *cli, const qb_run_given *given, qb_results *out);
+
 /* ---- cli/run_text.c: what is evaluated ---- */
 
 typedef struct qb_run_text {
@@ -24,10 +35,11 @@ typedef struct qb_run_text {
     size_t batch;
     double n_bytes, n_words; /* behind the scored tokens; NaN = unknown */
 } qb_run_text;
-/* Tokens and windows of the text for one model, by --protocol, --context, --stride, --max-tokens
- * and --batch. Without --context a short text shrinks the windows, and that is said. */
+/* Tokens (of the text, or those given, where given is not NULL and has some) and windows for one
+ * model, by --protocol, --context, --stride, --max-tokens and --batch. Without --context a short
+ * text shrinks the windows, and that is said. */
 qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_text *text,
-                           qb_run_text *out);
+                           const qb_run_given *given, qb_run_text *out);
 void qb_run_text_close(qb_run_text *text); /* accepts a zeroed one */
 
 /* ---- cli/run_engines.c: what is compared ---- */

@@ -40,7 +40,9 @@ static qb_status record_text(const qb_run_seen *seen, qb_result *r)
     const qb_run_text *t = seen->run_text;
     QB_TRY(qb_result_set(&r->text.name, seen->text->name));
     QB_TRY(qb_result_set(&r->text.sha256, seen->text->sha256));
-    QB_TRY(qb_result_set(&r->text.tokenizer_sha256, qb_tokenizer_sha256(seen->model->tokenizer)));
+    const qb_tokenizer *tokenizer = seen->model->tokenizer; /* NULL: tokens were given */
+    QB_TRY(qb_result_set(&r->text.tokenizer_sha256,
+                         tokenizer ? qb_tokenizer_sha256(tokenizer) : NULL));
     QB_TRY(qb_result_set(&r->protocol.name, t->protocol->name));
     r->text.bytes = (int64_t)seen->text->raw_bytes;
     r->text.tokens = (int64_t)t->stream.tokens.n;

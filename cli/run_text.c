@@ -1,7 +1,10 @@
 /* cli/run_text.c - tokens and windows of a text for one model; see run.h. */
 #include "cli/run.h"
 
+#include "core/memory.h"
+
 #include <math.h>
+#include <string.h>
 
 enum { MOST_DEFAULT_CONTEXT = 1024 };
 
@@ -36,10 +39,11 @@ static qb_status choose_context(const qb_cli *cli, const qb_model *model, const 
 
 static qb_status lay(const qb_cli *cli, const qb_model *model, qb_run_text *t)
 {
+    const qb_tokenizer *tokenizer = model->tokenizer; /* NULL: tokens were given */
     qb_protocol_options options = {.stride = qb_cli_size(cli, "stride"),
-                                   .bos = qb_tokenizer_bos(model->tokenizer),
-                                   .eos = qb_tokenizer_eos(model->tokenizer),
-                                   .add_bos = qb_tokenizer_add_bos(model->tokenizer),
+                                   .bos = tokenizer ? qb_tokenizer_bos(tokenizer) : -1,
+                                   .eos = tokenizer ? qb_tokenizer_eos(tokenizer) : -1,
+                                   .add_bos = tokenizer && qb_tokenizer_add_bos(tokenizer),
                                    .unscored = model->config.free_prefix};
     QB_TRY(choose_context(cli, model, t, &options.context));
     QB_TRY(qb_windows_create(t->protocol, &t->stream, &options, &t->windows));
@@ -56,17 +60,32 @@ static qb_status lay(const qb_cli *cli, const qb_model *model, qb_run_text *t)
     return QB_OK;
 }
 
-qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_text *text,
-                           qb_run_text *out)
+static qb_status take_tokens(const qb_run_given *given, size_t max_tokens, qb_stream *s)
 {
-    if (!model->tokenizer)
+    size_t n = given->n_tokens;
+    if (max_tokens && max_tokens < n) n = max_tokens;
+    *s = (qb_stream){.n_docs = 1, .n_words = NAN, .n_text_bytes = NAN};
+    QB_TRY(QB_NEW(&s->doc_end, 1, "documents"));
+    QB_TRY(QB_NEW(&s->tokens.ids, n ? n : 1, "tokens"));
+    if (n) memcpy(s->tokens.ids, given->tokens, n * sizeof *s->tokens.ids);
+    s->tokens.n = s->tokens.capacity = s->doc_end[0] = n;
+    return QB_OK;
+}
+
+qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_text *text,
+                           const qb_run_given *given, qb_run_text *out)
+{
+    bool has_tokens = given && given->tokens;
+    if (!model->tokenizer && !has_tokens)
         return QB_FAIL(QB_ERR_FORMAT,
                        "%s: no tokenizer in the file, so no text can be evaluated (--no-quality "
                        "measures speed alone)",
                        model->path);
     qb_run_text t = {.protocol = qb_protocol_find(qb_cli_string(cli, "protocol"))};
-    qb_status status = qb_protocol_tokenize(t.protocol, text, model->tokenizer,
-                                            qb_cli_size(cli, "max-tokens"), &t.stream);
+    size_t max_tokens = qb_cli_size(cli, "max-tokens");
+    qb_status status = has_tokens ? take_tokens(given, max_tokens, &t.stream)
+                                  : qb_protocol_tokenize(t.protocol, text, model->tokenizer,
+                                                         max_tokens, &t.stream);
     if (status == QB_OK) status = lay(cli, model, &t);
     if (status != QB_OK) {
         qb_run_text_close(&t);
@@ -74,7 +93,7 @@ qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_te
     }
     t.n_words = t.stream.n_words;
     t.n_bytes = t.stream.n_text_bytes;
-    if (isnan(t.n_bytes))
+    if (isnan(t.n_bytes) && model->tokenizer)
         t.n_bytes = qb_quality_scored_bytes(&t.stream, &t.windows, model->tokenizer);
     *out = t;
     return QB_OK;

@@ -21,6 +21,8 @@ MAY_INCLUDE = {
     "train": {"core", "model", "kernels", "quant"},
     "report": {"core"},
     "cli": LIBRARY,
+    "include": set(),
+    "api": LIBRARY | {"cli", "qbench"},
     "bench": LIBRARY,
     "tests": LIBRARY | {"cli", "bench"},
 }
@@ -54,7 +56,7 @@ def check_alone(path):
     for language, standard in (("c", "c17"), ("c++", "c++17")):
         done = subprocess.run(
             ["gcc", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE",
-             f"-std={standard}", f"-I{ROOT}", *flags, "-x", language, "-"],
+             f"-std={standard}", f"-I{ROOT}", f"-I{ROOT}/include", *flags, "-x", language, "-"],
             input=f'#include "{path}"\n#include "{path}"\n', stderr=subprocess.PIPE, text=True)
         if done.returncode:
             yield f"{path}: does not compile alone as {language}: {done.stderr.splitlines()[0]}"
