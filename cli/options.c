@@ -129,8 +129,8 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         0, 0, qb_cmd_kernels},
     [QB_VERB_HELP] = {"help", "[COMMAND]",
         "help for a command, the man page, shell completions",
-        "Without COMMAND: all commands. --man prints the manual page in roff, --completion bash a "
-        "completion script.",
+        "Without COMMAND: all commands. --man prints the manual page in roff, --completion the script "
+        "that completes commands, options and their values in a shell.",
         {"qbench help run",
          "qbench help --man | man -l -"},
         0, 1, qb_cmd_help},
@@ -160,7 +160,6 @@ WORDS(weight_axes, "out", "in", "tensor", "group:")
 WORDS(act_axes, "token", "tensor", "channel")
 WORDS(act_scales, "dynamic", "static")
 WORDS(dtypes, "keep", "f32", "f16", "bf16")
-WORDS(shells, "bash")
 
 static const char *softmaxes(size_t i)
 {
@@ -357,7 +356,7 @@ const qb_option qb_options[] = {
     /* help */
     {"man", 0, QB_OPTION_FLAG, ON(HELP), NULL, NULL, 0, 0, "print the manual page (roff)", NULL},
     {"completion", 0, QB_OPTION_STRING, ON(HELP), "SHELL", NULL, 0, 0,
-        "print the completion script of a shell", shells},
+        "print the completion script of a shell", qb_shell_name},
     /* everywhere */
     {"quiet", 0, QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "no progress, no notes", NULL},
     {"help", 'h', QB_OPTION_FLAG, ALL, NULL, NULL, 0, 0, "this text", NULL},

@@ -1,8 +1,8 @@
 /* cli/options.h - the two tables that the command line is made of: verbs and options.
  *
- * Parsing (cli/parse.c), --help, the man page and the completions (cli/help.c) loop over these
- * tables and know nothing else. A new verb is a row of qb_verbs, an id below and cli/cmd_<verb>.c;
- * a new option is a row of qb_options. */
+ * Parsing (cli/parse.c), --help and the man page (cli/help.c) and the completions
+ * (cli/completion.c) loop over these tables and know nothing else. A new verb is a row of qb_verbs,
+ * an id below and cli/cmd_<verb>.c; a new option is a row of qb_options. */
 #ifndef QB_CLI_OPTIONS_H
 #define QB_CLI_OPTIONS_H
 
@@ -78,6 +78,8 @@ static inline uint32_t qb_verb_bit(const qb_verb *verb)
 void qb_help_print(const qb_verb *verb);
 void qb_help_print_first_steps(void);
 void qb_help_print_man(void);
-void qb_help_print_bash_completion(void);
+/* The completion script of a shell, one of qb_shell_name(0), (1), ...; NULL after the last. */
+void qb_help_print_completion(const char *shell);
+const char *qb_shell_name(size_t i);
 
 #endif

@@ -13,7 +13,9 @@ install(CODE "
   endfunction()
   set(root \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}\")
   say(\"\${root}/${CMAKE_INSTALL_MANDIR}/man1/qbench.1\" --man)
-  say(\"\${root}/${CMAKE_INSTALL_DATADIR}/bash-completion/completions/qbench\" --completion bash)")
+  say(\"\${root}/${CMAKE_INSTALL_DATADIR}/bash-completion/completions/qbench\" --completion bash)
+  say(\"\${root}/${CMAKE_INSTALL_DATADIR}/zsh/site-functions/_qbench\" --completion zsh)
+  say(\"\${root}/${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d/qbench.fish\" --completion fish)")
 
 # Data and words for people: the shipped pair of models, their baseline, examples, licence.
 set(QB_DATA ${CMAKE_INSTALL_DATADIR}/qbench)

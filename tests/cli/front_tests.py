@@ -70,6 +70,54 @@ COMP_WORDS=(qbench --act-scale st); COMP_CWORD=2; _qbench; echo "${COMPREPLY[@]}
     assert done.stdout.split() == [b"--protocol", b"inspect", b"static"], done.stdout
 
 
+def completion(shell):
+    if not shutil.which(shell):
+        raise Skip(f"{shell} is not installed")
+    return expect(qbench("help", "--completion", shell)).out
+
+
+def options_of(verb):
+    text = expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[0]
+    return set(re.findall(r"^ +(?:-\w, )?--([a-z0-9-]+)", text, re.M))
+
+
+def test_bash_completion_knows_every_option(_):
+    script = completion("bash")
+    for verb in VERBS:
+        ask = f'\nCOMP_WORDS=(qbench {verb} --); COMP_CWORD=2; _qbench; echo "${{COMPREPLY[@]}}"\n'
+        done = subprocess.run(["bash", "-c", script + ask.encode()], stdout=subprocess.PIPE, check=True)
+        assert {word[2:] for word in done.stdout.decode().split()} == options_of(verb), verb
+
+
+def test_zsh_completion_is_valid(folder):
+    """Parsed by zsh; each specification is one that _arguments takes."""
+    (folder / "_qbench").write_bytes(completion("zsh"))
+    ask = f"""autoload -Uz compinit; compinit -u -D; source {folder}/_qbench
+_arguments() {{ print -rl -- "$@"; }}; _files() {{ : }}
+words=(qbench generate --); CURRENT=3; _qbench"""
+    done = subprocess.run(["zsh", "-fc", ask], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={**os.environ, "HOME": str(folder)})
+    assert done.returncode == 0 and not done.stderr, done
+    words = done.stdout.decode().splitlines()
+    long = (re.match(r"(?:\(.*?\))?[*]?--([a-z0-9-]+)", word) for word in words)
+    assert {found[1] for found in long if found} == options_of("generate"), words
+    assert all(re.fullmatch(r"(\(.*?\))?[*]?-[-\w]+=?\[(\\.|[^\[\]:\\])*\](::?(\\.|[^:])*:.*)?", word)
+               for word in words if word.lstrip("(").startswith("-")), words
+
+
+def test_fish_completion_completes(folder):
+    script = folder / "qbench.fish"
+    script.write_bytes(completion("fish"))
+    asks = {"qbench insp": {"inspect"}, "qbench generate --pro": {"--prompt"},
+            "qbench run --act-scale st": {"static"}, "qbench help conv": {"convert"}}
+    for ask, wanted in asks.items():
+        done = subprocess.run(["fish", "--no-config", "-c", f"source {script}; complete -C '{ask}'"],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env={**os.environ, "HOME": str(folder)})
+        words = {line.split("\t")[0] for line in done.stdout.decode().splitlines()}
+        assert words == wanted and not done.stderr, (ask, done)
+
+
 def test_usage_errors_exit_2_with_the_nearest_word(_):
     cases = [
         (["insepct", "x"], "inspect"),

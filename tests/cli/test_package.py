@@ -69,7 +69,8 @@ class Installed(unittest.TestCase):
 class Tree(Installed):
     def test_everything_is_there(self):
         for path in ("share/man/man1/qbench.1", "share/bash-completion/completions/qbench",
-                     "include/qbench/qbench.h", "share/qbench/result.schema.json",
+                     "share/zsh/site-functions/_qbench",
+                     "share/fish/vendor_completions.d/qbench.fish", "include/qbench/qbench.h", "share/qbench/result.schema.json",
                      "share/doc/qbench/LICENSE"):
             self.assertGreater((self.prefix / path).stat().st_size, 0, path)
         self.assertIn("qbench ", run(self.qbench, "--version")[0])
