@@ -102,7 +102,7 @@ void qb_help_print_first_steps(void)
     printf("qbench measures what quantisation costs a language model, and what it brings.\n\n"
            "  qbench --scheme coarse model.bin            quality and speed beside full precision\n"
            "  qbench convert model.gguf model.bin         read a GGUF, safetensors or llm.c file\n"
-           "  qbench inspect model.bin                    what is in a file\n"
+           "  qbench doctor                               what this machine can run\n"
            "  qbench generate model.bin --prompt \"Hello\"  continue a text\n"
            "  qbench help                                 all commands; help COMMAND for one\n");
 }

@@ -127,6 +127,15 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench kernels",
          "QB_DISABLE=avx512 qbench kernels"},
         0, 0, qb_cmd_kernels},
+    [QB_VERB_DOCTOR] = {"doctor", "",
+        "what this machine can run, why not the rest, and what would help",
+        "Looks at the processor, threads, memory, GPUs and their libraries, the kernel rows, MPI, the "
+        "tokenizer's patterns, the built-in data and how quiet the machine is. A line each: ok, "
+        "limited (works, less well than it could) or no, with what was found; then one "
+        "recommendation. Nothing is measured or changed.",
+        {"qbench doctor",
+         "qbench doctor --json -"},
+        0, 0, qb_cmd_doctor},
     [QB_VERB_HELP] = {"help", "[COMMAND]",
         "help for a command, the man page, shell completions",
         "Without COMMAND: all commands. --man prints the manual page in roff, --completion the script "
@@ -235,7 +244,7 @@ const qb_option qb_options[] = {
     {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(WATCH) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
-    {"json", 0, QB_OPTION_STRING, ON(RUN) | COMPARING | ON(INSPECT) | ON(DATA), "FILE|-", NULL, 0, 0,
+    {"json", 0, QB_OPTION_STRING, ON(RUN) | COMPARING | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0, "write the results as CSV", NULL},
     {"md", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,

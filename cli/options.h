@@ -26,6 +26,7 @@ typedef enum qb_verb_id {
     QB_VERB_GATE,
     QB_VERB_WATCH,
     QB_VERB_KERNELS,
+    QB_VERB_DOCTOR,
     QB_VERB_HELP,
     QB_VERB_VERSION,
     QB_VERB_COUNT

@@ -36,6 +36,9 @@ typedef enum {
     QB_TOKEN_UNUSED
 } qb_token_type;
 
+/* PCRE2's version ("10.42"), which splits texts into words; true where it compiles its patterns. */
+bool qb_tokenizer_regex(char *version, unsigned capacity);
+
 /* True where llama.cpp takes a pre-split word that is a token whole (ignore_merges) by the name of
  * the GGUF pre-tokenizer alone. */
 bool qb_tokenizer_pre_ignores_merges(const char *pre);

@@ -6,6 +6,9 @@
 
 #include "core/memory.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #define WS "\\t-\\r\\x{85}\\p{Z}"
 #define CONTRACTIONS "'s|'t|'re|'ve|'m|'ll|'d"
 
@@ -117,4 +120,14 @@ qb_status qb__pre_compile(const qb__pre *pre, pcre2_code **out)
     (void)pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE);
     *out = compiled;
     return QB_OK;
+}
+
+bool qb_tokenizer_regex(char *version, unsigned capacity)
+{
+    char text[64] = "";
+    uint32_t jit = 0;
+    pcre2_config(PCRE2_CONFIG_VERSION, text); /* "10.42 2022-12-11", at most 24 bytes */
+    pcre2_config(PCRE2_CONFIG_JIT, &jit);
+    snprintf(version, capacity, "%.*s", (int)strcspn(text, " "), text);
+    return jit;
 }

@@ -163,6 +163,15 @@ static qb_status meet(qb_comm *c)
     return status;
 }
 
+bool qb_comm_has_mpi(void)
+{
+#ifdef QB_WITH_MPI
+    return true;
+#else
+    return false;
+#endif
+}
+
 static qb_status open_row(qb_comm *c)
 {
     unsigned long n = launched();

@@ -22,6 +22,7 @@ typedef struct qb_comm qb_comm;
 /* Takes part in what mpirun or srun started. QB_ERR_UNSUPPORTED: this process is one of several,
  * and the build has no MPI or the launcher did not tell it of them. */
 qb_status qb_comm_open(qb_comm **out);
+bool qb_comm_has_mpi(void); /* this build can be one of several processes */
 /* The ranks part: `status` is how this one ends. Waits a few seconds for the others, which may be
  * elsewhere if one failed alone. True: rank 0 is another one and ends in the same way, so that it
  * says what there is to say. Accepts NULL. */

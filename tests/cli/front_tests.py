@@ -1,4 +1,5 @@
 """The command line itself: help, usage errors, standard streams."""
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,41 @@ import support
 def test_no_argument_shows_first_steps(_):
     done = expect(qbench())
     assert len(re.findall(rb"^  qbench ", done.out, re.M)) == 5, done
+
+
+DOCTOR = {"processor", "cpu-kernels", "threads", "memory", "gpu", "gpu-kernels", "gpu-libraries",
+          "processes", "tokenizer", "data", "timing"}
+
+
+def test_doctor_on_screen_and_as_json(_):
+    said = json.loads(expect(qbench("doctor", "--json", "-")).out)
+    assert said["schema"] == "qbench.doctor/1" and said["recommended"], said
+    checks = {check["name"]: check for check in said["checks"]}
+    assert set(checks) == DOCTOR and len(said["checks"]) == len(DOCTOR), said
+    assert all(check["state"] in ("ok", "limited", "no") and check["found"]
+               for check in checks.values()), said
+    screen = expect(qbench("doctor")).out.decode()
+    for name, check in checks.items():
+        assert re.search(rf"^{name} +(ok|limited|no) +\S", screen, re.M), (name, screen)
+    assert screen.splitlines()[-1].startswith("recommended: "), screen
+
+
+def test_doctor_says_what_is_off_and_why(_):
+    def look(**env):
+        said = json.loads(expect(qbench("doctor", "--json", "-", env=env)).out)
+        return {check["name"]: check for check in said["checks"]}, said["recommended"]
+
+    plain, _ = look()
+    assert plain["gpu"]["state"] == "no" and re.search("CUDA|GPU|driver", plain["gpu"]["found"])
+    assert plain["gpu-kernels"]["state"] == "no", plain["gpu-kernels"]
+    rows = expect(qbench("kernels")).out.decode()
+    n_cpu = len(re.findall(r"^  \S+ +cpu ", rows, re.M))
+    assert f" of {n_cpu} rows usable" in plain["cpu-kernels"]["found"], plain["cpu-kernels"]
+    less, advice = look(QB_DISABLE="avx2")
+    assert less["cpu-kernels"]["state"] == "limited", less["cpu-kernels"]
+    assert "QB_DISABLE" in less["cpu-kernels"]["found"] + less["processor"]["found"], less
+    if "avx2" in plain["processor"]["found"]:
+        assert less["processor"]["state"] == "limited" and advice == "unset QB_DISABLE", less
 
 
 def test_overview_names_every_verb(_):
