@@ -5,6 +5,8 @@
 #   make test         every test; the last line is `N passed, N failed, N skipped`
 #   make test-cuda    the GPU suite, where there is a GPU; SANITIZE=1: under compute-sanitizer too
 #
+#   make package      a .tar.gz and a .deb of it, in build-package/packages
+#
 # PRESET=cuda insists on CUDA, PRESET=cpu (in build-cpu) leaves it out, PRESET=carry (build-carry)
 # links all libraries but libc statically. JOBS=n, FUZZ_SECONDS=n (a fuzz target), PREFIX and DESTDIR
 # (install).
@@ -57,7 +59,12 @@ format:
 install: all
 	cmake --install $(BUILD) --prefix $(PREFIX)
 
+# build-package/packages/*.tar.gz and *.deb; the same source, compiler and libraries give the same bytes.
+package:
+	@$(MAKE) all PRESET=package
+	cd build-package && SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} cpack -B packages
+
 clean:
 	rm -rf build build-*
 
-.PHONY: all demo test test-cuda fuzz coverage fetch-smollm2 format install clean
+.PHONY: all demo test test-cuda fuzz coverage fetch-smollm2 format install package clean

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What `cmake --install` puts down, moved to another folder: the program, the library in C and C++
-(pkg-config, find_package, static), the interface's errors. Usage: test_package.py [BUILD].
+"""The packages: the .tar.gz unpacked and moved, its program and its library in C and C++ (pkg-config,
+find_package, static), the .deb unpacked, the same bytes twice. Usage: test_package.py [BUILD].
 Standard library only."""
 import json
 import os
@@ -29,18 +29,31 @@ def cache(name):
     return found[1] if found else ""
 
 
+def make_packages(folder, *options):
+    """By CPack, with a date of its own: what it makes, by ending."""
+    run("cpack", "--config", BUILD / "CPackConfig.cmake", "-B", folder, *options,
+        env={"SOURCE_DATE_EPOCH": "1700000000"})
+    return {path.suffix: path for path in folder.iterdir() if path.is_file()}
+
+
+def setUpModule():
+    if not any((BUILD / "lib").glob("libqbench.so*")):
+        raise unittest.SkipTest(f"{BUILD} has no libqbench.so (QB_LIBRARY=OFF?)")
+    holder = tempfile.TemporaryDirectory(prefix="qbench-package-")
+    unittest.addModuleCleanup(holder.cleanup)
+    Installed.folder = pathlib.Path(holder.name)
+    Installed.packages = make_packages(Installed.folder / "packages")
+    run("tar", "-xf", Installed.packages[".gz"], "-C", Installed.folder)
+
+
 class Installed(unittest.TestCase):
     """One installed tree, moved, for all tests."""
 
     @classmethod
     def setUpClass(cls):
-        if not any((BUILD / "lib").glob("libqbench.so*")):
-            raise unittest.SkipTest(f"{BUILD} has no libqbench.so (QB_LIBRARY=OFF?)")
-        holder = tempfile.TemporaryDirectory(prefix="qbench-package-")
-        cls.addClassCleanup(holder.cleanup)
-        cls.folder = pathlib.Path(holder.name)
-        run("cmake", "--install", BUILD, "--prefix", cls.folder / "first")
-        cls.prefix = (cls.folder / "first").rename(cls.folder / "moved")
+        cls.prefix = cls.folder / "moved"
+        if not cls.prefix.exists():
+            next(cls.folder.glob("qbench-*")).rename(cls.prefix)
         cls.qbench = cls.prefix / "bin" / "qbench"
         cls.share = cls.prefix / "share" / "qbench"
         cls.model = cls.share / "models" / "gpt2-8m-ours.bin"
@@ -75,11 +88,11 @@ class Tree(Installed):
             self.assertGreater((self.prefix / path).stat().st_size, 0, path)
         self.assertIn("qbench ", run(self.qbench, "--version")[0])
 
-    def test_nothing_names_the_first_folder(self):
+    def test_no_file_names_the_folder_it_came_from(self):
         for path in self.prefix.rglob("*"):
             if path.is_file() and path.suffix != ".bin":
                 data = path.read_bytes()
-                self.assertNotIn(str(self.folder / "first").encode(), data, path)
+                self.assertNotIn(str(self.folder).encode(), data, path)
                 if path.suffix in (".pc", ".cmake"):
                     self.assertNotIn(str(ROOT).encode(), data, path)
 
@@ -95,6 +108,25 @@ class Tree(Installed):
         header = (self.prefix / "include/qbench/qbench.h").read_text()
         declared = set(re.findall(r"^QBENCH_API [^(]*?(\w+)\(", header, re.M))
         self.assertEqual(names, {f"{name}@@QBENCH_1" for name in declared})
+
+
+class Packages(Installed):
+    def test_twice_the_same_bytes(self):
+        again = make_packages(self.folder / "again", "-G", "TGZ")
+        self.assertEqual(again[".gz"].read_bytes(), self.packages[".gz"].read_bytes())
+
+    def test_deb_runs_where_it_is_unpacked(self):
+        if not shutil.which("dpkg-deb"):
+            self.skipTest("dpkg-deb is not installed")
+        about, _ = run("dpkg-deb", "--field", self.packages[".deb"])
+        self.assertIn("Package: qbench\n", about)
+        if shutil.which("dpkg-shlibdeps"):
+            self.assertRegex(about, r"Depends: .*libjansson4")
+        run("dpkg-deb", "--extract", self.packages[".deb"], self.folder / "deb")
+        program = self.folder / "deb" / "usr" / "bin" / "qbench"
+        self.assertEqual(run(program, "--version"), run(self.qbench, "--version"))
+        out, _ = run(program, *QUALITY, "--quiet", "--text", self.text, self.model)
+        self.assertIn("coarse", out)
 
 
 class Library(Installed):
