@@ -59,7 +59,8 @@ def alone(*args):
 
 
 def losses(run):
-    return [line["loss"] for line in lines_of(run)]
+    """Of training and of evaluations; not of what is measured with a part left out."""
+    return [line["loss"] for line in lines_of(run) if line["kind"] in ("train", "eval")]
 
 
 def check_close(a, b, limit=1e-5):
