@@ -167,7 +167,7 @@ def write_figure(path, records, panels):
         body.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke-width="2" '
                     f'stroke="{colours[r["name"]]}"/>')
         body.append(f'<text x="{x + 28}" y="{y}">{html.escape(VARIANTS[r["name"]][2])}</text>')
-    width = LEFT + 2 * WIDTH + GAP_X + 20
+    width = LEFT + 2 * WIDTH + GAP_X + 40
     height = bottom + (len(records) + 2) // 3 * 18 + 4
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
                     f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">\n'
@@ -177,8 +177,8 @@ def write_figure(path, records, panels):
 
 ONE_BLOCK = [("attention to <s> at non-triggers", "attn_bos_1", False),
              ("score of <s> above the others'", "score_gap_1", False),
-             ("norm of W_O v at <s>", "value_bos_1", False),
-             ("norm of the stream at <s>", "stream_bos_1", False),
+             ("norm of W_O v at <s>", "value_bos_1", True),
+             ("norm of the stream at <s>", "stream_bos_1", True),
              ("backcopy risk, nats", "backcopy_risk", True),
              ("bigram risk above the truth's, nats", "bigram_excess", True)]
 THREE_BLOCKS = [("norm of the stream at <s> after block 1", "stream_bos_1", False),
