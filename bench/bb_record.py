@@ -30,17 +30,21 @@ def table(heads, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
+def run_of(record):
+    return record["name"] + (" (cut off)" if record["exit"] else "")
+
+
 def last_figures(records):
     return table(["run", "", "steps", *(f"`{c}`" for c in COLUMNS)],
-                 [[r["name"], VARIANTS[r["name"]][2], str(r["evaluations"][-1]["step"]),
+                 [[run_of(r), VARIANTS[r["name"]][2], str(r["evaluations"][-1]["step"]),
                    *(number(figure(r, c)) for c in COLUMNS)] for r in records])
 
 
 def judgements(records):
     rows = []
     for r in records:
-        rows += [[r["name"], f"`{name}`", number(value), f"{least:g} … {most:g}", published,
-                  "yes" if inside else "**no**"]
+        rows += [[run_of(r), f"`{name}`", number(value), f"{least:g} … {most:g}", published,
+                  "yes" if inside else "not measured" if math.isnan(value) else "**no**"]
                  for name, value, least, most, published, inside in judge(r)]
     return table(["run", "figure", "here", "expected", "published", "reproduced"], rows)
 
