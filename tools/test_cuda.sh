@@ -82,7 +82,6 @@ known_races() {
     cat <<EOT
 qb_chain::chain_product<
 ::backward_short(
-::backward_whole(
 EOT
 }
 
