@@ -118,6 +118,14 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench watch history.jsonl result.json",
          "qbench watch history.jsonl --fail-on-change"},
         1, 1024, qb_cmd_watch},
+    [QB_VERB_REPORT] = {"report", "RESULT.json|RUN...",
+        "results and training curves as one page of HTML",
+        "Reads files of qbench run --json, and of training runs their folder or metrics.jsonl, and "
+        "writes one page that needs no network: summary, penalty against speed, penalties, latency, "
+        "memory, training, machine, commands and hashes. A section is there where its data are.",
+        {"qbench report result.json -o report.html",
+         "qbench report vanilla.json ours.json runs/vanilla runs/ours -o pair.html --csv pair.csv"},
+        1, 64, qb_cmd_report},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",
         "Lists the implementations of each operation, best first, the processor's and the GPU's. The "
@@ -246,8 +254,9 @@ const qb_option qb_options[] = {
     /* results */
     {"json", 0, QB_OPTION_STRING, ON(RUN) | COMPARING | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
-    {"csv", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0, "write the results as CSV", NULL},
-    {"md", 0, QB_OPTION_STRING, ON(RUN), "FILE|-", NULL, 0, 0,
+    {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT), "FILE|-", NULL, 0, 0,
+        "write the results as CSV", NULL},
+    {"md", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT), "FILE|-", NULL, 0, 0,
         "write the results as a Markdown table", NULL},
     {"junit", 0, QB_OPTION_STRING, ON(RUN), "FILE", NULL, 0, 0,
         "write the results as JUnit XML, one case a scheme", NULL},
@@ -289,6 +298,10 @@ const qb_option qb_options[] = {
         "changes of perplexity within this margin are SAME", NULL},
     {"margin-speed", 0, QB_OPTION_STRING, COMPARING, "P%", "1%", 0, 0,
         "changes of speed within this margin are SAME", NULL},
+    /* report */
+    {"out", 'o', QB_OPTION_STRING, ON(REPORT), "FILE|-", NULL, 0, 0, "write the page", NULL},
+    {"title", 0, QB_OPTION_STRING, ON(REPORT), "TEXT", "qbench report", 0, 0,
+        "the page's heading", NULL},
     /* watch */
     {"fail-on-change", 0, QB_OPTION_FLAG, ON(WATCH), NULL, NULL, 0, 0,
         "exit 1 where the newest change of a figure is for the worse and at most 10 records old",

@@ -28,7 +28,8 @@ char *qb_format_count(int64_t n, char *text)
 static void format_scientific(double value, char *text)
 {
     int exponent = (int)floor(log10(fabs(value)));
-    double mantissa = value / pow(10, exponent);
+    double mantissa =
+        exponent < -300 ? value * 1e300 / pow(10, exponent + 300) : value / pow(10, exponent);
     if (fabs(mantissa) >= 9.995) mantissa /= 10, exponent++;
     snprintf(text, QB_FORMAT_BYTES, "%.2fe%d", mantissa, exponent);
 }
@@ -110,28 +111,45 @@ char *qb_format_penalty(const qb_result *result, char *text)
 }
 
 /* One letter, bits and axis: "w8/out ". */
-static char *append_part(char *p, char letter, int64_t bits, const char *axis)
+static void append_part(char *text, char letter, int64_t bits, const char *axis)
 {
-    if (bits <= 0) return p;
-    return p + sprintf(p, axis ? "%c%" PRId64 "/%.12s " : "%c%" PRId64 " ", letter, bits, axis);
+    size_t n = strlen(text), room = QB_FORMAT_BYTES - n;
+    if (bits <= 0) return;
+    if (axis)
+        snprintf(text + n, room, "%c%" PRId64 "/%s ", letter, bits, axis);
+    else
+        snprintf(text + n, room, "%c%" PRId64 " ", letter, bits);
+}
+
+/* Takes away a last character that was cut off, and a last space. */
+static void trim_end(char *text)
+{
+    size_t n = strlen(text), start = n;
+    while (start && ((unsigned char)text[start - 1] & 0xc0) == 0x80) start--;
+    if (start && (unsigned char)text[start - 1] >= 0xc0) {
+        unsigned char first = (unsigned char)text[start - 1];
+        size_t bytes = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+        if (n - (start - 1) < bytes) text[start - 1] = 0;
+    }
+    n = strlen(text);
+    if (n && text[n - 1] == ' ') text[n - 1] = 0;
 }
 
 char *qb_format_scheme(const qb_result *r, char *text)
 {
-    char *p = text;
-    p = append_part(p, 'w', r->scheme.weight_bits, r->scheme.weight_axis);
-    p = append_part(p, 'a', r->scheme.act_bits, r->scheme.act_axis);
-    p = append_part(p, 'o', r->scheme.out_bits, NULL);
-    if (p == text) return none(text);
-    p[-1] = 0;
-    return text;
+    text[0] = 0;
+    append_part(text, 'w', r->scheme.weight_bits, r->scheme.weight_axis);
+    append_part(text, 'a', r->scheme.act_bits, r->scheme.act_axis);
+    append_part(text, 'o', r->scheme.out_bits, NULL);
+    trim_end(text);
+    return text[0] ? text : none(text);
 }
 
 char *qb_format_rate(const qb_result_timing *timing, char *text)
 {
     if (isnan(timing->tok_per_s)) return none(text);
     char rate[QB_FORMAT_BYTES];
-    if (timing->tok_per_s >= 1000)
+    if (timing->tok_per_s >= 1000 && timing->tok_per_s < 1e15)
         qb_format_count((int64_t)llround(timing->tok_per_s), rate);
     else
         qb_format_significant(timing->tok_per_s, rate);

@@ -20,6 +20,14 @@ void qb_xml_text(const char *text, FILE *stream)
         case '"':
             fputs("&quot;", stream);
             break;
+        case 0xef: /* U+FFFE and U+FFFF are no characters either */
+            if (p[1] == 0xbf && p[2] >= 0xbe) {
+                fputc(' ', stream);
+                p += 2;
+                break;
+            }
+            fputc(*p, stream);
+            break;
         default:
             fputc(*p < 0x20 ? ' ' : *p, stream); /* control characters are not allowed in XML 1.0 */
         }

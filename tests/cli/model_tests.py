@@ -200,7 +200,7 @@ def test_run_usage_errors(folder):
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
                           "logits", "train", "presets", "compare", "gate", "watch",
-                          "kernels", "help", "version"}, "a verb without tests here"
+                          "report", "kernels", "doctor", "help", "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
@@ -211,7 +211,7 @@ def documented_examples():
     """The command lines of --help, of README.md and of what is said of results."""
     for verb in VERBS:
         yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
-    for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md"):
+    for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md", "docs/report.md"):
         text = (support.ROOT / page).read_text()
         yield from (line.replace("build/qbench", "qbench")
                     for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))
@@ -230,6 +230,11 @@ def test_documented_examples_run(folder):
     expect(qbench("run", "--quiet", "--speed-context", "32", "--json", folder / "fresh.json",
                   folder / "model.bin"))
     gate_tests.edit(folder / "fresh.json", folder / "before.json", gate_tests.slower(1))
+    for run in ("vanilla", "ours"):
+        (folder / "runs" / run).mkdir(parents=True)
+        (folder / "runs" / run / "metrics.jsonl").write_text(
+            '{"kind": "train", "step": 1, "loss": 3.5, "tokens": 512}\n')
+    (folder / "docs").mkdir()
     if (support.ROOT / "share" / "models").exists():
         (folder / "share").symlink_to(support.ROOT / "share")
     bin_folder = folder / "bin"

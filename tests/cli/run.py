@@ -23,6 +23,7 @@ import gate_tests
 import model_tests
 import pair_tests
 import ranks_tests
+import report_tests
 import run_verb_tests
 import support
 import tokenize_tests
@@ -33,7 +34,7 @@ import watch_tests
 def collect(names):
     for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
                    tokenize_tests, run_verb_tests, gate_tests, watch_tests, device_tests, train_tests,
-                   ranks_tests, pair_tests):
+                   ranks_tests, pair_tests, report_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function

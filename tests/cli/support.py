@@ -13,7 +13,7 @@ SMOLLM2 = ROOT / "models" / "smollm2.bin"
 QBENCH = ""  # set by run.py
 
 VERBS = ["run", "generate", "data", "convert", "inspect", "verify", "tokenize", "logits", "train",
-         "presets", "compare", "gate", "watch", "kernels", "doctor", "help", "version"]
+         "presets", "compare", "gate", "watch", "report", "kernels", "doctor", "help", "version"]
 
 # The processor is what these tests test, also where there is a GPU: that has its own suite.
 BASE_ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -115,6 +115,14 @@ def histories():
     return {"two": "".join(json.dumps(r) + "\n" for r in records).encode()}
 
 
+def metrics():
+    """The curves of a shipped model, and lines of other kinds."""
+    log = HERE.parent.parent / "share" / "models" / "gpt2-8m-ours.metrics.jsonl"
+    return {"shipped": log.read_bytes(),
+            "others": b'{"kind": "eval", "step": 2, "ppl": 1e300}\n{"kind": "x", "step": 0}\n'
+                      b'{"kind": "train", "step": 1, "loss": null, "tokens": 7}\n{"kind"'}
+
+
 def limits():
     return {"all": b'{"limits": {"max-ppl-delta": "0.5%", "max-kl": 0.01, "min-top1": "99%"}, '
                    b'"schemes": {"coarse": {"max-kl": null, "max-slowdown": "3%"}}}'}
@@ -131,7 +139,8 @@ def main():
                "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode(),
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
-               "shards": shards(), "results": results(), "history": histories(), "limits": limits()}
+               "shards": shards(), "results": results(), "history": histories(), "limits": limits(),
+               "metrics": metrics()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():

@@ -1,0 +1,181 @@
+/* report/html.c - the page: its inputs, its frame and the table of its sections; see html.h. */
+#include "report/html_internal.h"
+
+#include "core/file.h"
+#include "core/memory.h"
+#include "report/read_json.h"
+
+#include <string.h>
+
+/* ---- inputs ---- */
+
+static qb_status add_results(qb_report *report, const char *text, size_t bytes, const char *path)
+{
+    qb_results more;
+    qb_status status = QB_OK;
+    QB_TRY(qb_results_parse_json(text, bytes, path, &more));
+    if (report->results.n + more.n > QB_REPORT_MAX_RECORDS)
+        status = QB_FAIL(QB_ERR_FORMAT, "%s: found %zu records, expected at most %d", path,
+                         report->results.n + more.n, QB_REPORT_MAX_RECORDS);
+    for (size_t i = 0; i < more.n && status == QB_OK; i++) {
+        qb_result *r;
+        status = qb_results_add(&report->results, &r);
+        if (status != QB_OK) break;
+        *r = more.items[i]; /* its texts move */
+        qb_result_init(&more.items[i]);
+    }
+    qb_results_deinit(&more);
+    return status;
+}
+
+static qb_status add_run(qb_report *report, const char *text, size_t bytes, const char *path)
+{
+    QB_TRY(qb_realloc((void **)&report->runs, report->n_runs, report->n_runs + 1,
+                      sizeof *report->runs, "training runs"));
+    QB_TRY(qb_metrics_parse(text, bytes, path, &report->runs[report->n_runs]));
+    report->n_runs++;
+    return QB_OK;
+}
+
+static qb_status add_file_name(qb_report *report, const qb_file *file, const char *path)
+{
+    QB_TRY(qb_realloc((void **)&report->files, report->n_files, report->n_files + 1,
+                      sizeof *report->files, "names of files"));
+    qb_report_file *f = &report->files[report->n_files];
+    const char *slash = strrchr(path, '/');
+    *f = (qb_report_file){.bytes = (int64_t)file->bytes};
+    QB_TRY(qb_sha256_hex(file->data, file->bytes, f->sha256));
+    QB_TRY(qb_result_set(&f->name, slash ? slash + 1 : path));
+    report->n_files++;
+    return QB_OK;
+}
+
+static qb_status add_file(qb_report *report, const char *path)
+{
+    qb_file file;
+    QB_TRY(qb_file_open(path, &file));
+    const char *text = file.bytes ? (const char *)file.data : "";
+    bool is_run = false;
+    qb_status status = qb_metrics_recognise(text, file.bytes, &is_run);
+    if (status == QB_OK)
+        status = is_run ? add_run(report, text, file.bytes, path)
+                        : add_results(report, text, file.bytes, path);
+    if (status == QB_OK) status = add_file_name(report, &file, path);
+    qb_file_close(&file);
+    return status;
+}
+
+qb_status qb_report_add(qb_report *report, const char *path)
+{
+    char *inside;
+    if (!qb_is_folder(path)) return add_file(report, path);
+    QB_TRY(qb_path_join(path, "metrics.jsonl", &inside));
+    qb_status status = add_file(report, inside);
+    qb_free(inside);
+    return status;
+}
+
+void qb_report_deinit(qb_report *report)
+{
+    qb_results_deinit(&report->results);
+    for (size_t i = 0; i < report->n_runs; i++) qb_metrics_deinit(&report->runs[i]);
+    for (size_t i = 0; i < report->n_files; i++) qb_free(report->files[i].name);
+    qb_free(report->runs);
+    qb_free(report->files);
+    *report = (qb_report){0};
+}
+
+/* ---- sections ---- */
+
+static bool has_records(const qb_page *page)
+{
+    return page->report->results.n > 0;
+}
+
+static bool always(const qb_page *page)
+{
+    (void)page;
+    return true;
+}
+
+static const struct {
+    const char *id, *title;
+    bool (*has)(const qb_page *page);
+    qb_status (*write)(qb_page *page);
+} sections[] = {
+    {"summary", "Summary", qb_page_has_summary, qb_page_summary},
+    {"tradeoff", "Penalty against speed", qb_page_has_tradeoff, qb_page_tradeoff},
+    {"penalty", "Penalty of each scheme", qb_page_has_penalty, qb_page_penalty},
+    {"latency", "Latency", qb_page_has_latency, qb_page_latency},
+    {"memory", "Memory", qb_page_has_memory, qb_page_memory},
+    {"training", "Training", qb_page_has_training, qb_page_training},
+    {"environment", "Environment and trust", has_records, qb_page_environment},
+    {"reproduce", "How to reproduce", always, qb_page_reproduce},
+};
+
+static void write_head(qb_page *page, const char *title)
+{
+    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+          "<meta http-equiv=\"Content-Security-Policy\" "
+          "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+          "<meta name=\"color-scheme\" content=\"light dark\">\n<title>",
+          page->out);
+    qb_page_text(page, title);
+    fprintf(page->out, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<header>\n<h1>",
+            qb_page_style);
+    qb_page_text(page, title);
+    fputs("</h1>\n<nav aria-label=\"Sections\"><ul>\n", page->out);
+    for (size_t i = 0; i < QB_COUNT(sections); i++)
+        if (sections[i].has(page))
+            fprintf(page->out, "<li><a href=\"#%s\">%s</a></li>\n", sections[i].id,
+                    sections[i].title);
+    fputs("</ul></nav>\n</header>\n<main>\n", page->out);
+}
+
+static qb_status write_page(qb_page *page, const char *title)
+{
+    write_head(page, title);
+    for (size_t i = 0; i < QB_COUNT(sections); i++) {
+        if (!sections[i].has(page)) continue;
+        fprintf(page->out, "<section id=\"%s\">\n<h2>%s</h2>\n", sections[i].id, sections[i].title);
+        QB_TRY(sections[i].write(page));
+        fputs("</section>\n", page->out);
+    }
+    fputs("</main>\n</body>\n</html>\n", page->out);
+    return QB_OK;
+}
+
+/* ---- names, in the order of appearance ---- */
+
+static qb_status add_once(qb_texts *texts, const char *text)
+{
+    for (size_t i = 0; i < texts->n; i++)
+        if (!strcmp(texts->items[i], text)) return QB_OK;
+    return qb_texts_add(texts, text);
+}
+
+static qb_status find_names(qb_page *page)
+{
+    const qb_results *results = &page->report->results;
+    char name[QB_NAME_BYTES];
+    for (size_t i = 0; i < results->n; i++) {
+        QB_TRY(add_once(&page->schemes, qb_page_scheme(&results->items[i])));
+        QB_TRY(add_once(&page->models, qb_page_model(page, &results->items[i], name)));
+    }
+    return QB_OK;
+}
+
+qb_status qb_report_write_html(const qb_report *report, const char *title, FILE *stream)
+{
+    qb_page page = {.out = stream, .report = report};
+    qb_status status;
+    QB_TRY(QB_NEW(&page.rows, report->results.n, "rows of the page"));
+    QB_TRY_GOTO(status, find_names(&page), done);
+    status = write_page(&page, title);
+done:
+    qb_texts_deinit(&page.schemes);
+    qb_texts_deinit(&page.models);
+    qb_free(page.rows);
+    return status;
+}

@@ -1,0 +1,38 @@
+/* report/html.h - results and training curves as one page of HTML that needs nothing else: no
+ * network, no script, its style inside. Every text of the files is escaped. */
+#ifndef QB_REPORT_HTML_H
+#define QB_REPORT_HTML_H
+
+#include "report/read_metrics.h"
+#include "report/result.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QB_REPORT_MAX_RECORDS 1000 /* more would be a page that nobody reads */
+
+typedef struct qb_report_file {
+    char *name, sha256[65];
+    int64_t bytes;
+} qb_report_file;
+
+typedef struct qb_report {
+    qb_results results;
+    qb_metrics *runs;
+    size_t n_runs;
+    qb_report_file *files; /* what the page was made from */
+    size_t n_files;
+} qb_report;
+
+/* Adds what is in `path`: results of `run --json`, a run's metrics.jsonl (told by its content), or
+ * a folder that holds one. */
+qb_status qb_report_add(qb_report *report, const char *path);
+void qb_report_deinit(qb_report *report); /* accepts a zeroed one */
+
+qb_status qb_report_write_html(const qb_report *report, const char *title, FILE *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,93 @@
+/* report/html_internal.h - what the sections of the page share. A section is a row of `sections` in
+ * html.c and a function here. */
+#ifndef QB_REPORT_HTML_INTERNAL_H
+#define QB_REPORT_HTML_INTERNAL_H
+
+#include "report/format.h"
+#include "report/html.h"
+#include "report/svg.h"
+
+typedef struct qb_page {
+    FILE *out;
+    const qb_report *report;
+    qb_texts schemes, models; /* names in the order of appearance: colours and markers */
+    size_t n_figures, n_tables;
+    const qb_result **rows; /* of the group at work: room for all records */
+} qb_page;
+
+/* ---- text ---- */
+void qb_page_text(qb_page *page, const char *text); /* escaped; "-" for NULL */
+/* "name", with the start of its hash where two models of the page have that name. */
+enum { QB_NAME_BYTES = 160 };
+char *qb_page_model(const qb_page *page, const qb_result *r, char *text);
+const char *qb_page_scheme(const qb_result *r); /* "unnamed" for none */
+size_t qb_page_colour(const qb_page *page, const char *scheme);
+size_t qb_page_marker(const qb_page *page, const qb_result *r);
+
+/* ---- groups: records that may stand in one figure ---- */
+typedef bool (*qb_page_has)(const qb_result *r);
+typedef bool (*qb_page_same)(const qb_result *a, const qb_result *b);
+/* Fills page->rows with the next group of records that have something and are the same as its
+ * first; returns how many, 0 = there are no more. *at starts as 0. */
+size_t qb_page_group(qb_page *page, size_t *at, qb_page_has has, qb_page_same same);
+bool qb_page_any(const qb_page *page, qb_page_has has);
+bool qb_same_text(const char *a, const char *b); /* NULL equals NULL */
+bool qb_same_model(const qb_result *a, const qb_result *b);
+bool qb_same_quality(const qb_result *a, const qb_result *b); /* text and protocol */
+bool qb_same_machine(const qb_result *a, const qb_result *b);
+bool qb_same_setting(const qb_result *a, const qb_result *b); /* both */
+/* Sentences: what perplexities were measured on; what speed was. */
+void qb_page_say_quality(qb_page *page, const qb_result *r);
+void qb_page_say_speed(qb_page *page, const qb_result *r);
+
+/* ---- figures, and the table behind each ---- */
+void qb_page_figure_open(qb_page *page, double height, const char *title, const char *text);
+void qb_page_figure_caption(qb_page *page, const char *title); /* ends the SVG */
+void qb_page_figure_close(qb_page *page);
+void qb_page_legend(qb_page *page, size_t marker, size_t colour, const char *name);
+/* Columns: headings separated by '|'; one that starts with '#' holds numbers. */
+void qb_page_table_open(qb_page *page, const char *caption, const char *columns);
+void qb_page_row_open(qb_page *page, const char *head); /* a row and its heading cell */
+void qb_page_cell(qb_page *page, const char *text);
+void qb_page_long_cell(qb_page *page, const char *text); /* broken into lines where it must */
+void qb_page_number(qb_page *page, const char *text);
+void qb_page_row_close(qb_page *page);
+void qb_page_table_close(qb_page *page);
+void qb_page_details_open(qb_page *page);
+void qb_page_details_close(qb_page *page);
+
+typedef struct qb_bar {
+    const char *group; /* a heading stands where it changes; NULL = none */
+    char label[QB_NAME_BYTES], text[QB_FORMAT_BYTES];
+    size_t colour;
+    double value;
+    qb_interval ci; /* NaN = none */
+} qb_bar;
+enum { QB_PAGE_MAX_BARS = 60 }; /* in one figure; the table behind has all */
+/* The axis's name, with what its scale is where it is not linear; text holds QB_NAME_BYTES. */
+char *qb_page_axis_name(const char *name, const qb_scale *scale, char *text);
+/* Horizontal bars from zero; figure_open and the marks, without caption and end. */
+void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, const char *axis, const char *title,
+                  const char *text);
+
+/* ---- sections ---- */
+bool qb_has_quality(const qb_result *r);
+bool qb_has_speed(const qb_result *r);
+bool qb_page_has_summary(const qb_page *page);
+qb_status qb_page_summary(qb_page *page);
+bool qb_page_has_penalty(const qb_page *page);
+qb_status qb_page_penalty(qb_page *page);
+bool qb_page_has_tradeoff(const qb_page *page);
+qb_status qb_page_tradeoff(qb_page *page);
+bool qb_page_has_latency(const qb_page *page);
+qb_status qb_page_latency(qb_page *page);
+bool qb_page_has_memory(const qb_page *page);
+qb_status qb_page_memory(qb_page *page);
+bool qb_page_has_training(const qb_page *page);
+qb_status qb_page_training(qb_page *page);
+qb_status qb_page_environment(qb_page *page);
+qb_status qb_page_reproduce(qb_page *page);
+
+extern const char qb_page_style[];
+
+#endif

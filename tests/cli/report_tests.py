@@ -1,0 +1,297 @@
+"""qbench report: one page without network or script, well formed whatever the names are; and in
+Chromium on two widths, where it is installed."""
+import collections
+import csv
+import html
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
+
+from support import ROOT, Skip, expect, no_leftovers, qbench
+
+MODELS = ROOT / "share" / "models"
+NASTY = ["</title><script>alert(1)</script>", '"><img src=x onerror=1>', "&lt;b&gt; ' & \u202e\uffff\x01"]
+VOID = {"meta", "br", "path", "rect", "line"}
+
+
+def records():
+    return json.loads((MODELS / "results-builtin.json").read_text())
+
+
+def with_speed(root):
+    """Speeds and samples, made up: each scheme somewhat faster than the one before."""
+    for i, r in enumerate(root["results"]):
+        r["speed"]["batch"], r["speed"]["context"] = 1, 256
+        for phase, ms in (("prefill", 80), ("decode", 9)):
+            for timing, factor in ((r["speed"][phase], 1 - i / 20), (r["speed"]["full"][phase], 1.1)):
+                samples = [ms * factor * (1 + 0.01 * (7 * k % 11)) for k in range(40)]
+                timing.update(tok_per_s=1e3 / (ms * factor), p50_ms=ms * factor, p90_ms=1.1 * ms,
+                              p99_ms=1.2 * ms, samples=40, samples_ms=samples,
+                              tok_per_s_ci95=[900 / (ms * factor), 1100 / (ms * factor)])
+    return root
+
+
+def save(path, root):
+    path.write_text(json.dumps(root))
+    return path
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that elements nest, that ids are single, and that nothing is fetched or run."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.open, self.ids, self.links = text, [], collections.Counter(), []
+        self.figures, self.words = [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+        assert max(self.ids.values()) == 1, self.ids.most_common(1)
+        assert all(link[1:] in self.ids for link in self.links), self.links
+        for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+            xml.etree.ElementTree.fromstring(svg)
+            assert "nan" not in re.sub(r">[^<]*<", "><", svg) and "inf" not in re.sub(
+                r">[^<]*<", "><", svg), svg
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        assert tag not in {"script", "img", "link", "iframe", "object"}, self.get_starttag_text()
+        assert not any(k.startswith("on") or k == "src" for k in attrs), self.get_starttag_text()
+        assert attrs.get("href", "#").startswith("#"), attrs
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.ids.update([attrs["id"]] if "id" in attrs else [])
+        if tag == "figure":
+            self.figures.append(collections.Counter())
+        elif self.figures and "figure" in self.open:
+            self.figures[-1][attrs.get("role", "") + tag] += 1
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID, tag
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        assert self.open and self.open.pop() == tag, (tag, self.open)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def page_of(own, *files, options=()):
+    out = own / "page.html"
+    expect(qbench("report", *files, "-o", out, *options))
+    no_leftovers(own)
+    text = out.read_text()
+    assert "http:" not in text and "https:" not in text and "url(" not in text
+    assert "@import" not in text
+    page = Page(text)
+    for figure in page.figures:
+        assert figure["imgsvg"] == 1 and figure["title"] >= 1 and figure["desc"] == 1, figure
+        assert figure["details"] == 1 and figure["table"] == 1 and figure["figcaption"] == 1, figure
+    return page
+
+
+def sections(page):
+    return re.findall(r'<section id="(\w+)"', page.text)
+
+
+def test_report_sections_are_there_where_their_data_are(own):
+    curves = sorted(MODELS.glob("*.metrics.jsonl"))
+    quality = MODELS / "results-builtin.json"
+    last = ["environment", "reproduce"]
+    assert sections(page_of(own, quality)) == ["summary", "penalty", "memory", *last]
+    assert sections(page_of(own, *curves)) == ["training", "reproduce"]
+    full = page_of(own, save(own / "r.json", with_speed(records())), *curves)
+    assert sections(full) == ["summary", "tradeoff", "penalty", "latency", "memory", "training", *last]
+    assert len(full.figures) == 2 + 1 + 2 + 2 + 5
+    speed_only = with_speed(records())
+    for r in speed_only["results"]:
+        r["quality"] = {k: None for k in r["quality"]}
+    assert sections(page_of(own, save(own / "s.json", speed_only))) == ["summary", "latency", "memory",
+                                                                        *last]
+
+
+def test_report_says_what_the_records_say(own):
+    page = page_of(own, MODELS / "results-builtin.json", options=["--title", "A & B"])
+    words = " ".join(page.words)
+    for r in records()["results"]:
+        assert r["scheme"]["name"] in words and r["model"]["sha256"] in words
+        assert f"{r['quality']['penalty']:.2f}"[:3] in words
+        assert r["command"] in words and r["text"]["sha256"] in words
+    assert "<h1>A &amp; B</h1>" in page.text
+    two = page_of(own, MODELS / "results-builtin.json", MODELS / "results-valid.json")
+    assert two.text.count("Every model and scheme") == 2  # texts are never mixed in a table
+
+
+def test_report_pareto_front(own):
+    root = with_speed(records())
+    root["results"] = root["results"][:4]
+    for r, speed, penalty in zip(root["results"], (100, 200, 150, 300), (1, 2, 3, 4)):
+        r["speed"]["decode"]["tok_per_s"], r["quality"]["penalty"] = speed, penalty
+        r["speed"]["full"]["decode"]["tok_per_s"] = 50
+    page = page_of(own, save(own / "r.json", root))
+    table = re.search(r"Penalty against speed of decode</caption>.*?</table>", page.text, re.S)[0]
+    rows = [re.findall(r">([^<>]+)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+    names = [r["scheme"]["name"] for r in root["results"]]
+    assert [(row[0], row[-1]) for row in rows] == [
+        (names[3], "yes"), (names[1], "yes"), (names[2], "no"), (names[0], "yes"), ("full", "yes")]
+
+
+def test_report_escapes_every_text(own):
+    root = with_speed(records())
+    for i, r in enumerate(root["results"]):
+        for group in ("model", "text", "protocol", "scheme", "environment"):
+            for key, value in r[group].items():
+                if isinstance(value, str):
+                    r[group][key] = NASTY[i % 3]
+        r["trust"] = {"level": NASTY[0], "reasons": NASTY}
+        r["command"] = r["git_commit"] = r["time_utc"] = NASTY[i % 3]
+    run = own / NASTY[1].replace("/", "")
+    run.mkdir()
+    shutil.copy(MODELS / "gpt2-8m-ours.metrics.jsonl", run / "metrics.jsonl")
+    page = page_of(own, save(own / "r.json", root), run, options=["--title", NASTY[0]])
+    assert "<script" not in page.text and "<img" not in page.text
+    assert NASTY[0] in " ".join(page.words)
+
+
+def test_report_draws_extremes(own):
+    for values in ([1e308, -1e308], [0, 0], [5e-324, 1e14], [-3, -2]):
+        root = with_speed(records())
+        for i, r in enumerate(root["results"]):
+            value = values[i % 2]
+            r["quality"].update(penalty=value, ppl=value, penalty_ci95=[-value, value])
+            r["speed"]["decode"].update(tok_per_s=abs(value), samples_ms=[abs(value) or 1] * 7)
+            r["memory"]["weights_bytes"] = 2**63 - 1
+            r["model"]["name"] = None if i % 2 else "x" * 5000
+            r["scheme"]["name"] = None if i % 3 else "y" * 5000
+        page_of(own, save(own / "r.json", root))
+
+
+def test_report_twins(own):
+    quality = MODELS / "results-builtin.json"
+    done = expect(qbench("report", quality, "--csv", "-", "--md", own / "r.md"))
+    rows = list(csv.DictReader(done.out.decode().splitlines()))
+    assert [row["scheme.name"] for row in rows] == [r["scheme"]["name"] for r in records()["results"]]
+    assert "| gpt2-8m-ours | coarse |" in (own / "r.md").read_text()
+    assert expect(qbench("report", quality, "-o", "-")).out.startswith(b"<!DOCTYPE html>")
+
+
+def test_report_refuses(own):
+    quality, out = MODELS / "results-builtin.json", own / "page.html"
+    out.write_text("as it was")
+    broken = own / "broken.json"
+    broken.write_bytes(quality.read_bytes()[:-30])
+    expect(qbench("report", quality, broken, "-o", out), 3)
+    broken.write_text('{"schema": "qbench.results/1", "results": []}')
+    assert b"found no records" in expect(qbench("report", broken, "-o", out), 3).err
+    broken.write_text('{"kind": "train", "step": 1}\n{"kind": "train"}\n')
+    assert b'broken.json: line 2: key "step"' in expect(qbench("report", broken, "-o", out), 3).err
+    many = {**records(), "results": records()["results"] * 63}
+    done = expect(qbench("report", save(own / "many.json", many), "-o", out), 3)
+    assert b"found 1008 records, expected at most 1000" in done.err
+    expect(qbench("report", own / "absent.json", "-o", out), 3)
+    expect(qbench("report", own, "-o", out), 3)  # a folder without metrics.jsonl
+    expect(qbench("report", quality), 2)
+    expect(qbench("report", "-o", out), 2)
+    expect(qbench("report", quality, "-o", "-", "--csv", "-"), 2)
+    expect(qbench("report", quality, "-o", own / "absent" / "page.html"), 3)
+    assert out.read_text() == "as it was"
+    no_leftovers(own)
+
+
+def test_report_example_is_of_today(own):
+    """docs/example-report.html is what docs/report.md's command writes."""
+    page = (ROOT / "docs" / "report.md").read_text()
+    command = re.search(r"^    build/qbench report (.*) -o docs/example-report.html$", page, re.M)[1]
+    files = [path for word in command.split() for path in sorted(ROOT.glob(word))]
+    expect(qbench("report", *files, "-o", own / "page.html"))
+    assert (own / "page.html").read_text() == (ROOT / "docs/example-report.html").read_text(), \
+        f"make docs/example-report.html again: build/qbench report {command} -o it"
+
+
+# ---- in a browser ----
+
+MEASURE = """
+const f = document.querySelector('iframe');
+f.onload = () => {
+  const d = f.contentDocument, e = d.documentElement, w = e.clientWidth;
+  const box = x => x.getBoundingClientRect();
+  const out = [...d.querySelectorAll('body *')].filter(x => !x.parentElement.closest('.scroll') &&
+    !x.closest('svg svg, svg > *') && box(x).width > 0 && box(x).right > w + 1);
+  const svgs = [...d.querySelectorAll('svg[role=img]')];
+  const found = {width: w, scroll: e.scrollWidth, out: out.map(x => x.outerHTML.slice(0, 90)),
+    figures: svgs.length, hidden: svgs.filter(x => box(x).width < 200 || box(x).height < 60).length,
+    cut: svgs.flatMap(s => [...s.querySelectorAll('text')].filter(t =>
+      box(t).left < box(s).left - 1 || box(t).right > box(s).right + 1).map(t => t.textContent)),
+    small: Math.min(...svgs.map(s => 13 * box(s).width / s.viewBox.baseVal.width))};
+  document.body.textContent = 'FOUND' + JSON.stringify(found) + 'END';
+};
+"""
+
+
+def browser():
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if shutil.which(name):
+            return name
+    raise Skip("there is no Chromium here (Debian: chromium)")
+
+
+def look_at(own, page, width):
+    """What a browser of that width makes of the page; boxes are measured while it is shown."""
+    wrapper = own / f"wrapper{width}.html"
+    wrapper.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body><iframe width="{width}" '
+                       f'height="900" style="border:0"></iframe><script>{MEASURE}'
+                       f"f.srcdoc = {json.dumps(page).replace('</', '<' + chr(92) + '/')};</script>")
+    done = subprocess.run([browser(), "--headless", "--no-sandbox", "--disable-gpu",
+                           "--enable-logging=stderr", f"--user-data-dir={own / 'profile'}",
+                           "--window-size=1400,1000", "--dump-dom", wrapper.as_uri()],
+                          capture_output=True, text=True, timeout=100)
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    found = re.search(r"FOUND(\{.*?\})END</body>", done.stdout, re.S)
+    assert found, (done.returncode, done.stdout[-300:], done.stderr[-600:])
+    return json.loads(html.unescape(found[1])), console
+
+
+def test_report_in_a_browser(own):
+    browser()
+    root = with_speed(records())
+    root["results"][0]["model"]["name"] = "a-model-whose-name-is-longer-than-any-column-of-a-phone" * 2
+    page = page_of(own, save(own / "r.json", root), *MODELS.glob("*.metrics.jsonl"))
+    for width in (360, 1280):
+        found, console = look_at(own, page.text, width)
+        assert not console, console
+        assert found["width"] in (width, width - 15) and found["scroll"] <= width, found
+        assert not found["out"] and not found["hidden"] and not found["cut"], found
+        assert found["figures"] == len(page.figures) and found["small"] >= 9, found
+
+
+# ---- colours ----
+
+def luminance(colour):
+    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_report_contrast(own):
+    """WCAG AA: texts 4.5:1, marks 3:1, on the page and on figures, light, dark and printed."""
+    text = page_of(own, MODELS / "results-builtin.json").text
+    roots = re.findall(r":root\{(.*?)\}", text, re.S)
+    assert len(roots) == 3
+    for root in roots:
+        colours = dict(re.findall(r"--(\w+):(#[0-9a-f]{6})", root))
+        for ground in (colours["bg"], colours["card"]):
+            for name in ("fg", "soft", "link"):
+                assert contrast(colours[name], ground) >= 4.5, (name, colours[name], ground)
+            for i in range(12):
+                assert contrast(colours[f"c{i}"], ground) >= 3, (i, colours[f"c{i}"], ground)
