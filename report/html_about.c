@@ -160,7 +160,7 @@ static void write_runs(qb_page *page)
         qb_page_text(page, r->git_commit);
         fputs("</code>, ", page->out);
         qb_page_text(page, r->time_utc);
-        fputs(":</p>\n<pre class=\"scroll\" tabindex=\"0\"><code>", page->out);
+        fputs(":</p>\n<pre><code>", page->out);
         qb_page_text(page, r->command);
         fputs("</code></pre>\n", page->out);
     }

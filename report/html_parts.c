@@ -295,7 +295,7 @@ void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, const char *axis,
     }
     qb_scale x = qb_scale_from_zero(&range);
     char name[QB_NAME_BYTES], heading[180];
-    x.from = BAR_MARGIN + 4;
+    x.from = BAR_MARGIN - 4;
     x.to = QB_SVG_WIDTH - BAR_MARGIN - 4;
     qb_page_figure_open(page, height, title, text);
     qb_svg_x_axis(page->out, &x, 2, height - BAR_AXIS, qb_page_axis_name(axis, &x, name));

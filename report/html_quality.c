@@ -61,7 +61,6 @@ static const struct {
     const char *title;
     char *(*text)(const qb_result *r, char *text);
 } columns[] = {
-    {"quantised", qb_format_scheme},
     {"#perplexity", ppl_text},
     {"#penalty [95 %]", qb_format_penalty},
     {"#KL, nats", kl_text},
@@ -71,6 +70,7 @@ static const struct {
     {"#decode, × full", decode_ratio_text},
     {"#weights", weights_text},
     {"#energy, J/token", joule_text},
+    {"quantised", qb_format_scheme},
 };
 
 /* A column of dashes says nothing. */

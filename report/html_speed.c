@@ -433,8 +433,8 @@ qb_status qb_page_memory(qb_page *page)
         size_t n = fill_memory(page, n_rows, bars);
         qb_page_bars(page, bars, n, "weights, MB", "Memory of the weights",
                      "Bars show the bytes of the weights as they lie in memory under each scheme, "
-                     "in units of 10^6 bytes. Shorter is better.");
-        qb_page_figure_caption(page, "Weights in memory; 1 MB is 10^6 bytes");
+                     "in millions of bytes. Shorter is better.");
+        qb_page_figure_caption(page, "Weights in memory");
         write_memory_table(page, n_rows);
         qb_page_figure_close(page);
     }

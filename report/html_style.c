@@ -37,7 +37,8 @@ LIGHT_COLOURS "}\n"
 ".w{white-space:normal;overflow-wrap:anywhere;min-width:14rem}\n"
 ".n{text-align:right;font-variant-numeric:tabular-nums}\n"
 "th.n:last-child,td.n:last-child{padding-right:0}\n"
-"pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem}\n"
+"pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.6rem .8rem;"
+"white-space:pre-wrap;overflow-wrap:anywhere}\n"
 "code{font:.85em ui-monospace,monospace}\n"
 ".figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));"
 "gap:1.2rem}\n"
@@ -75,6 +76,7 @@ COLOUR(6) COLOUR(7) COLOUR(8) COLOUR(9) COLOUR(10) COLOUR(11)
 LIGHT_COLOURS "}\n"
 "nav,details{display:none}body{font-size:11pt}figure,tr,pre{break-inside:avoid}h2{break-after:avoid}"
 "svg *{print-color-adjust:exact;-webkit-print-color-adjust:exact}.scroll{overflow:visible}"
-"th,td{white-space:normal;overflow-wrap:anywhere}"
-"pre{white-space:pre-wrap}}\n";
+"table{font-size:8.5pt}td,tbody th{white-space:normal;padding-right:.45rem}.n{white-space:nowrap}"
+"code{overflow-wrap:anywhere}"
+"}\n";
 /* clang-format on */
