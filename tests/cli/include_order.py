@@ -24,7 +24,7 @@ MAY_INCLUDE = {
     "include": set(),
     "api": LIBRARY | {"cli", "qbench"},
     "bench": LIBRARY,
-    "tests": LIBRARY | {"cli", "bench"},
+    "tests": LIBRARY | {"cli", "bench", "qbench"},
 }
 LOOK_INSIDE = {"tests", "bench"}  # they test and tune what others need not know of
 
