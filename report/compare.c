@@ -212,16 +212,20 @@ static qb_verdict judge(const qb_figure *figure, const qb_change *c, double marg
 
 /* ---- one pair ---- */
 
-/* Without what one of them did not measure. */
-static void compare_memory(qb_pair *pair)
+/* Without what one of them did not measure; engines of another device hold other things. */
+static qb_status compare_memory(qb_pair *pair)
 {
+    static const char *const same_device[] = {"environment.device", NULL};
     const qb_result *a = pair->a, *b = pair->b;
+    const char *other = first_difference(a, b, same_device);
+    if (other) return note(pair, "memory is not compared", other);
     bool with_kv = a->memory.kv_bytes >= 0 && b->memory.kv_bytes >= 0;
     bool with_scratch = a->memory.scratch_bytes >= 0 && b->memory.scratch_bytes >= 0;
     qb_change *c = &pair->changes[QB_FIGURE_MEMORY];
     c->a = memory_of(a, with_kv, with_scratch);
     c->b = memory_of(b, with_kv, with_scratch);
     if (c->a > 0 && !isnan(c->b)) c->change = qb_draws_exact(c->b / c->a - 1);
+    return QB_OK;
 }
 
 static void compare_energy(qb_pair *pair)
@@ -267,7 +271,7 @@ static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b
     if (has_text && other) return refuse(a, b, pair, other);
     if (has_text) QB_TRY(qb__compare_quality(pair, options));
     QB_TRY(compare_speed(pair, options));
-    compare_memory(pair);
+    QB_TRY(compare_memory(pair));
     if (!options->across) QB_TRY(note_weights(pair));
     for (size_t i = 0; i < QB_FIGURE_COUNT; i++)
         pair->changes[i].verdict =

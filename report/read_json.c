@@ -38,18 +38,23 @@ static qb_status fail_missing(const char *where, const char *path, size_t n_byte
                    path);
 }
 
-/* *out = the value at "a.b.c"; NULL for null, for whatever is in an object that is null, and for a
- * list of numbers that is not there. */
+/* Keys that came later: a record without them is an older one. What is told of a machine grows. */
+static bool may_miss(const qb_result_field *field)
+{
+    return field->kind == QB_FIELD_REALS || !strncmp(field->path, "environment.", 12);
+}
+
+/* *out = the value at "a.b.c"; NULL for null, for whatever is in an object that is null, and for
+ * what may miss. */
 static qb_status find(const json_t *object, const char *where, const qb_result_field *field,
                       const json_t **out)
 {
-    bool may_miss = field->kind == QB_FIELD_REALS;
     const char *key = field->path;
     for (;;) {
         size_t n = strcspn(key, "."), so_far = (size_t)(key - field->path) + n;
         const json_t *value = json_object_getn(object, key, n);
         *out = NULL;
-        if (!value && may_miss) return QB_OK;
+        if (!value && may_miss(field)) return QB_OK;
         if (!value) return fail_missing(where, field->path, so_far);
         if (json_is_null(value)) return QB_OK;
         *out = value;

@@ -186,6 +186,21 @@ static char *changed(const char *text, const char *from, const char *to)
     return out;
 }
 
+static void json_of_an_older_version_is_read(void **state)
+{
+    (void)state;
+    qb_results results = two_results(), old;
+    char *text = written(qb_results_write_json, &results);
+    char *without = changed(text, "\"threads\": ", "\"another_key\": ");
+    QB_CHECK_OK(parse(without, &old));
+    assert_int_equal(old.items[0].environment.threads, -1);
+    assert_int_equal(old.items[1].environment.threads, results.items[1].environment.threads);
+    free(without);
+    free(text);
+    qb_results_deinit(&results);
+    qb_results_deinit(&old);
+}
+
 static void json_that_breaks_a_rule_is_refused_by_its_place(void **state)
 {
     (void)state;
@@ -464,6 +479,7 @@ int main(void)
         cmocka_unit_test(json_keeps_the_schema),
         cmocka_unit_test(json_has_every_key_and_null_for_the_unmeasured),
         cmocka_unit_test(json_reads_back_as_the_same_bytes),
+        cmocka_unit_test(json_of_an_older_version_is_read),
         cmocka_unit_test(json_that_breaks_a_rule_is_refused_by_its_place),
         cmocka_unit_test(reading_survives_every_failed_allocation),
         cmocka_unit_test(text_that_is_not_utf8_still_writes),
