@@ -26,7 +26,7 @@ endif()
 # What a program linked with libqbench.a links beside it.
 set(QB_STATIC_LINKS -ljansson -lpcre2-8 -llzma -lz -lcrypto -lpthread -lm -ldl)
 if(QB_WITH_CUDA)
-  list(APPEND QB_STATIC_LINKS -lcudart_static -lrt -lstdc++)
+  list(APPEND QB_STATIC_LINKS -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lrt -lstdc++)
 endif()
 if(QB_MPI AND MPI_C_FOUND)
   list(APPEND QB_STATIC_LINKS ${MPI_C_LIBRARIES})
