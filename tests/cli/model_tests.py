@@ -248,6 +248,8 @@ def test_documented_examples_run(folder):
             continue
         if "share/models" in line and not (folder / "share").exists():
             continue
+        if "--baseline share/baselines" in line:
+            continue  # test_gate_of_a_shipped_model runs it
         if re.search(r"qbench (run )?--scheme|qbench model", line):
             line += " --no-speed"  # the rest of the tests measure speed
         if "qbench train" in line:
