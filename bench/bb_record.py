@@ -64,14 +64,15 @@ def left_out(records):
 
 def write_readme(folder, records):
     first = records[0]
-    seconds = sum(r["seconds"] for r in records)
+    timed = [r["seconds"] for r in records if r["seconds"] is not None]  # one cut off has none
+    of_all = f"{len(records)} runs" if len(timed) == len(records) else f"{len(timed)} of {len(records)} runs"
     (folder / "README.md").write_text(f"""# Bigram-Backcopy: extreme tokens, and what removes them
 
 Made by `bench/bb_record.py results/bb` from `runs.jsonl`, which `bench/bb_runs.py` recorded
 ({first['date']}, {first['machine']}, {first['version'][0]}). Do not edit. Figures are those of
 docs/training.md, on 512 windows that no model was trained on, blocks counted from 1; task and models
 are those of arXiv:2410.13835, but for softmax-1 and OrthoAdam, whose curves are in no publication that
-we know of. {len(records)} runs took {seconds:,.0f} s in all, {first['runs_at_a_time']} at a time; commands are in `runs.jsonl`.
+we know of. {of_all} took {sum(timed):,.0f} s together, {first['runs_at_a_time']} at a time; commands are in `runs.jsonl`.
 
 ![one block](one-block.svg)
 
