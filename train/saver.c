@@ -217,8 +217,3 @@ void qb_saver_destroy(qb_saver *s)
     for (size_t i = 0; i < QB_CHECKPOINT_MAX_BUFFERS; i++) qb_free(s->buffers[i]);
     qb_free(s);
 }
-
-size_t qb_saver_memory_bytes(const qb_saver *s)
-{
-    return s->folder ? s->n_buffers * s->n_elems * sizeof(float) : 0;
-}

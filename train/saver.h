@@ -30,8 +30,6 @@ qb_status qb_saver_start(qb_saver *saver, unsigned what, const qb_run_state *sta
 /* Waits until all is written. */
 qb_status qb_saver_wait(qb_saver *saver);
 void qb_saver_destroy(qb_saver *saver); /* waits; accepts NULL */
-/* Host memory that it holds. */
-size_t qb_saver_memory_bytes(const qb_saver *saver);
 
 /* The newest checkpoint of the folder, or "none yet"; the caller frees it. */
 qb_status qb_saver_last_good(const char *folder, char **path);

@@ -91,9 +91,7 @@ typedef struct qb_cuda_train_act {
 qb_status qb_cuda_train_act_forward(const qb_cuda_train_act *args, qb_cuda_stream stream);
 qb_status qb_cuda_train_act_backward(const qb_cuda_train_act *args, qb_cuda_stream stream);
 
-/* y += bias, in place; and d_bias += column sums of dy. */
-qb_status qb_cuda_train_add_bias(void *y, qb_cuda_dtype type, size_t m, size_t n, size_t stride,
-                                 const float *bias, qb_cuda_stream stream);
+/* d_bias += column sums of dy. */
 qb_status qb_cuda_train_column_sums(const void *dy, qb_cuda_dtype type, size_t m, size_t n,
                                     size_t stride, float *partials, float *d_bias,
                                     qb_cuda_stream stream);

@@ -102,19 +102,6 @@ __global__ void __launch_bounds__(THREADS)
     store_any(a.d_pre, a.type, at, n_inside, true, v);
 }
 
-__global__ void __launch_bounds__(THREADS)
-    add_bias(void *y, qb_cuda_dtype type, size_t m, int width, size_t stride, const float *bias)
-{
-    size_t row;
-    int column;
-    if (!place(m, width, &row, &column)) return;
-    float v[UNIT];
-    load_any(y, type, row * stride + column, width - column, true, v);
-#pragma unroll
-    for (int i = 0; i < UNIT; i++) v[i] += column + i < width ? bias[column + i] : 0.0f;
-    store_any(y, type, row * stride + column, width - column, true, v);
-}
-
 /* One pair (i, i + D / 2) of one head of one row a thread. */
 __global__ void __launch_bounds__(THREADS)
     rotate(void *qkv, qb_cuda_dtype type, size_t n_pairs, size_t n_tokens, size_t stride,
@@ -171,13 +158,6 @@ qb_status qb_cuda_train_act_forward(const qb_cuda_train_act *args, qb_cuda_strea
 qb_status qb_cuda_train_act_backward(const qb_cuda_train_act *args, qb_cuda_stream stream)
 {
     act_gradients<<<blocks_for(args->m, args->width), THREADS, 0, stream>>>(*args);
-    return qb_launched();
-}
-
-qb_status qb_cuda_train_add_bias(void *y, qb_cuda_dtype type, size_t m, size_t n, size_t stride,
-                                 const float *bias, qb_cuda_stream stream)
-{
-    add_bias<<<blocks_for(m, n), THREADS, 0, stream>>>(y, type, m, (int)n, stride, bias);
     return qb_launched();
 }
 
