@@ -69,6 +69,15 @@ static void print_quoted(const char *text, const char *marks)
     }
 }
 
+static void print_quoted_choices(const qb_option *option, const char *marks)
+{
+    const char *choice;
+    for (size_t i = 0; (choice = option->choice(i)); i++) {
+        if (i) putchar(' ');
+        print_quoted(choice, marks);
+    }
+}
+
 static void print_zsh_value(const qb_option *option)
 {
     if (option->kind == QB_OPTION_FLAG) return;
@@ -85,11 +94,7 @@ static void print_zsh_value(const qb_option *option)
     }
     bool list = option->kind == QB_OPTION_LIST;
     printf(list ? ":_sequence compadd - " : ":(");
-    const char *choice;
-    for (size_t i = 0; (choice = option->choice(i)); i++) {
-        if (i) putchar(' ');
-        print_quoted(choice, ":\\");
-    }
+    print_quoted_choices(option, ":\\");
     if (!list) putchar(')');
 }
 
@@ -156,13 +161,9 @@ static void print_fish_option(const qb_option *option)
         if (option->verbs & qb_verb_bit(&qb_verbs[v])) printf(" %s", qb_verbs[v].name);
     printf("' -l %s", option->name);
     if (option->letter) printf(" -s %c", option->letter);
-    const char *choice;
     if (option->choice) {
         printf(" -x -a '");
-        for (size_t i = 0; (choice = option->choice(i)); i++) {
-            if (i) putchar(' ');
-            print_quoted(choice, "\\");
-        }
+        print_quoted_choices(option, "\\");
         putchar('\'');
     } else if (option->kind == QB_OPTION_SIZE || option->kind == QB_OPTION_DOUBLE) {
         printf(" -x");

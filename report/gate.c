@@ -1,7 +1,6 @@
 /* report/gate.c - limits, where they come from, and the judgement; see gate.h. */
 #include "report/gate.h"
 
-#include "core/file.h"
 #include "core/memory.h"
 #include "core/nearest.h"
 
@@ -149,6 +148,14 @@ static qb_status read_root(json_t *root, qb_gate_limits *out)
     return QB_OK;
 }
 
+/* Frees the root. */
+static qb_status take_root(json_t *root, const char *what, qb_gate_limits *out)
+{
+    qb_status status = read_root(root, out);
+    json_decref(root);
+    return status == QB_OK ? QB_OK : qb_error_prefix(status, what);
+}
+
 enum { MAX_LIMITS_BYTES = 1 << 20 };
 
 qb_status qb_gate_limits_parse(const char *text, size_t bytes, const char *what,
@@ -156,19 +163,14 @@ qb_status qb_gate_limits_parse(const char *text, size_t bytes, const char *what,
 {
     json_t *root;
     QB_TRY(qb_json_parse(text, bytes, MAX_LIMITS_BYTES, what, &root));
-    qb_status status = read_root(root, out);
-    json_decref(root);
-    return status == QB_OK ? QB_OK : qb_error_prefix(status, what);
+    return take_root(root, what, out);
 }
 
 qb_status qb_gate_limits_read(const char *path, qb_gate_limits *out)
 {
-    qb_file file;
-    QB_TRY(qb_file_open(path, &file));
-    qb_status status =
-        qb_gate_limits_parse(file.bytes ? (const char *)file.data : "", file.bytes, path, out);
-    qb_file_close(&file);
-    return status;
+    json_t *root;
+    QB_TRY(qb_json_read_file(path, MAX_LIMITS_BYTES, &root));
+    return take_root(root, path, out);
 }
 
 /* ---- judgement ---- */

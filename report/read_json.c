@@ -1,7 +1,6 @@
 /* report/read_json.c - see read_json.h. */
 #include "report/read_json.h"
 
-#include "core/file.h"
 #include "core/memory.h"
 
 #include <math.h>
@@ -236,11 +235,10 @@ static qb_status read_root(const json_t *root, qb_results *results)
     return QB_OK;
 }
 
-qb_status qb_results_parse_json(const char *text, size_t bytes, const char *what, qb_results *out)
+/* Frees the root. */
+static qb_status take_root(json_t *root, const char *what, qb_results *out)
 {
-    json_t *root;
     qb_results results = {0};
-    QB_TRY(qb_json_parse(text, bytes, QB_RESULTS_MAX_BYTES, what, &root));
     qb_status status = read_root(root, &results);
     json_decref(root);
     if (status != QB_OK) {
@@ -251,12 +249,16 @@ qb_status qb_results_parse_json(const char *text, size_t bytes, const char *what
     return QB_OK;
 }
 
+qb_status qb_results_parse_json(const char *text, size_t bytes, const char *what, qb_results *out)
+{
+    json_t *root;
+    QB_TRY(qb_json_parse(text, bytes, QB_RESULTS_MAX_BYTES, what, &root));
+    return take_root(root, what, out);
+}
+
 qb_status qb_results_read_json(const char *path, qb_results *out)
 {
-    qb_file file;
-    QB_TRY(qb_file_open(path, &file));
-    qb_status status =
-        qb_results_parse_json(file.bytes ? (const char *)file.data : "", file.bytes, path, out);
-    qb_file_close(&file);
-    return status;
+    json_t *root;
+    QB_TRY(qb_json_read_file(path, QB_RESULTS_MAX_BYTES, &root));
+    return take_root(root, path, out);
 }
