@@ -5,7 +5,7 @@
 #ifndef QB_INFER_BACKEND_H
 #define QB_INFER_BACKEND_H
 
-#include "infer/engine.h"
+#include "infer/taps.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,7 +31,8 @@ struct qb_engine {
     size_t weights_bytes;
     size_t cache_batch, cache_context;
     size_t batch, position, n_rows; /* of the last call */
-    size_t row_step; /* the last of each row_step rows can be asked for; 1 = all can */
+    size_t row_step;     /* the last of each row_step rows can be asked for; 1 = all can */
+    const qb_taps *taps; /* who looks at prefills; NULL = nobody */
     char kernels[ENGINE_KERNELS_TEXT];
 };
 
@@ -43,6 +44,7 @@ struct qb_backend {
     bool full_is_f32;      /* scheme `full` computes in f32 here, so full-f32 is the same */
     /* What is worth holding of logits: bytes of one slot. */
     size_t logit_bytes;
+    unsigned taps; /* bits of those that it shows */
     /* These allocate and fill the backend's struct around a base that is already set up; on failure
      * they leave nothing behind. */
     qb_status (*backbone_create)(const qb_backbone *base, qb_backbone **out);
@@ -64,6 +66,9 @@ struct qb_backend {
 };
 extern const qb_backend qb__cpu_backend, qb__cuda_backend;
 extern const qb_backend *const qb_backends[]; /* the CPU first; NULL ends */
+
+/* For backends in a forward call: shows the view to taps->see if it is among those wanted. */
+qb_status qb__taps_show(const qb_taps *taps, const qb_tap_view *view);
 
 /* For backends while they make an engine. */
 void qb__engine_count_linear(qb_engine *engine, size_t n, size_t k, bool quantised);

@@ -11,6 +11,29 @@
 
 enum { DEFAULT_TOKENS = 4096, WINDOW_TOKENS = 512, HEAD_ROWS = 32 };
 
+/* The largest values on both sides of each linear layer. */
+typedef struct maxima {
+    qb_calibration *calibration;
+    const qb_quantize_row *quantize;
+} maxima;
+
+static qb_status collect(void *context, const qb_tap_view *view)
+{
+    const maxima *m = context;
+    qb_calibration_linear *l = qb_calibration_at(m->calibration, view->role, view->layer);
+    for (size_t row = 0; row < view->batch * view->n_tokens; row++) {
+        const float *x = view->x + row * view->stride;
+        if (view->tap == QB_TAP_INPUT) {
+            m->quantize->absmax_channels(x, view->width, l->in_channel_max);
+            continue;
+        }
+        float out = m->quantize->absmax(x, view->width);
+        l->out_max = out > l->out_max ? out : l->out_max;
+    }
+    if (view->tap == QB_TAP_INPUT) l->in_max = m->quantize->absmax(l->in_channel_max, view->width);
+    return QB_OK;
+}
+
 /* The head's input is the final hidden state, its output the logits: HEAD_ROWS rows at a time. */
 static qb_status collect_head(qb_engine *e, qb_calibration *c, float *logits)
 {
@@ -33,12 +56,16 @@ static qb_status run_windows(qb_backbone *b, const qb_tokens *tokens, size_t win
                              qb_calibration *c)
 {
     qb_scheme full = {.name = "full"};
+    maxima m = {.calibration = c, .quantize = QB_KERNEL_PICK(qb_quantize_kernels)};
+    const qb_taps taps = {.sees = QB_TAP_BIT(QB_TAP_INPUT) | QB_TAP_BIT(QB_TAP_OUTPUT),
+                          .see = collect,
+                          .context = &m};
     qb_engine *e = NULL;
     float *logits = NULL;
     qb_status status;
     QB_TRY_GOTO(status, qb_engine_create(b, &(qb_engine_options){.scheme = &full}, &e), done);
     QB_TRY_GOTO(status, QB_NEW(&logits, HEAD_ROWS * b->config->vocab, "logits"), done);
-    qb__cpu_engine(e)->collect = c;
+    QB_TRY_GOTO(status, qb_engine_observe(e, &taps), done);
     qb_progress progress = qb_progress_begin("calibration", tokens->n);
     for (size_t at = 0; at < tokens->n && status == QB_OK; at += window) {
         size_t n = tokens->n - at < window ? tokens->n - at : window;

@@ -64,8 +64,6 @@ typedef struct cpu_engine {
     float head_in_scale; /* of the last call, where the head's input has one dynamic scale */
     bool head_ready;
     float *head_chunk; /* (HEAD_CHUNK_ROWS, V): the pass that finds the head's largest output */
-
-    qb_calibration *collect; /* not NULL while calibrating */
 } cpu_engine;
 
 static inline cpu_backbone *qb__cpu_backbone(qb_backbone *backbone)

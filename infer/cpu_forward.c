@@ -34,6 +34,8 @@ typedef struct forward {
     const qb_linear *pending; /* its output in h is still to be added to x; NULL = none */
     size_t qkv_width, q_width, kv_width;
     qb_linear_input input; /* of the next product */
+    const qb_taps *taps;   /* who looks; NULL = nobody */
+    qb_status seen;        /* what they said */
 } forward;
 
 static bool takes_fused_qkv(const forward *f)
@@ -44,6 +46,26 @@ static bool takes_fused_qkv(const forward *f)
 static const qb_linear *first_of_qkv(const forward *f)
 {
     return takes_fused_qkv(f) ? &f->block->qkv : &f->block->q;
+}
+
+/* ---- who looks (infer/taps.h) ---- */
+
+static void show(forward *f, qb_tap tap, qb_role role, float *x, size_t width, size_t stride)
+{
+    if (!f->taps || f->seen != QB_OK) return;
+    f->seen = qb__taps_show(f->taps, &(qb_tap_view){.tap = tap,
+                                                    .role = role,
+                                                    .layer = f->layer,
+                                                    .batch = f->m / f->n_tokens,
+                                                    .n_tokens = f->n_tokens,
+                                                    .x = x,
+                                                    .width = width,
+                                                    .stride = stride});
+}
+
+static void show_rows(forward *f, qb_tap tap, qb_role role, float *x)
+{
+    show(f, tap, role, x, f->c->d_model, f->c->d_model);
 }
 
 /* ---- embedding and norms ---- */
@@ -199,26 +221,15 @@ static qb_linear_input make_input(forward *f, float *x, size_t k)
     return (qb_linear_input){.x = x, .m = f->m, .k = k, .scratch = &f->b->linear};
 }
 
-/* Calibration: the largest values on both sides of a full-precision product. */
-static void collect_maxima(const forward *f, const qb_linear *l, qb_role role, const float *y,
-                           size_t stride)
-{
-    qb_calibration_linear *c = qb_calibration_at(f->e->collect, role, f->layer);
-    for (size_t m = 0; m < f->m; m++) {
-        l->quantize->absmax_channels(f->input.x + m * l->k, l->k, c->in_channel_max);
-        float out = l->quantize->absmax(y + m * stride, l->n);
-        c->out_max = out > c->out_max ? out : c->out_max;
-    }
-    c->in_max = l->quantize->absmax(c->in_channel_max, l->k);
-}
-
 static void run_products(forward *f, qb_linear *const *linears, const qb_role *roles,
                          const qb_linear_output *outputs, size_t n)
 {
     qb_linear_stage_finish(linears[0], &f->input, f->b->base.pool);
+    for (size_t i = 0; i < n; i++)
+        show(f, QB_TAP_INPUT, roles[i], f->input.x, f->input.k, f->input.k);
     qb_linear_run(linears, outputs, n, &f->input, f->b->base.pool);
-    for (size_t i = 0; f->e->collect && i < n; i++)
-        collect_maxima(f, linears[i], roles[i], outputs[i].y, outputs[i].stride);
+    for (size_t i = 0; i < n; i++)
+        show(f, QB_TAP_OUTPUT, roles[i], outputs[i].y, linears[i]->n, outputs[i].stride);
 }
 
 static void run_qkv(forward *f)
@@ -266,11 +277,37 @@ static void act_rows(void *context, size_t m0, size_t m1)
     qb_linear_stage_rows(&f->block->down, &f->input, m0, m1);
 }
 
+static void finish_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    size_t width = f->c->d_model;
+    for (size_t m = m0; m < m1; m++) qb_linear_finish_row(f->pending, f->b->h + m * width);
+}
+
+static void add_rows(void *context, size_t m0, size_t m1)
+{
+    forward *f = context;
+    size_t at = m0 * f->c->d_model;
+    f->b->pointwise->add(f->b->x + at, f->b->h + at, (m1 - m0) * f->c->d_model);
+}
+
+/* For those who look, what the next pass would do first: in the same steps, so with the same bits.
+ */
+static void settle(forward *f, qb_role role)
+{
+    qb__for_rows(f->b->base.pool, f->m, finish_rows, f);
+    show_rows(f, QB_TAP_ADDED, role, f->b->h);
+    qb__for_rows(f->b->base.pool, f->m, add_rows, f);
+    f->pending = NULL;
+    if (role == QB_ROLE_DOWN) show_rows(f, QB_TAP_STREAM, role, f->b->x);
+}
+
 /* One product whose output is then added to the residual stream; it goes to h. */
 static void run_into_h(forward *f, qb_linear *l, qb_role role)
 {
     run_products(f, &l, &role, &(qb_linear_output){f->b->h, f->c->d_model}, 1);
     f->pending = l;
+    if (f->taps) settle(f, role);
 }
 
 /* Behind the last layer's attention only the rows that are asked for go on: of the stream, and of
@@ -299,9 +336,12 @@ static void attend(forward *f)
     cpu_backbone *b = f->b;
     f->input = make_input(f, b->h, f->c->d_model);
     qb__for_rows(b->base.pool, f->m, norm1_rows, f);
+    show_rows(f, QB_TAP_NORMED, QB_ROLE_NORM1, b->h);
     run_qkv(f);
     qb__for_rows(b->base.pool, f->m, position_rows, f);
+    show(f, QB_TAP_QKV, QB_ROLE_QKV, b->qkv, f->qkv_width, f->qkv_width);
     attention(f);
+    show(f, QB_TAP_ATTENTION, QB_ROLE_O, b->att, f->q_width, f->q_width);
 }
 
 static void project_attention(forward *f)
@@ -321,6 +361,7 @@ static void run_block(forward *f)
     if (has_attention) project_attention(f);
     f->input = make_input(f, b->h, f->c->d_model);
     qb__for_rows(b->base.pool, f->m, norm2_rows, f);
+    show_rows(f, QB_TAP_NORMED, QB_ROLE_NORM2, b->h);
     run_up(f);
     f->input = make_input(f, b->ff, f->c->d_ff);
     qb__for_rows(b->base.pool, f->m, act_rows, f);
@@ -340,17 +381,20 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
                  .n_tokens = n_tokens,
                  .past = past,
                  .last_only = last_only,
+                 .taps = past || last_only ? NULL : engine->taps,
                  .q_width = c->n_heads * c->head_dim,
                  .kv_width = c->n_kv_heads * c->head_dim};
     f.qkv_width = f.q_width + 2 * f.kv_width;
     qb__for_rows(f.b->base.pool, f.m, embed_rows, &f);
+    show_rows(&f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD, f.b->x);
     for (f.layer = 0; f.layer < c->n_layers; f.layer++) {
         f.block = &e->blocks[f.layer];
         run_block(&f);
     }
     qb__for_rows(f.b->base.pool, f.m, final_norm_rows, &f);
+    show_rows(&f, QB_TAP_NORMED, QB_ROLE_NORM_F, e->hidden);
     e->head_ready = false;
-    return QB_OK;
+    return f.seen;
 }
 
 /* ---- the head ---- */

@@ -196,6 +196,23 @@ static qb_status run_forward(qb_engine *e, const int32_t *tokens, size_t batch, 
     return QB_OK;
 }
 
+qb_status qb_engine_observe(qb_engine *e, const qb_taps *taps)
+{
+    const qb_backend *backend = e->backbone->backend;
+    if (taps && (taps->sees & ~backend->taps))
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "--device %s: it does not show the inputs and outputs of linear layers, "
+                       "expected cpu",
+                       backend->name);
+    e->taps = taps;
+    return QB_OK;
+}
+
+qb_status qb__taps_show(const qb_taps *taps, const qb_tap_view *view)
+{
+    return taps->sees & QB_TAP_BIT(view->tap) ? taps->see(taps->context, view) : QB_OK;
+}
+
 static qb_status prefill(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
                          bool last_only)
 {

@@ -8,8 +8,8 @@
 #ifndef QB_TRAIN_BB_PROBE_H
 #define QB_TRAIN_BB_PROBE_H
 
+#include "quant/outliers.h"
 #include "train/data/bb.h"
-#include "train/outliers.h"
 #include "train/trainer.h"
 
 #ifdef __cplusplus
@@ -39,7 +39,7 @@ qb_status qb_bb_probe_create(const qb_bb *bb, const qb_params *params, const flo
                              const int32_t *tokens, size_t context, qb_pool *pool,
                              qb_bb_probe **out);
 void qb_bb_probe_destroy(qb_bb_probe *probe); /* accepts NULL */
-/* As in qb_observer. view: of the same pass's attention (train/outliers.h). */
+/* As in qb_observer. view: of the same pass's attention (quant/outliers.h). */
 qb_status qb_bb_probe_attention(qb_bb_probe *probe, const qb_observed *qkv,
                                 const qb_first_key_view *view);
 qb_status qb_bb_probe_stream(qb_bb_probe *probe, const qb_observed *x);

@@ -3,7 +3,7 @@
 #include "support.h"
 
 #include "core/memory.h"
-#include "train/outliers.h"
+#include "quant/outliers.h"
 
 #include <math.h>
 #include <string.h>

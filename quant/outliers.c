@@ -1,5 +1,5 @@
-/* train/outliers.c - see outliers.h. */
-#include "train/outliers.h"
+/* quant/outliers.c - see outliers.h. */
+#include "quant/outliers.h"
 
 #include "core/memory.h"
 #include "kernels/gemm_f32.h"
@@ -13,57 +13,52 @@ const char *const qb_outlier_names[QB_N_OUTLIERS] = {"kurt_token_first",  "kurt_
 
 /* ---- the residual stream ---- */
 
-static double kurtosis(const float *x, size_t n)
-{
-    double sum = 0, second = 0, fourth = 0;
-    for (size_t i = 0; i < n; i++) sum += x[i];
-    double mean = sum / (double)n;
-    for (size_t i = 0; i < n; i++) {
-        double d = x[i] - mean;
-        second += d * d;
-        fourth += d * d * d * d;
-    }
-    double variance = second / (double)n;
-    return variance > 0 ? fourth / (double)n / (variance * variance) : 0;
-}
-
-static double max_abs(const float *x, size_t n)
-{
-    float most = 0;
-    for (size_t i = 0; i < n; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    return most;
-}
-
 enum { SPAN_ROWS = 64 };
 
-typedef struct stream_rows {
+typedef struct token_rows {
     const float *x;
     size_t width;
-    double (*found)[2]; /* of each row: kurtosis, largest value */
-} stream_rows;
+    qb_token_figures *found;
+} token_rows;
 
-static void stream_task(void *context, size_t begin, size_t end)
+static void token_task(void *context, size_t begin, size_t end)
 {
-    const stream_rows *s = context;
+    const token_rows *t = context;
     for (size_t row = begin; row < end; row++) {
-        s->found[row][0] = kurtosis(s->x + row * s->width, s->width);
-        s->found[row][1] = max_abs(s->x + row * s->width, s->width);
+        const float *x = t->x + row * t->width;
+        qb_token_figures *f = &t->found[row];
+        *f = (qb_token_figures){.moments = qb_moments_of(x, t->width),
+                                .max_abs = qb_max_abs(x, t->width)};
+        f->norm = sqrt(f->moments.m2 + f->moments.n * f->moments.mean * f->moments.mean);
+    }
+}
+
+void qb_token_figures_of(const float *x, size_t n_rows, size_t width, qb_pool *pool,
+                         qb_token_figures *out)
+{
+    token_rows rows = {.x = x, .width = width, .found = out};
+    qb_parallel_spans(pool, n_rows, SPAN_ROWS, token_task, &rows);
+}
+
+void qb_outlier_add_tokens(qb_outlier_sums *sums, const qb_token_figures *tokens, size_t batch,
+                           size_t context)
+{
+    for (size_t row = 0; row < batch * context; row++) {
+        int rest = row % context > 0;
+        sums->kurt[rest] += qb_moments_kurtosis(&tokens[row].moments);
+        sums->max_abs[rest] += tokens[row].max_abs;
+        sums->n_tokens[rest]++;
     }
 }
 
 qb_status qb_outlier_add_stream(qb_outlier_sums *sums, const float *x, size_t batch, size_t context,
                                 size_t width, qb_pool *pool)
 {
-    stream_rows rows = {.x = x, .width = width};
-    QB_TRY(QB_NEW(&rows.found, batch * context, "outliers"));
-    qb_parallel_spans(pool, batch * context, SPAN_ROWS, stream_task, &rows);
-    for (size_t row = 0; row < batch * context; row++) {
-        int rest = row % context > 0;
-        sums->kurt[rest] += rows.found[row][0];
-        sums->max_abs[rest] += rows.found[row][1];
-        sums->n_tokens[rest]++;
-    }
-    qb_free(rows.found);
+    qb_token_figures *found;
+    QB_TRY(QB_NEW(&found, batch * context, "outliers"));
+    qb_token_figures_of(x, batch * context, width, pool, found);
+    qb_outlier_add_tokens(sums, found, batch, context);
+    qb_free(found);
     return QB_OK;
 }
 
@@ -79,15 +74,16 @@ typedef struct heads {
     size_t context, width;
     float *scratch; /* of each thread: keys, packed keys, queries, scores */
     size_t keys_elems, packed_elems, query_elems, thread_elems;
-    double (*found)[2];            /* (batch H): argmax, share */
-    const qb_first_key_view *view; /* or NULL */
+    qb_head_figures *found; /* (batch H) */
+    qb_attention_wishes wishes;
 } heads;
 
-/* Key 0's weight and the largest of the others', given scores s of the keys that a query sees. */
-typedef struct first_key {
-    bool is_argmax;
-    double weight;
-} first_key;
+/* What a query makes of the scores of the keys that it sees. */
+typedef struct verdict {
+    bool is_argmax;       /* of the first key */
+    double first, silent; /* weight of the first key, and of none */
+    double log_sum;
+} verdict;
 
 static double weight_of(const qb_config *c, double score, double log_sum, size_t seen)
 {
@@ -99,7 +95,7 @@ static double weight_of(const qb_config *c, double score, double log_sum, size_t
 }
 
 /* silent: a logit beside the keys', -inf = none. */
-static first_key judge(const qb_config *c, const float *s, size_t seen, double silent)
+static verdict judge(const qb_config *c, const float *s, size_t seen, double silent)
 {
     double others = -INFINITY, sum = 0;
     for (size_t j = 1; j < seen; j++) others = s[j] > others ? s[j] : others;
@@ -112,7 +108,8 @@ static first_key judge(const qb_config *c, const float *s, size_t seen, double s
     bool ties = c->softmax == QB_SOFTMAX_RELU || c->softmax == QB_SOFTMAX_CLIPPED;
     bool is_argmax = s[0] >= others;
     if (ties) is_argmax = first >= weight_of(c, others, log_sum, seen);
-    return (first_key){is_argmax, first};
+    bool is_sum = c->softmax == QB_SOFTMAX1 || c->softmax == QB_SOFTMAX_SINK;
+    return (verdict){is_argmax, first, is_sum ? exp(silent - log_sum) : 0, log_sum};
 }
 
 static void copy_rows(const heads *h, const float *from, size_t n_rows, float scale, float *to)
@@ -143,18 +140,39 @@ static float gap_of(const float *s, size_t query)
     return query > 1 ? (float)(s[0] - sum / (double)(query - 1)) : 0;
 }
 
+/* The weights of one query, added to its columns and to its row of cells. */
+static void spread_weights(const heads *h, size_t head, size_t query, const float *s, size_t seen,
+                           double log_sum)
+{
+    const qb_attention_wishes *w = &h->wishes;
+    double *column = w->column && query < w->n_columns ? w->column + head * w->n_columns : NULL;
+    double *cells = NULL;
+    if (w->map && head < h->c->n_heads)
+        cells = w->map + (head * w->n_cells + query * w->n_cells / h->context) * w->n_cells;
+    if (!column && !cells) return;
+    for (size_t j = 0; j < seen; j++) {
+        double weight = weight_of(h->c, s[j], log_sum, seen);
+        if (column && j <= query) column[j] += weight;
+        if (cells) cells[j * w->n_cells / h->context] += weight;
+    }
+}
+
 static void look_at_query(const heads *h, size_t head, size_t query, const float *s, double silent)
 {
     size_t seen = query + 1 > h->c->free_prefix ? query + 1 : h->c->free_prefix;
     if (seen > h->context) seen = h->context;
-    first_key first = judge(h->c, s, seen, silent);
-    if (h->view) {
-        h->view->weight[head * h->context + query] = (float)first.weight;
-        h->view->gap[head * h->context + query] = gap_of(s, query);
+    verdict v = judge(h->c, s, seen, silent);
+    if (h->wishes.view) {
+        h->wishes.view->weight[head * h->context + query] = (float)v.first;
+        h->wishes.view->gap[head * h->context + query] = gap_of(s, query);
     }
+    spread_weights(h, head, query, s, seen, v.log_sum);
     if (query == 0) return; /* it has no choice */
-    h->found[head][0] += first.is_argmax;
-    h->found[head][1] += first.weight;
+    qb_head_figures *found = &h->found[head];
+    found->argmax += v.is_argmax;
+    found->share += v.first;
+    found->silent += v.silent;
+    found->dormant += v.first + v.silent > QB_DORMANT_WEIGHT;
 }
 
 static void head_task(void *context, size_t i, size_t thread_idx)
@@ -177,7 +195,7 @@ static void head_task(void *context, size_t i, size_t thread_idx)
     }
 }
 
-static qb_status alloc_scratch(heads *h, size_t batch, qb_pool *pool)
+static qb_status alloc_scratch(heads *h, qb_pool *pool)
 {
     size_t dim = h->c->head_dim;
     h->keys_elems = qb_round_up(h->context * dim, 16);
@@ -185,33 +203,72 @@ static qb_status alloc_scratch(heads *h, size_t batch, qb_pool *pool)
     h->query_elems = qb_round_up(QUERY_BLOCK * dim, 16);
     h->thread_elems = h->keys_elems + h->packed_elems + h->query_elems +
                       qb_round_up(QUERY_BLOCK * h->context, 16);
-    QB_TRY(QB_NEW(&h->scratch, qb_pool_n_threads(pool) * h->thread_elems, "scores"));
-    return QB_NEW_ZERO(&h->found, batch * h->c->n_heads, "scores");
+    return QB_NEW(&h->scratch, qb_pool_n_threads(pool) * h->thread_elems, "scores");
 }
 
-qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *config, const float *qkv,
-                                   const float *sink, size_t batch, size_t context, qb_pool *pool,
-                                   const qb_first_key_view *view)
+/* Sums over the tokens of a cell become means. */
+static void average_cells(const heads *h)
+{
+    const qb_attention_wishes *w = &h->wishes;
+    for (size_t i = 0; i < h->c->n_heads * w->n_cells * w->n_cells; i++) {
+        size_t row = i / w->n_cells % w->n_cells, column = i % w->n_cells;
+        w->map[i] /= (double)qb_cell_elems(h->context, w->n_cells, row) *
+                     (double)qb_cell_elems(h->context, w->n_cells, column);
+    }
+}
+
+size_t qb_cell_elems(size_t n, size_t n_cells, size_t cell)
+{
+    return ((cell + 1) * n + n_cells - 1) / n_cells - (cell * n + n_cells - 1) / n_cells;
+}
+
+qb_status qb_attention_figures(const qb_config *config, const float *qkv, const float *sink,
+                               size_t batch, size_t context, qb_pool *pool,
+                               const qb_attention_wishes *wishes, qb_head_figures *out)
 {
     heads h = {.c = config,
                .gemm = QB_KERNEL_PICK(qb_gemm_f32_kernels),
                .qkv = qkv,
                .sink = sink,
                .context = context,
-               .view = view,
+               .found = out,
                .width = (config->n_heads + 2 * config->n_kv_heads) * config->head_dim};
     size_t n = batch * config->n_heads;
-    qb_status status = alloc_scratch(&h, batch, pool);
-    if (status == QB_OK) {
-        qb_parallel_for(pool, n, head_task, &h);
-        for (size_t i = 0; i < n; i++) {
-            sums->argmax += h.found[i][0];
-            sums->share += h.found[i][1];
-        }
-        sums->n_queries += (double)(n * (context - 1));
-    }
+    if (wishes) h.wishes = *wishes;
+    QB_TRY(alloc_scratch(&h, pool));
+    memset(out, 0, n * sizeof *out);
+    if (h.wishes.column) memset(h.wishes.column, 0, n * h.wishes.n_columns * sizeof(double));
+    if (h.wishes.map)
+        memset(h.wishes.map, 0,
+               config->n_heads * h.wishes.n_cells * h.wishes.n_cells * sizeof(double));
+    qb_parallel_for(pool, n, head_task, &h);
+    if (h.wishes.map) average_cells(&h);
     qb_free(h.scratch);
-    qb_free(h.found);
+    return QB_OK;
+}
+
+void qb_outlier_add_heads(qb_outlier_sums *sums, const qb_head_figures *figures, size_t n,
+                          size_t context)
+{
+    for (size_t i = 0; i < n; i++) {
+        sums->argmax += figures[i].argmax;
+        sums->share += figures[i].share;
+    }
+    sums->n_queries += (double)(n * (context - 1));
+}
+
+qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *config, const float *qkv,
+                                   const float *sink, size_t batch, size_t context, qb_pool *pool,
+                                   const qb_first_key_view *view)
+{
+    const qb_attention_wishes wishes = {.view = view};
+    qb_head_figures *found;
+    size_t n = batch * config->n_heads;
+    QB_TRY(QB_NEW(&found, n, "scores"));
+    qb_status status =
+        qb_attention_figures(config, qkv, sink, batch, context, pool, &wishes, found);
+    if (status == QB_OK) qb_outlier_add_heads(sums, found, n, context);
+    qb_free(found);
     return status;
 }
 
