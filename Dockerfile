@@ -8,17 +8,17 @@
 FROM debian:12 AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
         gcc g++ make cmake git ca-certificates pkg-config python3 \
-        zlib1g-dev liblzma-dev libjansson-dev libpcre2-dev libssl-dev \
+        zlib1g-dev liblzma-dev libjansson-dev libpcre2-dev libssl-dev libmicrohttpd-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY . /src
 WORKDIR /src
-RUN cmake --preset package -DQB_CUDA=OFF \
+RUN cmake --preset package -DQB_CUDA=OFF -DQB_SERVE=ON \
     && cmake --build build-package --parallel "$(nproc)" \
     && cmake --install build-package --prefix /opt/qbench
 
 FROM debian:12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends \
-        libjansson4 libpcre2-8-0 liblzma5 zlib1g libssl3 \
+        libjansson4 libpcre2-8-0 liblzma5 zlib1g libssl3 libmicrohttpd12 \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/qbench /opt/qbench
 ENV PATH=/opt/qbench/bin:$PATH

@@ -5,6 +5,7 @@
 #include "cli/output.h"
 #include "cli/prepare.h"
 #include "core/memory.h"
+#include "core/serve.h"
 #include "infer/environment.h"
 #include "infer/nvml.h"
 #include "kernels/registry.h"
@@ -185,6 +186,13 @@ static void check_processes(const qb_machine *m, check *c)
             : "this build has no MPI: qbench train runs in one process");
 }
 
+static void check_live_page(const qb_machine *m, check *c)
+{
+    (void)m;
+    c->state = qb_server_refusal() ? CHECK_NO : CHECK_OK;
+    add(c, "train --serve: %s", qb_server_refusal() ? qb_server_refusal() : "yes");
+}
+
 static void check_tokenizer(const qb_machine *m, check *c)
 {
     (void)m;
@@ -230,6 +238,7 @@ static const struct {
               {"gpu-kernels", check_gpu_rows},
               {"gpu-libraries", check_gpu_libraries},
               {"processes", check_processes},
+              {"live-page", check_live_page},
               {"tokenizer", check_tokenizer},
               {"data", check_data},
               {"timing", check_timing}};

@@ -1,6 +1,7 @@
 /* cli/cmd_train.c - qbench train: starts a run or goes on with one. */
 #include "cli/cli.h"
 
+#include "cli/live.h"
 #include "cli/prepare.h"
 #include "core/cuda.h"
 #include "core/json.h"
@@ -32,6 +33,7 @@ typedef struct train {
     char device[32];
     qb_peak peak;
     bool header_printed;
+    qb_live live;
 } train;
 
 /* ---- the configuration ---- */
@@ -187,6 +189,11 @@ static qb_status check_alike(train *t)
 
 /* ---- what is printed ---- */
 
+static const char *run_name(const train *t)
+{
+    return t->config.name[0] ? t->config.name : t->config.model.arch->name;
+}
+
 /* On a processor, a preset made for GPUs: said before the first step, which may take minutes. */
 static void warn_if_long(const train *t)
 {
@@ -211,9 +218,8 @@ static void print_start(const train *t)
     qb_format_count((int64_t)qb_config_n_params(&c->model), params);
     qb_format_count((int64_t)qb_train_config_n_steps(c), steps);
     qb_cli_note(t->cli, "%s: %s parameters, %s, %s; %s steps of %zu windows of %zu; %s",
-                c->name[0] ? c->name : c->model.arch->name, params,
-                qb_softmax_names[c->model.softmax], qb_optimizers[c->optimizer].name, steps,
-                c->batch, c->model.context, t->device);
+                run_name(t), params, qb_softmax_names[c->model.softmax],
+                qb_optimizers[c->optimizer].name, steps, c->batch, c->model.context, t->device);
     if (qb_comm_size(t->comm) > 1)
         qb_cli_note(t->cli, "%zu ranks, each with %s and its share of every step's windows",
                     qb_comm_size(t->comm), strcmp(t->device, "cpu") ? "a GPU" : "its processors");
@@ -322,6 +328,8 @@ static void print_end(const train *t, const qb_loop_result *r)
 static qb_status replay(train *t, const char *path)
 {
     const char *out = qb_cli_string(t->cli, "out");
+    if (qb_cli_is_set(t->cli, "serve"))
+        return QB_FAIL(QB_ERR_USAGE, "--serve: found together with --replay, expected one of them");
     qb_train_config_init(&t->config);
     QB_TRY(apply_flags(t));
     QB_TRY(choose_device(t));
@@ -372,11 +380,14 @@ static qb_status run(train *t)
 static qb_status begin(train *t)
 {
     const char *resume = qb_cli_string(t->cli, "resume");
+    if (is_root(t)) QB_TRY(qb_live_open(t->cli, &t->live)); /* before anything is made */
     QB_TRY(resume ? begin_resumed(t, resume) : begin_new(t));
     QB_TRY(choose_device(t));
     if (!is_root(t)) return QB_OK;
     QB_TRY(qb_peak_find(t->device, t->config.peak_tflops, t->config.threads, &t->peak));
-    return qb_run_folder_write_config(&t->folder, &t->config);
+    QB_TRY(qb_run_folder_write_config(&t->folder, &t->config));
+    return qb_live_start(t->cli, &t->live, t->folder.path, run_name(t),
+                         qb_train_config_n_steps(&t->config));
 }
 
 static qb_status begin_and_run(train *t)
@@ -398,6 +409,7 @@ qb_status qb_cmd_train(const qb_cli *cli)
     train t = {.cli = cli, .folder = {.fd = -1}};
     const char *recorded = qb_cli_string(cli, "replay");
     qb_status status = recorded ? replay(&t, recorded) : begin_and_run(&t);
+    qb_live_close(&t.live);
     qb_checkpoint_close(&t.from);
     qb_run_data_close(&t.data);
     qb_run_folder_close(&t.folder);

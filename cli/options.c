@@ -365,6 +365,8 @@ const qb_option qb_options[] = {
         "go on with the run in this folder from its last checkpoint", NULL},
     {"replay", 0, QB_OPTION_STRING, ON(TRAIN), "FILE", NULL, 0, 0,
         "repeat the recorded run in this file (safetensors) and write the differences", NULL},
+    {"serve", 0, QB_OPTION_SIZE, ON(TRAIN), "PORT", NULL, 0, 65535,
+        "a live page of the run on 127.0.0.1, read-only; 0 takes any free port", NULL},
 #define KEY_WORD QB_OPTION_STRING
 #define KEY_TEXT QB_OPTION_STRING
 #define KEY_SIZE QB_OPTION_SIZE

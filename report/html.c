@@ -113,19 +113,24 @@ static const struct {
     {"reproduce", "How to reproduce", always, qb_page_reproduce},
 };
 
-static void write_head(qb_page *page, const char *title)
+void qb_page_head(qb_page *page, const char *title, const char *policy, const char *more)
 {
-    fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-          "<meta http-equiv=\"Content-Security-Policy\" "
-          "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-          "<meta name=\"color-scheme\" content=\"light dark\">\n<title>",
-          page->out);
+    fprintf(page->out,
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"%s\">\n"
+            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+            "<meta name=\"color-scheme\" content=\"light dark\">\n<title>",
+            policy);
     qb_page_text(page, title);
-    fprintf(page->out, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<header>\n<h1>",
-            qb_page_style);
+    fprintf(page->out, "</title>\n<style>\n%s</style>\n%s</head>\n<body>\n<header>\n<h1>",
+            qb_page_style, more);
     qb_page_text(page, title);
-    fputs("</h1>\n<nav aria-label=\"Sections\"><ul>\n", page->out);
+    fputs("</h1>\n", page->out);
+}
+
+static void write_links(qb_page *page)
+{
+    fputs("<nav aria-label=\"Sections\"><ul>\n", page->out);
     for (size_t i = 0; i < QB_COUNT(sections); i++)
         if (sections[i].has(page))
             fprintf(page->out, "<li><a href=\"#%s\">%s</a></li>\n", sections[i].id,
@@ -135,7 +140,8 @@ static void write_head(qb_page *page, const char *title)
 
 static qb_status write_page(qb_page *page, const char *title)
 {
-    write_head(page, title);
+    qb_page_head(page, title, "default-src 'none'; style-src 'unsafe-inline'", "");
+    write_links(page);
     for (size_t i = 0; i < QB_COUNT(sections); i++) {
         if (!sections[i].has(page)) continue;
         fprintf(page->out, "<section id=\"%s\">\n<h2>%s</h2>\n", sections[i].id, sections[i].title);

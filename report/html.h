@@ -32,6 +32,18 @@ void qb_report_deinit(qb_report *report); /* accepts a zeroed one */
 
 qb_status qb_report_write_html(const qb_report *report, const char *title, FILE *stream);
 
+/* ---- the page of a run under way (report/html_live.c) ---- */
+
+/* It asks its server for itself anew by a script in it, without one by a meta tag. This is the
+ * policy that allows just that, as its Content-Security-Policy. */
+extern const char qb_report_live_policy[];
+typedef struct qb_live_run {
+    const char *name;
+    double n_steps; /* of the whole run; 0 = not known */
+} qb_live_run;
+/* The run's curves so far, and a table of where it is. */
+qb_status qb_report_write_live(const qb_metrics *metrics, const qb_live_run *run, FILE *stream);
+
 #ifdef __cplusplus
 }
 #endif

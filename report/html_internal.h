@@ -10,10 +10,15 @@
 typedef struct qb_page {
     FILE *out;
     const qb_report *report;
+    bool live;                /* of a run under way */
     qb_texts schemes, models; /* names in the order of appearance: colours and markers */
     size_t n_figures, n_tables;
     const qb_result **rows; /* of the group at work: room for all records */
 } qb_page;
+
+/* ---- the frame ---- */
+/* Up to the page's heading; `more` goes into the head as it is. */
+void qb_page_head(qb_page *page, const char *title, const char *policy, const char *more);
 
 /* ---- text ---- */
 void qb_page_text(qb_page *page, const char *text); /* escaped; "-" for NULL */

@@ -12,27 +12,34 @@ static const struct figure {
     qb_curve_id curves[2];
     bool logarithmic;
     double factor;
+    bool live; /* for who watches the run, not for who reads of it */
 } figures[] = {
-    {"Training loss", "loss, nats/token", {"loss", NULL}, {QB_CURVE_LOSS}, false, 1},
-    {"Evaluation perplexity", "perplexity", {"perplexity", NULL}, {QB_CURVE_PPL}, true, 1},
+    {"Training loss", "loss, nats/token", {"loss", NULL}, {QB_CURVE_LOSS}, false, 1, false},
+    {"Evaluation perplexity", "perplexity", {"perplexity", NULL}, {QB_CURVE_PPL}, true, 1, false},
     {"Kurtosis of the hidden states",
      "kurtosis",
      {"first token", "other tokens"},
      {QB_CURVE_KURT_FIRST, QB_CURVE_KURT_REST},
      true,
-     1},
+     1,
+     false},
     {"Largest activation",
      "max |x|",
      {"first token", "other tokens"},
      {QB_CURVE_MAX_FIRST, QB_CURVE_MAX_REST},
      true,
-     1},
+     1,
+     false},
     {"Attention on the first token",
      "attention, %",
      {"largest there", "mean share"},
      {QB_CURVE_FIRST_ARGMAX, QB_CURVE_FIRST_SHARE},
      false,
-     100},
+     100,
+     false},
+    {"Gradient norm", "norm", {"norm", NULL}, {QB_CURVE_GRAD_NORM}, true, 1, true},
+    {"Learning rate", "rate", {"rate", NULL}, {QB_CURVE_LR}, false, 1, true},
+    {"Speed", "tokens/s", {"speed", NULL}, {QB_CURVE_TOK_PER_S}, false, 1, true},
 };
 
 typedef struct axis {
@@ -196,7 +203,8 @@ qb_status qb_page_training(qb_page *page)
         fprintf(page->out, "<p class=\"note\">The first %d of %zu runs are drawn.</p>\n", MAX_RUNS,
                 page->report->n_runs);
     fputs("<div class=\"figures\">\n", page->out);
-    for (size_t i = 0; i < QB_COUNT(figures); i++) write_figure(page, &figures[i], &a);
+    for (size_t i = 0; i < QB_COUNT(figures); i++)
+        if (page->live || !figures[i].live) write_figure(page, &figures[i], &a);
     fputs("</div>\n", page->out);
     return QB_OK;
 }

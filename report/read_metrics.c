@@ -22,6 +22,12 @@ static const struct {
     [QB_CURVE_MAX_REST] = {"eval", "max_abs_rest"},
     [QB_CURVE_FIRST_ARGMAX] = {"eval", "attn_first_argmax"},
     [QB_CURVE_FIRST_SHARE] = {"eval", "attn_first_share"},
+    [QB_CURVE_LR] = {"train", "lr"},
+    [QB_CURVE_GRAD_NORM] = {"train", "grad_norm"},
+    [QB_CURVE_TOK_PER_S] = {"train", "tok_per_s"},
+    [QB_CURVE_MFU] = {"train", "mfu"},
+    [QB_CURVE_SECONDS] = {"train", "seconds"},
+    [QB_CURVE_MEMORY] = {"train", "memory_bytes"},
 };
 
 /* ---- one line ---- */

@@ -24,6 +24,12 @@ typedef enum qb_curve_id {
     QB_CURVE_MAX_REST,
     QB_CURVE_FIRST_ARGMAX,
     QB_CURVE_FIRST_SHARE,
+    QB_CURVE_LR,
+    QB_CURVE_GRAD_NORM,
+    QB_CURVE_TOK_PER_S,
+    QB_CURVE_MFU,
+    QB_CURVE_SECONDS,
+    QB_CURVE_MEMORY,
     QB_CURVE_COUNT
 } qb_curve_id;
 

@@ -55,6 +55,7 @@ look() {
     need_library cmocka libcmocka-dev
     need_library benchmark libbenchmark-dev
     need_library mpi libopenmpi-dev
+    need_library libmicrohttpd libmicrohttpd-dev
     need_program mpirun openmpi-bin
     need_program clang clang
     need libclang-rt has_fuzzer

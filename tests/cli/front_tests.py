@@ -15,7 +15,7 @@ def test_no_argument_shows_first_steps(_):
 
 
 DOCTOR = {"processor", "cpu-kernels", "threads", "memory", "gpu", "gpu-kernels", "gpu-libraries",
-          "processes", "tokenizer", "data", "timing"}
+          "processes", "live-page", "tokenizer", "data", "timing"}
 
 
 def test_doctor_on_screen_and_as_json(_):

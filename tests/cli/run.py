@@ -20,6 +20,7 @@ import data_tests
 import device_tests
 import front_tests
 import gate_tests
+import live_tests
 import model_tests
 import pair_tests
 import ranks_tests
@@ -34,7 +35,7 @@ import watch_tests
 def collect(names):
     for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
                    tokenize_tests, run_verb_tests, gate_tests, watch_tests, device_tests, train_tests,
-                   ranks_tests, pair_tests, report_tests):
+                   ranks_tests, pair_tests, report_tests, live_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function
