@@ -13,25 +13,15 @@ import argparse
 import concurrent.futures
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 import time
 
+import runs
 from bb_variants import VARIANTS, judge
 
 EVALUATIONS = ["--eval-every", "1000", "--eval-log", "--eval-windows", "512", "--observe-windows",
                "128", "--save-every", "0"]
-
-
-def machine():
-    """The GPU's name, else the processor's architecture."""
-    try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-        return done.stdout.splitlines()[0]
-    except (OSError, IndexError):
-        return platform.machine()
 
 
 def read_log(path):
@@ -52,7 +42,7 @@ def train(program, out, name, more, about):
         return json.loads(kept.read_text())
     command = ["train", *VARIANTS[name][0], *EVALUATIONS, *more]
     start = time.monotonic()
-    done = subprocess.run([program, *command, "--quiet", "--out", out / name], text=True,
+    done = subprocess.run([program.path, *command, "--quiet", "--out", out / name], text=True,
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, check=False)
     if done.returncode:
@@ -84,16 +74,12 @@ def main():
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--only", default="", help="names of variants, with commas")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    words, more = sys.argv[1:], []
-    if "--" in words:
-        words, more = words[:words.index("--")], words[words.index("--") + 1:]
+    words, more = runs.split_more(sys.argv[1:])
     args = parser.parse_args(words)
     wanted = [n for n in VARIANTS if not args.only or n in args.only.split(",")]
-    program = args.program.resolve()
+    program = runs.Program(args.program)
     args.out.mkdir(parents=True, exist_ok=True)
-    version = subprocess.run([program, "version"], text=True, stdout=subprocess.PIPE,
-                             check=True).stdout.strip().splitlines()
-    about = {"version": version, "machine": machine(), "runs_at_a_time": args.jobs,
+    about = {"version": program.version(), "machine": runs.machine(), "runs_at_a_time": args.jobs,
              "date": time.strftime("%Y-%m-%d", time.gmtime())}
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(train, program, args.out, name, more, about) for name in wanted]

@@ -186,6 +186,8 @@ typedef enum {
         "steps between checkpoints; 0 = at the end alone")                                         \
     X(keep, "keep", SIZE, FREE, 1, 1000, "2", NULL, "N",                                           \
         "checkpoints that are kept, the newest")                                                   \
+    X(keep_models, "keep-models", SWITCH, FREE, 0, 0, "off", NULL, NULL,                           \
+        "the model of every checkpoint stays, as model-00001000.bin")                              \
     X(checkpoints, "checkpoints", SWITCH, FREE, 0, 0, "on", NULL, NULL,                            \
         "off: nothing is saved, neither checkpoints nor models; for measuring speed")              \
     X(tensorboard, "tensorboard", SWITCH, FREE, 0, 0, "off", NULL, NULL,                           \
@@ -220,7 +222,7 @@ typedef struct qb_train_config {
     bool recompute, deterministic, graphs;
     size_t threads;
     size_t log_every, eval_every, eval_windows, observe_windows, save_every, keep;
-    bool eval_log, outliers, checkpoints, tensorboard;
+    bool eval_log, outliers, keep_models, checkpoints, tensorboard;
     double peak_tflops;
     bool given[QB_TRAIN_N_KEYS]; /* set by a preset, a file or a flag */
 } qb_train_config;

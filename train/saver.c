@@ -124,6 +124,14 @@ static qb_status write_model(const qb_saver *s, const char *name)
     return status;
 }
 
+/* Where models are kept, one of its own beside model.bin, which the next checkpoint replaces. */
+static qb_status write_kept_model(const qb_saver *s)
+{
+    char name[64];
+    snprintf(name, sizeof name, "model-%08llu.bin", (unsigned long long)s->state.step);
+    return s->config.keep_models ? write_model(s, name) : QB_OK;
+}
+
 static qb_status write_files(const qb_saver *s)
 {
     if (!all_finite(s->buffers[0], s->n_elems))
@@ -131,6 +139,7 @@ static qb_status write_files(const qb_saver *s)
     if (s->what & QB_SAVE_BEST) QB_TRY(write_model(s, "best.bin"));
     if (!(s->what & QB_SAVE_CHECKPOINT)) return QB_OK;
     QB_TRY(write_model(s, "model.bin"));
+    QB_TRY(write_kept_model(s));
     QB_TRY(qb_checkpoint_write(s->folder, &s->config, &s->state, (const float *const *)s->buffers,
                                s->n_buffers, s->n_elems));
     return qb_checkpoint_prune(s->folder, s->config.keep);

@@ -5,11 +5,16 @@ A side that is missing or fails is left out with a message and goes to record["r
 """
 import json
 import os
+import pathlib
 import signal
 import subprocess
+import sys
 import threading
 
 import peers
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+import runs  # noqa: E402
 
 QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
@@ -38,18 +43,10 @@ def beside(name):
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
 
 
-def smi(query):
-    out, why = attempt(["nvidia-smi", "-i", "0", "--query-gpu=" + query,
-                        "--format=csv,noheader,nounits"])
-    if why:
-        return None
-    return [word.strip() for word in out.splitlines()[0].split(",")]
-
-
 def machine():
-    found = smi("name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total")
+    found = runs.smi("name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total", gpu=0)
     gpu = dict(zip(("name", "driver", "max_sm_mhz", "max_mem_mhz", "power_limit_w", "memory_mib"),
-                   found)) if found else None
+                   found[0])) if found else None
     return {"gpu": gpu, "cpu": peers.cpu_model(), "n_cpus": os.cpu_count()}
 
 

@@ -183,6 +183,12 @@ def test_train_saves_nothing_where_told(folder):
     names = {path.name for path in (folder / "run").iterdir()}
     assert names == {"config.json", "metrics.jsonl"}, names
     assert len((folder / "run/metrics.jsonl").read_text().splitlines()) == 12
+    train(*args, "--keep-models", "--keep", 1, "--out", folder / "kept", "--quiet")
+    names = sorted(path.name for path in (folder / "kept").iterdir() if "-0" in path.name)
+    assert names == [*(f"model-{step:08}.bin" for step in (5, 10, 12)), "step-00000012.ckpt"], names
+    steps = [json.loads(qbench("inspect", "--json", "-", folder / "kept" / name).out)["training"]["steps"]
+             for name in names[:3]]
+    assert steps == [5, 10, 12], steps
 
 
 def test_train_killed_at_random_moments(folder):
