@@ -95,17 +95,23 @@ class Program:
     def __init__(self, path):
         self.path = path.resolve()
 
-    def call(self, *args, cwd=None):
+    def call(self, *args, cwd=None, stdout=None):
         """The exit code; output goes where ours goes. Ctrl-C is the program's: it saves, we wait."""
-        process = subprocess.Popen([self.path, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([self.path, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL,
+                                   stdout=stdout)
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:
                 pass
 
-    def must(self, *args, cwd=None):
-        code = self.call(*args, cwd=cwd)
+    def can(self, *args):
+        """Whether it ends well; it prints nothing."""
+        return not subprocess.run([self.path, *map(str, args)], stdin=subprocess.DEVNULL, check=False,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+
+    def must(self, *args, cwd=None, stdout=None):
+        code = self.call(*args, cwd=cwd, stdout=stdout)
         if code:
             sys.exit(code)
 

@@ -1,0 +1,299 @@
+#!/usr/bin/env python3
+"""Repeats the training runs of arXiv:2410.17174 (bench/paper_variants.py) as far as time allows, and
+records each for `qbench table`.
+
+    bench/paper_runs.py --list                               runs, tokens, seconds to expect, state
+    bench/paper_runs.py --corpus DIR --only 60m              the runs of a group, or of some names
+    bench/paper_runs.py --corpus DIR --budget 540            what fits into 540 s; repeat: it goes on
+
+Texts become shards in WORK (as bench/pair.py makes them), each run trains in WORK/NAME, is evaluated
+under all schemes on the held-out text on the same machine right after it, and leaves in RESULTS/NAME
+
+    run.json        configuration, seed, data, commands, machine, outliers, and how the gaps grew:
+                    evaluations after 0.1, 0.2, 0.4, 0.8 ... billion tokens
+    results.json    the last evaluation, as `qbench run --json` writes it
+    analysis.json   `qbench analyze --json`, where the program has that command
+    metrics.jsonl   the training's log, one step in ten
+
+and no model. A run whose run.json is there is not repeated; one that the budget cut off goes on
+where it stopped, on the same machine and in the same WORK. Flags behind -- go to every training. Exit
+code: 0 done, 1 a run failed, 3 something is left to do. Standard library only."""
+import argparse
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import runs
+from paper_variants import GROUPS, RATES, RUNS, SPEED_SECONDS, warmup
+from runs import ROOT, read_json, say, write_json
+
+EVALUATE_SECONDS = 40  # all marks of a run, for planning and as what a training leaves of a budget
+LEAST_SECONDS = 30     # a training is not begun with less
+SCHEMES = ["--scheme", "all", "--no-speed", "--no-fake"]
+
+
+class Paper:
+    def __init__(self, args, more):
+        self.program = runs.Program(args.program)
+        self.work, self.results, self.corpus = args.work.resolve(), args.results.resolve(), args.corpus
+        self.vocab, self.tokens, self.eval_tokens = args.vocab, args.tokens, args.eval_tokens
+        self.first_mark, self.seed, self.more = args.first_mark, args.seed, more
+        self.deadline = time.monotonic() + args.budget if args.budget else None
+        self.shards = self.work / "shards"
+        at = more.index("--device") if "--device" in more else len(more)
+        self.device = more[at:at + 2]  # that of the trainings is that of the evaluations
+
+    def left(self):
+        return self.deadline - time.monotonic() if self.deadline else float("inf")
+
+    def tokens_of(self, name):
+        return self.tokens or RUNS[name].tokens
+
+    def is_recorded(self, name):
+        return (self.results / name / "run.json").exists()
+
+
+# ---- training ----
+
+def number_after(flags, name, default):
+    return int(flags[len(flags) - 1 - flags[::-1].index(name) + 1]) if name in flags else default
+
+
+def step_tokens(flags):
+    """Of batch and context, the presets' where no flag says otherwise."""
+    return number_after(flags, "--batch", 512) * number_after(flags, "--context", 256)
+
+
+def train_flags(p, name):
+    run = RUNS[name]
+    common = ["--preset", run.preset, "--name", name, "--seed", p.seed]
+    if run.group == "speed":
+        return [*common, *run.flags, *p.more]
+    flags = [*run.flags, *p.more]
+    steps = -(-p.tokens_of(name) // step_tokens(flags))
+    mark = max(1, round(p.first_mark / step_tokens(flags)))
+    return [*common, "--vocab", p.vocab, "--data", p.shards, "--valid", p.work / "valid",
+            "--steps", steps, "--warmup", warmup(run.preset, steps), "--eval-every", mark,
+            "--save-every", mark, "--keep", "1", "--keep-models", "--observe-windows", "64",
+            "--log-every", "10", *flags]
+
+
+def train(p, name):
+    """True: through. False: the budget is spent, or it failed with a message of the program."""
+    folder = p.work / name
+    deadline = p.deadline - EVALUATE_SECONDS if p.deadline else None
+    code = runs.train(p.program, folder, train_flags(p, name), deadline)
+    if code == 130:
+        sys.exit(code)
+    if code:
+        raise RuntimeError(f"{name}: training ended with exit code {code}")
+    return runs.is_through(p.program, folder)
+
+
+# ---- evaluation ----
+
+def marks(p, folder):
+    """[(step, model)]: after the first mark, twice it, four times ... and the end."""
+    found = {int(path.stem.split("-")[1]): path for path in folder.glob("model-*.bin")}
+    every = read_json(folder / "config.json")["save_every"]
+    wanted = {every * 2 ** i for i in range(40)} & set(found)
+    return [(step, found[step]) for step in sorted(wanted | {max(found)})]
+
+
+def evaluate(p, folder, model):
+    """All schemes on the first tokens of the held-out text; what is there is not done again."""
+    out = folder / f"{model.stem}.json"
+    if not out.exists():
+        (text,) = runs.corpus_texts(p.corpus, "valid")
+        link = folder / text.name  # so that the record of the run names no folder
+        if not link.exists():
+            link.symlink_to(text)
+        p.program.must(*SCHEMES, *p.device, "--text", text.name, "--max-tokens", p.eval_tokens, "--json",
+                       out.name, model.name, cwd=folder, stdout=subprocess.DEVNULL)
+    return read_json(out)["results"]
+
+
+def growth(p, folder):
+    """What the schemes cost, and how large outliers are, at each mark."""
+    lines = {line["step"]: line for line in runs.evaluations_of(folder)}
+    tokens = step_tokens_of(read_json(folder / "config.json"))
+    record = []
+    for step, model in marks(p, folder):
+        results = evaluate(p, folder, model)
+        record.append({**lines.get(step, {}), "step": step, "tokens": step * tokens,
+                       "ppl_full": results[0]["quality"]["ppl_full"],
+                       "schemes": {r["scheme"]["name"]: {k: r["quality"][k] for k in
+                                                         ("ppl", "penalty", "penalty_ci95")}
+                                   for r in results}})
+    return record
+
+
+def step_tokens_of(config):
+    return config["batch"] * config["context"]
+
+
+def analyze(p, folder, model):
+    """True where the program can."""
+    if not p.program.can("help", "analyze"):
+        return False
+    (text,) = runs.corpus_texts(p.corpus, "valid")
+    p.program.must("analyze", model.name, "--text", text.name, "--max-tokens", min(p.eval_tokens, 65536),
+                   "--json", "analysis.json", cwd=folder, stdout=subprocess.DEVNULL)
+    return True
+
+
+# ---- records ----
+
+def check_data(p):
+    """All runs of a folder of records learn from the same data."""
+    made, kept = runs.data_record(p.work, p.corpus), p.results / "data.json"
+    if kept.exists() and read_json(kept)["tokenizer"] != made["tokenizer"]:
+        runs.stop(f"{kept}: its runs have another tokenizer: choose another --results")
+    p.results.mkdir(parents=True, exist_ok=True)
+    write_json(kept, made)
+
+
+def head(p, name, folder):
+    return {"schema": "qbench.run/1", "name": name, "row": name.removeprefix("speed-"),
+            "group": RUNS[name].group, "about": RUNS[name].about, "sessions": runs.sessions_of(folder)}
+
+
+def record_training(p, name):
+    folder, kept = p.work / name, p.results / name
+    grown = growth(p, folder)
+    last = marks(p, folder)[-1][1]
+    analysed = analyze(p, folder, last)
+    kept.mkdir(parents=True, exist_ok=True)
+    seen = p.program.inspect(last)
+    write_json(kept / "results.json", read_json(folder / f"{last.stem}.json"))
+    if analysed:
+        write_json(kept / "analysis.json", read_json(folder / "analysis.json"))
+    runs.keep_metrics(folder / "metrics.jsonl", kept / "metrics.jsonl")
+    write_json(kept / "run.json", {
+        **head(p, name, folder), "parameters": seen["parameters"], "architecture": seen["architecture"],
+        "training": seen["training"], "evaluation": runs.evaluations_of(folder)[-1], "growth": grown})
+    for path in [*folder.glob("model-*.bin"), *folder.glob("*.ckpt")]:
+        path.unlink()
+
+
+def record_speed(p, name):
+    """Medians of all steps but the first three, which allocate and capture graphs."""
+    folder, kept = p.work / name, p.results / name
+    lines = [line for line in runs.read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
+    config = read_json(folder / "config.json")
+    rates = [line["tok_per_s"] for line in lines[3:]] or [lines[-1]["tok_per_s"]]
+    rate = statistics.median(rates)
+    kept.mkdir(parents=True, exist_ok=True)
+    write_json(kept / "run.json", {
+        **head(p, name, folder), "config": config, "speed": {
+            "tok_per_s": rate, "min": min(rates), "max": max(rates), "steps": len(rates),
+            "step_per_s": rate / step_tokens_of(config), "memory_bytes": lines[-1]["memory_bytes"]}})
+
+
+def record(p, name):
+    """True: recorded. False: cut off."""
+    if RUNS[name].group == "speed":
+        shutil.rmtree(p.work / name, ignore_errors=True)  # a run that was cut off has no use
+        if runs.train(p.program, p.work / name, train_flags(p, name)):
+            raise RuntimeError(f"{name}: training failed")
+        record_speed(p, name)
+    elif train(p, name):
+        record_training(p, name)
+    else:
+        return False
+    return True
+
+
+# ---- which, and when ----
+
+def recorded_rates(p, preset):
+    """Tokens a second of recorded trainings of that shape, evaluations in between included."""
+    for name, run in RUNS.items():
+        if run.preset == preset and run.group != "speed" and p.is_recorded(name):
+            kept = read_json(p.results / name / "run.json")
+            yield kept["training"]["tokens"] / sum(s["seconds"] for s in kept["sessions"])
+
+
+def seconds_to_expect(p, name):
+    run = RUNS[name]
+    if run.group == "speed":
+        return SPEED_SECONDS[run.preset]
+    rates = list(recorded_rates(p, run.preset)) or [RATES[run.preset]]
+    return p.tokens_of(name) / statistics.median(rates) + EVALUATE_SECONDS
+
+
+def choose(only):
+    if not only:
+        return list(RUNS)
+    words = only.split(",")
+    unknown = [w for w in words if w not in RUNS and w not in GROUPS]
+    if unknown:
+        runs.stop(f"--only: no run or group {unknown[0]}: expected {', '.join(GROUPS)} or a name of --list")
+    return [name for name in RUNS if name in words or RUNS[name].group in words]
+
+
+def show(p, wanted):
+    """What there is, and what fits into the budget."""
+    spent = 0.0
+    print(f"{'run':30} {'group':9} {'tokens':>14} {'seconds':>8}  state")
+    for name in wanted:
+        seconds = 0 if p.is_recorded(name) else seconds_to_expect(p, name)
+        spent += seconds
+        state = "recorded" if not seconds else "fits" if spent <= p.left() else "does not fit"
+        tokens = f"{p.tokens_of(name):,}" if RUNS[name].group != "speed" else "random"
+        print(f"{name:30} {RUNS[name].group:9} {tokens:>14} {seconds:8.0f}  {state}: {RUNS[name].about}")
+    print(f"{spent:,.0f} s to go on one H100, {spent / 60:.0f} minutes")
+
+
+def run_all(p, wanted):
+    failed = 0
+    todo = [name for name in wanted if not p.is_recorded(name)]
+    if any(RUNS[name].group != "speed" for name in todo):
+        p.work.mkdir(parents=True, exist_ok=True)
+        runs.make_shards(p.program, p.corpus, p.work, p.vocab)
+        check_data(p)
+    for name in list(todo):
+        if p.left() < LEAST_SECONDS:
+            break
+        say(f"{name}: {RUNS[name].about}; about {seconds_to_expect(p, name):.0f} s if it is new")
+        try:
+            if not record(p, name):
+                break
+        except RuntimeError as error:
+            say(error)
+            failed += 1
+        todo.remove(name)
+    if todo:
+        say(f"left: {', '.join(todo)}; the same command goes on")
+    return 1 if failed else runs.UNFINISHED if todo else 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--corpus", type=pathlib.Path, help="folder of train-*.txt.xz and valid.txt.xz")
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("paper"), help="default: paper")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results" / "paper")
+    parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build" / "qbench")
+    parser.add_argument("--only", help="groups and names, with commas: " + ", ".join(GROUPS))
+    parser.add_argument("--list", action="store_true", help="show runs and what fits, and do nothing")
+    parser.add_argument("--budget", type=float, help="seconds of this call")
+    parser.add_argument("--tokens", type=int, help="of every training; default: each run's own")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--first-mark", type=int, default=100_000_000, help="tokens to the first evaluation")
+    parser.add_argument("--eval-tokens", type=int, default=262144, help="of the held-out text")
+    words, more = runs.split_more(sys.argv[1:])
+    args = parser.parse_args(words)
+    p = Paper(args, more)
+    wanted = choose(args.only)
+    return show(p, wanted) if args.list else run_all(p, wanted)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
