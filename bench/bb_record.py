@@ -15,7 +15,7 @@ from bb_variants import TRUTH, VARIANTS, figure, judge, of_evaluation
 
 # ---- tables ----
 
-COLUMNS = ["backcopy_risk", "bigram_risk", "expected_bigram_risk", "most attn_bos", "score_gap_1",
+COLUMNS = ["backcopy_risk", "bigram_risk", "expected_bigram_risk", "most attn_bos", "attn_triggers_1", "score_gap_1",
            "score_gap_2", "value_bos_1", "value_rest_1", "value_bos_2", "value_rest_2",
            "stream_bos_1", "stream_rest_1"]
 PARTS = ["attention", "mlp", "both"]

@@ -77,6 +77,17 @@ VARIANTS = {
         ("stream_bos_1", 90, 200, "about 140")], "three blocks, AdamW"),
 }
 
+# Whether <s> or the triggers get the attention that has nothing to do is decided in the first 200 steps,
+# differently from seed to seed.
+for seed in (1, 2, 3, 4, 5, 6):
+    VARIANTS[f"l1-adamw-seed{seed}"] = (
+        ["--preset", "bb-1l", "--seed", str(seed), "--steps", "1000"], [],
+        f"one block, AdamW, seed {seed}")
+for seed in (1, 2):
+    VARIANTS[f"l3-minimal-seed{seed}"] = (
+        ["--preset", "bb-3l-minimal", "--seed", str(seed), "--steps", "1500"], [],
+        f"three blocks, the last without attention, AdamW, seed {seed}")
+
 MISSING = float("nan")
 
 

@@ -140,6 +140,16 @@ static float gap_of(const float *s, size_t query)
     return query > 1 ? (float)(s[0] - sum / (double)(query - 1)) : 0;
 }
 
+static double weight_of_marked(const heads *h, size_t head, const float *s, size_t seen,
+                               double log_sum)
+{
+    const bool *marked = h->wishes.view->marked + head / h->c->n_heads * h->context;
+    double sum = 0;
+    for (size_t j = 0; j < seen; j++)
+        if (marked[j]) sum += weight_of(h->c, s[j], log_sum, seen);
+    return sum;
+}
+
 /* The weights of one query, added to its columns and to its row of cells. */
 static void spread_weights(const heads *h, size_t head, size_t query, const float *s, size_t seen,
                            double log_sum)
@@ -165,6 +175,8 @@ static void look_at_query(const heads *h, size_t head, size_t query, const float
     if (h->wishes.view) {
         h->wishes.view->weight[head * h->context + query] = (float)v.first;
         h->wishes.view->gap[head * h->context + query] = gap_of(s, query);
+        h->wishes.view->marked_weight[head * h->context + query] =
+            (float)weight_of_marked(h, head, s, seen, v.log_sum);
     }
     spread_weights(h, head, query, s, seen, v.log_sum);
     if (query == 0) return; /* it has no choice */

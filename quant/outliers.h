@@ -67,10 +67,12 @@ typedef struct qb_head_figures {
 /* Tokens i of n with i * n_cells / n == cell. */
 size_t qb_cell_elems(size_t n, size_t n_cells, size_t cell);
 
-/* What single queries do with the first key, (batch, H, context) each; borrowed. */
+/* What single queries do, with the first key above all, (batch, H, context) each; borrowed. */
 typedef struct qb_first_key_view {
     float *weight; /* of the first key */
     float *gap;    /* its score less the mean score of keys 2 to i - 1 of query i; 0 for i < 3 */
+    float *marked_weight; /* of the marked keys together */
+    const bool *marked;   /* (batch, context) */
 } qb_first_key_view;
 
 /* More that can be asked for; NULL = not wanted. All borrowed; overwritten. */

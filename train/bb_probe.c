@@ -12,7 +12,9 @@ typedef struct mean {
 } mean;
 
 typedef struct layer_sums {
-    mean attn_bos, score_gap, value[2], stream[2]; /* [0] at <s>, [1] elsewhere */
+    mean attn_bos, attn_triggers, score_gap;
+    mean value[2], stream[2]; /* [0] at <s>, [1] elsewhere */
+    mean value_triggers;
 } layer_sums;
 
 struct qb_bb_probe {
@@ -61,14 +63,25 @@ static void norm_task(void *context, size_t begin, size_t end)
     }
 }
 
-/* Of rows of x, at <s> and elsewhere. */
-static qb_status add_norms(qb_bb_probe *p, const float *x, size_t n_rows, size_t width,
-                           mean sums[2])
+static const int32_t *window_of(const qb_bb_probe *p, size_t window)
+{
+    return p->tokens + window * (p->context + 1);
+}
+
+/* Of rows of x, the first of them of window `first`: at <s> and elsewhere; at triggers unless NULL.
+ */
+static qb_status add_norms(qb_bb_probe *p, const float *x, size_t first, size_t n_rows,
+                           size_t width, mean sums[2], mean *triggers)
 {
     norm_rows rows = {.x = x, .width = width};
     QB_TRY(QB_NEW(&rows.norms, n_rows, "norms"));
     qb_parallel_spans(p->pool, n_rows, SPAN_ROWS, norm_task, &rows);
-    for (size_t row = 0; row < n_rows; row++) add(&sums[row % p->context > 0], rows.norms[row]);
+    for (size_t row = 0; row < n_rows; row++) {
+        size_t t = row % p->context;
+        add(&sums[t > 0], rows.norms[row]);
+        if (triggers && p->bb->is_trigger[window_of(p, first + row / p->context)[t]])
+            add(triggers, rows.norms[row]);
+    }
     qb_free(rows.norms);
     return QB_OK;
 }
@@ -113,11 +126,6 @@ void qb_bb_probe_destroy(qb_bb_probe *probe)
     qb_free(probe);
 }
 
-static const int32_t *window_of(const qb_bb_probe *p, size_t window)
-{
-    return p->tokens + window * (p->context + 1);
-}
-
 /* y (m, n) = x (m, k) w^T. */
 static qb_status multiply(qb_bb_probe *p, const float *w, size_t m, size_t n, size_t k,
                           const float *x, float *y)
@@ -143,6 +151,7 @@ static void add_first_key(qb_bb_probe *p, const qb_observed *o, const qb_first_k
         size_t t = i % p->context, window = i / p->context / heads;
         if (p->bb->is_trigger[window_of(p, o->first + window)[t]]) continue;
         add(&sums->attn_bos, view->weight[i]);
+        add(&sums->attn_triggers, view->marked_weight[i]);
         if (t > 1) add(&sums->score_gap, view->gap[i]);
     }
 }
@@ -171,7 +180,9 @@ static qb_status add_values(qb_bb_probe *p, const qb_observed *o)
         copy_values(c, o, rows, v);
         status = multiply(p, w, rows, c->d_model, k, v, y);
     }
-    if (status == QB_OK) status = add_norms(p, y, rows, c->d_model, p->layers[o->layer].value);
+    layer_sums *sums = &p->layers[o->layer];
+    if (status == QB_OK)
+        status = add_norms(p, y, o->first, rows, c->d_model, sums->value, &sums->value_triggers);
     qb_free(v);
     qb_free(y);
     return status;
@@ -188,7 +199,8 @@ qb_status qb_bb_probe_attention(qb_bb_probe *p, const qb_observed *qkv,
 qb_status qb_bb_probe_stream(qb_bb_probe *p, const qb_observed *x)
 {
     if (x->layer >= QB_BB_MAX_LAYERS) return QB_OK;
-    return add_norms(p, x->values, x->batch * p->context, x->width, p->layers[x->layer].stream);
+    return add_norms(p, x->values, x->first, x->batch * p->context, x->width,
+                     p->layers[x->layer].stream, NULL);
 }
 
 /* ---- risks ---- */
@@ -282,8 +294,10 @@ void qb_bb_probe_finish(const qb_bb_probe *p, qb_bb_metrics *out)
     for (size_t l = 0; l < out->n_layers; l++) {
         const layer_sums *s = &p->layers[l];
         out->layers[l] = (qb_bb_layer){.attn_bos = value_of(&s->attn_bos),
+                                       .attn_triggers = value_of(&s->attn_triggers),
                                        .score_gap = value_of(&s->score_gap),
                                        .value_bos = value_of(&s->value[0]),
+                                       .value_triggers = value_of(&s->value_triggers),
                                        .value_rest = value_of(&s->value[1]),
                                        .stream_bos = value_of(&s->stream[0]),
                                        .stream_rest = value_of(&s->stream[1])};

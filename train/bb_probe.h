@@ -3,8 +3,9 @@
  *
  * Risks, in nats: at a trigger x_t, -log p(x_{t-1}); at any other token, sum over v of
  * p(v | x_t) (-log p(v)) with the true p(v | x_t), and the excess over the same sum of the truth.
- * Of each layer: the attention that queries at non-triggers pay to <s>, and how far its score is
- * above the mean of the others'; the norm of W_O v and of the stream at <s> and elsewhere. */
+ * Of each layer: the attention that queries at non-triggers pay to <s> and to all triggers, and how
+ * far the score of <s> is above the mean of the others'; the norm of W_O v and of the stream at
+ * <s>, at triggers and elsewhere. */
 #ifndef QB_TRAIN_BB_PROBE_H
 #define QB_TRAIN_BB_PROBE_H
 
@@ -19,8 +20,8 @@ extern "C" {
 enum { QB_BB_MAX_LAYERS = 8 }; /* of which figures are kept: the first ones */
 
 typedef struct qb_bb_layer {
-    double attn_bos, score_gap;
-    double value_bos, value_rest;
+    double attn_bos, attn_triggers, score_gap;
+    double value_bos, value_triggers, value_rest; /* triggers are of the rest */
     double stream_bos, stream_rest;
 } qb_bb_layer;
 

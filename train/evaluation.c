@@ -68,6 +68,7 @@ typedef struct look {
     float *weights; /* where sink logits or the probe need them, else NULL */
     qb_outlier_sums sums;
     qb_first_key_view view; /* of a pass, for the probe */
+    bool *triggers;         /* (n_windows, context), for the probe */
     qb_bb_probe *probe;     /* or NULL */
 } look;
 
@@ -75,6 +76,7 @@ static qb_status see_attention(void *context, const qb_observed *qkv)
 {
     look *l = context;
     const qb_param *sink = qb_params_find(l->params, QB_ROLE_SINK, qkv->layer);
+    if (l->probe) l->view.marked = l->triggers + qkv->first * l->context;
     QB_TRY(qb_outlier_add_attention(&l->sums, &l->params->config, qkv->values,
                                     sink ? l->weights + sink->offset : NULL, qkv->batch, l->context,
                                     l->pool, l->probe ? &l->view : NULL));
@@ -94,6 +96,13 @@ static qb_status see_head_input(void *context, const qb_observed *h)
     return l->probe ? qb_bb_probe_head_input(l->probe, h) : QB_OK;
 }
 
+static void mark_triggers(const qb_bb *bb, const int32_t *tokens, size_t n_windows, size_t context,
+                          bool *triggers)
+{
+    for (size_t i = 0; i < n_windows * context; i++)
+        triggers[i] = bb->is_trigger[tokens[i / context * (context + 1) + i % context]];
+}
+
 static qb_status prepare_look(const qb_evaluation_plan *plan, qb_trainer *trainer,
                               const int32_t *tokens, size_t n_windows, look *l)
 {
@@ -108,6 +117,9 @@ static qb_status prepare_look(const qb_evaluation_plan *plan, qb_trainer *traine
     if (!plan->bb) return QB_OK;
     QB_TRY(QB_NEW(&l->view.weight, queries, "attention to <s>"));
     QB_TRY(QB_NEW(&l->view.gap, queries, "attention to <s>"));
+    QB_TRY(QB_NEW(&l->view.marked_weight, queries, "attention to triggers"));
+    QB_TRY(QB_NEW(&l->triggers, n_windows * l->context, "triggers"));
+    mark_triggers(plan->bb, tokens, n_windows, l->context, l->triggers);
     return qb_bb_probe_create(plan->bb, l->params, l->weights, tokens, l->context, l->pool,
                               &l->probe);
 }
@@ -130,6 +142,8 @@ static qb_status look_closely(const qb_evaluation_plan *plan, qb_trainer *traine
     qb_free(l.weights);
     qb_free(l.view.weight);
     qb_free(l.view.gap);
+    qb_free(l.view.marked_weight);
+    qb_free(l.triggers);
     return status;
 }
 
@@ -168,8 +182,9 @@ qb_status qb_evaluate_without(const qb_evaluation_plan *plan, qb_trainer *traine
 
 static size_t layer_metrics(const qb_bb_metrics *bb, char names[][32], qb_metric *metrics)
 {
-    static const char *const fields[] = {"attn_bos",   "score_gap",  "value_bos",
-                                         "value_rest", "stream_bos", "stream_rest"};
+    static const char *const fields[] = {"attn_bos",   "attn_triggers",  "score_gap",
+                                         "value_bos",  "value_triggers", "value_rest",
+                                         "stream_bos", "stream_rest"};
     size_t n = 0;
     for (size_t l = 0; l < bb->n_layers; l++) {
         const double *values = (const double *)&bb->layers[l];

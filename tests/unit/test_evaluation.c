@@ -139,7 +139,7 @@ static void model_that_knows_the_bigrams(void **state)
     set_bigrams(&w);
     qb_evaluation e = evaluate(&w);
     int32_t tokens[WINDOWS * (T + 1)];
-    double backcopy = 0, oracle = 0, attention = 0, n_triggers = 0, n_others = 0;
+    double backcopy = 0, oracle = 0, attention = 0, on_triggers = 0, n_triggers = 0, n_others = 0;
     qb_batches_fill(w.valid, 0, WINDOWS, tokens);
     for (size_t i = 0; i < WINDOWS * (T + 1); i++) {
         const double *p = w.bb.conditional + (size_t)tokens[i] * V;
@@ -153,6 +153,8 @@ static void model_that_knows_the_bigrams(void **state)
         }
         for (size_t v = 0; v < V; v++) oracle -= p[v] > 0 ? p[v] * log(p[v]) : 0;
         attention += 1.0 / (double)(t + 1);
+        for (size_t j = 1; j <= t; j++)
+            on_triggers += w.bb.is_trigger[tokens[i - j]] / (double)(t + 1);
         n_others++;
     }
     assert_true(n_triggers > 2 && n_others > 10);
@@ -160,12 +162,13 @@ static void model_that_knows_the_bigrams(void **state)
     check_near(e.bb.bigram_excess, 0, 1e-4);
     check_near(e.bb.backcopy_risk, backcopy / n_triggers, 1e-4);
     check_near(e.bb.layers[0].attn_bos, attention / n_others, 1e-6);
+    check_near(e.bb.layers[0].attn_triggers, on_triggers / n_others, 1e-6);
     assert_true(e.bb.bigram_risk_rest < e.bb.bigram_risk); /* <s> has the least to go on */
     destroy(&w);
 }
 
-/* Values and scores that only <s> has: norm1 passes one channel on, where its embedding is 1. */
-static void values_and_scores_of_the_first_token(void **state)
+/* Values of <s> and the triggers, scores of <s> alone: norm1 passes on one-hot vectors. */
+static void values_and_scores_by_token(void **state)
 {
     (void)state;
     qb_config c = config_of(1, V, 1);
@@ -177,13 +180,16 @@ static void values_and_scores_of_the_first_token(void **state)
     for (size_t x = 0; x < V; x++) gain[x] = (float)(1 / k);
     for (size_t x = 0; x < V; x++) qkv[x] = 2; /* q_0 = 2 for every token */
     qkv[V * V + BOS] = 3;                      /* k_0 = 3 for <s>, else 0 */
-    qkv[2 * V * V + BOS] = 5;                  /* v_0 = 5 for <s>, else 0 */
-    tensor(&w, QB_ROLE_O)[4 * V] = 7;          /* o_4 = 7 v_0 */
+    qkv[2 * V * V + BOS] = 5;                  /* v_0 = 5 for <s>, 2 for triggers, else 0 */
+    for (size_t x = 0; x < V; x++)
+        if (w.bb.is_trigger[x]) qkv[2 * V * V + x] = 2;
+    tensor(&w, QB_ROLE_O)[4 * V] = 7; /* o_4 = 7 v_0 */
     qb_evaluation e = evaluate(&w);
     const qb_bb_layer *layer = &e.bb.layers[0];
     check_near(layer->score_gap, 6 / sqrt(V), 1e-5);
     check_near(layer->value_bos, 35, 1e-3);
-    check_near(layer->value_rest, 0, 1e-6);
+    check_near(layer->value_triggers, 14, 1e-3);
+    assert_true(layer->value_rest > 0 && layer->value_rest < 7); /* triggers are a minority */
     assert_true(e.outliers.attn_first_argmax == 1 && e.outliers.attn_first_share > 0.4);
     destroy(&w);
 }
@@ -195,7 +201,7 @@ static void metrics_have_unique_names(void **state)
     char names[QB_EVALUATION_MAX_METRICS][32];
     qb_metric metrics[QB_EVALUATION_MAX_METRICS];
     size_t n = qb_evaluation_metrics(&e, names, metrics);
-    assert_true(n <= QB_EVALUATION_MAX_METRICS && n == 13 + 6 * QB_BB_MAX_LAYERS);
+    assert_true(n <= QB_EVALUATION_MAX_METRICS && n == 13 + 8 * QB_BB_MAX_LAYERS);
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < i; j++) assert_string_not_equal(metrics[i].name, metrics[j].name);
 }
@@ -205,7 +211,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(model_of_an_embedding_alone),
         cmocka_unit_test(model_that_knows_the_bigrams),
-        cmocka_unit_test(values_and_scores_of_the_first_token),
+        cmocka_unit_test(values_and_scores_by_token),
         cmocka_unit_test(metrics_have_unique_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
