@@ -21,7 +21,8 @@ static qb_status margin(const qb_cli *cli, const char *option, const char *what,
 qb_status qb_cli_compare_options(const qb_cli *cli, qb_compare_options *out)
 {
     *out = (qb_compare_options){.across = qb_cli_flag(cli, "across"),
-                                .seed = qb_cli_size(cli, "seed")};
+                                .seed = qb_cli_size(cli, "seed"),
+                                .tokens = &qb_cli_nll_files};
     QB_TRY(margin(cli, "margin-ppl", "--margin-ppl", &out->margin_ppl));
     return margin(cli, "margin-speed", "--margin-speed", &out->margin_speed);
 }

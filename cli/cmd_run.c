@@ -9,6 +9,7 @@
 #include "cli/output.h"
 #include "cli/prepare.h"
 #include "core/memory.h"
+#include "infer/nll_file.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -232,24 +233,43 @@ done:
 }
 
 /* One file a scheme; with several models their number goes first, since names may be equal. */
-static qb_status write_nll(const model_run *m, size_t i, const qb_result *result)
+static void nll_name(const model_run *m, const char *scheme, char name[256])
+{
+    size_t n = 0, number = 1;
+    while (m->r->models[number - 1] != m->model) number++;
+    if (m->r->n_models > 1) n = (size_t)snprintf(name, 256, "%zu-", number);
+    snprintf(name + n, 256 - n, "%.100s-%.60s", m->model->name, scheme);
+    for (char *p = name; *p; p++)
+        if (*p == '/') *p = '_';
+}
+
+/* What a comparison needs to know the file again. */
+static qb_status record_nll_file(const char *path, qb_result *result)
+{
+    qb_file file;
+    char sha256[65];
+    QB_TRY(qb_file_open(path, &file));
+    qb_status status = qb_sha256_hex(file.data, file.bytes, sha256);
+    result->quality.nll_file.bytes = (int64_t)file.bytes;
+    qb_file_close(&file);
+    if (status == QB_OK) status = qb_result_set(&result->quality.nll_file.path, path);
+    return status == QB_OK ? qb_result_set(&result->quality.nll_file.sha256, sha256) : status;
+}
+
+static qb_status write_nll(const model_run *m, size_t i, qb_result *result)
 {
     const char *folder = qb_cli_string(m->r->cli, "nll");
     if (!folder || !m->wants_quality) return QB_OK;
-    char name[256];
-    size_t n = 0, number = 1;
-    while (m->r->models[number - 1] != m->model) number++;
-    if (m->r->n_models > 1) n = (size_t)snprintf(name, sizeof name, "%zu-", number);
-    n += (size_t)snprintf(name + n, sizeof name - n, "%.100s-%.60s", m->model->name,
-                          result->scheme.name);
-    for (char *p = name; *p; p++)
-        if (*p == '/') *p = '_';
+    char name[256], *path = NULL;
+    nll_name(m, result->scheme.name, name);
     json_t *metadata = json_pack("{s:s, s:s, s:s}", "model", result->model.name, "scheme",
                                  result->scheme.name, "protocol", result->protocol.name);
     if (!metadata) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for metadata", name);
     qb_status status =
-        qb_quality_write_nll(&m->quality, i, &m->text.windows, metadata, folder, name);
+        qb_nll_file_write(&m->quality, i, &m->text.windows, metadata, folder, name, &path);
     json_decref(metadata);
+    if (status == QB_OK) status = record_nll_file(path, result);
+    qb_free(path);
     return status;
 }
 

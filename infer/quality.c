@@ -4,14 +4,11 @@
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
-#include "model/safetensors.h"
 
-#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* ---- memory of the figures ---- */
 
@@ -414,46 +411,4 @@ double qb_quality_scored_bytes(const qb_stream *stream, const qb_windows *window
         }
     }
     return total;
-}
-
-/* ---- losses to a file ---- */
-
-static qb_status make_folder(const char *folder)
-{
-    if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
-    if (!qb_is_folder(folder))
-        return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
-    return QB_OK;
-}
-
-qb_status qb_quality_write_nll(const qb_quality *q, size_t case_idx, const qb_windows *windows,
-                               const json_t *metadata, const char *folder, const char *name)
-{
-    const qb_quality_scores *scores = &q->cases[case_idx];
-    char *path = NULL, file_name[256];
-    int32_t *window = NULL;
-    qb_status status;
-    QB_TRY(make_folder(folder));
-    snprintf(file_name, sizeof file_name, "%.200s.safetensors", name);
-    QB_TRY_GOTO(status, qb_path_join(folder, file_name, &path), done);
-    QB_TRY_GOTO(status, QB_NEW(&window, q->n, "window numbers"), done);
-    for (size_t w = 0, at = 0; w < windows->n; w++)
-        for (size_t j = 0; j < windows->items[w].n_scored; j++) window[at++] = (int32_t)w;
-    const qb_st_entry entries[] = {
-        {"nll_full", QB_F64, 1, {q->n}, q->nll_full},
-        {"target", QB_S32, 1, {q->n}, q->target},
-        {"window", QB_S32, 1, {q->n}, window},
-        {"nll", QB_F64, 1, {q->n}, scores->nll},
-        {"nll_fake", QB_F64, 1, {q->n}, scores->nll_fake},
-    };
-    status = qb_safetensors_write(path, entries,
-                                  scores->nll_fake ? 5
-                                  : scores->nll    ? 4
-                                                   : 3,
-                                  metadata);
-done:
-    qb_free(window);
-    qb_free(path);
-    return status;
 }

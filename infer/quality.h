@@ -83,13 +83,6 @@ qb_status qb_quality_summarize(const qb_quality *quality, size_t case_idx,
 double qb_quality_scored_bytes(const qb_stream *stream, const qb_windows *windows,
                                const qb_tokenizer *tokenizer);
 
-/* FOLDER/NAME.safetensors with nll_full, nll, nll_fake (f64), target and window (s32), one element
- * a scored token, atomically; what was not measured is left out. The folder is made if it is not
- * there. */
-qb_status qb_quality_write_nll(const qb_quality *quality, size_t case_idx,
-                               const qb_windows *windows, const json_t *metadata,
-                               const char *folder, const char *name);
-
 #ifdef __cplusplus
 }
 #endif

@@ -13,6 +13,11 @@
 const char *const qb_verdict_names[] = {
     [QB_SAME] = "SAME", [QB_BETTER] = "BETTER", [QB_WORSE] = "WORSE", [QB_UNSURE] = "UNSURE"};
 
+const char *const qb_quality_source_names[] = {[QB_FROM_NOTHING] = NULL,
+                                               [QB_FROM_INTERVALS] = "intervals",
+                                               [QB_FROM_WINDOWS] = "windows",
+                                               [QB_FROM_TOKENS] = "tokens"};
+
 static char *format_gain(double value, char *text)
 {
     snprintf(text, QB_FORMAT_BYTES, "%.3fx", value);
@@ -261,6 +266,23 @@ static qb_status note_weights(qb_pair *pair)
     return qb_texts_add(&pair->notes, line);
 }
 
+static qb_status compare_quality(const qb_compare_side *a, const qb_compare_side *b,
+                                 const qb_compare_options *options, qb_pair *pair)
+{
+    qb_result_windows tokens_a = {0}, tokens_b = {0};
+    bool found = false;
+    char why[300] = "";
+    qb_status status = QB_OK;
+    if (options->tokens)
+        status = options->tokens->read(a, b, pair, &tokens_a, &tokens_b, &found, why);
+    if (status == QB_OK && *why) status = qb_texts_add(&pair->notes, why);
+    if (status == QB_OK)
+        status = qb__compare_quality(pair, found ? &tokens_a : NULL, &tokens_b, options);
+    qb_result_windows_deinit(&tokens_a);
+    qb_result_windows_deinit(&tokens_b);
+    return status;
+}
+
 static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b,
                               const qb_compare_options *options, qb_pair *pair)
 {
@@ -269,7 +291,7 @@ static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b
     bool has_text = pair->a->text.sha256 && pair->b->text.sha256;
     other = first_difference(pair->a, pair->b, same_text);
     if (has_text && other) return refuse(a, b, pair, other);
-    if (has_text) QB_TRY(qb__compare_quality(pair, options));
+    if (has_text) QB_TRY(compare_quality(a, b, options, pair));
     QB_TRY(compare_speed(pair, options));
     QB_TRY(compare_memory(pair));
     if (!options->across) QB_TRY(note_weights(pair));

@@ -51,8 +51,19 @@ typedef struct qb_change {
     qb_verdict verdict;
 } qb_change;
 
+/* What changes of quality were made from. */
+typedef enum qb_quality_source {
+    QB_FROM_NOTHING,
+    QB_FROM_INTERVALS, /* of the records */
+    QB_FROM_WINDOWS,   /* of the records: sums over windows */
+    QB_FROM_TOKENS     /* files of each token's losses, that the records name */
+} qb_quality_source;
+extern const char *const qb_quality_source_names[]; /* in JSON; NULL = nothing */
+
 typedef struct qb_pair {
     const qb_result *a, *b; /* borrowed */
+    qb_quality_source source;
+    size_t n_windows; /* that were resampled */
     qb_change changes[QB_FIGURE_COUNT];
     qb_texts notes; /* what was left out and why, other weights, ... */
 } qb_pair;
@@ -69,12 +80,22 @@ typedef struct qb_compare_side {
     const char *name; /* of the file, for messages */
 } qb_compare_side;
 
+/* Sums over windows from elsewhere than the records, of the same tokens on both sides. */
+typedef struct qb_token_source {
+    /* *found: a and b are set, and the caller's to deinit; else `why` may say why not, "" = there
+     * is nothing to say. Fails where what the records name contradicts them. */
+    qb_status (*read)(const qb_compare_side *side_a, const qb_compare_side *side_b,
+                      const qb_pair *pair, qb_result_windows *a, qb_result_windows *b, bool *found,
+                      char why[300]);
+} qb_token_source;
+
 typedef struct qb_compare_options {
     double margin_ppl;   /* changes of perplexity below this share are none: 0.001 */
     double margin_speed; /* the same of speed: 0.01 */
     bool across;         /* the models in order, whatever their names and shapes */
     size_t n_resamples;  /* 0 = 2,000 */
     uint64_t seed;
+    const qb_token_source *tokens; /* NULL = none */
 } qb_compare_options;
 
 /* QB_ERR_FORMAT: nothing in B belongs to anything in A, or a pair differs in shape, text or
@@ -86,6 +107,10 @@ void qb_comparison_deinit(qb_comparison *comparison); /* accepts a zeroed one */
 /* For the writers: +0.12 %, and +0.12 % [+0.05, +0.19]; "-" without an estimate. */
 #define QB_CHANGE_BYTES 96
 char *qb_change_text(qb_figure_id figure, const qb_draws *change, char text[QB_CHANGE_BYTES]);
+
+/* "quality from the losses of each token, 24 windows in pairs"; NULL where no quality was compared.
+ */
+const char *qb_pair_source_text(const qb_pair *pair, char text[QB_CHANGE_BYTES]);
 
 qb_status qb_comparison_write_screen(const qb_comparison *comparison, bool colour, FILE *stream);
 qb_status qb_comparison_write_markdown(const qb_comparison *comparison, FILE *stream);

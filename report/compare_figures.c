@@ -57,9 +57,9 @@ static void values_of(const side_sums *a, const side_sums *b, double n, double o
 }
 
 /* pick(r, i) = window i of resample r; r = SIZE_MAX: the data themselves. */
-static void resample(const qb_pair *pair, uint64_t seed, size_t r, double out[N_VALUES])
+static void resample(const qb_result_windows *a, const qb_result_windows *b, uint64_t seed,
+                     size_t r, double out[N_VALUES])
 {
-    const qb_result_windows *a = &pair->a->quality.windows, *b = &pair->b->quality.windows;
     side_sums sum_a = {0}, sum_b = {0};
     double n = 0;
     for (size_t i = 0; i < a->n.n; i++) {
@@ -81,14 +81,16 @@ static bool have_same_windows(const qb_result_windows *a, const qb_result_window
     return true;
 }
 
-static qb_status compare_windows(qb_pair *pair, const qb_compare_options *options)
+static qb_status compare_windows(qb_pair *pair, const qb_result_windows *a,
+                                 const qb_result_windows *b, const qb_compare_options *options)
 {
-    size_t n = n_resamples(options), n_units = pair->a->quality.windows.n.n;
+    size_t n = n_resamples(options), n_units = a->n.n;
     double *draws, point[N_VALUES], one[N_VALUES];
     QB_TRY(QB_NEW(&draws, n * N_VALUES, "bootstrap resamples"));
-    resample(pair, options->seed, SIZE_MAX, point);
+    pair->n_windows = n_units;
+    resample(a, b, options->seed, SIZE_MAX, point);
     for (size_t r = 0; r < n; r++) {
-        resample(pair, options->seed, r, one);
+        resample(a, b, options->seed, r, one);
         for (size_t v = 0; v < N_VALUES; v++) draws[v * n + r] = one[v];
     }
     qb_draws *const to[N_VALUES] = {[PPL_CHANGE] = &pair->changes[QB_FIGURE_PPL].change,
@@ -142,17 +144,24 @@ static void compare_points(qb_pair *pair)
     if (penalty->a != penalty->b) penalty->change = difference(&before, &penalty->level);
 }
 
-qb_status qb__compare_quality(qb_pair *pair, const qb_compare_options *options)
+qb_status qb__compare_quality(qb_pair *pair, const qb_result_windows *tokens_a,
+                              const qb_result_windows *tokens_b, const qb_compare_options *options)
 {
-    const qb_result *a = pair->a, *b = pair->b;
+    const qb_result_windows *a = &pair->a->quality.windows, *b = &pair->b->quality.windows;
     for (size_t i = QB_FIGURE_PPL; i <= QB_FIGURE_TOP1; i++) {
-        pair->changes[i].a = qb_figure_value(a, (qb_figure_id)i);
-        pair->changes[i].b = qb_figure_value(b, (qb_figure_id)i);
+        pair->changes[i].a = qb_figure_value(pair->a, (qb_figure_id)i);
+        pair->changes[i].b = qb_figure_value(pair->b, (qb_figure_id)i);
     }
-    if (have_same_windows(&a->quality.windows, &b->quality.windows))
-        QB_TRY(compare_windows(pair, options));
-    else
+    if (tokens_a && have_same_windows(tokens_a, tokens_b)) {
+        pair->source = QB_FROM_TOKENS;
+        QB_TRY(compare_windows(pair, tokens_a, tokens_b, options));
+    } else if (have_same_windows(a, b)) {
+        pair->source = QB_FROM_WINDOWS;
+        QB_TRY(compare_windows(pair, a, b, options));
+    } else {
+        pair->source = QB_FROM_INTERVALS;
         compare_points(pair);
+    }
     /* A model that was destroyed has no figure, which is worse than any. */
     for (size_t i = QB_FIGURE_PPL; i <= QB_FIGURE_TOP1; i++) {
         qb_change *c = &pair->changes[i];

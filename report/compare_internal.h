@@ -4,8 +4,10 @@
 
 #include "report/compare.h"
 
-/* Quality of a pair with one text and protocol: fills its changes. */
-qb_status qb__compare_quality(qb_pair *pair, const qb_compare_options *options);
+/* Quality of a pair with one text and protocol: fills its changes, from the windows of the token
+ * files (NULL = none), else of the records, else from their intervals. */
+qb_status qb__compare_quality(qb_pair *pair, const qb_result_windows *tokens_a,
+                              const qb_result_windows *tokens_b, const qb_compare_options *options);
 /* One timing of a pair on one kind of machine. */
 qb_status qb__compare_timing(const qb_result_timing *a, const qb_result_timing *b,
                              const qb_compare_options *options, qb_change *out);

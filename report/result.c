@@ -36,6 +36,8 @@ const qb_result_field qb_result_fields[] = {
     ROW(REALS, quality.windows.n), ROW(REALS, quality.windows.nll),
     ROW(REALS, quality.windows.nll_full), ROW(REALS, quality.windows.kl),
     ROW(REALS, quality.windows.agree),
+    ROW(TEXT, quality.nll_file.path), ROW(TEXT, quality.nll_file.sha256),
+    ROW(COUNT, quality.nll_file.bytes),
     ROW(COUNT, coverage.linears), ROW(COUNT, coverage.linears_quantised),
     ROW(REAL, coverage.macs_share), ROW(REAL, coverage.bytes_share),
     ROW(TEXTS, coverage.kept_float),
@@ -101,6 +103,13 @@ void qb_result_deinit(qb_result *result)
         if (f->kind == QB_FIELD_REALS) qb_free(((qb_reals *)at)->items);
     }
     qb_result_init(result);
+}
+
+void qb_result_windows_deinit(qb_result_windows *w)
+{
+    qb_reals *const lists[] = {&w->n, &w->nll, &w->nll_full, &w->kl, &w->agree};
+    for (size_t i = 0; i < QB_COUNT(lists); i++) qb_free(lists[i]->items);
+    *w = (qb_result_windows){0};
 }
 
 /* Bytes of the UTF-8 character at p, 0 where there is none (RFC 3629: no overlong forms, no

@@ -44,6 +44,7 @@ typedef struct qb_result_windows {
     qb_reals nll, nll_full; /* nats */
     qb_reals kl, agree;     /* nats; tokens whose likeliest is the same. None of full precision */
 } qb_result_windows;
+void qb_result_windows_deinit(qb_result_windows *windows); /* accepts a zeroed one */
 
 typedef struct qb_result {
     struct {
@@ -75,6 +76,10 @@ typedef struct qb_result {
         double kl_mean, kl_p99, top1_agreement, bits_per_byte, word_ppl, byte_ppl;
         double ppl_fake, fake_max_logit_diff;
         qb_result_windows windows;
+        struct { /* of each token's losses (infer/nll_file.h); path NULL = none was written */
+            char *path, *sha256;
+            int64_t bytes;
+        } nll_file;
     } quality;
     struct {
         int64_t linears, linears_quantised;

@@ -38,6 +38,19 @@ char *qb_change_text(qb_figure_id id, const qb_draws *change, char text[QB_CHANG
     return text;
 }
 
+const char *qb_pair_source_text(const qb_pair *pair, char text[QB_CHANGE_BYTES])
+{
+    char count[QB_FORMAT_BYTES];
+    const char *from =
+        pair->source == QB_FROM_TOKENS ? "the losses of each token" : "the records' sums";
+    if (pair->source == QB_FROM_NOTHING) return NULL;
+    if (pair->source == QB_FROM_INTERVALS)
+        return strcpy(text, "quality from the records' intervals");
+    snprintf(text, QB_CHANGE_BYTES, "quality from %s, %s windows in pairs", from,
+             qb_format_count((int64_t)pair->n_windows, count));
+    return text;
+}
+
 static bool is_measured(const qb_change *c)
 {
     return !isnan(c->change.estimate);
@@ -66,6 +79,8 @@ static void write_rows(const qb_pair *pair, bool colour, FILE *stream)
                 qb_change_text((qb_figure_id)i, &c->change, change), tint,
                 qb_verdict_names[c->verdict], *tint ? "\033[0m" : "");
     }
+    char source[QB_CHANGE_BYTES];
+    if (qb_pair_source_text(pair, source)) fprintf(stream, "%s\n", source);
     for (size_t i = 0; i < pair->notes.n; i++) fprintf(stream, "note: %s\n", pair->notes.items[i]);
 }
 
@@ -95,6 +110,12 @@ qb_status qb_comparison_write_screen(const qb_comparison *comparison, bool colou
 
 /* ---- Markdown ---- */
 
+static void write_note(const qb_pair *pair, const char *text, FILE *stream)
+{
+    fprintf(stream, "\n- %s, %s: %s", or_unnamed(pair->b->model.name),
+            or_unnamed(pair->b->scheme.name), text);
+}
+
 qb_status qb_comparison_write_markdown(const qb_comparison *comparison, FILE *stream)
 {
     char t[QB_CHANGE_BYTES];
@@ -117,11 +138,12 @@ qb_status qb_comparison_write_markdown(const qb_comparison *comparison, FILE *st
             qb_markdown_cell(qb_verdict_names[c->verdict], stream);
             fputc('\n', stream);
         }
-    for (size_t i = 0; i < comparison->n; i++)
-        for (size_t k = 0; k < comparison->pairs[i].notes.n; k++)
-            fprintf(stream, "\n- %s, %s: %s", or_unnamed(comparison->pairs[i].b->model.name),
-                    or_unnamed(comparison->pairs[i].b->scheme.name),
-                    comparison->pairs[i].notes.items[k]);
+    for (size_t i = 0; i < comparison->n; i++) {
+        const qb_pair *pair = &comparison->pairs[i];
+        const char *source = qb_pair_source_text(pair, t);
+        if (source) write_note(pair, source, stream);
+        for (size_t k = 0; k < pair->notes.n; k++) write_note(pair, pair->notes.items[k], stream);
+    }
     write_only(&comparison->only_a, "A", "\n- ", "", stream);
     write_only(&comparison->only_b, "B", "\n- ", "", stream);
     fputc('\n', stream);
@@ -159,9 +181,10 @@ static json_t *pair_to_json(const qb_pair *pair)
         if (is_measured(&pair->changes[f]))
             json_object_set_new(figures, qb_figures[f].key,
                                 change_to_json(&qb_figures[f], &pair->changes[f]));
-    return json_pack("{s:s?, s:s?, s:s?, s:o, s:o}", "model", pair->a->model.name, "model_b",
-                     pair->b->model.name, "scheme", pair->a->scheme.name, "figures", figures,
-                     "notes", texts_to_json(&pair->notes));
+    return json_pack("{s:s?, s:s?, s:s?, s:s?, s:I, s:o, s:o}", "model", pair->a->model.name,
+                     "model_b", pair->b->model.name, "scheme", pair->a->scheme.name, "quality_from",
+                     qb_quality_source_names[pair->source], "windows", (json_int_t)pair->n_windows,
+                     "figures", figures, "notes", texts_to_json(&pair->notes));
 }
 
 qb_status qb_comparison_to_json(const qb_comparison *comparison, json_t **out)

@@ -43,6 +43,12 @@ char *qb_judgement_text(const qb_judgement *j, char text[QB_JUDGEMENT_BYTES])
     return text;
 }
 
+static void write_note(const qb_pair *pair, const char *text, FILE *stream)
+{
+    fprintf(stream, "note       %s, %s: %s\n", or_unnamed(pair->b->model.name),
+            or_unnamed(pair->b->scheme.name), text);
+}
+
 qb_status qb_gate_write_screen(const qb_gate *gate, bool colour, FILE *stream)
 {
     static const char *const colours[] = {
@@ -53,12 +59,12 @@ qb_status qb_gate_write_screen(const qb_gate *gate, bool colour, FILE *stream)
         fprintf(stream, "%s%-9s%s  %s\n", colour ? colours[j->outcome] : "",
                 qb_outcome_names[j->outcome], colour ? "\033[0m" : "", qb_judgement_text(j, text));
     }
-    for (size_t i = 0; i < gate->comparison->n; i++)
-        for (size_t k = 0; k < gate->comparison->pairs[i].notes.n; k++)
-            fprintf(stream, "note       %s, %s: %s\n",
-                    or_unnamed(gate->comparison->pairs[i].b->model.name),
-                    or_unnamed(gate->comparison->pairs[i].b->scheme.name),
-                    gate->comparison->pairs[i].notes.items[k]);
+    for (size_t i = 0; i < gate->comparison->n; i++) {
+        const qb_pair *pair = &gate->comparison->pairs[i];
+        char source[QB_CHANGE_BYTES];
+        if (qb_pair_source_text(pair, source)) write_note(pair, source, stream);
+        for (size_t k = 0; k < pair->notes.n; k++) write_note(pair, pair->notes.items[k], stream);
+    }
     fprintf(stream, "limits: %zu kept, %zu broken, %zu undecided\n",
             gate->n - gate->n_broken - gate->n_undecided, gate->n_broken, gate->n_undecided);
     return QB_OK;

@@ -79,6 +79,8 @@ qb_status qb_result_to_json(const qb_result *result, json_t **out)
         ok = !json_object_set_new(object, "energy", json_null());
     if (ok && !result->environment.gpu.name)
         ok = !json_object_set_new(json_object_get(object, "environment"), "gpu", json_null());
+    if (ok && !result->quality.nll_file.path)
+        ok = !json_object_set_new(json_object_get(object, "quality"), "nll_file", json_null());
     if (!ok) {
         json_decref(object);
         return QB_FAIL(QB_ERR_MEMORY, "result: no memory, or text that is not UTF-8, for JSON");

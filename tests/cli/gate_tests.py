@@ -1,5 +1,6 @@
 """qbench compare and gate: exit codes, every output, models run by the gate itself, and regressions
 put in on purpose: a perturbed weight, a slower kernel, slower samples, a worse window."""
+import hashlib
 import json
 import os
 import re
@@ -89,6 +90,94 @@ def test_compare_across_models(own):
     done = expect(qbench("compare", a, b), 3)
     assert b"model.name: found n, expected m" in done.err
     assert b"m -> n, fine" in expect(qbench("compare", "--across", a, b)).out
+
+
+def test_compare_reads_the_losses_of_tokens(own):
+    """Files of --nll that both records name are used where they are those; said in every output."""
+    model = tiny_models.write_hf_folder(own / "m")
+    (own / "a").mkdir(), (own / "b").mkdir()
+    options = ["--scheme", "fine", *QUALITY]
+    a = record(model, own / "a" / "r.json", *options, "--nll", own / "a" / "nll")
+    scale_tensor(model / "model.safetensors", "transformer.wte.weight", 1.02)
+    b = record(model, own / "b" / "r.json", *options, "--nll", own / "b" / "nll")
+
+    def compared(x, y, *more, code=0):
+        done = expect(qbench("compare", x, y, "--json", "-", *more), code)
+        return json.loads(done.out)["pairs"][0] if not code else done.err.decode()
+
+    def plain(path):  # as of a run without --nll
+        return edit(path, path.with_name("plain.json"), lambda r: r["quality"].update(nll_file=None))
+
+    by_tokens, by_windows = compared(a, b), compared(plain(a), plain(b))
+    assert by_tokens["quality_from"] == "tokens" and by_windows["quality_from"] == "windows"
+    assert by_tokens["figures"] == by_windows["figures"]  # below 2,048 windows they are the same sums
+    assert not [note for note in by_tokens["notes"] if "losses" in note]
+    said = f"quality from the losses of each token, {by_tokens['windows']} windows in pairs"
+    done = expect(qbench("compare", a, b, "--md", own / "c.md")).out.decode()
+    assert said in done.splitlines() and said in (own / "c.md").read_text(), done
+    done = expect(qbench("gate", "--quiet", "--baseline", a, "--max-ppl-delta", "50%", b))
+    assert said in done.out.decode() and max(map(len, done.out.decode().splitlines())) <= 140
+    assert "quality from the records' sums" in expect(qbench("compare", plain(a), b)).out.decode()
+
+    # One record moved with its folder finds its file beside it; records older than the key are read.
+    (own / "a").rename(own / "moved")
+    a = own / "moved" / "r.json"
+    assert compared(a, b)["quality_from"] == "tokens"
+    old = edit(a, own / "old.json", lambda r: r["quality"].pop("nll_file"))
+    assert compared(old, b)["quality_from"] == "windows"
+
+    # Another file than the recorded one is none; that is said, with the field.
+    nll = next((own / "moved" / "nll").iterdir())
+    whole = nll.read_bytes()
+    for data, field in ((whole + b" ", "bytes"), (whole[:-1] + bytes([whole[-1] ^ 1]), "sha256")):
+        nll.write_bytes(data)
+        pair = compared(a, b)
+        assert pair["quality_from"] == "windows" and f"quality.nll_file.{field}: found" in pair[
+            "notes"][0], pair
+    nll.unlink()
+    assert "not found" in compared(a, b)["notes"][0]
+
+    # The recorded file that contradicts its record, or the other side, is refused.
+    size, = struct.unpack_from("<Q", whole)
+    header = json.loads(whole[8:8 + size])
+
+    def forged(change, expected):
+        tensors = {k: (t["dtype"], t["shape"], whole[8 + size + t["data_offsets"][0]:
+                                                   8 + size + t["data_offsets"][1]])
+                   for k, t in header.items() if k != "__metadata__"}
+        change(tensors)
+        data = tiny_models.safetensors(tensors)
+        nll.write_bytes(data)
+        named = {"path": "nll/" + nll.name, "bytes": len(data),
+                 "sha256": hashlib.sha256(data).hexdigest()}
+        c = edit(a, own / "moved" / "forged.json", lambda r: r["quality"].update(nll_file=named))
+        found = compared(b, c, code=3)
+        assert nll.name in found and expected in found, found
+
+    def put(name, at, value):
+        def change(tensors):
+            dtype, shape, data = tensors[name]
+            form, width = {"I32": ("<i", 4), "F64": ("<d", 8), "U8": ("B", 1)}[dtype]
+            at_byte = at % shape[0] * width
+            tensors[name] = (dtype, shape, data[:at_byte] + struct.pack(form, value) +
+                             data[at_byte + width:])
+        return change
+
+    def retype(name, dtype, shape=None):
+        return lambda tensors: tensors.update({name: (dtype, shape or tensors[name][1],
+                                                      tensors[name][2])})
+
+    n = header["nll"]["shape"][0]
+    forged(put("target", 3, 1 << 20), "target[3]: found 1048576, expected")
+    forged(put("window", 0, 1), "window[0]: found 1")
+    forged(put("window", -1, 0), f"window[{n - 1}]: found 0")
+    forged(put("agree", 1, 2), "agree[1]: found 2, expected 0 or 1")
+    forged(put("nll", 0, 1e6), "nll: perplexity: found")
+    forged(put("nll_full", 0, float("nan")), "nll_full: perplexity: found nan")
+    forged(retype("nll", "I64"), "nll: found I64, expected f64")
+    forged(retype("kl", "F64", [1, n]), "kl: found rank 2, expected 1")
+    forged(lambda t: t.pop("window"), "window: found nothing")
+    forged(lambda t: t.update(agree=("U8", [1], b"\0")), "agree: found 1 elements, expected")
 
 
 def test_gate_exit_codes_and_outputs(own):

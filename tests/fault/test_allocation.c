@@ -6,8 +6,10 @@
 #include "core/json.h"
 #include "core/memory.h"
 #include "infer/calibrate.h"
+#include "infer/nll_file.h"
 #include "model/export_hf.h"
 #include "model/model_bin.h"
+#include "model/safetensors.h"
 #include "model/text.h"
 #include "model/tokenizer.h"
 #include "quant/quantize_model.h"
@@ -21,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static char folder[] = "/tmp/qb_allocation.XXXXXX";
 static qb_model *tiny; /* of every work below; with a tokenizer */
@@ -72,6 +75,24 @@ static qb_status read_hf_folder(void)
 static qb_status read_safetensors(void)
 {
     return open_and_close(in_folder("hf/model.safetensors"));
+}
+
+static qb_status read_losses(void)
+{
+    static const double nll[4] = {1, 2, 3, 4};
+    static const int32_t target[4] = {5, 6, 7, 8}, window[4] = {0, 0, 1, 1};
+    const qb_st_entry entries[] = {{"nll_full", QB_F64, 1, {4}, nll},
+                                   {"target", QB_S32, 1, {4}, target},
+                                   {"window", QB_S32, 1, {4}, window}};
+    qb_file file;
+    qb_nll out;
+    QB_TRY(qb_safetensors_write(in_folder("losses"), entries, QB_COUNT(entries), NULL));
+    QB_TRY(qb_file_open(in_folder("losses"), &file));
+    qb_status status = qb_nll_parse(&file, &out);
+    qb_file_close(&file);
+    if (status == QB_OK) qb_nll_deinit(&out);
+    unlink(in_folder("losses"));
+    return status;
 }
 
 static qb_status write_bin(void)
@@ -281,6 +302,7 @@ WORK(read_codes)
 WORK(verify)
 WORK(read_hf_folder)
 WORK(read_safetensors)
+WORK(read_losses)
 WORK(write_bin)
 WORK(write_hf)
 WORK(read_tokenizer_json)
@@ -362,6 +384,7 @@ int main(void)
         cmocka_unit_test(test_verify),
         cmocka_unit_test(test_read_hf_folder),
         cmocka_unit_test(test_read_safetensors),
+        cmocka_unit_test(test_read_losses),
         cmocka_unit_test(test_write_bin),
         cmocka_unit_test(test_write_hf),
         cmocka_unit_test(test_read_tokenizer_json),

@@ -115,6 +115,16 @@ def histories():
     return {"two": "".join(json.dumps(r) + "\n" for r in records).encode()}
 
 
+def losses():
+    """Five tokens in two windows, of a scheme and of full precision."""
+    reals, n = struct.pack("<5d", 0.5, 2, 1e-9, 7, 3), 5
+    full = {"nll_full": ("F64", [n], reals), "target": ("I32", [n], struct.pack("<5i", *range(5))),
+            "window": ("I32", [n], struct.pack("<5i", 0, 0, 0, 1, 1))}
+    scheme = {**full, "nll": ("F64", [n], reals), "kl": ("F64", [n], reals),
+              "agree": ("U8", [n], bytes([1, 0, 1, 1, 0]))}
+    return {"full": tiny_models.safetensors(full), "scheme": tiny_models.safetensors(scheme)}
+
+
 def metrics():
     """The curves of a shipped model, and lines of other kinds."""
     log = HERE.parent.parent / "share" / "models" / "gpt2-8m-ours.metrics.jsonl"
@@ -140,7 +150,7 @@ def main():
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
                "shards": shards(), "results": results(), "history": histories(), "limits": limits(),
-               "metrics": metrics()}
+               "metrics": metrics(), "nll": losses()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():

@@ -6,7 +6,7 @@
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "infer/calibrate.h"
-#include "infer/quality.h"
+#include "infer/nll_file.h"
 #include "kernels/registry.h"
 
 #include <math.h>
@@ -366,7 +366,10 @@ static void losses_go_to_a_file(void **state)
     char folder[] = "/tmp/qb_nll_XXXXXX", path[64];
     assert_non_null(mkdtemp(folder));
     snprintf(path, sizeof path, "%s/m-fine.safetensors", folder);
-    QB_CHECK_OK(qb_quality_write_nll(&q, 0, &r.windows, NULL, folder, "m-fine"));
+    char *written;
+    QB_CHECK_OK(qb_nll_file_write(&q, 0, &r.windows, NULL, folder, "m-fine", &written));
+    assert_string_equal(written, path);
+    qb_free(written);
     size_t n;
     double *nll = qb_test_safetensor(path, "nll", "F64", &n);
     assert_memory_equal(nll, q.cases[0].nll, q.n * sizeof *nll);
@@ -377,10 +380,23 @@ static void losses_go_to_a_file(void **state)
     assert_int_equal(window[CONTEXT], 1);
     double *nll_fake = qb_test_safetensor(path, "nll_fake", "F64", &n);
     assert_memory_equal(nll_fake, q.cases[0].nll_fake, q.n * sizeof *nll_fake);
+    qb_file file;
+    qb_nll read;
+    QB_CHECK_OK(qb_file_open(path, &file));
+    QB_CHECK_OK(qb_nll_parse(&file, &read));
+    qb_file_close(&file);
+    assert_int_equal(read.n, q.n);
+    assert_int_equal(read.n_windows, r.windows.n);
+    assert_memory_equal(read.nll_full, q.nll_full, q.n * sizeof *nll);
+    assert_memory_equal(read.nll, nll, q.n * sizeof *nll);
+    assert_memory_equal(read.kl, q.cases[0].kl, q.n * sizeof *nll);
+    assert_memory_equal(read.agree, q.cases[0].agree, q.n);
+    assert_memory_equal(read.target, q.target, q.n * sizeof *q.target);
+    qb_nll_deinit(&read);
     qb_free(nll_fake);
     qb_free(nll);
     qb_free(window);
-    assert_int_equal(qb_quality_write_nll(&q, 0, &r.windows, NULL, path, "x"), QB_ERR_IO);
+    assert_int_equal(qb_nll_file_write(&q, 0, &r.windows, NULL, path, "x", &written), QB_ERR_IO);
     unlink(path);
     rmdir(folder);
     qb_quality_deinit(&q);
