@@ -62,6 +62,7 @@ qb_status qb_cmd_inspect(const qb_cli *cli);
 qb_status qb_cmd_verify(const qb_cli *cli);
 qb_status qb_cmd_tokenize(const qb_cli *cli);
 qb_status qb_cmd_logits(const qb_cli *cli);
+qb_status qb_cmd_analyze(const qb_cli *cli);
 qb_status qb_cmd_train(const qb_cli *cli);
 qb_status qb_cmd_presets(const qb_cli *cli);
 qb_status qb_cmd_compare(const qb_cli *cli);

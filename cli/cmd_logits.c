@@ -11,8 +11,7 @@
 
 enum { CHUNK_ROWS = 64 };
 
-/* The caller frees *ids. */
-static qb_status read_tokens(const char *path, int32_t **ids, qb_token_grid *out)
+qb_status qb_token_grid_read(const char *path, int32_t **ids, qb_token_grid *out)
 {
     qb_safetensors *st;
     QB_TRY(qb_safetensors_open(path, &st));
@@ -129,7 +128,7 @@ qb_status qb_cmd_logits(const qb_cli *cli)
     int32_t *ids = NULL;
     qb_model *model = NULL;
     qb_status status;
-    QB_TRY_GOTO(status, read_tokens(qb_cli_string(cli, "tokens"), &ids, &grid), done);
+    QB_TRY_GOTO(status, qb_token_grid_read(qb_cli_string(cli, "tokens"), &ids, &grid), done);
     QB_TRY_GOTO(status, qb_model_open(qb_cli_arg(cli, 0), &model), done);
     status = qb_logits_run(cli, model, &grid, write_output, (void *)qb_cli_string(cli, "out"));
 done:

@@ -1,4 +1,4 @@
-/* cli/logits.h - the main part of `qbench logits` (cli/cmd_logits.c), for the library. */
+/* cli/logits.h - parts of `qbench logits` (cli/cmd_logits.c) for other verbs and the library. */
 #ifndef QB_CLI_LOGITS_H
 #define QB_CLI_LOGITS_H
 
@@ -9,6 +9,8 @@ typedef struct qb_token_grid {
     const int32_t *ids; /* (batch, n_tokens) */
     size_t batch, n_tokens;
 } qb_token_grid;
+/* `tokens` (B, T) of a safetensors file, B and T at least 1. The caller frees *ids. */
+qb_status qb_token_grid_read(const char *path, int32_t **ids, qb_token_grid *out);
 
 /* Runs the tokens as one batch, as the command line of `logits` says, and hands the engine over:
  * its logits are those of every token. */

@@ -73,6 +73,15 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench logits --tokens in.safetensors --out out.safetensors model.bin",
          "qbench logits --scheme coarse --tokens in.safetensors --out out.safetensors model.bin"},
         1, 1, qb_cmd_logits},
+    [QB_VERB_ANALYZE] = {"analyze", "MODEL",
+        "outlier and attention metrics of a model on a text",
+        "Runs MODEL in full precision on the text and measures what makes it hard to quantise: "
+        "kurtosis and largest values of the hidden states, massive activations, weight on the first "
+        "key, sinks, dormant heads, by layer and over all (docs/analyze.md). Several texts, or one "
+        "option each, tell active heads apart by domain. Memory does not grow with the text.",
+        {"qbench analyze model.bin --text valid.txt --json analysis.json",
+         "qbench analyze model.bin --tokens in.safetensors --json -"},
+        1, 1, qb_cmd_analyze},
     [QB_VERB_TRAIN] = {"train", "",
         "train a model, from a preset, a configuration file or flags",
         "Starts a run in the folder --out, or goes on with one (--resume). A preset is read first, "
@@ -162,7 +171,8 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
 
 #define ON(verb) (1u << QB_VERB_##verb)
 #define ALL (~0u)
-#define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE)) /* verbs that run a model */
+#define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE)) /* verbs that run a model under a scheme */
+#define WINDOWS (ON(RUN) | ON(ANALYZE))              /* verbs that cut a text into windows */
 #define COMPARING (ON(COMPARE) | ON(GATE))
 
 /* Words of an option that are a list of their own; others come from the tables they name. */
@@ -218,29 +228,33 @@ const qb_option qb_options[] = {
         "leave out the fake-quant twin of each integer scheme", NULL},
     {"fake", 0, QB_OPTION_FLAG, ON(LOGITS), NULL, NULL, 0, 0,
         "run the fake-quant twin: quantise, dequantise, float product", NULL},
-    {"device", 0, QB_OPTION_STRING, ENGINE | ON(GATE), "DEVICE", "auto", 0, 0,
+    {"device", 0, QB_OPTION_STRING, ENGINE | ON(ANALYZE) | ON(GATE), "DEVICE", "auto", 0, 0,
         "where to run: auto is a GPU that can be used, else the processor; cuda:N one of several",
         devices},
-    {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(TRAIN) | ON(KERNELS) | ON(GATE),
+    {"kernel", 'k', QB_OPTION_STRING, ENGINE | ON(ANALYZE) | ON(TRAIN) | ON(KERNELS) | ON(GATE),
         "OP/ROW[,...]", NULL, 0, 0,
         "force these kernel rows (see qbench kernels)", NULL},
-    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(GATE) | ON(CONVERT) | ON(DATA), "N", NULL, 1, 256,
+    {"threads", 't', QB_OPTION_SIZE, ENGINE | ON(ANALYZE) | ON(GATE) | ON(CONVERT) | ON(DATA), "N", NULL, 1, 256,
         "threads (default: the processors that this process may use)", NULL},
     /* on what */
     {"text", 0, QB_OPTION_STRING, ON(RUN) | ON(GATE), "FILE|-", NULL, 0, 0,
         "text to evaluate: plain, .gz, .xz, JSON lines (default: the built-in text)", NULL},
-    {"protocol", 'p', QB_OPTION_STRING, ON(RUN), "NAME", "paper", 0, 0,
+    {"text", 0, QB_OPTION_LIST, ON(ANALYZE), "FILE[,FILE...]", NULL, 0, 0,
+        "texts: plain, .gz, .xz, JSON lines (default: the built-in text); - is standard input", NULL},
+    {"protocol", 'p', QB_OPTION_STRING, WINDOWS, "NAME", "paper", 0, 0,
         "perplexity protocol", protocols},
-    {"context", 'c', QB_OPTION_SIZE, ON(RUN), "T", NULL, 2, 16777216,
+    {"context", 'c', QB_OPTION_SIZE, WINDOWS, "T", NULL, 2, 16777216,
         "tokens a window (default: the trained context, at most 1,024)", NULL},
     {"context", 'c', QB_OPTION_SIZE, ON(GENERATE), "T", NULL, 2, 16777216,
         "most tokens of prompt and continuation (default: the trained context)", NULL},
-    {"stride", 0, QB_OPTION_SIZE, ON(RUN), "S", NULL, 1, 16777216,
+    {"stride", 0, QB_OPTION_SIZE, WINDOWS, "S", NULL, 1, 16777216,
         "step between windows of hf-stride (default: half the context)", NULL},
-    {"max-tokens", 'n', QB_OPTION_SIZE, ON(RUN), "N", NULL, 2, 1e12,
+    {"max-tokens", 'n', QB_OPTION_SIZE, WINDOWS, "N", NULL, 2, 1e12,
         "use the first N tokens of the text (default: all)", NULL},
     {"batch", 'b', QB_OPTION_SIZE, ON(RUN), "B", NULL, 1, 65536,
         "windows a forward call, for quality (default: as many as make 8,192 tokens)", NULL},
+    {"batch", 'b', QB_OPTION_SIZE, ON(ANALYZE), "B", NULL, 1, 65536,
+        "windows a forward call (default: as many as make 2,048 tokens)", NULL},
     {"no-quality", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure speed only", NULL},
     {"speed-batch", 0, QB_OPTION_SIZE, ON(RUN), "B", "1", 1, 4096,
         "sequences at once, for speed", NULL},
@@ -252,7 +266,7 @@ const qb_option qb_options[] = {
     {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(WATCH) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
-    {"json", 0, QB_OPTION_STRING, ON(RUN) | COMPARING | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
+    {"json", 0, QB_OPTION_STRING, WINDOWS | COMPARING | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT), "FILE|-", NULL, 0, 0,
         "write the results as CSV", NULL},
@@ -341,10 +355,13 @@ const qb_option qb_options[] = {
     {"no-special", 0, QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
         "add no first token, and read control tokens in the text as plain text", NULL},
     /* logits */
-    {"tokens", 0, QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
+    {"tokens", 0, QB_OPTION_STRING, ON(LOGITS) | ON(ANALYZE), "FILE", NULL, 0, 0,
         "safetensors file with `tokens` (B, T) int32", NULL},
     {"out", 'o', QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
         "safetensors file to write", NULL},
+    /* analyze */
+    {"maps", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "attention and hidden states of the first window, in cells, too", NULL},
     /* generate */
     {"prompt", 0, QB_OPTION_STRING, ON(GENERATE), "TEXT", NULL, 0, 0,
         "text to continue; - reads standard input", NULL},

@@ -20,6 +20,7 @@ typedef enum qb_verb_id {
     QB_VERB_VERIFY,
     QB_VERB_TOKENIZE,
     QB_VERB_LOGITS,
+    QB_VERB_ANALYZE,
     QB_VERB_TRAIN,
     QB_VERB_PRESETS,
     QB_VERB_COMPARE,

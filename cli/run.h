@@ -105,6 +105,9 @@ typedef struct qb_run_seen {
     const qb_run_schemes *schemes;
     const qb_run_facts *facts; /* as qb_run_engines.items */
 } qb_run_seen;
+/* The part of a record that is the same for all schemes: model, machine, command, and where
+ * run_text is not NULL text and protocol. schemes, quality, speed and facts are not looked at. */
+qb_status qb_run_record_common(const qb_run_seen *seen, qb_result *out);
 /* Fills the record of scheme `i`; speed_idx is its engine in seen->speed. */
 qb_status qb_run_record(const qb_run_seen *seen, size_t i, size_t speed_idx, qb_result *out);
 

@@ -258,6 +258,13 @@ static qb_status record_trust(const qb_trust_input *input, qb_result *r)
     return QB_OK;
 }
 
+qb_status qb_run_record_common(const qb_run_seen *seen, qb_result *r)
+{
+    QB_TRY(record_model(seen, r));
+    QB_TRY(record_environment(seen, r));
+    return seen->run_text ? record_text(seen, r) : QB_OK;
+}
+
 qb_status qb_run_record(const qb_run_seen *seen, size_t i, size_t speed_idx, qb_result *r)
 {
     const qb_run_scheme *item = &seen->schemes->items[i];
@@ -266,12 +273,10 @@ qb_status qb_run_record(const qb_run_seen *seen, size_t i, size_t speed_idx, qb_
                             .n_threads = seen->n_threads,
                             .steady = !seen->speed || seen->speed->steady,
                             .windows = -1};
-    QB_TRY(record_model(seen, r));
+    QB_TRY(qb_run_record_common(seen, r));
     QB_TRY(record_scheme(&item->scheme, r));
     QB_TRY(record_facts(seen, i, r));
-    QB_TRY(record_environment(seen, r));
     if (seen->quality) {
-        QB_TRY(record_text(seen, r));
         QB_TRY(record_quality(seen, i, r));
         if (!item->is_full) trust.windows = r->protocol.windows;
     }

@@ -33,7 +33,7 @@ def every_verb_on(path, folder):
     tokens.write_bytes(tiny_models.tokens_file())
     return [["run", path], ["inspect", path], ["verify", path], ["convert", path, folder / "out.bin"],
             ["generate", path, "--prompt", "a"], ["tokenize", path, tokens],
-            ["logits", "--tokens", tokens, "--out", folder / "out.safetensors", path]]
+            ["analyze", path], ["logits", "--tokens", tokens, "--out", folder / "out.safetensors", path]]
 
 
 def test_files_that_are_no_model(folder):

@@ -9,6 +9,7 @@ import support
 from support import Skip, expect, models, qbench
 
 VERBS = {"run": ["--no-quality", "--speed-context", "16"],
+         "analyze": ["--max-tokens", "100"],
          "generate": ["--prompt", "a", "--max-tokens", "1"]}
 REASONS = (rb"this build has no CUDA engine|no CUDA driver|no GPU|driver [\d.]+ is older than CUDA|"
            rb"the driver does not start")

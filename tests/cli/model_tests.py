@@ -199,7 +199,7 @@ def test_run_usage_errors(folder):
 
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
-                          "logits", "train", "presets", "compare", "gate", "watch",
+                          "logits", "analyze", "train", "presets", "compare", "gate", "watch",
                           "report", "kernels", "doctor", "help", "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))

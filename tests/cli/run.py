@@ -14,6 +14,7 @@ import time
 import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import analyze_tests
 import bad_input_tests
 import convert_tests
 import data_tests
@@ -33,7 +34,7 @@ import watch_tests
 
 
 def collect(names):
-    for module in (front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
+    for module in (analyze_tests, front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
                    tokenize_tests, run_verb_tests, gate_tests, watch_tests, device_tests, train_tests,
                    ranks_tests, pair_tests, report_tests, live_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):

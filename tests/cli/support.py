@@ -12,7 +12,8 @@ GOLDEN = pathlib.Path(os.environ.get("QB_GOLDEN", ROOT.parent / "shared" / "gold
 SMOLLM2 = ROOT / "models" / "smollm2.bin"
 QBENCH = ""  # set by run.py
 
-VERBS = ["run", "generate", "data", "convert", "inspect", "verify", "tokenize", "logits", "train",
+VERBS = ["run", "generate", "data", "convert", "inspect", "verify", "tokenize", "logits",
+         "analyze", "train",
          "presets", "compare", "gate", "watch", "report", "kernels", "doctor", "help", "version"]
 
 # The processor is what these tests test, also where there is a GPU: that has its own suite.

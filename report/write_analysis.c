@@ -1,0 +1,133 @@
+/* report/write_analysis.c - an analysis on the screen: a line a layer, the mean, and what stands
+ * out. At most 100 columns. */
+#include "report/write_analysis.h"
+
+#include "report/format.h"
+
+#include <math.h>
+#include <string.h>
+
+static double real_at(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+static const char *text_at(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "-";
+}
+
+/* ---- layers ---- */
+
+static const struct {
+    const char *key, *head;
+    bool percent;
+} columns[] = {
+    {"kurt_token_first", "kurt 1st", false},   {"kurt_token_rest", "rest", false},
+    {"max_abs_first", "max 1st", false},       {"max_abs_rest", "rest", false},
+    {"attn_first_argmax", "argmax 1st", true}, {"attn_first_share", "share", true},
+    {"dormant_share", "dormant", true},        {"massive_count", "massive", false},
+};
+
+static void write_row(const char *name, const json_t *layer, FILE *stream)
+{
+    char text[QB_FORMAT_BYTES];
+    fprintf(stream, "%-8s", name);
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
+        double value = real_at(layer, columns[i].key);
+        if (columns[i].percent)
+            qb_format_percent(value, text);
+        else
+            qb_format_significant(value, text);
+        fprintf(stream, " %10s", text);
+    }
+    fputc('\n', stream);
+}
+
+static void write_layers(const json_t *root, FILE *stream)
+{
+    size_t i;
+    json_t *layer;
+    fprintf(stream, "\n%-8s", "layer");
+    for (i = 0; i < sizeof columns / sizeof *columns; i++)
+        fprintf(stream, " %10s", columns[i].head);
+    fputc('\n', stream);
+    json_array_foreach(json_object_get(root, "layers"), i, layer)
+    {
+        char name[32];
+        snprintf(name, sizeof name, "%zu", i + 1);
+        write_row(name, layer, stream);
+    }
+    write_row("mean", json_object_get(root, "mean"), stream);
+}
+
+/* ---- above and below ---- */
+
+static void write_texts(const json_t *root, FILE *stream)
+{
+    size_t i;
+    json_t *text;
+    json_array_foreach(json_object_get(root, "texts"), i, text)
+    {
+        char tokens[QB_FORMAT_BYTES], windows[QB_FORMAT_BYTES], ppl[QB_FORMAT_BYTES];
+        const json_t *protocol = json_object_get(text, "protocol");
+        double loss = real_at(text, "ppl");
+        fprintf(stream, "text     %s: %s tokens, %s windows of %.0f (%s)", text_at(text, "name"),
+                qb_format_count((int64_t)real_at(text, "tokens"), tokens),
+                qb_format_count((int64_t)real_at(protocol, "windows"), windows),
+                real_at(protocol, "context"), text_at(protocol, "name"));
+        if (!isnan(loss)) fprintf(stream, ", perplexity %s", qb_format_perplexity(loss, ppl));
+        fputc('\n', stream);
+    }
+}
+
+static void write_summary(const json_t *root, FILE *stream)
+{
+    char a[QB_FORMAT_BYTES], b[QB_FORMAT_BYTES];
+    const json_t *correlation = json_object_get(root, "kurt_norm_ratio_correlation"),
+                 *sinks = json_object_get(root, "sinks");
+    fprintf(stream, "\nsinks    %s %% of (window, head) have alpha_1 > %.1f over %.0f tokens\n",
+            qb_format_significant(real_at(sinks, "sink_1"), a), real_at(sinks, "eps"),
+            real_at(sinks, "tokens"));
+    fprintf(stream, "kurtosis and max|x|/||x|| correlate over layers: first %s, rest %s\n",
+            qb_format_significant(real_at(correlation, "first"), a),
+            qb_format_significant(real_at(correlation, "rest"), b));
+}
+
+enum { SHOWN_MASSIVE = 5 };
+
+static void write_massive(const json_t *root, FILE *stream)
+{
+    size_t i;
+    json_t *m;
+    const json_t *list = json_object_get(root, "massive");
+    if (!json_array_size(list)) fprintf(stream, "massive  none\n");
+    json_array_foreach(list, i, m)
+    {
+        char mean[QB_FORMAT_BYTES], deviation[QB_FORMAT_BYTES], first[QB_FORMAT_BYTES];
+        if (i == SHOWN_MASSIVE) {
+            fprintf(stream, "         %.0f places in all\n", real_at(root, "massive_places"));
+            break;
+        }
+        fprintf(stream, "%-8s layer %.0f channel %.0f: %s +- %s, %s of them on first tokens\n",
+                i ? "" : "massive", real_at(m, "layer"), real_at(m, "channel"),
+                qb_format_significant(real_at(m, "mean"), mean),
+                qb_format_significant(real_at(m, "std"), deviation),
+                qb_format_percent(real_at(m, "first_share"), first));
+    }
+}
+
+qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
+{
+    const json_t *model = json_object_get(root, "model");
+    fprintf(stream, "%s  %s, %.0f layers, d %.0f, %s\n", text_at(model, "name"),
+            text_at(model, "arch"), real_at(model, "n_layers"), real_at(model, "d_model"),
+            text_at(model, "softmax"));
+    write_texts(root, stream);
+    write_layers(root, stream);
+    write_summary(root, stream);
+    write_massive(root, stream);
+    return QB_OK;
+}

@@ -1,0 +1,20 @@
+/* report/write_analysis.h - what `qbench analyze` found (a JSON object of schema qbench.analysis/1) for
+ * people. */
+#ifndef QB_REPORT_WRITE_ANALYSIS_H
+#define QB_REPORT_WRITE_ANALYSIS_H
+
+#include "core/json.h"
+
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A line a layer, and the mean. */
+qb_status qb_analysis_write_screen(const json_t *analysis, FILE *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

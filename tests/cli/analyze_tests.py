@@ -1,0 +1,120 @@
+"""qbench analyze on tiny models and the pair in share/models: the schema, the same figures at any
+batch and number of threads, what options add, errors."""
+import json
+import re
+import signal
+import time
+
+import schema_check
+import support
+import tiny_models
+from support import expect, models, qbench
+
+SCHEMA = support.ROOT / "docs" / "analysis.schema.json"
+PAIR = support.ROOT / "share" / "models"
+
+
+def analyze(own, *args):
+    path = own / "a.json"
+    expect(qbench("analyze", "--quiet", "--json", path, *args))
+    errors = schema_check.check(SCHEMA, path)
+    assert not errors, errors
+    found = json.loads(path.read_text())
+    path.unlink()
+    return found
+
+
+def figures(found):
+    """All that does not say where, when and how it was measured."""
+    texts = [{**text, "protocol": {**text["protocol"], "batch": 0}} for text in found["texts"]]
+    return {**{key: value for key, value in found.items()
+               if key not in ("environment", "time_utc", "command")}, "texts": texts}
+
+
+def test_analyze_every_format_and_the_screen(own):
+    for name, path in models(own).items():
+        if name.startswith("llm.c"):
+            assert b"--tokens" in expect(qbench("analyze", path), 3).err
+            continue
+        found = analyze(own, "--max-tokens", 400, "--maps", path)
+        n = found["model"]["n_layers"]
+        assert [layer["layer"] for layer in found["layers"]] == list(range(1, n + 1))
+        assert found["maps"]["layers"][0]["layer"] is None
+        done = expect(qbench("analyze", "--quiet", "--max-tokens", 400, path))
+        assert len(re.findall(rb"^(?:\d+|mean) .*%", done.out, re.M)) == n + 1, done
+
+
+def test_analyze_figures_do_not_depend_on_batch_or_threads(own):
+    path = models(own)["gguf"]
+    one = analyze(own, "--max-tokens", 900, "--batch", 1, "--threads", 1, path)
+    many = analyze(own, "--max-tokens", 900, "--batch", 7, "--threads", 3, path)
+    assert figures(one) == figures(many)
+
+
+def test_analyze_mean_is_that_of_the_layers(own):
+    found = analyze(own, "--max-tokens", 600, models(own)["gguf"])
+    for key, mean in found["mean"].items():
+        values = [layer[key] for layer in found["layers"] if layer[key] is not None]
+        assert abs(mean - sum(values) / len(values)) <= 1e-12 * max(1, abs(mean)), key
+
+
+def test_analyze_tells_texts_apart(own):
+    path = models(own)["model.bin"]
+    for name, text in (("a", "Once upon a time. " * 90), ("b", "x = [1, 2, 3]; " * 90)):
+        (own / name).write_text(text)
+    both = analyze(own, "--text", f"{own / 'a'},{own / 'b'}", path)
+    again = analyze(own, "--text", own / "a", "--text", own / "b", path)
+    assert [text["name"] for text in both["texts"]] == ["a", "b"]
+    assert both["heads"] == again["heads"]
+    for i, name in enumerate("ab"):
+        alone = analyze(own, "--text", own / name, path)
+        for head, single in zip(both["heads"], alone["heads"]):
+            assert head["dormant_share_by_text"][i] == single["dormant_share"]
+
+
+def test_analyze_rows_of_tokens_are_windows(own):
+    path = models(own)["model.bin"]
+    tokens = own / "in.safetensors"
+    tokens.write_bytes(tiny_models.tokens_file())
+    found = analyze(own, "--tokens", tokens, path)
+    protocol = found["texts"][0]["protocol"]
+    assert protocol["windows"] * protocol["context"] == found["texts"][0]["tokens"]
+    expect(qbench("analyze", "--tokens", tokens, "--text", own / "t", path), 2)
+
+
+def test_analyze_page_names_every_metric(own):
+    page = (support.ROOT / "docs" / "analyze.md").read_text()
+    found = analyze(own, "--max-tokens", 300, models(own)["gguf"])
+    said = set(re.findall(r"`…(_\w+)`", page))
+    for key in found["mean"]:
+        whole = re.search(rf"`{key}`", page)
+        assert whole or any(key.endswith(end) for end in said), f"docs/analyze.md lacks {key}"
+    for key in found:
+        assert re.search(rf"`{key}\b", page) or f'"{key}"' in page, f"docs/analyze.md lacks {key}"
+
+
+def test_analyze_bad_input(own):
+    path = models(own)["model.bin"]
+    expect(qbench("analyze", "--text", own / "absent", path), 3)
+    expect(qbench("analyze", "--tokens", path, path), 3)
+    expect(qbench("analyze", "--json", own / "no" / "a.json", path), 3)
+    expect(qbench("analyze", "--device", "cuda", path), 4)
+    expect(qbench("analyze", "--max-tokens", 1, path), 2)
+    (own / "empty").write_text("")
+    expect(qbench("analyze", "--text", own / "empty", path), 3)
+
+
+def test_analyze_ends_at_once_when_interrupted(own):
+    if not PAIR.exists():
+        raise support.Skip("share/models is not here")
+    text = own / "long.txt"
+    text.write_text((support.ROOT / "README.md").read_text() * 40)
+    process = support.start("analyze", "--quiet", "--text", text, "--json", own / "a.json",
+                            PAIR / "gpt2-8m-vanilla.bin")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    assert process.wait(20) == 130, process.stderr.read()
+    assert time.monotonic() - start < 3
+    assert not (own / "a.json").exists()
+    support.no_leftovers(own)
