@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
-import report_tests
+import page_shots
 from support import Skip, expect, qbench, start
 from train_tests import TINY
 
@@ -142,7 +142,7 @@ def test_live_page_reads_itself_anew(own):
     """Its script, under its policy, in Chromium: the second answer takes the first one's place."""
     if not can_serve():
         raise Skip("this build is without libmicrohttpd")
-    browser = report_tests.browser()
+    browser = page_shots.browser()
     with Run(own / "run") as run:
         run.wait_for(4)
         _, headers, text = run.get()

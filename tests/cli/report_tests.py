@@ -2,14 +2,13 @@
 Chromium on two widths, where it is installed."""
 import collections
 import csv
-import html
 import html.parser
 import json
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree
 
+import page_shots
 from support import ROOT, Skip, expect, no_leftovers, qbench
 
 MODELS = ROOT / "share" / "models"
@@ -216,58 +215,22 @@ def test_report_example_is_of_today(own):
 
 # ---- in a browser ----
 
-MEASURE = """
-const f = document.querySelector('iframe');
-f.onload = () => {
-  const d = f.contentDocument, e = d.documentElement, w = e.clientWidth;
-  const box = x => x.getBoundingClientRect();
-  const out = [...d.querySelectorAll('body *')].filter(x => !x.parentElement.closest('.scroll') &&
-    !x.closest('svg svg, svg > *') && box(x).width > 0 && box(x).right > w + 1);
-  const svgs = [...d.querySelectorAll('svg[role=img]')];
-  const found = {width: w, scroll: e.scrollWidth, out: out.map(x => x.outerHTML.slice(0, 90)),
-    figures: svgs.length, hidden: svgs.filter(x => box(x).width < 200 || box(x).height < 60).length,
-    cut: svgs.flatMap(s => [...s.querySelectorAll('text')].filter(t =>
-      box(t).left < box(s).left - 1 || box(t).right > box(s).right + 1).map(t => t.textContent)),
-    small: Math.min(...svgs.map(s => 13 * box(s).width / s.viewBox.baseVal.width))};
-  document.body.textContent = 'FOUND' + JSON.stringify(found) + 'END';
-};
-"""
-
-
-def browser():
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if shutil.which(name):
-            return name
-    raise Skip("there is no Chromium here (Debian: chromium)")
-
-
-def look_at(own, page, width):
-    """What a browser of that width makes of the page; boxes are measured while it is shown."""
-    wrapper = own / f"wrapper{width}.html"
-    wrapper.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body><iframe width="{width}" '
-                       f'height="900" style="border:0"></iframe><script>{MEASURE}'
-                       f"f.srcdoc = {json.dumps(page).replace('</', '<' + chr(92) + '/')};</script>")
-    done = subprocess.run([browser(), "--headless", "--no-sandbox", "--disable-gpu",
-                           "--enable-logging=stderr", f"--user-data-dir={own / 'profile'}",
-                           "--window-size=1400,1000", "--dump-dom", wrapper.as_uri()],
-                          capture_output=True, text=True, timeout=100)
-    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    found = re.search(r"FOUND(\{.*?\})END</body>", done.stdout, re.S)
-    assert found, (done.returncode, done.stdout[-300:], done.stderr[-600:])
-    return json.loads(html.unescape(found[1])), console
-
-
 def test_report_in_a_browser(own):
-    browser()
+    page_shots.browser()
     root = with_speed(records())
     root["results"][0]["model"]["name"] = "a-model-whose-name-is-longer-than-any-column-of-a-phone" * 2
-    page = page_of(own, save(own / "r.json", root), *MODELS.glob("*.metrics.jsonl"))
-    for width in (360, 1280):
-        found, console = look_at(own, page.text, width)
+    page = page_of(own, save(own / "r.json", root), *sorted(MODELS.glob("*.metrics.jsonl")))
+    why = None
+    for width, dark in ((360, True), (1280, False)):
+        found, console, shot = page_shots.look_at(own, page.text, width, dark)
         assert not console, console
         assert found["width"] in (width, width - 15) and found["scroll"] <= width, found
         assert not found["out"] and not found["hidden"] and not found["cut"], found
         assert found["figures"] == len(page.figures) and found["small"] >= 9, found
+        name = f"report-{width}{'-dark' if dark else ''}"
+        why = page_shots.compare(name, shot, found, own) or why
+    if why:
+        raise Skip("screenshots are not compared: " + why)
 
 
 # ---- colours ----
