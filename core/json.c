@@ -5,6 +5,8 @@
 #include "core/memory.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <string.h>
 
 enum { MAX_DEPTH = 64, MAX_CONTAINERS = 1 << 20 };
 
@@ -81,6 +83,37 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
         return QB_FAIL(QB_ERR_FORMAT, "%s: JSON line %d column %d: %s", what, error.line,
                        error.column, error.text);
     *out = value;
+    return QB_OK;
+}
+
+static qb_status walk_line(const char *text, size_t bytes, size_t max_bytes, const char *where,
+                           qb_json_line line, void *context)
+{
+    json_t *object;
+    QB_TRY(qb_json_parse(text, bytes, max_bytes, where, &object));
+    qb_status status =
+        json_is_object(object)
+            ? line(context, object, where)
+            : QB_FAIL(QB_ERR_FORMAT, "%s: found no object, expected one a line", where);
+    json_decref(object);
+    return status;
+}
+
+qb_status qb_json_walk_lines(const char *text, size_t bytes, size_t max_line_bytes,
+                             qb_last_line last, qb_json_line line, void *context)
+{
+    for (size_t at = 0, number = 1; at < bytes; number++) {
+        const char *end = memchr(text + at, '\n', bytes - at);
+        char where[40];
+        snprintf(where, sizeof where, "line %zu", number);
+        if (!end && last == QB_LAST_LINE_MAY_BE_OPEN) break;
+        if (!end)
+            return QB_FAIL(QB_ERR_FORMAT, "%s: found no end of the line, expected whole lines",
+                           where);
+        size_t n = (size_t)(end - text) - at;
+        QB_TRY(walk_line(text + at, n, max_line_bytes, where, line, context));
+        at += n + 1;
+    }
     return QB_OK;
 }
 

@@ -31,6 +31,14 @@ qb_status qb_json_check_memory(size_t mark, const char *what);
 qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const char *what,
                         json_t **out);
 qb_status qb_json_read_file(const char *path, size_t max_bytes, json_t **out);
+/* A text of JSON, an object a line: calls line(context, object, where) for each, `where` being
+ * "line 3"; the object is the walk's. Stops at the first failure; a message of the walk's own
+ * begins with that place. A last line without its end is still being written, and left out, or it
+ * was cut off, which is QB_ERR_FORMAT. */
+typedef enum qb_last_line { QB_LAST_LINE_MAY_BE_OPEN, QB_LAST_LINE_IS_WHOLE } qb_last_line;
+typedef qb_status (*qb_json_line)(void *context, const json_t *object, const char *where);
+qb_status qb_json_walk_lines(const char *text, size_t bytes, size_t max_line_bytes,
+                             qb_last_line last, qb_json_line line, void *context);
 /* json_dumps with the flags; the text ends in a NUL and is given back with qb_library_free. A
  * failed allocation is QB_ERR_MEMORY, where jansson alone may leave a key out and go on. */
 qb_status qb_json_dump(const json_t *value, size_t flags, const char *what, char **out);

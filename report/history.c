@@ -14,34 +14,18 @@
 
 /* ---- the file ---- */
 
-static qb_status parse_line(const char *line, size_t bytes, const char *where, qb_results *out)
+static qb_status add_record(void *context, const json_t *object, const char *where)
 {
-    json_t *object;
     qb_result *result;
-    QB_TRY(qb_json_parse(line, bytes, QB_RESULTS_MAX_BYTES, where, &object));
-    qb_status status = qb_results_add(out, &result);
-    if (status == QB_OK) status = qb_result_from_json(object, where, result);
-    json_decref(object);
-    return status;
+    QB_TRY(qb_results_add(context, &result));
+    return qb_result_from_json(object, where, result);
 }
 
 qb_status qb_history_parse(const char *text, size_t bytes, const char *what, qb_results *out)
 {
     qb_results results = {0};
-    qb_status status = QB_OK;
-    for (size_t at = 0, number = 1; at < bytes && status == QB_OK; number++) {
-        const char *end = memchr(text + at, '\n', bytes - at);
-        char where[40];
-        snprintf(where, sizeof where, "line %zu", number);
-        if (!end) {
-            status =
-                QB_FAIL(QB_ERR_FORMAT, "%s: found no end of the line, expected whole lines", where);
-            break;
-        }
-        size_t n = (size_t)(end - text) - at;
-        status = parse_line(text + at, n, where, &results);
-        at += n + 1;
-    }
+    qb_status status = qb_json_walk_lines(text, bytes, QB_RESULTS_MAX_BYTES, QB_LAST_LINE_IS_WHOLE,
+                                          add_record, &results);
     if (status != QB_OK) {
         qb_results_deinit(&results);
         return qb_error_prefix(status, what);

@@ -52,19 +52,6 @@ static qb_status read_point(const json_t *object, qb_metrics_point *point, bool 
     return QB_OK;
 }
 
-static qb_status parse_line(const char *line, size_t bytes, const char *where,
-                            qb_metrics_point *point, bool *known)
-{
-    json_t *object;
-    QB_TRY(qb_json_parse(line, bytes, MAX_LINE_BYTES, where, &object));
-    qb_status status = json_is_object(object)
-                           ? read_point(object, point, known)
-                           : QB_FAIL(QB_ERR_FORMAT, "found no object, expected one a line");
-    if (status != QB_OK) status = qb_error_prefix(status, where);
-    json_decref(object);
-    return status;
-}
-
 /* ---- all lines ---- */
 
 static qb_status add_point(qb_metrics *m, const qb_metrics_point *point)
@@ -83,22 +70,13 @@ static qb_status add_point(qb_metrics *m, const qb_metrics_point *point)
     return QB_OK;
 }
 
-static qb_status parse_lines(const char *text, size_t bytes, qb_metrics *m)
+static qb_status add_line(void *context, const json_t *object, const char *where)
 {
-    size_t at = 0;
-    for (size_t number = 1; at < bytes; number++) {
-        const char *end = memchr(text + at, '\n', bytes - at);
-        char where[40];
-        qb_metrics_point point;
-        bool known = false;
-        if (!end) break; /* still being written */
-        size_t n = (size_t)(end - text) - at;
-        snprintf(where, sizeof where, "line %zu", number);
-        QB_TRY(parse_line(text + at, n, where, &point, &known));
-        if (known) QB_TRY(add_point(m, &point));
-        at += n + 1;
-    }
-    return QB_OK;
+    qb_metrics_point point;
+    bool known = false;
+    qb_status status = read_point(object, &point, &known);
+    if (status == QB_OK && known) status = add_point(context, &point);
+    return status == QB_OK ? QB_OK : qb_error_prefix(status, where);
 }
 
 /* Lines of evaluations name their step alone: tokens a step are those of the training line before,
@@ -158,7 +136,8 @@ qb_status qb_metrics_recognise(const char *text, size_t bytes, bool *is)
 qb_status qb_metrics_parse(const char *text, size_t bytes, const char *path, qb_metrics *out)
 {
     qb_metrics m = {0};
-    qb_status status = parse_lines(text, bytes, &m);
+    qb_status status =
+        qb_json_walk_lines(text, bytes, MAX_LINE_BYTES, QB_LAST_LINE_MAY_BE_OPEN, add_line, &m);
     if (status != QB_OK) status = qb_error_prefix(status, path);
     if (status == QB_OK) status = name_of(path, &m.name);
     if (status != QB_OK) {
