@@ -49,7 +49,7 @@ static qb_status list_schemes(const qb_cli *cli, const qb_model *model, const qb
 static bool same_quant(const qb_weight_quant *a, const qb_weight_quant *b)
 {
     return a->bits == b->bits && a->axis == b->axis && a->group_elems == b->group_elems &&
-           a->fold_inputs == b->fold_inputs;
+           a->fold_inputs == b->fold_inputs && a->smooth_alpha == b->smooth_alpha;
 }
 
 static qb_status find_codes(const qb_model *model, qb_pool *pool, qb_run_schemes *schemes,

@@ -238,6 +238,10 @@ static qb_status make_head(cpu_engine *e, const qb_model *codes, const qb_engine
     cpu_backbone *b = qb__cpu_backbone(e->base.backbone);
     if (o->quantize_head && e->base.scheme.weights.bits) {
         QB_TRY(make_linear(e, codes, QB_ROLE_HEAD, 0, o, &e->own_head));
+        if (e->own_head.input.outlier_min > 0) {
+            QB_TRY(QB_NEW(&e->head_outliers.is_outlier, e->own_head.k, "outliers"));
+            QB_TRY(QB_NEW(&e->head_outliers.channel, e->own_head.k, "outliers"));
+        }
         if (!e->own_head.output.bits || e->own_head.output.is_static) return QB_OK;
         return QB_NEW(&e->head_chunk, HEAD_CHUNK_ROWS * b->base.config->vocab, "head output");
     }
@@ -330,6 +334,8 @@ static void destroy_engine(qb_engine *engine)
     qb_free(e->v_cache);
     qb_free(e->hidden);
     qb_free(e->head_chunk);
+    qb_free(e->head_outliers.is_outlier);
+    qb_free(e->head_outliers.channel);
     qb_free(e);
 }
 

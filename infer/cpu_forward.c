@@ -409,7 +409,9 @@ static void run_own_head(cpu_engine *e, size_t first_row, size_t n_rows, float *
     qb_linear_input input = {
         .m = n_rows, .k = width, .fixed_scale = &e->head_in_scale, .scratch = &b->linear};
     input.x = e->hidden + first_row * width;
-    if (head->kind == QB_LINEAR_FAKE && head->input.bits) { /* staging overwrites: work on a copy */
+    if (head->input.outlier_min > 0) input.fixed_outliers = &e->head_outliers;
+    bool overwrites = (head->kind == QB_LINEAR_FAKE && head->input.bits) || head->smooth;
+    if (overwrites) { /* by staging: work on a copy */
         memcpy(b->h, input.x, n_rows * width * sizeof *b->h);
         input.x = b->h;
     }
@@ -422,12 +424,29 @@ static void run_own_head(cpu_engine *e, size_t first_row, size_t n_rows, float *
     if (e->head_ready) head->max_abs_bits = keep;
 }
 
+static float largest_head_input(const cpu_engine *e)
+{
+    const qb_linear *head = &e->own_head;
+    float *row = qb__cpu_backbone(e->base.backbone)->h, largest = 0;
+    for (size_t m = 0; m < e->base.n_rows; m++) {
+        memcpy(row, e->hidden + m * head->k, head->k * sizeof *row);
+        qb_linear_smooth_row(head, row);
+        float x = head->quantize->absmax(row, head->k);
+        largest = x > largest ? x : largest;
+    }
+    return largest;
+}
+
 /* Scales of the head span all rows of the call, so they are found before the first logits. */
 static void prepare_own_head(cpu_engine *e)
 {
     qb_linear *head = &e->own_head;
     size_t width = e->base.backbone->config->d_model;
-    e->head_in_scale = head->quantize->absmax(e->hidden, e->base.n_rows * width) / 127.0f;
+    e->head_in_scale = largest_head_input(e) / 127.0f;
+    if (head->input.outlier_min > 0)
+        qb_linear_find_outliers(head,
+                                &(qb_linear_input){.x = e->hidden, .m = e->base.n_rows, .k = width},
+                                &e->head_outliers, e->base.backbone->pool);
     uint32_t largest = 0;
     for (size_t m = 0; e->head_chunk && m < e->base.n_rows; m += HEAD_CHUNK_ROWS) {
         size_t n = e->base.n_rows - m < HEAD_CHUNK_ROWS ? e->base.n_rows - m : HEAD_CHUNK_ROWS;

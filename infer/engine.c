@@ -177,10 +177,11 @@ static qb_status check_tokens(const qb_engine *e, const int32_t *tokens, size_t 
     return QB_OK;
 }
 
-/* One scale for many rows: none of them can be left out. */
+/* One scale, or one set of outliers, for many rows: none of them can be left out. */
 static bool spans_rows(const qb_act_quant *q)
 {
-    return q->bits && q->span == QB_SPAN_TENSOR && !q->is_static;
+    bool one_scale = q->span == QB_SPAN_TENSOR && !q->is_static;
+    return q->bits && (one_scale || q->outlier_min > 0);
 }
 
 static qb_status run_forward(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,

@@ -106,6 +106,7 @@ typedef enum qb_role {
 typedef struct qb_role_info {
     const char *name;       /* in model.bin: "tok_embd", "h.%zu.attn.q", ... */
     bool per_layer, linear; /* linear: quantised by schemes (its bias is the next role) */
+    qb_role norm; /* whose output this product takes, which layers of one norm share; 0 = none */
 } qb_role_info;
 extern const qb_role_info qb_roles[QB_ROLE_COUNT];
 

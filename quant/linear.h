@@ -6,7 +6,13 @@
  *     consumer of y: qb_linear_finish_row (requantises the output where the scheme says so)
  *
  * A fake layer does the same in floats: quantise and dequantise the input in place, float product
- * with dequantised weights, the same finish. */
+ * with dequantised weights, the same finish. A smoothed layer (schemes.h (3)) divides the input in
+ * place first. With outliers (schemes.h (4)) the sum over their channels,
+ *
+ *     y[m, n] = product of codes + bias[n] + (sum over j of O, ascending, of x[m, j] q[n, j]) *
+ * w_scale[n]
+ *
+ * is made in f32, one rounding an operation in this order: the same bits wherever it runs. */
 #ifndef QB_QUANT_LINEAR_H
 #define QB_QUANT_LINEAR_H
 
@@ -42,6 +48,8 @@ typedef struct qb_linear {
     qb_act_quant input, output;
     float *in_scale;       /* static: (1) per tensor or (k) per channel; owned; NULL = dynamic */
     float out_scale;       /* static scale of the output */
+    float *smooth;         /* (k) factors that the input is divided by; owned; NULL = none */
+    int8_t *columns;       /* (k, n) codes by input channel, for outliers; owned; NULL = none */
     uint32_t max_abs_bits; /* of the last output, for the dynamic scale */
 } qb_linear;
 
@@ -54,6 +62,13 @@ void qb_linear_deinit(qb_linear *linear); /* accepts a zeroed one */
 /* Packed weights, scales and bias. */
 size_t qb_linear_bytes(const qb_linear *linear);
 
+/* The input channels that stay float in one call. */
+typedef struct qb_outliers {
+    uint8_t *is_outlier; /* (k) 0 or 1 */
+    uint32_t *channel;   /* (n) ascending */
+    size_t n;
+} qb_outliers;
+
 /* Memory that the layers of an engine share, sized for the largest; owned by the backbone. */
 typedef struct qb_linear_scratch {
     int8_t *q;      /* (max_rows, qb_gemm_s8_x_stride(k)) codes of the input */
@@ -64,11 +79,14 @@ typedef struct qb_linear_scratch {
     size_t prepared_bytes;
     float *fake_rows; /* dequantised rows before packing, for each thread */
     void *fake_packed;
+    qb_outliers outliers;
+    float *inliers; /* a row for each thread, outliers 0 */
     size_t bytes;
 } qb_linear_scratch;
 /* What one layer will need at most `max_rows` rows; take the maximum over layers. */
 typedef struct qb_linear_need {
     size_t max_k, prepared_bytes, fake_rows_elems, fake_packed_bytes;
+    size_t outlier_k, inlier_elems;
 } qb_linear_need;
 void qb_linear_need_add(const qb_linear *linear, size_t max_rows, size_t n_threads,
                         qb_linear_need *need);
@@ -83,14 +101,23 @@ typedef struct qb_linear_input {
     size_t m, k;
     const float
         *fixed_scale; /* dynamic scale per tensor known beforehand; NULL = made by the stage */
+    const qb_outliers *fixed_outliers; /* likewise */
     qb_linear_scratch *scratch;
 } qb_linear_input;
 
 /* Stages rows [m0, m1) of x, once they are complete; disjoint rows may be staged in parallel. */
 void qb_linear_stage_rows(const qb_linear *linear, const qb_linear_input *input, size_t m0,
                           size_t m1);
-/* After all rows: makes a dynamic per-tensor scale and the codes. */
+/* After all rows: makes a dynamic per-tensor scale or the set of outliers, and the codes. */
 void qb_linear_stage_finish(const qb_linear *linear, const qb_linear_input *input, qb_pool *pool);
+/* Divides one row of k values by the layer's factors, where it has some. */
+void qb_linear_smooth_row(const qb_linear *linear, float *x);
+/* Which channels of the input are outliers for the layer; *out has room for k. */
+void qb_linear_find_outliers(const qb_linear *linear, const qb_linear_input *input,
+                             qb_outliers *out, qb_pool *pool);
+/* The static scale of an input with one scale: the largest of its channels after smoothing
+ * (NULL = none) / 127. */
+float qb_static_in_scale(const qb_calibration_linear *calibration, const float *smooth);
 
 /* A tensor's 4-bit codes as the kernels read them; borrows from the tensor. */
 qb_u4_weights qb_u4_view(const qb_tensor *tensor);

@@ -267,30 +267,114 @@ qb_status qb_quantize_matrix(const qb_weight_quant *quant, const float *w, size_
 
 /* ---- a whole model ---- */
 
-static bool same_codes(const qb_tensor *t, const qb_weight_quant *q)
+static bool wants_fold(const qb_weight_quant *q, qb_role role)
+{
+    return q->fold_inputs || (q->smooth_alpha > 0 && qb_roles[role].norm);
+}
+
+/* A fold does not tell what it was made of; the scheme that the codes are for does. */
+static float stored_alpha(const qb_model *model)
+{
+    const qb_scheme *row = model->stored_scheme ? qb_scheme_find(model->stored_scheme) : NULL;
+    return row ? row->weights.smooth_alpha : 0;
+}
+
+static bool same_codes(const qb_model *in, const qb_tensor *t, const qb_weight_quant *q)
 {
     return t->quant.axis == q->axis && t->quant.bits == q->bits &&
            (q->axis != QB_AXIS_GROUP || t->quant.group_elems == q->group_elems) &&
-           (t->quant.fold != NULL) == q->fold_inputs;
+           (t->quant.fold != NULL) == wants_fold(q, t->role) &&
+           (!t->quant.fold || stored_alpha(in) == q->smooth_alpha);
 }
 
-static qb_status make_fold(qb_model *out, const qb_calibration *calibration, const qb_tensor *t,
-                           float **fold)
+/* What layers that take the output of one norm are made of and made into. */
+typedef struct model_job {
+    const qb_model *in;
+    const qb_scheme *scheme;
+    const qb_calibration *calibration;
+    qb_pool *pool;
+    qb_model *out;
+} model_job;
+
+static const qb_tensor *source_of(const qb_model *in, qb_role role, size_t layer)
 {
-    const qb_calibration_linear *l = qb_calibration_at(calibration, t->role, t->layer_idx);
-    QB_TRY(qb_model_new_block(out, t->cols * sizeof(float), (void **)fold));
-    for (size_t c = 0; c < t->cols; c++) (*fold)[c] = l->in_channel_max[c] / 127.0f;
+    return role == QB_ROLE_HEAD ? qb_model_head(in) : qb_model_tensor(in, role, layer);
+}
+
+/* w_max[c] = max over the rows of all layers behind `norm` of |w[., c]|. */
+static qb_status column_maxima(const model_job *job, qb_role norm, size_t layer, size_t cols,
+                               float *w_max)
+{
+    const qb_quantize_row *kernels = QB_KERNEL_PICK(qb_quantize_kernels);
+    float *row;
+    QB_TRY(QB_NEW(&row, cols, "row"));
+    for (int role = 0; role < QB_ROLE_COUNT; role++) {
+        if (qb_roles[role].norm != norm || !norm) continue;
+        const qb_tensor *t = source_of(job->in, (qb_role)role, layer);
+        for (size_t r = 0; t->data && r < t->rows; r++) {
+            qb_tensor_rows_f32(t, r, 1, row);
+            kernels->absmax_channels(row, cols, w_max);
+        }
+    }
+    qb_free(row);
     return QB_OK;
 }
 
-static qb_status quantize_tensor(const qb_scheme *scheme, const qb_calibration *calibration,
-                                 const qb_tensor *from, qb_tensor *to, qb_model *out, qb_pool *pool)
+/* (3) of schemes.h; 1 where either maximum is 0. */
+static float smooth_factor(float x_max, float w_max, float alpha)
 {
+    if (!(x_max > 0 && w_max > 0)) return 1.0f;
+    double a = (double)alpha;
+    float s = (float)(pow((double)x_max, a) / pow((double)w_max, 1.0 - a));
+    return s > 0 && isfinite(s) ? s : 1.0f;
+}
+
+/* Layers behind one norm share one array of factors: the first of them makes it. */
+static qb_status make_smooth(const model_job *job, const qb_tensor *t, float *fold)
+{
+    const qb_calibration_linear *l = qb_calibration_at(job->calibration, t->role, t->layer_idx);
+    float *w_max;
+    QB_TRY(QB_NEW_ZERO(&w_max, t->cols, "largest weights"));
+    qb_status status = column_maxima(job, qb_roles[t->role].norm, t->layer_idx, t->cols, w_max);
+    for (size_t c = 0; status == QB_OK && c < t->cols; c++)
+        fold[c] = smooth_factor(l->in_channel_max[c], w_max[c], job->scheme->weights.smooth_alpha);
+    qb_free(w_max);
+    return status;
+}
+
+static const float *fold_of_neighbour(const qb_model *out, const qb_tensor *t)
+{
+    for (int role = 0; role < (int)t->role; role++) {
+        const qb_tensor *other = qb_model_tensor(out, (qb_role)role, t->layer_idx);
+        if (qb_roles[role].norm == qb_roles[t->role].norm && other->data && other->quant.fold)
+            return other->quant.fold;
+    }
+    return NULL;
+}
+
+static qb_status make_fold(const model_job *job, const qb_tensor *t, const float **out)
+{
+    bool smooth = job->scheme->weights.smooth_alpha > 0;
+    float *fold;
+    if (smooth && (*out = fold_of_neighbour(job->out, t))) return QB_OK;
+    QB_TRY(qb_model_new_block(job->out, t->cols * sizeof(float), (void **)&fold));
+    *out = fold;
+    if (smooth) return make_smooth(job, t, fold);
+    const qb_calibration_linear *l = qb_calibration_at(job->calibration, t->role, t->layer_idx);
+    for (size_t c = 0; c < t->cols; c++) fold[c] = l->in_channel_max[c] / 127.0f;
+    return QB_OK;
+}
+
+static qb_status quantize_tensor(const model_job *whole, const qb_tensor *from, qb_tensor *to)
+{
+    qb_model *out = whole->out;
+    const qb_scheme *scheme = whole->scheme;
     const qb_weight_quant *q = &scheme->weights;
     size_t n_slices = qb_quantize_n_slices(q, from->rows, from->cols), bytes = 0;
     qb_dtype dtype = q->bits == 8 ? QB_S8 : QB_U4;
     qb_dtype_bytes(dtype, from->rows, from->cols, &bytes);
-    float *scale, *fill = NULL, *fold = NULL;
+    float *scale, *fill = NULL;
+    const float *fold = NULL;
     int32_t *zero_point = NULL;
     void *codes;
     QB_TRY(qb_model_new_block(out, bytes, &codes));
@@ -299,7 +383,7 @@ static qb_status quantize_tensor(const qb_scheme *scheme, const qb_calibration *
         QB_TRY(qb_model_new_block(out, n_slices * sizeof *zero_point, (void **)&zero_point));
         QB_TRY(qb_model_new_block(out, n_slices * sizeof *fill, (void **)&fill));
     }
-    if (q->fold_inputs) QB_TRY(make_fold(out, calibration, to, &fold));
+    if (wants_fold(q, to->role)) QB_TRY(make_fold(whole, to, &fold));
     quantize_job job = {
         .quant = q,
         .source = {.tensor = from, .fold = fold, .rows = from->rows, .cols = from->cols},
@@ -307,7 +391,7 @@ static qb_status quantize_tensor(const qb_scheme *scheme, const qb_calibration *
         .scale = scale,
         .zero_point = zero_point,
         .fill = fill};
-    qb_status status = quantize_source(&job, pool);
+    qb_status status = quantize_source(&job, whole->pool);
     if (status != QB_OK) {
         char name[64];
         qb_role_name(to->role, to->layer_idx, name, sizeof name);
@@ -342,42 +426,34 @@ static qb_status share_tensors(const qb_model *in, qb_model *out)
     return QB_OK;
 }
 
-static qb_status quantize_role(const qb_model *in, const qb_scheme *scheme,
-                               const qb_calibration *calibration, qb_role role, size_t layer,
-                               qb_pool *pool, qb_model *out)
+static qb_status quantize_role(const model_job *job, qb_role role, size_t layer)
 {
-    bool is_head = role == QB_ROLE_HEAD;
-    const qb_tensor *from = is_head ? qb_model_head(in) : qb_model_tensor(in, role, layer);
-    qb_tensor *to = (qb_tensor *)qb_model_tensor(out, role, layer);
+    const qb_tensor *from = source_of(job->in, role, layer);
+    qb_tensor *to = (qb_tensor *)qb_model_tensor(job->out, role, layer);
     if (!from->data) return QB_OK;
-    if (is_head) {
+    if (role == QB_ROLE_HEAD) {
         to->rows = from->rows;
         to->cols = from->cols;
     }
-    if (!same_codes(from, &scheme->weights))
-        return quantize_tensor(scheme, calibration, from, to, out, pool);
+    if (!same_codes(job->in, from, &job->scheme->weights)) return quantize_tensor(job, from, to);
     qb_role own_role = to->role;
     *to = *from;
     to->role = own_role;
     return QB_OK;
 }
 
-static qb_status quantize_layers(const qb_model *in, const qb_scheme *scheme,
-                                 const qb_calibration *calibration, bool quantize_head,
-                                 qb_pool *pool, qb_model *out)
+static qb_status quantize_layers(const model_job *job, bool quantize_head)
 {
-    size_t n_layers = in->config.n_layers;
+    size_t n_layers = job->in->config.n_layers;
     qb_progress progress = qb_progress_begin("quantising", n_layers);
     qb_status status = QB_OK;
     for (size_t layer = 0; layer < n_layers && status == QB_OK; layer++) {
         status = qb_interrupt_check();
         for (int role = 0; role < QB_ROLE_COUNT && status == QB_OK; role++)
-            if (qb_roles[role].linear)
-                status = quantize_role(in, scheme, calibration, (qb_role)role, layer, pool, out);
+            if (qb_roles[role].linear) status = quantize_role(job, (qb_role)role, layer);
         qb_progress_update(&progress, layer + 1);
     }
-    if (status == QB_OK && quantize_head)
-        status = quantize_role(in, scheme, calibration, QB_ROLE_HEAD, 0, pool, out);
+    if (status == QB_OK && quantize_head) status = quantize_role(job, QB_ROLE_HEAD, 0);
     qb_progress_end(&progress);
     return status;
 }
@@ -388,15 +464,15 @@ qb_status qb_quantize_model(const qb_model *in, const qb_scheme *scheme,
 {
     if (!scheme->weights.bits)
         return QB_FAIL(QB_ERR_USAGE, "scheme %s quantises no weights", scheme->name);
-    if (scheme->weights.fold_inputs && !calibration)
+    if ((scheme->weights.fold_inputs || scheme->weights.smooth_alpha > 0) && !calibration)
         return QB_FAIL(QB_ERR_USAGE, "scheme %s needs calibration", scheme->name);
     qb_config config = in->config;
     if (quantize_head) config.tied_head = false;
     qb_model *model;
     QB_TRY(qb_model_create(&config, in->path, in->format, &model));
+    const model_job job = {in, scheme, calibration, pool, model};
     qb_status status = share_tensors(in, model);
-    if (status == QB_OK)
-        status = quantize_layers(in, scheme, calibration, quantize_head, pool, model);
+    if (status == QB_OK) status = quantize_layers(&job, quantize_head);
     if (status == QB_OK) status = qb_strdup(&model->stored_scheme, scheme->name);
     if (status != QB_OK) {
         qb_model_close(model);

@@ -14,7 +14,8 @@ extern "C" {
 /* *out = the linear layers of the blocks (and the head with quantize_head; where it is tied, the
  * model gets a head of its own) as codes by scheme->weights; everything else refers to `in`, which
  * must outlive it. A layer that already holds codes of the same kind is taken as it is. calibration
- * only where weights.fold_inputs. QB_ERR_USAGE: the scheme quantises no weights. */
+ * only where weights.fold_inputs or .smooth_alpha. QB_ERR_USAGE: the scheme quantises no weights.
+ */
 qb_status qb_quantize_model(const qb_model *in, const qb_scheme *scheme,
                             const qb_calibration *calibration, bool quantize_head, qb_pool *pool,
                             qb_model **out);

@@ -73,6 +73,20 @@ const qb_scheme qb_schemes[] = {
      "4-bit zero point: weights in groups of 128 input channels",
      "groups as in arXiv:2210.17323",
      false},
+    {"llm-int8",
+     {.bits = 8, .axis = QB_AXIS_OUT},
+     {.bits = 8, .span = QB_SPAN_TOKEN, .outlier_min = 6.0f},
+     {0},
+     "LLM.int8(): as fine, but input channels with a value of 6 or more stay float",
+     "arXiv:2208.07339 sec. 3",
+     false},
+    {"smoothquant",
+     {.bits = 8, .axis = QB_AXIS_TENSOR, .smooth_alpha = 0.5f},
+     {.bits = 8, .span = QB_SPAN_TENSOR},
+     {0},
+     "SmoothQuant-O2, alpha 0.5: as moderate, after half of each outlier moved into the weights",
+     "arXiv:2211.10438 sec. 4",
+     false},
     {0}};
 
 const qb_scheme *qb_scheme_find(const char *name)
@@ -84,7 +98,8 @@ const qb_scheme *qb_scheme_find(const char *name)
 
 bool qb_scheme_needs_calibration(const qb_scheme *scheme)
 {
-    return scheme->weights.fold_inputs || (scheme->input.bits && scheme->input.is_static) ||
+    return scheme->weights.fold_inputs || scheme->weights.smooth_alpha > 0 ||
+           (scheme->input.bits && scheme->input.is_static) ||
            (scheme->output.bits && scheme->output.is_static);
 }
 
@@ -149,6 +164,16 @@ static qb_status check_combination(const qb_scheme *s)
             "--weight-axis: scheme %s multiplies 8-bit integers, whose scales cannot vary "
             "inside the sum over input channels: expected out or tensor",
             s->name);
+    if (s->input.outlier_min > 0 && s->input.span != QB_SPAN_TOKEN)
+        return QB_FAIL(QB_ERR_USAGE,
+                       "--act-axis: scheme %s finds its outliers in each call and "
+                       "scales the rest per token: expected token",
+                       s->name);
+    if (s->weights.smooth_alpha > 0 && s->weights.fold_inputs)
+        return QB_FAIL(QB_ERR_USAGE,
+                       "--act-axis: scheme %s has factors of its input channels already: "
+                       "expected token or tensor",
+                       s->name);
     if (s->input.bits && s->input.span == QB_SPAN_TOKEN && s->input.is_static)
         return QB_FAIL(QB_ERR_USAGE,
                        "--act-scale static: a token's own scale cannot be known before "

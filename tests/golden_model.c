@@ -4,7 +4,7 @@
 #include "support.h"
 
 #include "core/memory.h"
-#include "infer/engine.h"
+#include "infer/calibrate.h"
 #include "kernels/pointwise.h"
 
 #include <math.h>
@@ -33,12 +33,14 @@ qb_golden qb_golden_open(const char *name)
     snprintf(folder, sizeof folder, "%s", path);
     *strrchr(folder, '/') = 0;
     QB_CHECK_OK(qb_model_open(folder, &g.model));
+    QB_CHECK_OK(qb_calibrate(g.model, NULL, NULL, 512, &g.calibration));
     return g;
 }
 
 void qb_golden_close(qb_golden *golden)
 {
     qb_model_close(golden->model);
+    qb_calibration_destroy(golden->calibration);
     qb_free(golden->tokens);
     qb_free(golden->logits);
 }
@@ -53,7 +55,8 @@ float *qb_golden_run(const qb_golden *golden, const char *device, const qb_schem
     QB_CHECK_OK(qb_pool_create(2, &options.pool));
     QB_CHECK_OK(qb_device_find(device, &options.device, &note));
     QB_CHECK_OK(qb_backbone_create(golden->model, &options, &backbone));
-    QB_CHECK_OK(qb_engine_create(backbone, &(qb_engine_options){.scheme = scheme}, &engine));
+    qb_engine_options engine_options = {.scheme = scheme, .calibration = golden->calibration};
+    QB_CHECK_OK(qb_engine_create(backbone, &engine_options, &engine));
     QB_CHECK_OK(qb_engine_prefill(engine, golden->tokens, golden->batch, golden->n_tokens));
     float *logits = malloc(rows * golden->vocab * sizeof *logits);
     assert_non_null(logits);

@@ -4,6 +4,7 @@
 #define QB_TESTS_GOLDEN_MODEL_H
 
 #include "model/model.h"
+#include "quant/calibration.h"
 #include "quant/schemes.h"
 
 /* Folders of golden models; NULL ends them. */
@@ -15,6 +16,7 @@ typedef struct qb_golden {
     double mean_nll; /* of the next tokens */
     size_t batch, n_tokens, vocab;
     qb_model *model;
+    qb_calibration *calibration; /* on a few hundred tokens */
 } qb_golden;
 
 /* Skips the running test where the golden cases are absent. */

@@ -301,6 +301,13 @@ void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char 
     check(&c, "llama with biases, tied");
 }
 
+qb_scheme qb_test_tiny_scheme(const qb_scheme *row)
+{
+    qb_scheme scheme = *row;
+    if (scheme.input.outlier_min > 0) scheme.input.outlier_min = 1.75f;
+    return scheme;
+}
+
 qb_calibration *qb_test_constant_calibration(const qb_config *config)
 {
     qb_calibration *c;

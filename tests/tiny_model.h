@@ -5,6 +5,7 @@
 
 #include "model/model.h"
 #include "quant/calibration.h"
+#include "quant/schemes.h"
 
 /* Sizes that are odd on purpose: nothing is a multiple of a vector. */
 qb_config qb_test_tiny_config(const char *arch);
@@ -18,6 +19,8 @@ void qb_test_forward(const qb_model *model, const int32_t *tokens, size_t batch,
                      double *logits);
 /* Deterministic ids below the vocabulary's size. */
 void qb_test_tokens(const qb_config *config, int32_t *tokens, size_t n, uint64_t seed);
+/* The row as it is, but with outliers that begin where these models have some. */
+qb_scheme qb_test_tiny_scheme(const qb_scheme *row);
 /* Maxima that are large enough for these models and clip nothing: calibration without a text. */
 qb_calibration *qb_test_constant_calibration(const qb_config *config);
 

@@ -190,6 +190,20 @@ static qb_status need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t bat
     return QB_OK;
 }
 
+static qb_status create_outliers(size_t k, qb_cuda_outliers *out)
+{
+    QB_TRY(QB_CUDA_NEW_ZERO(&out->is_outlier, k, "outliers"));
+    QB_TRY(QB_CUDA_NEW_ZERO(&out->channel, k, "outliers"));
+    return QB_CUDA_NEW_ZERO(&out->n, 1, "outliers");
+}
+
+static void destroy_outliers(qb_cuda_outliers *o)
+{
+    qb_cuda_free(o->is_outlier);
+    qb_cuda_free(o->channel);
+    qb_cuda_free(o->n);
+}
+
 static void destroy_backbone(qb_backbone *backbone)
 {
     cuda_backbone *b = qb__cuda_backbone(backbone);
@@ -219,8 +233,10 @@ static void destroy_backbone(qb_backbone *backbone)
                             b->max_bits, b->u4_x,      b->tokens,
                             b->target,   b->stats,     b->head_scale,
                             b->head_x,   b->head_q,    b->slots[0],
-                            b->slots[1], b->slots[2],  b->attention_workspace};
+                            b->slots[1], b->slots[2],  b->attention_workspace,
+                            b->outlier_w};
     for (size_t i = 0; i < QB_COUNT(blocks); i++) qb_cuda_free(blocks[i]);
+    destroy_outliers(&b->outliers);
     qb_cublaslt_forget(b->stream);
     qb_cuda_stream_destroy(b->stream);
     qb_free(b);
@@ -341,6 +357,98 @@ static qb_status need_scaled_inputs(cuda_engine *e)
     return new_rows(b, max_size(b->base.max_tokens, b->base.logit_rows), widest, 2, &b->u4_x);
 }
 
+/* What layers with outliers need beside their input, sized for any layer of the model. */
+static qb_status need_outliers(cuda_engine *e)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    const qb_config *c = b->base.config;
+    if (!(e->base.scheme.input.bits && e->base.scheme.input.outlier_min > 0)) return QB_OK;
+    if (e->own_head.n) QB_TRY(create_outliers(e->own_head.k, &e->head_outliers));
+    size_t q_width = c->n_heads * c->head_dim, qkv = q_width + 2 * c->n_kv_heads * c->head_dim;
+    const size_t shapes[][2] = {{qkv, c->d_model},
+                                {c->d_model, q_width},
+                                {2 * c->d_ff, c->d_model},
+                                {c->d_model, c->d_ff},
+                                {e->own_head.n, c->d_model}};
+    size_t bytes = 0;
+    for (size_t i = 0; i < QB_COUNT(shapes); i++)
+        bytes = max_size(bytes, shapes[i][0] * shapes[i][1]);
+    if (!b->outliers.n)
+        QB_TRY(create_outliers(max_size(max_size(c->d_model, q_width), c->d_ff), &b->outliers));
+    if (bytes <= b->outlier_w_bytes) return QB_OK;
+    QB_TRY(qb_cuda_sync(b->stream));
+    b->layout++;
+    qb_cuda_free(b->outlier_w);
+    b->outlier_w = NULL;
+    QB_TRY(QB_CUDA_NEW(&b->outlier_w, bytes, "codes of outliers"));
+    b->scratch_bytes += bytes - b->outlier_w_bytes;
+    b->outlier_w_bytes = bytes;
+    return QB_OK;
+}
+
+/* ---- smoothing: norms that divide by the factors ---- */
+
+/* The factors of the layers behind a norm; NULL = not smoothed. */
+static const float *factors_behind(const qb_model *codes, qb_role norm, size_t layer)
+{
+    for (int role = 0; role < QB_ROLE_COUNT; role++) {
+        const qb_tensor *t = qb_model_tensor(codes, (qb_role)role, layer);
+        if (qb_roles[role].norm == norm && t->data && t->quant.fold) return t->quant.fold;
+    }
+    return NULL;
+}
+
+/* (width) of a norm's vector, which may be one value for all, divided by the factors. */
+static qb_status upload_divided(const qb_tensor *t, const float *factor, size_t width, float **out)
+{
+    float *values, one;
+    *out = NULL;
+    if (!t->data) return QB_OK;
+    QB_TRY(QB_NEW(&values, width, "norm"));
+    if (t->cols == 1) qb_tensor_rows_f32(t, 0, 1, &one);
+    if (t->cols != 1) qb_tensor_rows_f32(t, 0, 1, values);
+    for (size_t i = 0; i < width; i++) {
+        if (t->cols == 1) values[i] = one;
+        if (factor) values[i] /= factor[i];
+    }
+    qb_status status = QB_CUDA_NEW(out, width, "norm");
+    if (status == QB_OK) status = qb_cuda_upload(*out, values, width * sizeof *values, 0);
+    if (status == QB_OK) status = qb_cuda_sync(0);
+    qb_free(values);
+    return status;
+}
+
+static qb_status make_smooth_norms(cuda_engine *e, const qb_model *codes, bool quantize_head)
+{
+    static const qb_role roles[] = {QB_ROLE_NORM1, QB_ROLE_NORM2};
+    const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
+    const qb_config *c = b->base.config;
+    e->norms = NULL;
+    QB_TRY(QB_NEW_ZERO(&e->norms, 2 * c->n_layers + 1, "norms"));
+    e->own_norms = true;
+    if (e->norm == QB_NORM_RMSNORM_SINGLE) e->norm = QB_NORM_RMSNORM;
+    for (size_t i = 0; i <= 2 * c->n_layers; i++) {
+        qb_role role = i == 2 * c->n_layers ? QB_ROLE_NORM_F : roles[i % 2];
+        size_t layer = role == QB_ROLE_NORM_F ? 0 : i / 2;
+        bool stays = role == QB_ROLE_NORM_F && !quantize_head;
+        const float *factor = stays ? NULL : factors_behind(codes, role, layer);
+        const qb_tensor *gain = qb_model_tensor(b->base.model, role, layer),
+                        *bias = qb_model_tensor(b->base.model, (qb_role)(role + 1), layer);
+        QB_TRY(upload_divided(gain, factor, c->d_model, &e->norms[i].gain));
+        QB_TRY(upload_divided(bias, factor, c->d_model, &e->norms[i].bias));
+    }
+    return QB_OK;
+}
+
+static void destroy_norms(cuda_engine *e)
+{
+    for (size_t i = 0; e->own_norms && i <= 2 * e->base.backbone->config->n_layers; i++) {
+        qb_cuda_free(e->norms[i].gain);
+        qb_cuda_free(e->norms[i].bias);
+    }
+    if (e->own_norms) qb_free(e->norms);
+}
+
 static qb_status make_cache(cuda_engine *e)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
@@ -370,7 +478,7 @@ static void describe_layers(cuda_engine *e)
     size_t layer_elems = e->base.cache_batch * e->base.cache_context * e->kv_stride;
     size_t layer_bytes = layer_elems * qb_cuda_dtype_bytes(e->type);
     for (size_t i = 0; i < b->base.config->n_layers; i++) {
-        const cuda_norm *norms = &b->norms[2 * i];
+        const cuda_norm *norms = &e->norms[2 * i];
         e->decode_layers[i] =
             (qb_cuda_decode_layer){.qkv = e->blocks[i].qkv,
                                    .o = e->blocks[i].o,
@@ -390,7 +498,7 @@ static void describe_layers(cuda_engine *e)
  */
 static bool is_for_decode(const qb_cuda_linear *l)
 {
-    return l->input != QB_STAGE_CHANNEL &&
+    return l->input != QB_STAGE_CHANNEL && !(l->outlier_min > 0) &&
            (l->kind != QB_CUDA_LINEAR_U4 || (!l->u4.x_scale && l->u4.n_groups == 1));
 }
 
@@ -425,7 +533,7 @@ static qb_status make_decode(cuda_engine *e)
                                   .d_ff = c->d_ff,
                                   .vocab = c->vocab,
                                   .context = e->base.cache_context,
-                                  .norm = c->norm,
+                                  .norm = e->norm,
                                   .act = c->act,
                                   .softmax = c->softmax,
                                   .norm_eps = (float)c->norm_eps,
@@ -435,8 +543,8 @@ static qb_status make_decode(cuda_engine *e)
                                   .table_stride = b->table_stride,
                                   .cosine = b->cosine,
                                   .sine = b->sine,
-                                  .norm_f_gain = b->norms[2 * c->n_layers].gain,
-                                  .norm_f_bias = b->norms[2 * c->n_layers].bias,
+                                  .norm_f_gain = e->norms[2 * c->n_layers].gain,
+                                  .norm_f_bias = e->norms[2 * c->n_layers].bias,
                                   .head = e->own_head.n ? e->own_head : b->head[e->type]};
     for (const qb_cuda_decode_row *row = qb_cuda_decode_kernels; row->info.name; row++) {
         if (qb_kernel_refusal(&row->info) || row->refuse(&model)) continue;
@@ -471,9 +579,14 @@ static qb_status build(cuda_engine *e, const qb_engine_options *o)
         codes = made;
     }
     e->base.weights_bytes = qb__float_weights_bytes(b->base.model);
+    e->norms = b->norms;
+    e->norm = b->base.config->norm;
+    if (e->base.scheme.weights.smooth_alpha > 0)
+        QB_TRY_GOTO(status, make_smooth_norms(e, codes, o->quantize_head), done);
     QB_TRY_GOTO(status, make_blocks(e, codes, o), done);
     QB_TRY_GOTO(status, make_head(e, codes, o), done);
     QB_TRY_GOTO(status, need_scaled_inputs(e), done);
+    QB_TRY_GOTO(status, need_outliers(e), done);
     QB_TRY_GOTO(status, need_attention(b, e->type, b->base.max_tokens, 1, 0), done);
     QB_TRY_GOTO(status, need_attention(b, e->type, 1, b->base.max_tokens, 0), done);
     size_t hidden = (b->base.max_tokens + QB_CUDA_ROW_PAD) * b->table_stride;
@@ -499,6 +612,8 @@ static void destroy_engine(qb_engine *engine)
         qb__cuda_linear_destroy(&e->blocks[layer].down);
     }
     qb_free(e->blocks);
+    destroy_norms(e);
+    destroy_outliers(&e->head_outliers);
     qb__cuda_linear_destroy(&e->own_head);
     if (e->decode) e->decode_row->destroy(e->decode);
     if (e->prefill.exec) cudaGraphExecDestroy(e->prefill.exec);

@@ -11,6 +11,7 @@
 #include "kernels/cuda/decode.h"
 #include "kernels/cuda/head_gates.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/outliers.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,6 +57,9 @@ typedef struct cuda_backbone {
     float *scale, *row_stats;
     uint32_t *row_max_bits, *max_bits; /* max_bits: QB_CUDA_SEGMENTS a layer and product */
     void *u4_x;                        /* (rows, widest input) bf16; NULL without such layers */
+    qb_cuda_outliers outliers;         /* of the layer that runs; NULL without such layers */
+    int8_t *outlier_w;                 /* codes of the largest layer, by input channel */
+    size_t outlier_w_bytes;
     void *attention_workspace;
     size_t attention_workspace_bytes;
     int32_t *tokens; /* (rows) */
@@ -89,13 +93,17 @@ typedef struct cuda_engine {
     qb_engine base;
     qb_cuda_dtype type; /* of activations and cache */
     bool fake;
-    cuda_block *blocks;      /* (n_layers) */
+    cuda_block *blocks; /* (n_layers) */
+    cuda_norm *norms;   /* the backbone's, or own ones that divide by the factors of smoothing */
+    qb_norm_kind norm;  /* theirs */
+    bool own_norms;
     qb_cuda_linear own_head; /* with quantize_head; else n == 0 */
     void *k_cache,
-        *v_cache;        /* (n_layers, cache_batch, cache_context, Hkv D) of type; NULL = none */
-    size_t kv_stride;    /* Hkv D */
-    float *hidden;       /* (rows, C) f32 after the final norm */
-    bool head_ready;     /* scales of own_head that span the call are made */
+        *v_cache;     /* (n_layers, cache_batch, cache_context, Hkv D) of type; NULL = none */
+    size_t kv_stride; /* Hkv D */
+    float *hidden;    /* (rows, C) f32 after the final norm */
+    bool head_ready;  /* scales or outliers of own_head that span the call are made */
+    qb_cuda_outliers head_outliers;
     size_t staged_bytes; /* weights on the device */
 
     int32_t *step_host, *step; /* [RING][1 + batch], [1 + batch]: position, tokens */
@@ -148,6 +156,7 @@ typedef struct cuda_input {
     size_t q_stride;
     const float *scale; /* of q; scale_step 1 = a row, 0 = one */
     size_t scale_step;
+    const qb_cuda_outliers *outliers; /* known beforehand; NULL = found in x where wanted */
 } cuda_input;
 typedef struct cuda_output {
     void *y;

@@ -32,9 +32,11 @@ qb_cuda_stage qb__cuda_stage(const cuda_engine *e, const qb_cuda_linear *l, void
 {
     const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
     bool given = l->input == QB_STAGE_STATIC || l->input == QB_STAGE_CHANNEL;
-    return (qb_cuda_stage){.kind = l->input,
-                           .fake = e->fake && l->input != QB_STAGE_FLOAT,
-                           .type = e->type,
+    bool split = l->outlier_min > 0; /* floats, which qb__cuda_linear_run then stages further */
+    qb_stage_kind kind = split ? QB_STAGE_FLOAT : l->input;
+    return (qb_cuda_stage){.kind = kind,
+                           .fake = e->fake && kind != QB_STAGE_FLOAT,
+                           .type = split ? QB_CUDA_F32 : e->type,
                            .y = y,
                            .q = b->q,
                            .stride = qb_cuda_stride(l->k),
@@ -107,7 +109,7 @@ static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_st
                               .x = f->x,
                               .x_stride = f->x_stride,
                               .pending = f->pending,
-                              .norm = f->c->norm,
+                              .norm = f->e->norm,
                               .gain = w->gain,
                               .bias = w->bias,
                               .eps = (float)f->c->norm_eps,
@@ -300,7 +302,7 @@ static qb_status attention_part(forward *f)
 {
     const qb_cuda_linear *qkv = &f->block->qkv, *o = &f->block->o;
     qb_cuda_stage stage = qb__cuda_stage(f->e, qkv, f->b->normed);
-    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer], &stage, NULL));
+    QB_TRY(add_norm(f, &f->e->norms[2 * f->layer], &stage, NULL));
     cuda_input in = qb__cuda_staged(qkv, &stage, f->m, f->b);
     cuda_output out = float_output(f, qkv, f->b->qkv, f->qkv_width);
     const qkv_place place = place_of_layer(f);
@@ -335,6 +337,7 @@ static qb_epilogue_act epilogue_act(const forward *f, const qb_cuda_linear *up,
 {
     enum { FEW_ROWS = 128 };
     if (up->requant != QB_CUDA_REQUANT_NONE || f->c->act == QB_ACT_SWIGLU) return QB_EPI_NONE;
+    if (up->outlier_min > 0) return QB_EPI_NONE; /* a part of the sum comes later */
     if (down->input != QB_STAGE_FLOAT && f->m > FEW_ROWS) return QB_EPI_NONE;
     return f->c->act == QB_ACT_RELU ? QB_EPI_RELU : QB_EPI_GELU;
 }
@@ -349,7 +352,7 @@ static qb_status mlp_part(forward *f)
     bool acted = out.act != QB_EPI_NONE;
     if (acted && up->kind == QB_CUDA_LINEAR_S8 && down->input == QB_STAGE_TOKEN)
         out.row_max_bits = f->b->row_max_bits;
-    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer + 1], &stage, out.row_max_bits));
+    QB_TRY(add_norm(f, &f->e->norms[2 * f->layer + 1], &stage, out.row_max_bits));
     QB_TRY(qb__cuda_linear_run(up, &in, &out, f->b));
     qb_cuda_stage next = qb__cuda_stage(f->e, down, f->b->act);
     if (acted && down->input == QB_STAGE_FLOAT) {
@@ -381,7 +384,7 @@ static qb_status keep_last_rows_here(forward *f)
     qb_cuda_stage ignored = {
         .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
     if (!f->last_only || f->layer + 1 < f->c->n_layers) return QB_OK;
-    QB_TRY(add_norm(f, &f->b->norms[2 * f->layer + 1], &ignored, NULL));
+    QB_TRY(add_norm(f, &f->e->norms[2 * f->layer + 1], &ignored, NULL));
     f->pending = (qb_cuda_pending){0};
     return keep_last_rows(f);
 }
@@ -397,7 +400,7 @@ static qb_status run_layers(forward *f)
     }
     qb_cuda_stage last = {
         .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
-    QB_TRY(add_norm(f, &f->b->norms[2 * f->c->n_layers], &last, NULL));
+    QB_TRY(add_norm(f, &f->e->norms[2 * f->c->n_layers], &last, NULL));
     return has_step_head(f) ? qb__cuda_head(&f->e->base, 0, 0, 1, f->m) : QB_OK;
 }
 

@@ -31,6 +31,7 @@ static qb_status stage_head(cuda_engine *e, size_t first_row, size_t row_step, s
                              .stage = stage};
     QB_TRY(qb_cuda_act(&args, b->stream));
     *in = qb__cuda_staged(head, &stage, n_rows, b);
+    if (head->outlier_min > 0) in->outliers = &e->head_outliers;
     return QB_OK;
 }
 
@@ -54,6 +55,9 @@ static qb_status prepare_head(cuda_engine *e, size_t slot)
     uint32_t *max_bits = b->max_bits + 2 * QB_CUDA_SEGMENTS;
     size_t n = e->base.n_rows, stride = qb_cuda_stride(b->base.config->d_model);
     e->head_ready = true;
+    if (head->outlier_min > 0)
+        QB_TRY(qb_cuda_outliers_find(e->hidden, n, head->k, stride, head->outlier_min,
+                                     &e->head_outliers, b->stream));
     if (head->input != QB_STAGE_TENSOR && head->requant != QB_CUDA_REQUANT_DYNAMIC) return QB_OK;
     QB_TRY(qb_cuda_zero(max_bits, QB_CUDA_SEGMENTS * sizeof *max_bits, b->stream));
     if (head->input == QB_STAGE_TENSOR) {

@@ -180,13 +180,14 @@ static qb_stage_kind stage_kind(const qb_act_quant *input)
 }
 
 /* Layers of one product have the same input, so the first one's scales are everyone's. */
-static qb_status set_static_input(const qb_calibration_linear *c, qb_cuda_linear *l)
+static qb_status set_static_input(const qb_calibration_linear *c, const float *smooth,
+                                  qb_cuda_linear *l)
 {
     bool channels = l->input == QB_STAGE_CHANNEL;
     float *values;
     QB_TRY(QB_NEW(&values, l->k, "input scales"));
     for (size_t i = 0; channels && i < l->k; i++) values[i] = c->in_channel_max[i] / 127.0f;
-    if (!channels) values[0] = c->in_max / 127.0f;
+    if (!channels) values[0] = qb_static_in_scale(c, smooth);
     qb_status status = upload_floats(values, channels ? l->k : 1, &l->in_scale);
     qb_free(values);
     return status;
@@ -197,6 +198,7 @@ static qb_status set_activations(const qb_tensor *const *weights, size_t n_segme
 {
     const qb_scheme *s = o->scheme;
     l->input = stage_kind(&s->input);
+    l->outlier_min = s->input.bits ? s->input.outlier_min : 0;
     bool wants_in = s->input.bits && s->input.is_static,
          wants_out = s->output.bits && s->output.is_static;
     if (s->output.bits) l->requant = wants_out ? QB_CUDA_REQUANT_STATIC : QB_CUDA_REQUANT_DYNAMIC;
@@ -210,7 +212,18 @@ static qb_status set_activations(const qb_tensor *const *weights, size_t n_segme
     if (wants_out) QB_TRY(upload_floats(out_scale, n_segments, &l->out_scale));
     if (!wants_in) return QB_OK;
     return set_static_input(
-        qb_calibration_at(o->calibration, weights[0]->role, weights[0]->layer_idx), l);
+        qb_calibration_at(o->calibration, weights[0]->role, weights[0]->layer_idx),
+        s->weights.smooth_alpha > 0 ? weights[0]->quant.fold : NULL, l);
+}
+
+/* Smoothed weights as they are: it is the norm before them that undoes the factors. */
+static const qb_tensor *without_fold(const qb_tensor *weight, const qb_scheme *scheme,
+                                     qb_tensor *copy)
+{
+    if (!(scheme->weights.smooth_alpha > 0)) return weight;
+    *copy = *weight;
+    copy->quant.fold = NULL;
+    return copy;
 }
 
 qb_status qb__cuda_linear_create(const qb_tensor *const *weights, const qb_tensor *const *biases,
@@ -220,12 +233,15 @@ qb_status qb__cuda_linear_create(const qb_tensor *const *weights, const qb_tenso
     qb_cuda_linear l = {.k = weights[0]->cols,
                         .segments = {.n = (int)n_segments},
                         .w_stride = qb_cuda_stride(weights[0]->cols)};
+    qb_tensor as_smoothed[QB_CUDA_SEGMENTS];
+    const qb_tensor *smoothed[QB_CUDA_SEGMENTS];
     for (size_t i = 0; i < n_segments; i++) {
         l.n += weights[i]->rows;
         l.segments.end[i] = (int)l.n;
+        smoothed[i] = without_fold(weights[i], o->scheme, &as_smoothed[i]);
     }
     qb_status status;
-    QB_TRY_GOTO(status, set_weights(weights, n_segments, o, &l), failed);
+    QB_TRY_GOTO(status, set_weights(smoothed, n_segments, o, &l), failed);
     QB_TRY_GOTO(status, set_activations(weights, n_segments, o, &l), failed);
     QB_TRY_GOTO(status, set_biases(biases, weights, n_segments, &l), failed);
     *out = l;
@@ -285,16 +301,54 @@ static qb_cuda_gemm_s8_args s8_args(const qb_cuda_linear *l, const cuda_input *i
 
 bool qb__cuda_linear_caches(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out)
 {
-    if (l->kind != QB_CUDA_LINEAR_S8) return false;
+    if (l->kind != QB_CUDA_LINEAR_S8 || l->outlier_min > 0) return false;
     qb_cuda_gemm_s8_args args = s8_args(l, in, out);
     return !qb_cuda_gemm_s8_refusal(&args);
+}
+
+/* Finds the outliers of the input, which was staged as floats, and stages the others. */
+static qb_status stage_inliers(const qb_cuda_linear *l, const cuda_input *in, cuda_backbone *b)
+{
+    const qb_cuda_outliers *outliers = in->outliers ? in->outliers : &b->outliers;
+    float *x = (float *)in->x;
+    if (!in->outliers)
+        QB_TRY(qb_cuda_outliers_find(x, in->m, l->k, in->x_stride, l->outlier_min, outliers,
+                                     b->stream));
+    qb_cuda_outliers_stage_args args = {.m = in->m,
+                                        .k = l->k,
+                                        .x = x,
+                                        .x_stride = in->x_stride,
+                                        .outliers = outliers,
+                                        .q = l->kind == QB_CUDA_LINEAR_S8 ? (int8_t *)in->q : NULL,
+                                        .scale = (float *)in->scale};
+    return qb_cuda_outliers_stage(&args, b->stream);
+}
+
+static qb_status add_outliers(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out,
+                              cuda_backbone *b)
+{
+    qb_cuda_outliers_add_args args = {.m = in->m,
+                                      .n = l->n,
+                                      .x = in->x,
+                                      .x_stride = in->x_stride,
+                                      .outliers = in->outliers ? in->outliers : &b->outliers,
+                                      .w = l->w,
+                                      .w_stride = l->w_stride,
+                                      .w_scale = l->w_scale,
+                                      .gathered = b->outlier_w,
+                                      .type = out->residual ? QB_CUDA_F32 : out->type,
+                                      .y = out->residual ? out->residual : out->y,
+                                      .y_stride =
+                                          out->residual ? out->residual_stride : out->stride};
+    return qb_cuda_outliers_add(&args, b->stream);
 }
 
 static qb_status run_s8(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out,
                         cuda_backbone *b)
 {
     const qb_cuda_gemm_s8_args args = s8_args(l, in, out);
-    return qb_cuda_gemm_s8(&args, b->stream);
+    QB_TRY(qb_cuda_gemm_s8(&args, b->stream));
+    return l->outlier_min > 0 ? add_outliers(l, in, out, b) : QB_OK;
 }
 
 static qb_status run_u4(const qb_cuda_linear *l, const cuda_input *in, const cuda_output *out,
@@ -349,6 +403,7 @@ qb_status qb__cuda_linear_run(const qb_cuda_linear *l, const cuda_input *in, con
 {
     if (out->max_bits)
         QB_TRY(qb_cuda_zero(out->max_bits, QB_CUDA_SEGMENTS * sizeof *out->max_bits, b->stream));
+    if (l->outlier_min > 0) QB_TRY(stage_inliers(l, in, b));
     switch (l->kind) {
     case QB_CUDA_LINEAR_S8:
         return run_s8(l, in, out, b);

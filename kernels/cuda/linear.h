@@ -30,6 +30,7 @@ typedef struct qb_cuda_linear {
     float *bias;             /* (n) or NULL */
     qb_stage_kind input;     /* how the input is quantised; FLOAT where it is not */
     float *in_scale;         /* STATIC: (1), CHANNEL: (k) */
+    float outlier_min;       /* > 0: input channels of this size stay float (outliers.h) */
     qb_cuda_requant requant; /* of the output, per segment (absmax 8) */
     float *out_scale;        /* STATIC: one a segment */
 } qb_cuda_linear;

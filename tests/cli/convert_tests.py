@@ -148,6 +148,28 @@ def test_convert_stores_calibration(folder):
     assert b"static scales" not in done.err and again.read_bytes() == out.read_bytes(), done
 
 
+def test_convert_the_baselines(folder):
+    """A file made for a baseline runs as the baseline, keeps its factors and its float meaning."""
+    source = models(folder)["gguf"]
+    for scheme, axis in (("llm-int8", "out"), ("smoothquant", "tensor")):
+        out = folder / f"{scheme}.bin"
+        expect(qbench("convert", "--quantize", scheme, source, out))
+        expect(qbench("verify", out))
+        report = inspect(out)
+        quants = {t["name"]: t["quant"] for t in report["tensors"] if t["quant"]}
+        assert report["scheme"] == scheme and {q["axis"] for q in quants.values()} == {axis}
+        assert logits(folder, out) == logits(folder, source, "--scheme", scheme), scheme
+        again = folder / "again.bin"
+        expect(qbench("convert", "--quantize", scheme, out, again))
+        assert again.read_bytes() == out.read_bytes(), "codes are taken as they are"
+    smoothed = logits(folder, folder / "smoothquant.bin", "--scheme", "moderate")
+    assert smoothed != logits(folder, folder / "smoothquant.bin"), "moderate is not smoothed"
+    for scheme, axis in (("smoothquant", "channel"), ("llm-int8", "tensor")):
+        done = expect(qbench("run", "--quiet", "--no-speed", "--scheme", scheme, "--act-axis", axis,
+                             source), 2)
+        assert b"expected token" in done.err, done
+
+
 def test_convert_quantized_head(folder):
     source, out = models(folder)["gguf"], folder / "head.bin"
     expect(qbench("convert", "--quantize", "fine", "--quantize-head", source, out))

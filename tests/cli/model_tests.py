@@ -134,7 +134,8 @@ def test_generate_stays_in_the_context(folder):
 def test_generate_under_every_scheme(folder):
     path = models(folder)["model.bin"]
     for scheme in ("full", "fine", "fine-channel", "moderate", "coarse", "zeropoint4",
-                   "zeropoint4-in", "zeropoint4-tensor", "zeropoint4-g128"):
+                   "zeropoint4-in", "zeropoint4-tensor", "zeropoint4-g128", "llm-int8",
+                   "smoothquant"):
         expect(qbench("generate", path, "--scheme", scheme, "--prompt", "a", "--max-tokens", "4"))
     done = expect(qbench("generate", path, "--scheme", "fin", "--prompt", "a"), 2)
     assert b"fine" in done.err

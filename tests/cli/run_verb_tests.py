@@ -36,7 +36,8 @@ def test_run_writes_every_output(own):
                "--nll", own / "nll"]
     results = run_json(own, "--scheme", "all", "--max-tokens", 600, *outputs, model)
     names = [r["scheme"]["name"] for r in results]
-    assert names[:4] == ["fine", "fine-channel", "moderate", "coarse"] and len(names) == 8, names
+    assert names[:4] == ["fine", "fine-channel", "moderate", "coarse"], names
+    assert names[8:] == ["llm-int8", "smoothquant"], names
     for r in results:
         q, s = r["quality"], r["speed"]
         assert math.isclose(q["penalty"], q["ppl"] - q["ppl_full"], abs_tol=1e-9)
@@ -61,8 +62,8 @@ def test_run_writes_every_output(own):
         rows = list(csv.DictReader(file))
     assert [row["scheme.name"] for row in rows] == names
     assert float(rows[0]["quality.ppl"]) == results[0]["quality"]["ppl"]
-    assert (own / "r.md").read_text().count("\n| m ") == 8
-    assert len(xml.etree.ElementTree.parse(own / "r.xml").findall(".//testcase")) == 8
+    assert (own / "r.md").read_text().count("\n| m ") == 10
+    assert len(xml.etree.ElementTree.parse(own / "r.xml").findall(".//testcase")) == 10
     assert sorted(p.name for p in (own / "nll").iterdir()) == sorted(
         f"m-{name}.safetensors" for name in names)
     assert not [p for p in own.iterdir() if ".tmp." in p.name]

@@ -39,7 +39,7 @@ static void integer_layers_are_the_same_bits(void **state)
     for (const char *const *name = qb_golden_models; *name; name++) {
         qb_golden g = qb_golden_open(*name);
         for (const qb_scheme *s = qb_schemes; s->name; s++) {
-            if (s->weights.bits != 8 || s->weights.fold_inputs) continue;
+            if (s->weights.bits != 8) continue;
             float *first = NULL;
             for (size_t d = 0; d < QB_COUNT(disabled); d++) {
                 setenv("QB_DISABLE", disabled[d], 1);

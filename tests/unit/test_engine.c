@@ -99,8 +99,9 @@ static void integers_equal_their_fake_twin(void **state)
         config.attn_gate = arch == 2; /* from the norm's output before it is quantised */
         rig r = rig_create(&config, 2);
         float *full = engine_logits(&r, qb_scheme_find("full"), false, false);
-        for (const qb_scheme *s = qb_schemes; s->name; s++)
-            for (int head = 0; head < 2 && s->weights.bits; head++) {
+        for (const qb_scheme *row = qb_schemes; row->name; row++)
+            for (int head = 0; head < 2 && row->weights.bits; head++) {
+                const qb_scheme tiny = qb_test_tiny_scheme(row), *s = &tiny;
                 float *real = engine_logits(&r, s, false, head),
                       *fake = engine_logits(&r, s, true, head);
                 double gap = qb_test_max_diff(real, fake, r.n_logits, NULL);
@@ -121,7 +122,8 @@ static void bits_do_not_depend_on_threads(void **state)
 {
     (void)state;
     qb_config config = qb_test_tiny_config("llama");
-    for (const qb_scheme *s = qb_schemes; s->name; s++) {
+    for (const qb_scheme *row = qb_schemes; row->name; row++) {
+        const qb_scheme tiny = qb_test_tiny_scheme(row), *s = &tiny;
         float *first = NULL;
         for (size_t threads = 1; threads <= 4; threads *= 2) {
             rig r = rig_create(&config, threads);
@@ -221,7 +223,8 @@ static void check_last_rows(const qb_config *config, const char *what)
 {
     rig r = rig_create(config, 2);
     size_t vocab = config->vocab;
-    for (const qb_scheme *s = qb_schemes; s->name; s++) {
+    for (const qb_scheme *row = qb_schemes; row->name; row++) {
+        const qb_scheme tiny = qb_test_tiny_scheme(row), *s = &tiny;
         qb_engine *e;
         qb_engine_options options = {.scheme = s,
                                      .quantize_head = true,

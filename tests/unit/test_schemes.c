@@ -32,6 +32,15 @@ static void overrides_follow_the_arithmetic(void **state)
     assert_int_equal(qb_scheme_override(zp, &bad[4], &s), QB_ERR_USAGE);
     assert_int_equal(qb_scheme_override(full, &bad[0], &s), QB_ERR_USAGE);
     assert_null(qb_scheme_find("nope"));
+    const qb_scheme *llm = qb_scheme_find("llm-int8"), *smooth = qb_scheme_find("smoothquant");
+    assert_true(qb_scheme_needs_calibration(smooth) && !qb_scheme_needs_calibration(llm));
+    QB_CHECK_OK(qb_scheme_override(smooth, &(qb_scheme_overrides){.act_axis = "token"}, &s));
+    QB_CHECK_OK(qb_scheme_override(smooth, &(qb_scheme_overrides){.act_scale = "static"}, &s));
+    static const qb_scheme_overrides not_split[] = {
+        {.act_axis = "tensor"}, {.act_axis = "channel"}, {.act_scale = "static"}};
+    for (size_t i = 0; i < QB_COUNT(not_split); i++)
+        assert_int_equal(qb_scheme_override(llm, &not_split[i], &s), QB_ERR_USAGE);
+    assert_int_equal(qb_scheme_override(smooth, &not_split[1], &s), QB_ERR_USAGE);
 }
 
 static void check_golden_weights(const char *path, const char *scheme, const char *prefix)
