@@ -1,16 +1,11 @@
 /* kernels/cuda/attention_train_whole_sm90.cu - the gradients of attention over several hundred
- * tokens with heads of 64: a block takes a whole head, two tiles of keys at a time, so that the
- * scores are made once.
+ * tokens with heads of 64: two tiles of keys at a time, so that the scores are made once.
  *
- * Tokens are cut into tiles of 64. Against two tiles of keys come all tiles of queries that see
- * them, the last first. Roles of a block's four warpgroups:
- *   0, 1  own a tile of keys each: for each tile of queries they make p and ds, transposed, in
- *         registers, add to dv and dk, and leave ds in shared memory;
- *   2     adds the ds of both to dq of the queries. What earlier keys gave waits in global memory,
- * a block's own, which stays in the L2 cache: no sum crosses blocks, and its order is that of the
- * keys; 3     feeds tiles through the copy engine and makes delta, which is kept for the next keys.
- */
-#include "kernels/cuda/attention_train_sm90.cuh"
+ * Against two tiles of keys come all tiles of queries that see them, the last first. What earlier
+ * keys gave to dq waits in global memory, a block's own, which stays in the L2 cache: no sum
+ * crosses blocks, and its order is that of the keys. delta is kept for the next keys. Roles, rings
+ * and barriers: attention_train_blocks_sm90.cuh. */
+#include "kernels/cuda/attention_train_blocks_sm90.cuh"
 
 #include <algorithm>
 
@@ -19,39 +14,11 @@ using namespace attention_train;
 namespace
 {
 
-constexpr int DIM = 64, OWNERS = 2, TILE_BYTES = ROWS * DIM * 2, STATS_BYTES = ROWS * 4;
-/* Pairs of tiles: q and d_out of the same queries, k and v of the same keys. Tiles of out. Tiles of
- * ds by the warpgroup that makes them. */
-constexpr int QUERY_SLOTS = 4, KEY_SLOTS = 2 * OWNERS, OUT_SLOTS = 2, DS_SLOTS_EACH = 3,
-              DS_SLOTS = OWNERS * DS_SLOTS_EACH;
-constexpr int QUERIES_AT = 0, KEYS_AT = QUERIES_AT + QUERY_SLOTS * 2 * TILE_BYTES,
-              OUT_AT = KEYS_AT + KEY_SLOTS * 2 * TILE_BYTES,
-              DS_AT = OUT_AT + OUT_SLOTS * TILE_BYTES, STATS_AT = DS_AT + DS_SLOTS * TILE_BYTES,
-              BARS_AT = STATS_AT + QUERY_SLOTS * 2 * STATS_BYTES;
-
-/* Barriers, by place. */
-enum {
-    QUERIES_FULL = 0,
-    QUERIES_EMPTY = QUERIES_FULL + QUERY_SLOTS,
-    KEYS_FULL = QUERIES_EMPTY + QUERY_SLOTS,
-    KEYS_EMPTY = KEYS_FULL + KEY_SLOTS,
-    OUT_FULL = KEYS_EMPTY + KEY_SLOTS,
-    OUT_EMPTY = OUT_FULL + OUT_SLOTS,
-    STATS_FULL = OUT_EMPTY + OUT_SLOTS, /* of a slot of queries, with which it is emptied */
-    DS_FULL = STATS_FULL + QUERY_SLOTS,
-    DS_EMPTY = DS_FULL + DS_SLOTS,
-    N_BARS = DS_EMPTY + DS_SLOTS
-};
-constexpr int SMEM_BYTES = BARS_AT + 8 * N_BARS;
-static_assert(SMEM_BYTES <= 227 * 1024, "shared memory");
-
-/* The last warpgroup's threads: one that feeds queries and keys, one a row of a tile, one that
- * feeds out. */
-constexpr int THREADS = 512, FEEDER = 384, FIRST_ROW = 416, OUT_FEEDER = FIRST_ROW + ROWS;
-constexpr int OWNER_REGS = 200, DQ_REGS = 72, FEED_REGS = 40;
+constexpr int KEY_SLOTS = 2 * OWNERS;
 constexpr int SUM_FLOAT4S = ROWS * DIM / 4; /* of a tile of dq */
 
 struct whole_params {
+    static constexpr int KEY_SLOTS = ::KEY_SLOTS;
     CUtensorMap q, k, v, out, d_out;
     const float *lse;
     float *lse2, *delta; /* (items, stats_stride): query_stats */
@@ -62,36 +29,7 @@ struct whole_params {
     float scale;
     bool relu;
 };
-
-struct block {
-    const whole_params &p;
-    uint32_t smem;
-
-    __device__ uint32_t bar(int i) const
-    {
-        return smem + BARS_AT + 8 * i;
-    }
-    __device__ uint32_t queries(int slot) const /* q, then d_out */
-    {
-        return smem + QUERIES_AT + slot * 2 * TILE_BYTES;
-    }
-    __device__ uint32_t keys(int slot) const /* k, then v */
-    {
-        return smem + KEYS_AT + slot * 2 * TILE_BYTES;
-    }
-    __device__ uint32_t out(int slot) const
-    {
-        return smem + OUT_AT + slot * TILE_BYTES;
-    }
-    __device__ uint32_t ds(int slot) const
-    {
-        return smem + DS_AT + slot * TILE_BYTES;
-    }
-    __device__ uint32_t stats(int slot) const
-    {
-        return smem + STATS_AT + slot * 2 * STATS_BYTES;
-    }
-};
+typedef head_block<whole_params> block;
 
 /* Where a role is: keys `first` and, where there are such, first + 1 of a head; tiles of queries
  * n_tiles - 1 down to first. Counts of what went before say which slots are in turn. */
@@ -139,27 +77,20 @@ struct place {
 
 /* ---- loads ---- */
 
-__device__ void load_pair(uint32_t to, uint32_t full, const CUtensorMap *first,
-                          const CUtensorMap *second, const place &at, int tile)
-{
-    qb_mbar_expect(full, 2 * TILE_BYTES);
-    qb_tma_load_4d(to, first, full, 0, at.head(), tile * ROWS, at.sequence());
-    qb_tma_load_4d(to + TILE_BYTES, second, full, 0, at.head(), tile * ROWS, at.sequence());
-}
-
 __device__ void feed(const block &b)
 {
     for (place at(b.p); !at.none(); at.step()) {
         for (int j = 0; j < at.n_keys(); j++) {
             const turn<KEY_SLOTS> to(at.keys_used + j);
-            qb_mbar_wait_block(b.bar(KEYS_EMPTY + to.slot), to.parity ^ 1);
-            load_pair(b.keys(to.slot), b.bar(KEYS_FULL + to.slot), &b.p.k, &b.p.v, at,
-                      at.first + j);
+            qb_mbar_wait_block(b.bar(block::KEYS_EMPTY + to.slot), to.parity ^ 1);
+            load_pair(b.keys(to.slot), b.bar(block::KEYS_FULL + to.slot), &b.p.k, &b.p.v, at.head(),
+                      at.first + j, at.sequence());
         }
         for (int i = b.p.n_tiles - 1; i >= at.first; i--) {
             const turn<QUERY_SLOTS> to(at.query(i));
-            qb_mbar_wait_block(b.bar(QUERIES_EMPTY + to.slot), to.parity ^ 1);
-            load_pair(b.queries(to.slot), b.bar(QUERIES_FULL + to.slot), &b.p.q, &b.p.d_out, at, i);
+            qb_mbar_wait_block(b.bar(block::QUERIES_EMPTY + to.slot), to.parity ^ 1);
+            load_pair(b.queries(to.slot), b.bar(block::QUERIES_FULL + to.slot), &b.p.q, &b.p.d_out,
+                      at.head(), i, at.sequence());
         }
     }
 }
@@ -171,8 +102,8 @@ __device__ void feed_out(const block &b)
         if (at.first) continue;
         for (int i = b.p.n_tiles - 1; i >= 0; i--, used++) {
             const turn<OUT_SLOTS> to(used);
-            const uint32_t full = b.bar(OUT_FULL + to.slot);
-            qb_mbar_wait_block(b.bar(OUT_EMPTY + to.slot), to.parity ^ 1);
+            const uint32_t full = b.bar(block::OUT_FULL + to.slot);
+            qb_mbar_wait_block(b.bar(block::OUT_EMPTY + to.slot), to.parity ^ 1);
             qb_mbar_expect(full, TILE_BYTES);
             qb_tma_load_4d(b.out(to.slot), &b.p.out, full, 0, at.head(), i * ROWS, at.sequence());
         }
@@ -180,19 +111,6 @@ __device__ void feed_out(const block &b)
 }
 
 /* ---- delta ---- */
-
-/* Of a row of tiles that have arrived. */
-__device__ float delta_of(uint32_t out, uint32_t d_out, int row)
-{
-    float delta = 0;
-#pragma unroll 1
-    for (int chunk = 0; chunk < 8; chunk++) {
-        const uint32_t from = row * 128 + (chunk ^ row % 8) * 16;
-        delta += dot8(*(const uint4 *)__cvta_shared_to_generic(out + from),
-                      *(const uint4 *)__cvta_shared_to_generic(d_out + from));
-    }
-    return delta;
-}
 
 /* A thread a row: statistics of its query, made with the first keys, read again with the others. */
 __device__ void make_stats(const block &b, int row)
@@ -210,35 +128,28 @@ __device__ void make_stats(const block &b, int row)
                 const bool valid = query < p.n_tokens;
                 const float lse =
                     valid && !p.relu ? p.lse[(size_t)at.item * p.n_tokens + query] : 0;
-                qb_mbar_wait_block(b.bar(QUERIES_FULL + slot.slot), slot.parity);
-                qb_mbar_wait_block(b.bar(OUT_FULL + out.slot), out.parity);
-                const float delta =
-                    delta_of(b.out(out.slot), b.queries(slot.slot) + TILE_BYTES, row);
+                qb_mbar_wait_block(b.bar(block::QUERIES_FULL + slot.slot), slot.parity);
+                qb_mbar_wait_block(b.bar(block::OUT_FULL + out.slot), out.parity);
+                const float delta = delta_of(
+                    (const char *)__cvta_shared_to_generic(b.out(out.slot)),
+                    (const char *)__cvta_shared_to_generic(b.queries(slot.slot) + TILE_BYTES), row);
                 two = query_stats(p.relu, valid, query, lse, delta);
                 p.lse2[kept] = two.x, p.delta[kept] = two.y;
                 __syncwarp();
-                if (row % 32 == 0) qb_mbar_arrive(b.bar(OUT_EMPTY + out.slot));
+                if (row % 32 == 0) qb_mbar_arrive(b.bar(block::OUT_EMPTY + out.slot));
             } else {
                 two = make_float2(p.lse2[kept], p.delta[kept]);
-                qb_mbar_wait_block(b.bar(QUERIES_FULL + slot.slot), slot.parity);
+                qb_mbar_wait_block(b.bar(block::QUERIES_FULL + slot.slot), slot.parity);
             }
             float *stats = (float *)__cvta_shared_to_generic(b.stats(slot.slot));
             stats[row] = two.x;
             stats[ROWS + row] = two.y;
             __syncwarp();
-            if (row % 32 == 0) qb_mbar_arrive(b.bar(STATS_FULL + slot.slot));
+            if (row % 32 == 0) qb_mbar_arrive(b.bar(block::STATS_FULL + slot.slot));
         }
 }
 
 /* ---- p, ds, dv, dk ---- */
-
-/* The n-th ds tile of a warpgroup. */
-struct ds_turn : turn<DS_SLOTS_EACH> {
-    __device__ ds_turn(int wg, uint32_t n) : turn<DS_SLOTS_EACH>(n)
-    {
-        slot += wg * DS_SLOTS_EACH;
-    }
-};
 
 struct owner {
     const block &b;
@@ -260,7 +171,7 @@ struct owner {
         float dk[32], dv[32];
         clear(dk);
         clear(dv);
-        qb_mbar_wait_block(b.bar(KEYS_FULL + k_at.slot), k_at.parity);
+        qb_mbar_wait_block(b.bar(block::KEYS_FULL + k_at.slot), k_at.parity);
 #pragma unroll 1
         for (int i = p.n_tiles - 1; i >= j; i--) {
             const turn<QUERY_SLOTS> q_at(at.query(i));
@@ -268,21 +179,21 @@ struct owner {
             const meeting m = {b.keys(k_at.slot),
                                b.queries(q_at.slot),
                                b.stats(q_at.slot),
-                               b.bar(QUERIES_FULL + q_at.slot),
-                               b.bar(STATS_FULL + q_at.slot),
+                               b.bar(block::QUERIES_FULL + q_at.slot),
+                               b.bar(block::STATS_FULL + q_at.slot),
                                q_at.parity,
                                b.ds(to.slot),
-                               b.bar(DS_FULL + to.slot),
-                               b.bar(DS_EMPTY + to.slot),
+                               b.bar(block::DS_FULL + to.slot),
+                               b.bar(block::DS_EMPTY + to.slot),
                                to.parity};
             meet(dk, dv, m, p.scale, p.relu, i == j, [&] { release(); });
-            unreleased = QUERIES_EMPTY + q_at.slot;
+            unreleased = block::QUERIES_EMPTY + q_at.slot;
         }
         qb_wgmma_wait<0>();
         pin(dk);
         pin(dv);
         release();
-        if (leader) qb_mbar_arrive(b.bar(KEYS_EMPTY + k_at.slot));
+        if (leader) qb_mbar_arrive(b.bar(block::KEYS_EMPTY + k_at.slot));
         store_rows(dk, p.scale, p.d_k + at.row(j), p.d_qkv_stride, p.n_tokens - j * ROWS);
         store_rows(dv, 1, p.d_v + at.row(j), p.d_qkv_stride, p.n_tokens - j * ROWS);
     }
@@ -296,8 +207,8 @@ __device__ void own_keys(const block &b, int wg)
         if (wg < at.n_keys()) o.key_tile(at, j);
         for (int i = min(j, b.p.n_tiles) - 1; i >= at.first; i--) { /* see none of its keys */
             const turn<QUERY_SLOTS> q_at(at.query(i));
-            qb_mbar_wait_block(b.bar(QUERIES_FULL + q_at.slot), q_at.parity);
-            if (o.leader) qb_mbar_arrive(b.bar(QUERIES_EMPTY + q_at.slot));
+            qb_mbar_wait_block(b.bar(block::QUERIES_FULL + q_at.slot), q_at.parity);
+            if (o.leader) qb_mbar_arrive(b.bar(block::QUERIES_EMPTY + q_at.slot));
         }
     }
 }
@@ -327,7 +238,7 @@ __device__ void sum_queries(const block &b)
     for (place at(p); !at.none(); at.step()) {
         for (int j = 0; j < at.n_keys(); j++) {
             const turn<KEY_SLOTS> k_at(at.keys_used + j);
-            qb_mbar_wait_block(b.bar(KEYS_FULL + k_at.slot), k_at.parity);
+            qb_mbar_wait_block(b.bar(block::KEYS_FULL + k_at.slot), k_at.parity);
         }
         for (int i = p.n_tiles - 1; i >= at.first; i--) {
             float4 *sums =
@@ -341,13 +252,13 @@ __device__ void sum_queries(const block &b)
             for (int wg = 0; wg < OWNERS; wg++) {
                 if (wg >= at.n_keys() || at.first + wg > i) continue;
                 const ds_turn from(wg, ds_used[wg]++);
-                qb_mbar_wait_block(b.bar(DS_FULL + from.slot), from.parity);
+                qb_mbar_wait_block(b.bar(block::DS_FULL + from.slot), from.parity);
                 qb_wgmma_fence();
                 start_dq(dq, b.ds(from.slot), b.keys(turn<KEY_SLOTS>(at.keys_used + wg).slot));
                 qb_wgmma_commit();
                 qb_wgmma_wait<0>();
                 pin(dq);
-                if (leader) qb_mbar_arrive(b.bar(DS_EMPTY + from.slot));
+                if (leader) qb_mbar_arrive(b.bar(block::DS_EMPTY + from.slot));
             }
             if (i < at.first + OWNERS) /* these queries see no later keys */
                 store_rows(dq, p.scale, p.d_q + at.row(i), p.d_qkv_stride, p.n_tokens - i * ROWS);
@@ -355,57 +266,21 @@ __device__ void sum_queries(const block &b)
                 store_sums(dq, sums);
         }
         for (int j = 0; leader && j < at.n_keys(); j++)
-            qb_mbar_arrive(b.bar(KEYS_EMPTY + turn<KEY_SLOTS>(at.keys_used + j).slot));
+            qb_mbar_arrive(b.bar(block::KEYS_EMPTY + turn<KEY_SLOTS>(at.keys_used + j).slot));
     }
-}
-
-__device__ void init_barriers(const block &b)
-{
-    auto init = [&](int first, int count, uint32_t arrivals) {
-        for (int i = 0; i < count; i++) qb_mbar_init(b.bar(first + i), arrivals);
-    };
-    init(QUERIES_FULL, QUERY_SLOTS, 1);
-    init(QUERIES_EMPTY, QUERY_SLOTS, 4 * OWNERS); /* warps of the owners */
-    init(KEYS_FULL, KEY_SLOTS, 1);
-    init(KEYS_EMPTY, KEY_SLOTS, 5); /* those of one, and dq's warpgroup */
-    init(OUT_FULL, OUT_SLOTS, 1);
-    init(OUT_EMPTY, OUT_SLOTS, 2);
-    init(STATS_FULL, QUERY_SLOTS, 2);
-    init(DS_FULL, DS_SLOTS, 4); /* warps of an owner */
-    init(DS_EMPTY, DS_SLOTS, 1);
-    qb_mbar_init_fence();
 }
 
 __global__ void __launch_bounds__(THREADS, 1) backward_whole(const __grid_constant__ whole_params p)
 {
-    extern __shared__ char raw[];
-    const block b = {p, qb_smem(raw)};
-    const int wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    if (threadIdx.x == 0) init_barriers(b);
-    if (b.smem % 1024) __trap(); /* nothing static stands before it */
-    __syncthreads();
-    if (wg == 3) {
-        qb_regs_give<FEED_REGS>();
-        if (threadIdx.x == FEEDER) feed(b);
-        if (threadIdx.x == OUT_FEEDER) feed_out(b);
-        if (threadIdx.x >= FIRST_ROW && threadIdx.x < OUT_FEEDER)
-            make_stats(b, threadIdx.x - FIRST_ROW);
-    } else if (wg == 2) {
-        qb_regs_give<DQ_REGS>();
-        sum_queries(b);
-    } else {
-        qb_regs_take<OWNER_REGS>();
-        own_keys(b, wg);
-    }
+    run_block(p);
 }
 
 } // namespace
 
 const char *qb__attention_train_refuse_whole(const qb_cuda_attention_train_args *args)
 {
-    if (args->head_dim != DIM) return "head_dim is not 64";
-    if (args->n_tokens > QB__ATTENTION_TRAIN_WHOLE) return "more than 640 tokens a sequence";
-    if (args->n_heads != args->n_kv_heads) return "heads share keys";
+    if (args->n_tokens > QB__ATTENTION_TRAIN_WHOLE) return "more than 1024 tokens a sequence";
+    if (const char *why = refuse_head(args)) return why;
     /* whole heads keep all blocks busy where they are many, or nearly so in each round */
     const size_t items = args->batch * args->n_heads, blocks = QB__ATTENTION_TRAIN_BLOCKS;
     const size_t rounds = (items + blocks - 1) / blocks;
@@ -424,37 +299,10 @@ qb_status qb__attention_train_backward_whole(const qb_cuda_attention_train_args 
                                              qb_cuda_stream stream)
 {
     whole_params p = {};
-    qb__head_map_args map = {
-        a->q, DIM, a->n_heads, a->n_tokens, a->batch, a->qkv_stride, a->n_tokens * a->qkv_stride,
-        ROWS};
-    QB_TRY(qb__head_map(&p.q, &map));
-    map.base = a->k;
-    QB_TRY(qb__head_map(&p.k, &map));
-    map.base = a->v;
-    QB_TRY(qb__head_map(&p.v, &map));
-    map.base = a->d_out, map.stride = a->d_out_stride;
-    map.batch_stride = a->n_tokens * a->d_out_stride;
-    QB_TRY(qb__head_map(&p.d_out, &map));
-    map.base = a->out, map.stride = a->out_stride;
-    map.batch_stride = a->n_tokens * a->out_stride;
-    QB_TRY(qb__head_map(&p.out, &map));
-    p.n_tokens = (int)a->n_tokens, p.n_tiles = (p.n_tokens + ROWS - 1) / ROWS;
-    p.n_heads = (int)a->n_heads, p.n_items = (int)(a->n_heads * a->batch);
+    QB_TRY(set_params(a, &p));
     p.stats_stride = p.n_tiles * ROWS;
-    p.lse = a->lse;
     p.lse2 = (float *)a->workspace;
     p.delta = p.lse2 + (size_t)p.n_items * p.stats_stride;
     p.sums = (float4 *)(p.delta + (size_t)p.n_items * p.stats_stride);
-    p.d_q = (__nv_bfloat16 *)a->d_q, p.d_k = (__nv_bfloat16 *)a->d_k;
-    p.d_v = (__nv_bfloat16 *)a->d_v, p.d_qkv_stride = a->d_qkv_stride;
-    p.scale = a->scale, p.relu = a->softmax == QB_SOFTMAX_RELU;
-    int device, n_sms;
-    QB_CUDA_TRY(cudaGetDevice(&device));
-    QB_CUDA_TRY(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
-    QB_CUDA_TRY(cudaFuncSetAttribute(backward_whole, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     SMEM_BYTES));
-    const int n_blocks = std::min({p.n_items, n_sms, QB__ATTENTION_TRAIN_BLOCKS});
-    backward_whole<<<(unsigned)n_blocks, THREADS, SMEM_BYTES, stream>>>(p);
-    QB_CUDA_TRY(cudaGetLastError());
-    return QB_OK;
+    return launch(backward_whole, p, std::min(p.n_items, QB__ATTENTION_TRAIN_BLOCKS), stream);
 }
