@@ -69,6 +69,7 @@ qb_status qb_cmd_compare(const qb_cli *cli);
 qb_status qb_cmd_gate(const qb_cli *cli);
 qb_status qb_cmd_watch(const qb_cli *cli);
 qb_status qb_cmd_report(const qb_cli *cli);
+qb_status qb_cmd_table(const qb_cli *cli);
 qb_status qb_cmd_kernels(const qb_cli *cli);
 qb_status qb_cmd_doctor(const qb_cli *cli);
 qb_status qb_cmd_help(const qb_cli *cli);

@@ -135,6 +135,14 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench report result.json -o report.html",
          "qbench report vanilla.json ours.json runs/vanilla runs/ours -o pair.html --csv pair.csv"},
         1, 64, qb_cmd_report},
+    [QB_VERB_TABLE] = {"table", "N [RESULTS...]",
+        "a table of arXiv:2410.17174 beside recorded runs",
+        "Prints table 1, 2, 3, 4, 5, 6 or 9 of the paper with our figures under its own, and above it "
+        "what differs. RESULTS are files or folders (default: results) of qbench run --json, qbench "
+        "analyze --json and bench/paper_runs.py. What was not run is said to be so.",
+        {"qbench table 3 results share/models",
+         "qbench table 2 --md table2.md results"},
+        1, 64, qb_cmd_table},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",
         "Lists the implementations of each operation, best first, the processor's and the GPU's. The "
@@ -266,11 +274,11 @@ const qb_option qb_options[] = {
     {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(WATCH) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
-    {"json", 0, QB_OPTION_STRING, WINDOWS | COMPARING | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
+    {"json", 0, QB_OPTION_STRING, WINDOWS | COMPARING | ON(TABLE) | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
-    {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT), "FILE|-", NULL, 0, 0,
+    {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT) | ON(TABLE), "FILE|-", NULL, 0, 0,
         "write the results as CSV", NULL},
-    {"md", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT), "FILE|-", NULL, 0, 0,
+    {"md", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT) | ON(TABLE), "FILE|-", NULL, 0, 0,
         "write the results as a Markdown table", NULL},
     {"junit", 0, QB_OPTION_STRING, ON(RUN), "FILE", NULL, 0, 0,
         "write the results as JUnit XML, one case a scheme", NULL},

@@ -169,3 +169,16 @@ char *qb_format_ratio(const qb_result_timing *timing, const qb_result_timing *fu
     snprintf(text, QB_FORMAT_BYTES, "%.2fx", ratio);
     return text;
 }
+
+int qb_text_columns(const char *text)
+{
+    int n = 0;
+    for (; *text; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}
+
+void qb_write_right(FILE *stream, int columns, const char *text)
+{
+    int n = qb_text_columns(text);
+    fprintf(stream, "%*s%s", n < columns ? columns - n : 1, "", text);
+}

@@ -27,6 +27,11 @@ char *qb_format_rate(const qb_result_timing *timing, char *text);
 /* "2.43x" of the full model's. */
 char *qb_format_ratio(const qb_result_timing *timing, const qb_result_timing *full, char *text);
 
+/* The characters (not bytes) of a UTF-8 text. */
+int qb_text_columns(const char *text);
+/* The text at the right end of so many columns, behind one space at least. */
+void qb_write_right(FILE *stream, int columns, const char *text);
+
 #ifdef __cplusplus
 }
 #endif

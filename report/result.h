@@ -165,6 +165,8 @@ qb_status qb_json_write_lines(const json_t *root, const char *what, FILE *stream
 
 /* " text |" with what would end the cell taken away; NULL is "-". */
 void qb_markdown_cell(const char *text, FILE *stream);
+/* The text as a field of CSV (RFC 4180), in quotes where it needs them. */
+void qb_csv_text(const char *text, FILE *stream);
 /* The text escaped for XML; NULL is "". */
 void qb_xml_text(const char *text, FILE *stream);
 

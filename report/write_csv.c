@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-static void write_quoted(const char *text, FILE *stream)
+void qb_csv_text(const char *text, FILE *stream)
 {
     if (!strpbrk(text, ",\"\r\n")) {
         fputs(text, stream);
@@ -46,7 +46,7 @@ static void write_field(const qb_result_field *field, const qb_result *result, F
     switch (field->kind) {
     case QB_FIELD_TEXT:
         text = *(char *const *)at;
-        if (text) write_quoted(text, stream);
+        if (text) qb_csv_text(text, stream);
         break;
     case QB_FIELD_COUNT:
         if (*(const int64_t *)at >= 0) fprintf(stream, "%" PRId64, *(const int64_t *)at);

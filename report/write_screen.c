@@ -88,25 +88,17 @@ static void write_quality(const screen *s, const qb_result *rows, size_t n)
 
 /* ---- speed ---- */
 
-/* Right-aligned by characters, not bytes: a rate holds a plus-minus sign. */
-static void write_right(const screen *s, int columns, const char *text)
-{
-    int n = 0;
-    for (const char *p = text; *p; p++) n += ((unsigned char)*p & 0xc0) != 0x80;
-    fprintf(s->stream, "%*s%s", n < columns ? columns - n : 1, "", text);
-}
-
 static void write_speed_row(const screen *s, const char *name, const qb_result *r,
                             const qb_result_timing *prefill, const qb_result_timing *decode,
                             int64_t weights_bytes)
 {
     char t[QB_FORMAT_BYTES];
     fprintf(s->stream, "%-17s", name);
-    write_right(s, 17, qb_format_rate(prefill, t));
-    write_right(s, 8, qb_format_ratio(prefill, &r->speed.full.prefill, t));
-    write_right(s, 17, qb_format_rate(decode, t));
-    write_right(s, 8, qb_format_ratio(decode, &r->speed.full.decode, t));
-    write_right(s, 11, qb_format_bytes(weights_bytes, t));
+    qb_write_right(s->stream, 17, qb_format_rate(prefill, t));
+    qb_write_right(s->stream, 8, qb_format_ratio(prefill, &r->speed.full.prefill, t));
+    qb_write_right(s->stream, 17, qb_format_rate(decode, t));
+    qb_write_right(s->stream, 8, qb_format_ratio(decode, &r->speed.full.decode, t));
+    qb_write_right(s->stream, 11, qb_format_bytes(weights_bytes, t));
     fputc('\n', s->stream);
 }
 
