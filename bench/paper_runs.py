@@ -158,7 +158,8 @@ def check_data(p):
 
 def head(p, name, folder):
     return {"schema": "qbench.run/1", "name": name, "row": name.removeprefix("speed-"),
-            "group": RUNS[name].group, "about": RUNS[name].about, "sessions": runs.sessions_of(folder)}
+            "group": RUNS[name].group, "about": RUNS[name].about, "git_commit": p.program.commit(),
+            "sessions": runs.sessions_of(folder)}
 
 
 def record_training(p, name):

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -127,6 +128,11 @@ class Program:
 
     def version(self):
         return self.output("version").strip().splitlines()
+
+    def commit(self):
+        """Of which it was built; None where it does not know."""
+        found = re.search(r"\(commit ([^)]+)\)", self.version()[0])
+        return found[1] if found else None
 
 
 # ---- texts ----

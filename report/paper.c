@@ -211,8 +211,9 @@ const qb_paper_table qb_paper_tables[] = {
     {3, "what quantisation costs", QB_OTHERS_FREE, {DATA}, columns_3, rows_3},
     {4, "time and memory of a training step, Adam against OrthoAdam", QB_OTHERS_NONE, {
         "The paper trains on 8 V100 of 32 GB with PyTorch, and does not say what its memory is of; ours "
-        "is one GPU with the whole batch of 512 windows of 256 random tokens, vocabulary 50,304. Compare "
-        "the last column: our step of softmax-1 and OrthoAdam in that of softmax and Adam."},
+        "is one GPU with 512 windows of 256 random tokens a step, vocabulary 50,304. Compare the last "
+        "column: a step of softmax-1 and OrthoAdam in that of softmax and Adam, worked out from steps "
+        "a second."},
         columns_4, rows_4},
     {5, "ablations", QB_OTHERS_NONE, {
         "The paper trains GPT2 130M on 5 billion tokens (SGD 40), a kurtosis and a largest activation "

@@ -60,6 +60,15 @@ static void record_deinit(qb_table_record *r)
     for (size_t i = 0; i < QB_COUNT(texts); i++) qb_free(texts[i]);
 }
 
+/* For lines of text: in UTF-8, and without what would end or colour a line. */
+static qb_status set_plain(char **text, const char *value)
+{
+    QB_TRY(qb_result_set(text, value));
+    for (char *p = *text; p && *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f) *p = ' ';
+    return QB_OK;
+}
+
 static qb_status add_record(qb_table_records *records, const char *path, qb_table_record **out)
 {
     if (records->n == MAX_RECORDS)
@@ -73,7 +82,7 @@ static qb_status add_record(qb_table_records *records, const char *path, qb_tabl
     qb_table_record *r = &records->items[records->n];
     *r = (qb_table_record){.tokens = NAN, .vocab = NAN, .seed = NAN, .scored_tokens = NAN};
     for (size_t i = 0; i < QB_FIGURE_COUNT; i++) r->figures[i] = NAN;
-    QB_TRY(qb_strdup(&r->path, path));
+    QB_TRY(set_plain(&r->path, path));
     records->n++;
     *out = r;
     return QB_OK;
@@ -109,7 +118,7 @@ static qb_table_record *of_model(const qb_table_records *records, const char *sh
 /* Sets *text where it is not known yet. */
 static qb_status learn(char **text, const char *value)
 {
-    return *text || !value ? QB_OK : qb_result_set(text, value);
+    return *text || !value ? QB_OK : set_plain(text, value);
 }
 
 /* ---- qbench.run/1 and the models of qbench.pair/1 ---- */
@@ -173,6 +182,7 @@ static qb_status read_run(qb_table_records *records, const json_t *root, const c
     QB_TRY(status);
     QB_TRY(learn_text(root, "name", &r->name));
     QB_TRY(learn_text(root, "row", &r->row));
+    QB_TRY(learn_text(root, "git_commit", &r->git_commit));
     QB_TRY(learn_training(json_object_get(root, "training"), r));
     QB_TRY(learn_number(config, "vocab", &r->vocab)); /* of a run that left no training record */
     QB_TRY(learn_number(config, "seed", &r->seed));
@@ -252,8 +262,8 @@ static qb_status take_schemes(qb_table_record *r, const qb_result *first, size_t
     if (isnan(r->vocab)) r->vocab = real_of(first->model.vocab);
     QB_TRY(learn(&r->name, first->model.name));
     QB_TRY(learn(&r->sha256, first->model.sha256));
-    QB_TRY(qb_result_set(&r->text, first->text.name));
-    QB_TRY(qb_result_set(&r->git_commit, first->git_commit));
+    QB_TRY(set_plain(&r->text, first->text.name));
+    QB_TRY(set_plain(&r->git_commit, first->git_commit));
     QB_TRY(learn(&r->gpu, first->environment.gpu.name));
     QB_TRY(learn(&r->time_utc, first->time_utc));
     return learn(&r->command, first->command);

@@ -201,7 +201,7 @@ def test_run_usage_errors(folder):
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
                           "logits", "analyze", "train", "presets", "compare", "gate", "watch",
-                          "report", "kernels", "doctor", "help", "version"}, "a verb without tests here"
+                          "report", "table", "kernels", "doctor", "help", "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
@@ -225,6 +225,7 @@ def test_documented_examples_run(folder):
                          "tokenizer.json": made["hf"] / "tokenizer.json"}.items():
         shutil.copy(source, folder / name)
     (folder / "in.safetensors").write_bytes(tiny_models.tokens_file())
+    (folder / "results").symlink_to(support.ROOT / "results")  # of qbench table
     (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
     (folder / "train-0.txt.xz").write_bytes(lzma.compress(data_tests.document(1, 1500).encode()))
     (folder / "valid.txt").write_text(data_tests.document(2, 500))

@@ -13,6 +13,7 @@
 #include "model/text.h"
 #include "model/tokenizer.h"
 #include "quant/quantize_model.h"
+#include "report/table.h"
 #include "train/loop.h"
 #include "train/run_data.h"
 #include "train/run_folder.h"
@@ -219,6 +220,29 @@ static qb_status train(void)
     return status;
 }
 
+static qb_status write_table(const qb_table_records *records)
+{
+    qb_table table;
+    FILE *stream = fopen("/dev/null", "w");
+    qb_status status = qb_table_make(qb_paper_table_find(9), records, &table);
+    if (status == QB_OK) {
+        status = qb_table_write_screen(&table, false, stream);
+        if (status == QB_OK) status = qb_table_write_json(&table, stream);
+        qb_table_deinit(&table);
+    }
+    fclose(stream);
+    return status;
+}
+
+static qb_status tabulate(void)
+{
+    qb_table_records records = {0};
+    qb_status status = qb_table_records_add(&records, in_folder("records"));
+    if (status == QB_OK) status = write_table(&records);
+    qb_table_records_deinit(&records);
+    return status;
+}
+
 static qb_status run_one_more_step(const qb_run_folder *run_folder)
 {
     qb_train_config config;
@@ -313,6 +337,7 @@ WORK(quantize)
 WORK(run_engines)
 WORK(calibrate)
 WORK(train)
+WORK(tabulate)
 WORK(resume_run)
 
 /* ---- what the works read ---- */
@@ -347,6 +372,10 @@ static int make_files(void **state)
     static const char run[] = "{\"preset\": \"bb-1l\", \"d_model\": 8, \"context\": 6, "
                               "\"batch\": 2, \"micro_batch\": 1, \"vocab\": 67, "
                               "\"eval_windows\": 2, \"threads\": 1, \"tensorboard\": true}";
+    static const char record[] = "{\"schema\": \"qbench.run/1\", \"name\": \"a\", \"row\": "
+                                 "\"gpt2-60m\", \"sessions\": [{\"gpu\": \"g\"}]}";
+    static const char analysis[] = "{\"schema\": \"qbench.analysis/1\", \"model\": {\"sha256\": "
+                                   "\"0\"}, \"kurt_norm_ratio_correlation\": {\"first\": 0.5}}";
     if (!mkdtemp(folder)) return -1;
     qb_config config = qb_test_tiny_config("gpt2");
     tiny = qb_test_tiny_model(&config, 1);
@@ -362,6 +391,10 @@ static int make_files(void **state)
     QB_CHECK_OK(qb_file_write_whole(in_folder("text.jsonl"), lines, sizeof lines - 1));
     assert_int_equal(mkdir(in_folder("run"), 0777), 0);
     QB_CHECK_OK(qb_file_write_whole(in_folder("run/config.json"), run, sizeof run - 1));
+    assert_int_equal(mkdir(in_folder("records"), 0777), 0);
+    QB_CHECK_OK(qb_file_write_whole(in_folder("records/run.json"), record, sizeof record - 1));
+    QB_CHECK_OK(
+        qb_file_write_whole(in_folder("records/analysis.json"), analysis, sizeof analysis - 1));
     qb_model_close(codes);
     return 0;
 }
@@ -395,6 +428,7 @@ int main(void)
         cmocka_unit_test(test_run_engines),
         cmocka_unit_test(test_calibrate),
         cmocka_unit_test(test_train),
+        cmocka_unit_test(test_tabulate),
         cmocka_unit_test(test_resume_run),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);

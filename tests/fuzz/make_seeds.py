@@ -133,6 +133,22 @@ def metrics():
                       b'{"kind": "train", "step": 1, "loss": null, "tokens": 7}\n{"kind"'}
 
 
+def tables():
+    """A record of each schema that qbench table reads."""
+    outliers = {"ppl": 31.5, "kurt_token_first": 7.5, "max_abs_rest": 90, "attn_first_argmax": 0.02}
+    run = {"schema": "qbench.run/1", "name": "a", "row": "gpt2-60m-both", "git_commit": "c0ffee",
+           "sessions": [{"gpu": "g", "time_utc": "2026-01-01T00:00:00Z", "command": "qbench train"}],
+           "training": {"tokens": 5, "seed": 42, "config": {"name": "a", "vocab": 300}},
+           "evaluation": outliers, "speed": {"step_per_s": 3.5, "memory_bytes": 1e9},
+           "config": {"vocab": 300, "seed": 1}}
+    pair = {"schema": "qbench.pair/1", "models": {"ours": {"sha256": "00", "training": {
+        **run["training"], "evaluation": outliers}}, "vanilla": {"sha256": None}}}
+    analysis = {"schema": "qbench.analysis/1", "model": {"name": "a", "sha256": "00"}, "mean": outliers,
+                "kurt_norm_ratio_correlation": {"first": 0.5, "rest": None}}
+    return {**{record["schema"].split(".")[1].split("/")[0]: json.dumps(record).encode()
+               for record in (run, pair, analysis)}, "results": results()["lists"]}
+
+
 def limits():
     return {"all": b'{"limits": {"max-ppl-delta": "0.5%", "max-kl": 0.01, "min-top1": "99%"}, '
                    b'"schemes": {"coarse": {"max-kl": null, "max-slowdown": "3%"}}}'}
@@ -150,7 +166,7 @@ def main():
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
                "shards": shards(), "results": results(), "history": histories(), "limits": limits(),
-               "metrics": metrics(), "nll": losses()}
+               "metrics": metrics(), "nll": losses(), "table": tables()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():

@@ -1,0 +1,198 @@
+"""qbench table: the paper's tables beside records; bench/paper_runs.py makes such records, from texts to
+a table (tiny models); hostile records; the tables of the documentation."""
+import csv
+import io
+import json
+import os
+import re
+import sys
+
+import support
+from pair_tests import no_folder_of_this_machine, script, write_corpus
+from support import expect, qbench
+
+sys.path.append(str(support.ROOT / "tools"))
+sys.path.append(str(support.ROOT / "bench"))
+import paper_variants  # noqa: E402
+
+TINY = ["--n-layers", "2", "--d-model", "16", "--n-heads", "2", "--head-dim", "8", "--d-ff", "32",
+        "--context", "16", "--batch", "4", "--warmup", "4", "--log-every", "1", "--device", "cpu"]
+TABLES = (1, 2, 3, 4, 5, 6, 9)
+
+
+def table(number, *args, code=0):
+    """As JSON."""
+    return json.loads(expect(qbench("table", number, *args, "--json", "-"), code).out)
+
+
+def lines_of(made, row_id, who):
+    return [line for line in made["lines"] if (line["id"], line["who"]) == (row_id, who)]
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+# ---- from texts to tables ----
+
+def test_paper_runs_from_texts_to_tables(folder):
+    corpus, results = write_corpus(folder / "corpus"), folder / "results" / "paper"
+
+    def paper_runs(*args, code=0):
+        return script("bench/paper_runs.py", "--program", support.QBENCH, "--corpus", corpus, "--work",
+                      folder / "work", "--results", results, "--vocab", "300", "--tokens", "1280",
+                      "--first-mark", "640", "--eval-tokens", "300", *args, "--", *TINY, code=code)
+
+    some = ("--only", "gpt2-60m-both,speed-gpt2-60m")
+    done = paper_runs(*some, "--budget", "1", code=3)  # no time for any
+    assert "left: gpt2-60m-both, speed-gpt2-60m" in done.stderr and not list(results.glob("*/"))
+    paper_runs(*some)
+    runs = {path.parent.name: json.loads(path.read_text()) for path in results.glob("*/run.json")}
+    assert sorted(runs) == ["gpt2-60m-both", "speed-gpt2-60m"]
+    both = runs["gpt2-60m-both"]
+    assert [mark["step"] for mark in both["growth"]] == [10, 20], both["growth"]
+    last = json.loads((results / "gpt2-60m-both" / "results.json").read_text())["results"]
+    assert both["growth"][-1]["ppl_full"] == last[0]["quality"]["ppl_full"]
+    assert both["growth"][0]["tokens"] == 640 and "kurt_token_first" in both["growth"][0]
+    assert "coarse" in both["growth"][0]["schemes"] and len(last) == len(both["growth"][0]["schemes"])
+    assert both["training"]["config"]["softmax"] == "softmax1" and both["training"]["seed"] == 42
+    assert re.match(r"qbench train --preset gpt2-60m .*--optimizer orthoadam", both["sessions"][0]["command"])
+    assert not list((folder / "work").rglob("*.ckpt")) and not list(results.rglob("*.bin"))
+    for path in results.glob("*/"):
+        no_folder_of_this_machine(path, folder)
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*.json")}
+    paper_runs(*some)  # what is recorded is not repeated
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*.json")
+            if path.name != "data.json"}.items() <= before.items()
+    listed = paper_runs(*some, "--list").stdout
+    assert len(re.findall("recorded: ", listed)) == 2 and "0 s to go" in listed, listed
+    check_tables(results, both, last)
+
+
+def check_tables(results, both, last):
+    made = table(3, results)
+    (ours,), (paper,) = (lines_of(made, "gpt2-60m-both", who) for who in ("ours", "paper"))
+    by_scheme = {r["scheme"]["name"]: r["quality"] for r in last}
+    assert paper["values"] == [31.83, 32.3, 0.47, 32.18, 0.35, 31.89, 0.06, 33.9, 2.1]
+    assert ours["values"] == [last[0]["quality"]["ppl_full"], *(
+        by_scheme[name][key] for name in ("coarse", "moderate", "fine", "zeropoint4")
+        for key in ("ppl", "penalty"))]
+    assert len(lines_of(made, "gpt2-130m", "not run")) == 1 and not lines_of(made, "gpt2-130m", "ours")
+    record = made["records"][ours["record"]]
+    assert (record["train_tokens"], record["vocab"], record["text"]) == (1280, 300, "valid.txt"), record
+    (ours,) = lines_of(table(2, results), "gpt2-60m-both", "ours")
+    assert ours["values"][1:] == [both["evaluation"][key] for key in (
+        "kurt_token_first", "kurt_token_rest", "max_abs_first", "max_abs_rest", "attn_first_argmax")]
+    made = table(4, results)
+    assert lines_of(made, "gpt2-60m", "ours")[0]["values"][0] > 0
+    assert abs(lines_of(made, "gpt2-60m-both", "paper")[0]["values"][2] - 14 / 12) < 1e-12
+    assert len(lines_of(made, "gpt2-60m-both", "not run")) == 1  # its other run has no speed
+
+
+def test_paper_runs_are_rows_of_tables(_):
+    """Every run that is trained stands for a row; every group can be asked for."""
+    rows = {line["id"] for n in TABLES for line in table(n, support.ROOT / "share/models")["lines"]}
+    for name in paper_variants.RUNS:
+        assert name.removeprefix("speed-") in rows, name
+    done = script("bench/paper_runs.py", "--list")
+    assert all(name in done.stdout for name in paper_variants.RUNS) and "s to go on one H100" in done.stdout
+    assert "expected 60m, speed" in script("bench/paper_runs.py", "--only", "7m", "--list", code=2).stderr
+
+
+# ---- tables ----
+
+def test_tables_of_what_is_recorded(_):
+    """The shipped pair and SmolLM2 stand below the paper's rows, the same in every form."""
+    paths = [support.ROOT / "results", support.ROOT / "share" / "models"]
+    results = json.loads((paths[1] / "results-valid.json").read_text())["results"]
+    made = table(1, *paths)
+    vanilla = next(line for line in made["lines"] if line["row"] == "gpt2-8m-vanilla")
+    want = {r["scheme"]["name"]: r["quality"]["ppl"] for r in results
+            if r["model"]["name"] == "gpt2-8m-vanilla"}
+    assert vanilla["values"] == [results[0]["quality"]["ppl_full"], None, *(
+        want["zeropoint4" + axis] for axis in ("", "-in", "-g128", "-tensor"))]
+    assert any(line["row"].startswith("Smollm2") for line in made["lines"])
+    for number in TABLES:
+        made = table(number, *paths)
+        text = expect(qbench("table", number, *paths, "--csv", "-")).out.decode()
+        rows = list(csv.reader(io.StringIO(text)))
+        assert [len(row) for row in rows] == [5 + len(made["columns"])] * (1 + len(made["lines"]))
+        for row, line in zip(rows[1:], made["lines"]):
+            assert row[3] == line["who"] and row[5:] == ["" if v is None else row[5 + i]
+                                                         for i, v in enumerate(line["values"])]
+            assert [float(v) for v in row[5:] if v] == [v for v in line["values"] if v is not None]
+            if line["who"] == "not run":
+                assert not any(row[5:]), row  # never a number
+        screen = expect(qbench("table", number, *paths)).out.decode()
+        mark = expect(qbench("table", number, *paths, "--md", "-")).out.decode()
+        cells = [line.count("|") for line in mark.splitlines() if line.startswith("|")]
+        assert len(set(cells)) == 1 and len(cells) == 2 + len(made["lines"]), cells
+        assert screen.startswith(f"Table {number} of arXiv:2410.17174") and "Ours: " in screen
+        assert screen.count("not run") == mark.count("not run") == sum(
+            line["who"] == "not run" for line in made["lines"])
+
+
+def test_table_joins_what_belongs_together(folder):
+    """A run's files by their folder, others by the model; most tokens win; a head of its own is said."""
+    results = json.loads((support.ROOT / "share/models/results-builtin.json").read_text())
+    more = json.loads(json.dumps(results))
+    for r in more["results"]:
+        r["quality"]["ppl"] += 1000
+    write(folder / "a.json", results)
+    write(folder / "b.json", more)  # as many tokens: the first counts
+    first = table(3, folder)
+    assert len(first["records"]) == 2 and all(line["values"][1] < 1000 for line in first["lines"]
+                                              if line["who"] == "ours")
+    for r in more["results"]:
+        r["protocol"]["scored_tokens"] += 1
+        r["coverage"]["kept_float"].remove("output projection")
+    write(folder / "b.json", more)
+    assert [line["row"] for line in table(3, folder)["lines"]][-1] == "gpt2-8m-ours, head quantised"
+    for r in more["results"]:
+        r["coverage"]["kept_float"].append("output projection")
+    write(folder / "b.json", more)
+    assert all(line["values"][1] > 1000 for line in table(3, folder)["lines"] if line["who"] == "ours")
+    sha256 = results["results"][0]["model"]["sha256"]
+    write(folder / "c.json", {"schema": "qbench.analysis/1", "model": {"sha256": sha256},
+                              "kurt_norm_ratio_correlation": {"first": 0.5, "rest": 0.25}})
+    (ours,) = (line for line in table(9, folder)["lines"] if line["who"] == "ours")
+    assert ours["row"] == "gpt2-8m-vanilla" and ours["values"] == [0.5, 0.25]
+    write(folder / "run" / "analysis.json", {"schema": "qbench.analysis/1", "model": {"sha256": "1"},
+                                             "kurt_norm_ratio_correlation": {"first": -1}})
+    write(folder / "run" / "run.json", {"schema": "qbench.run/1", "name": "x|y\n", "row": "gpt2-350m"})
+    made = table(9, folder)
+    assert lines_of(made, "gpt2-350m", "ours")[0]["values"] == [-1, None]
+    assert "x|y " in expect(qbench("table", 9, folder)).out.decode()
+
+
+def test_table_refusals(folder):
+    def refused(value, code=3, name="a.json"):
+        write(folder / "r" / name, value)
+        text = expect(qbench("table", 2, folder / "r"), code).err.decode()
+        (folder / "r" / name).unlink()
+        return text
+
+    run = {"schema": "qbench.run/1", "row": "gpt2-60m"}
+    assert "a.json" in refused("{") and "a.json" in refused('{"schema": "qbench.run/1"} x')
+    assert "training" not in refused({**run, "training": {"tokens": "many"}})
+    assert "expected a number" in refused({**run, "evaluation": {"kurt_token_first": "a"}})
+    assert "expected a string" in refused({**run, "name": 5})
+    assert "expected a string" in refused({**run, "sessions": [{"gpu": {}}]})
+    assert "1e+300" in refused({**run, "speed": {"step_per_s": 1e300}})
+    assert "results" in refused({"schema": "qbench.results/1"})
+    for value in ([], {"schema": 5}, {"schema": "other"}, {}, {**run, "sessions": 5, "training": [],
+                  "evaluation": "x"}, {"schema": "qbench.pair/1", "models": [1]}):
+        write(folder / "r" / "a.json", value)
+        expect(qbench("table", 2, folder / "r"))
+    deep = folder / "deep"
+    for i in range(12):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    assert "inside one another" in expect(qbench("table", 2, folder / "deep"), 3).err.decode()
+    os.symlink(folder / "r", folder / "r" / "again")
+    assert "inside one another" in expect(qbench("table", 2, folder / "r"), 3).err.decode()
+    for word in ("7", "0", "two", "3x", "99999999999999999999"):
+        assert "expected 1, 2, 3" in expect(qbench("table", word, folder), 2).err.decode()
+    assert "none" in expect(qbench("table", "2", folder / "none"), 3).err.decode()
