@@ -188,6 +188,18 @@ cuda_input qb__cuda_staged(const qb_cuda_linear *linear, const qb_cuda_stage *st
 /* A stage for the input of `linear` in the backbone's scratch. */
 qb_cuda_stage qb__cuda_stage(const cuda_engine *e, const qb_cuda_linear *linear, void *y);
 
+/* ---- cuda_taps.c ---- */
+
+/* Rows of a view on the device: `stride` elements of `type` from one to the next. */
+typedef struct cuda_shown {
+    void *dev;
+    qb_cuda_dtype type;
+    size_t stride;
+    qb_cuda_stream stream;
+} cuda_shown;
+/* view: without x and stride. */
+qb_status qb__cuda_show(const cuda_shown *rows, const qb_taps *taps, qb_tap_view view);
+
 /* ---- cuda_head.c ---- */
 
 qb_status qb__cuda_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);

@@ -24,7 +24,34 @@ typedef struct forward {
     const cuda_block *block;
     qb_cuda_pending pending; /* of the product before, to be added to the residual stream */
     size_t q_width, kv_width, qkv_width, x_stride;
+    const qb_taps *taps; /* who looks; NULL = nobody */
 } forward;
+
+/* ---- who looks (infer/taps.h) ---- */
+
+static qb_status show(const forward *f, qb_tap tap, qb_role role, void *dev, qb_cuda_dtype type,
+                      size_t width, size_t stride)
+{
+    if (!f->taps) return QB_OK;
+    const cuda_shown rows = {dev, type, stride, f->b->stream};
+    const qb_tap_view view = {.tap = tap,
+                              .role = role,
+                              .layer = f->layer,
+                              .batch = f->batch,
+                              .n_tokens = f->n_tokens,
+                              .width = width};
+    return qb__cuda_show(&rows, f->taps, view);
+}
+
+static qb_status show_x(const forward *f, qb_tap tap, qb_role role)
+{
+    return show(f, tap, role, f->x, QB_CUDA_F32, f->c->d_model, f->x_stride);
+}
+
+static qb_status show_normed(const forward *f, qb_role role, const qb_cuda_stage *stage)
+{
+    return show(f, QB_TAP_NORMED, role, stage->y, stage->type, f->c->d_model, stage->stride);
+}
 
 /* ---- staging ---- */
 
@@ -69,9 +96,37 @@ static cuda_output float_output(const forward *f, const qb_cuda_linear *l, void 
     return out;
 }
 
+static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_stage *stage,
+                          uint32_t *cleared);
+
+/* A pass that only adds what is pending to x; its norm goes where nothing is kept yet. */
+static qb_status settle(forward *f)
+{
+    qb_cuda_stage ignored = {
+        .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
+    QB_TRY(add_norm(f, &f->e->norms[2 * f->layer + 1], &ignored, NULL));
+    f->pending = (qb_cuda_pending){0};
+    return QB_OK;
+}
+
+/* run_into_x for those who look: first the output, then the sum. */
+static qb_status show_into_x(forward *f, const qb_cuda_linear *l, const cuda_input *in)
+{
+    bool is_down = l == &f->block->down;
+    cuda_output out = {
+        .y = f->b->out, .stride = qb_cuda_stride(f->c->d_model), .type = QB_CUDA_F32};
+    QB_TRY(qb__cuda_linear_run(l, in, &out, f->b));
+    QB_TRY(show(f, QB_TAP_ADDED, is_down ? QB_ROLE_DOWN : QB_ROLE_O, out.y, out.type, f->c->d_model,
+                out.stride));
+    f->pending = qb__cuda_pending(l, &out);
+    QB_TRY(settle(f));
+    return is_down ? show_x(f, QB_TAP_STREAM, QB_ROLE_DOWN) : QB_OK;
+}
+
 /* A product whose output is added to x. */
 static qb_status run_into_x(forward *f, const qb_cuda_linear *l, const cuda_input *in)
 {
+    if (f->taps) return show_into_x(f, l, in);
     cuda_output out = float_output(f, l, f->b->out, f->c->d_model);
     f->pending = (qb_cuda_pending){0};
     if (l->requant == QB_CUDA_REQUANT_NONE)
@@ -303,6 +358,7 @@ static qb_status attention_part(forward *f)
     const qb_cuda_linear *qkv = &f->block->qkv, *o = &f->block->o;
     qb_cuda_stage stage = qb__cuda_stage(f->e, qkv, f->b->normed);
     QB_TRY(add_norm(f, &f->e->norms[2 * f->layer], &stage, NULL));
+    QB_TRY(show_normed(f, QB_ROLE_NORM1, &stage));
     cuda_input in = qb__cuda_staged(qkv, &stage, f->m, f->b);
     cuda_output out = float_output(f, qkv, f->b->qkv, f->qkv_width);
     const qkv_place place = place_of_layer(f);
@@ -311,7 +367,10 @@ static qb_status attention_part(forward *f)
     QB_TRY(qb__cuda_linear_run(qkv, &in, &out, f->b));
     qb_cuda_pending pending = qb__cuda_pending(qkv, &out);
     if (!out.cache.n_tokens && !place.k_new) QB_TRY(position(f, &pending, &place));
+    QB_TRY(show(f, QB_TAP_QKV, QB_ROLE_QKV, place.q, f->e->type, f->qkv_width, place.q_stride));
     QB_TRY(attend(f, &place));
+    QB_TRY(show(f, QB_TAP_ATTENTION, QB_ROLE_O, f->att, f->e->type, f->q_width,
+                qb_cuda_stride(f->q_width)));
     if (f->last_only && f->layer + 1 == f->c->n_layers) QB_TRY(keep_last_rows(f));
     QB_TRY(gate_heads(f));
     qb_cuda_stage next = qb__cuda_stage(f->e, o, f->b->act);
@@ -353,6 +412,7 @@ static qb_status mlp_part(forward *f)
     if (acted && up->kind == QB_CUDA_LINEAR_S8 && down->input == QB_STAGE_TOKEN)
         out.row_max_bits = f->b->row_max_bits;
     QB_TRY(add_norm(f, &f->e->norms[2 * f->layer + 1], &stage, out.row_max_bits));
+    QB_TRY(show_normed(f, QB_ROLE_NORM2, &stage));
     QB_TRY(qb__cuda_linear_run(up, &in, &out, f->b));
     qb_cuda_stage next = qb__cuda_stage(f->e, down, f->b->act);
     if (acted && down->input == QB_STAGE_FLOAT) {
@@ -381,17 +441,15 @@ static bool has_step_head(const forward *f)
 /* As after attention, in a last block that has none; what was to be added to x is added before. */
 static qb_status keep_last_rows_here(forward *f)
 {
-    qb_cuda_stage ignored = {
-        .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
     if (!f->last_only || f->layer + 1 < f->c->n_layers) return QB_OK;
-    QB_TRY(add_norm(f, &f->e->norms[2 * f->layer + 1], &ignored, NULL));
-    f->pending = (qb_cuda_pending){0};
+    QB_TRY(settle(f));
     return keep_last_rows(f);
 }
 
 static qb_status run_layers(forward *f)
 {
     QB_TRY(embed(f));
+    QB_TRY(show_x(f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD));
     for (f->layer = 0; f->layer < f->c->n_layers; f->layer++) {
         f->block = &f->e->blocks[f->layer];
         bool has_attention = qb_config_has_attention(f->c, f->layer);
@@ -401,6 +459,7 @@ static qb_status run_layers(forward *f)
     qb_cuda_stage last = {
         .kind = QB_STAGE_FLOAT, .type = QB_CUDA_F32, .y = f->e->hidden, .stride = f->x_stride};
     QB_TRY(add_norm(f, &f->e->norms[2 * f->c->n_layers], &last, NULL));
+    QB_TRY(show_normed(f, QB_ROLE_NORM_F, &last));
     return has_step_head(f) ? qb__cuda_head(&f->e->base, 0, 0, 1, f->m) : QB_OK;
 }
 
@@ -421,6 +480,18 @@ static forward make_forward(cuda_engine *e, size_t batch, size_t n_tokens, size_
                  .x_stride = qb_cuda_stride(c->d_model)};
     f.qkv_width = f.q_width + 2 * f.kv_width;
     return f;
+}
+
+/* Codes and values in a cache are not shown. */
+static qb_status run_observed(forward *f)
+{
+    const qb_scheme *scheme = &f->e->base.scheme;
+    if (scheme->input.bits || scheme->output.bits || f->e->k_cache)
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "--device cuda: activations are shown of full precision without a cache, "
+                       "found scheme %s",
+                       scheme->name);
+    return run_layers(f);
 }
 
 /* ---- graphs ---- */
@@ -505,5 +576,7 @@ qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batc
     f.tokens = b->tokens;
     f.last_only = last_only && n_tokens > 1;
     QB_TRY(qb_cuda_upload(b->tokens, tokens, f.m * sizeof *tokens, b->stream));
+    f.taps = last_only ? NULL : engine->taps;
+    if (f.taps) return run_observed(&f);
     return run_captured(&f, &e->prefill);
 }

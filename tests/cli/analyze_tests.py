@@ -1,8 +1,10 @@
 """qbench analyze on tiny models and the pair in share/models: the schema, the same figures at any
 batch and number of threads, what options add, errors."""
+import importlib.util
 import json
 import re
 import signal
+import sys
 import time
 
 import schema_check
@@ -80,6 +82,19 @@ def test_analyze_rows_of_tokens_are_windows(own):
     protocol = found["texts"][0]["protocol"]
     assert protocol["windows"] * protocol["context"] == found["texts"][0]["tokens"]
     expect(qbench("analyze", "--tokens", tokens, "--text", own / "t", path), 2)
+
+
+def test_analyze_equals_an_independent_computation(own):
+    """Every figure, on the models that Hugging Face wrote: tools/check_analysis.py."""
+    if not importlib.util.find_spec("numpy"):
+        raise support.Skip("NumPy is not here")
+    for name in ("a-gpt2", "a-llama-mha", "a-llama-gqa-tied", "a-llama3-scaled"):
+        folder = support.golden(name)
+        tokens, found = folder / "golden.safetensors", own / "a.json"
+        expect(qbench("analyze", "--quiet", "--json", found, "--tokens", tokens, folder))
+        done = support.run(sys.executable, support.ROOT / "tools" / "check_analysis.py", folder,
+                           tokens, found)
+        assert done.code == 0, done.out.decode()
 
 
 def test_analyze_page_names_every_metric(own):
