@@ -39,7 +39,8 @@ class Paper:
     def __init__(self, args, more):
         self.program = runs.Program(args.program)
         self.work, self.results, self.corpus = args.work.resolve(), args.results.resolve(), args.corpus
-        self.vocab, self.tokens, self.eval_tokens = args.vocab, args.tokens, args.eval_tokens
+        self.vocab, self.tokenizer = args.vocab, args.tokenizer
+        self.tokens, self.eval_tokens = args.tokens, args.eval_tokens
         self.first_mark, self.seed, self.more = args.first_mark, args.seed, more
         self.deadline = time.monotonic() + args.budget if args.budget else None
         self.shards = self.work / "shards"
@@ -140,8 +141,9 @@ def analyze(p, folder, model):
     if not p.program.can("help", "analyze"):
         return False
     (text,) = runs.corpus_texts(p.corpus, "valid")
-    p.program.must("analyze", model.name, "--text", text.name, "--max-tokens", min(p.eval_tokens, 65536),
-                   "--json", "analysis.json", cwd=folder, stdout=subprocess.DEVNULL)
+    p.program.must("analyze", model.name, *p.device, "--text", text.name, "--max-tokens",
+                   min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
+                   stdout=subprocess.DEVNULL)
     return True
 
 
@@ -254,7 +256,7 @@ def run_all(p, wanted):
     todo = [name for name in wanted if not p.is_recorded(name)]
     if any(RUNS[name].group != "speed" for name in todo):
         p.work.mkdir(parents=True, exist_ok=True)
-        runs.make_shards(p.program, p.corpus, p.work, p.vocab)
+        runs.make_shards(p.program, p.corpus, p.work, p.vocab, p.tokenizer)
         check_data(p)
     for name in list(todo):
         if p.left() < LEAST_SECONDS:
@@ -284,6 +286,8 @@ def main():
     parser.add_argument("--tokens", type=int, help="of every training; default: each run's own")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--tokenizer", type=pathlib.Path,
+                        help="a tokenizer.json, or a model with one, of --vocab entries; default: train one")
     parser.add_argument("--first-mark", type=int, default=100_000_000, help="tokens to the first evaluation")
     parser.add_argument("--eval-tokens", type=int, default=262144, help="of the held-out text")
     words, more = runs.split_more(sys.argv[1:])

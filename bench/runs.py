@@ -147,13 +147,15 @@ def corpus_texts(corpus, stem):
     return found
 
 
-def make_shards(program, corpus, work, vocab):
+def make_shards(program, corpus, work, vocab, tokenizer=None):
     """WORK/shards and WORK/valid, each with its record WORK/data.json and valid.json: written last, so
-    that what is broken off is made again. Documents that a judging text shares are dropped."""
+    that what is broken off is made again. Documents that a judging text shares are dropped. The
+    vocabulary is trained on the texts, or that of a file."""
     shards, record, valid = work / "shards", work / "data.json", work / "valid.json"
     if not record.exists():
         judges = [*corpus_texts(corpus, "valid"), TEXTS / "eval.txt", TEXTS / "calibration.txt"]
-        program.must("data", *corpus_texts(corpus, "train*"), "--train-bpe", vocab, "--decontaminate",
+        words = ["--tokenizer", tokenizer] if tokenizer else ["--train-bpe", vocab]
+        program.must("data", *corpus_texts(corpus, "train*"), *words, "--decontaminate",
                      ",".join(map(str, judges)), "--out", shards, "--json", record)
     if not valid.exists():
         program.must("data", *corpus_texts(corpus, "valid"), "--tokenizer", shards / "tokenizer.json",
