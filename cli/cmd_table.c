@@ -1,5 +1,7 @@
 /* cli/cmd_table.c - qbench table: a table of the paper beside our recorded runs. */
 #include "cli/output.h"
+
+#include "core/file.h"
 #include "report/table.h"
 
 #include <stdlib.h>
@@ -39,10 +41,13 @@ static qb_status find_table(const char *word, const qb_paper_table **out)
                    "table: no such table: found '%.40s', expected 1, 2, 3, 4, 5, 6 or 9", word);
 }
 
-/* The records of all paths; of the folder results where none is given. */
+/* The records of all paths; where none is given those of a checkout of this project. */
 static qb_status read_records(const qb_cli *cli, qb_table_records *records)
 {
-    if (qb_cli_n_args(cli) == 1) return qb_table_records_add(records, "results");
+    if (qb_cli_n_args(cli) == 1) {
+        QB_TRY(qb_table_records_add(records, "results"));
+        return qb_is_folder("share/models") ? qb_table_records_add(records, "share/models") : QB_OK;
+    }
     for (size_t i = 1; i < qb_cli_n_args(cli); i++)
         QB_TRY(qb_table_records_add(records, qb_cli_arg(cli, i)));
     return QB_OK;

@@ -138,10 +138,10 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
     [QB_VERB_TABLE] = {"table", "N [RESULTS...]",
         "a table of arXiv:2410.17174 beside recorded runs",
         "Prints table 1, 2, 3, 4, 5, 6 or 9 of the paper with our figures under its own, and above it "
-        "what differs. RESULTS are files or folders (default: results) of qbench run --json, qbench "
-        "analyze --json and bench/paper_runs.py. What was not run is said to be so.",
-        {"qbench table 3 results share/models",
-         "qbench table 2 --md table2.md results"},
+        "what differs. RESULTS are files or folders (default: results and share/models) of qbench run "
+        "--json, qbench analyze --json and bench/paper_runs.py. What was not run is said to be so.",
+        {"qbench table 3",
+         "qbench table 2 results --md table2.md"},
         1, 64, qb_cmd_table},
     [QB_VERB_KERNELS] = {"kernels", "",
         "every kernel row, and why it is refused here",

@@ -252,8 +252,10 @@ static double real_of(int64_t count)
     return count < 0 ? NAN : (double)count;
 }
 
-static qb_status take_schemes(qb_table_record *r, const qb_result *first, size_t n)
+static qb_status take_schemes(qb_table_record *r, const qb_result *first, size_t n,
+                              const char *path)
 {
+    if (!r->folder) QB_TRY(set_plain(&r->path, path));
     r->schemes = first;
     r->n_schemes = n;
     r->scored_tokens = real_of(first->protocol.scored_tokens);
@@ -281,7 +283,7 @@ static qb_status add_schemes(qb_table_records *records, const qb_result *first, 
     if (!r) r = of_model(records, first->model.sha256, quantises_head(first));
     if (!r) QB_TRY(add_record(records, path, &r));
     if (r->schemes && !((double)first->protocol.scored_tokens > r->scored_tokens)) return QB_OK;
-    return take_schemes(r, first, n);
+    return take_schemes(r, first, n, path);
 }
 
 static qb_status keep_results(qb_table_records *records, qb_results results)

@@ -33,7 +33,7 @@ typedef enum qb_figure_id {
 typedef struct qb_table_record {
     char *name;   /* of the run, else of the model */
     char *row;    /* id of the row that it stands for; NULL = none */
-    char *path;   /* of the file that was read first */
+    char *path;   /* of a run's run.json, else of its evaluation, else of what was read first */
     char *folder; /* of a run; NULL = no run */
     char *sha256; /* of the model; NULL = not known */
     char *gpu, *time_utc, *git_commit, *command, *text; /* NULL = not known */

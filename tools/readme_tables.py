@@ -1,8 +1,15 @@
 #!/usr/bin/env python3
-"""Writes the measured tables of README.md from results/ and share/models, between marker lines, so that no
-number is typed by hand. --check changes nothing and fails where README.md differs. Standard library."""
+"""Writes the measured tables of README.md and docs/reproduction.md from results/ and share/models, between
+marker lines, so that no number is typed by hand.
+
+    tools/readme_tables.py [--check] [--qbench build/qbench]
+
+--check changes nothing and fails where a page differs. The paper's tables are what `qbench table` prints:
+without a program docs/reproduction.md is left alone, which is said. Standard library."""
+import argparse
 import json
 import pathlib
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -145,22 +152,100 @@ def measured():
     return quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm() + gpu_training()
 
 
+# ---- docs/reproduction.md ----
+
+TABLES = (1, 2, 3, 4, 5, 6, 9)
+
+
+def paper_table(qbench, number):
+    text = subprocess.run([qbench, "table", str(number), "--md", "-"], cwd=ROOT, check=True, text=True,
+                          stdout=subprocess.PIPE).stdout
+    return text.rstrip("\n").splitlines()
+
+
+def pair_marks():
+    """{tokens: {(model, scheme): penalty}} of results/pair_growth.txt; (model, "full"): perplexity."""
+    marks = {}
+    for line in (ROOT / "results/pair_growth.txt").read_text().splitlines():
+        if not line.startswith("hist/"):
+            continue
+        path, tokens, scheme, full, penalty = line.split()
+        which = "ours" if "ours" in path else "vanilla"
+        mark = marks.setdefault(int(tokens), {})
+        mark[which, "full"], mark[which, scheme] = float(full), float(penalty)
+    return marks
+
+
+def growth_of_pair():
+    names = ("full", "coarse", "zeropoint4", "fine")
+    rows = [["billion tokens", *(f"{which}: {name}" for which in pair_report.PAIR for name in names)]]
+    for tokens, figures in sorted(pair_marks().items()):
+        cells = [pair_report.number(value) if name == "full" else pair_report.signed(value)
+                 for which in pair_report.PAIR for name in names
+                 for value in [figures.get((which, name))]]
+        rows.append([f"{tokens / 1e9:.2f}", *cells])
+    return markdown(rows)
+
+
+def growth_of_runs(results=ROOT / "results/paper"):
+    """What the gap does with the tokens, of each recorded training."""
+    rows = [["run", "billion tokens", "full", "coarse", "moderate", "fine", "zeropoint4",
+             "kurtosis first / others", "%first"]]
+    for path in sorted(results.glob("*/run.json")):
+        record = json.loads(path.read_text())
+        for i, mark in enumerate(record.get("growth", [])):
+            cost = {name: pair_report.signed(s["penalty"]) for name, s in mark["schemes"].items()}
+            rows.append([record["name"] if not i else "", f"{mark['tokens'] / 1e9:.2f}",
+                         pair_report.number(mark["ppl_full"]),
+                         *(cost.get(name, "–") for name in ("coarse", "moderate", "fine", "zeropoint4")),
+                         f"{mark['kurt_token_first']:.2f} / {mark['kurt_token_rest']:.2f}",
+                         f"{100 * mark['attn_first_argmax']:.1f}"])
+    return markdown(rows) if len(rows) > 1 else ["Not run."]
+
+
+def reproduction(text, qbench):
+    for number in TABLES:
+        text = fill(text, f"table {number}", paper_table(qbench, number))
+    text = fill(text, "growth of the pair", growth_of_pair())
+    return fill(text, "growth of the runs", growth_of_runs())
+
+
+# ---- pages ----
+
+def readme(text, _):
+    return fill(fill(text, "pair", pair()), "measured", measured())
+
+
 def fill(text, name, lines):
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     head, rest = text.split(begin, 1)
     return head + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
 
 
+PAGES = {"README.md": readme, "docs/reproduction.md": reproduction}
+
+
 def main():
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    fresh = fill(fill(text, "pair", pair()), "measured", measured())
-    if "--check" in sys.argv[1:]:
-        if fresh != text:
-            sys.exit("README.md: the measured tables differ from the records: run tools/readme_tables.py")
-        print("1 passed, 0 failed, 0 skipped")
-        return
-    readme.write_text(fresh)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--qbench", type=pathlib.Path, default=ROOT / "build" / "qbench")
+    args = parser.parse_args()
+    qbench = args.qbench.resolve()
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    for name, make in PAGES.items():
+        if make is reproduction and not qbench.exists():
+            print(f"skipped: {name}: {args.qbench} is not there")
+            counts["skipped"] += 1
+            continue
+        text = (ROOT / name).read_text()
+        fresh = make(text, qbench)
+        if not args.check:
+            (ROOT / name).write_text(fresh)
+        elif fresh != text:
+            print(f"{name}: its tables differ from the records: run tools/readme_tables.py")
+        counts["failed" if args.check and fresh != text else "passed"] += 1
+    print(", ".join(f"{n} {what}" for what, n in counts.items()))
+    sys.exit(1 if counts["failed"] else 0)
 
 
 if __name__ == "__main__":

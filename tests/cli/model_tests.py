@@ -212,7 +212,8 @@ def documented_examples():
     """The command lines of --help, of README.md and of what is said of results."""
     for verb in VERBS:
         yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
-    for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md", "docs/report.md"):
+    for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md", "docs/report.md",
+                 "docs/reproduction.md"):
         text = (support.ROOT / page).read_text()
         yield from (line.replace("build/qbench", "qbench")
                     for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))

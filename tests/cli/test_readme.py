@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The measured tables of README.md are those of results/: no number is typed by hand."""
+"""The measured tables of README.md and docs/reproduction.md are those of results/: no number is typed by
+hand."""
 import pathlib
 import subprocess
 import sys
