@@ -254,8 +254,8 @@ def show(p, wanted):
 def run_all(p, wanted):
     failed = 0
     todo = [name for name in wanted if not p.is_recorded(name)]
+    p.work.mkdir(parents=True, exist_ok=True)
     if any(RUNS[name].group != "speed" for name in todo):
-        p.work.mkdir(parents=True, exist_ok=True)
         runs.make_shards(p.program, p.corpus, p.work, p.vocab, p.tokenizer)
         check_data(p)
     for name in list(todo):
