@@ -33,6 +33,13 @@ typedef struct qb_analyze {
 qb_status qb_analyze_open_texts(qb_analyze *a);
 void qb_analyze_close_texts(qb_analyze *a);
 
+/* ---- cli/analyze_interventions.c ---- */
+
+bool qb_analyze_wants_interventions(const qb_cli *cli);
+/* Before the long work: all that are asked for can be made of this model. */
+qb_status qb_analyze_check_interventions(qb_analyze *a);
+qb_status qb_analyze_add_interventions(qb_analyze *a, json_t *root);
+
 /* ---- cli/cmd_analyze.c ---- */
 
 /* Runs all texts through the engine. nll_sums (n_texts), of the scored tokens, or NULL: no losses.

@@ -15,7 +15,10 @@
 #include <string.h>
 #include <time.h>
 
-static const qb_analyze_section sections[] = {{0}};
+static const qb_analyze_section sections[] = {
+    {qb_analyze_wants_interventions, true, qb_analyze_add_interventions},
+    {0},
+};
 
 /* ---- passes ---- */
 
@@ -99,6 +102,7 @@ static qb_status prepare(qb_analyze *a)
     strftime(a->time_utc, sizeof a->time_utc, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     QB_TRY(qb_cli_prepare(a->cli, &a->device, &a->pool));
     QB_TRY(qb_model_open(qb_cli_arg(a->cli, 0), &a->model));
+    QB_TRY(qb_analyze_check_interventions(a));
     QB_TRY(qb_analyze_open_texts(a));
     QB_TRY(create_engine(a));
     QB_TRY(create_analysis(a));

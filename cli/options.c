@@ -370,6 +370,16 @@ const qb_option qb_options[] = {
     /* analyze */
     {"maps", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
         "attention and hidden states of the first window, in cells, too", NULL},
+    {"zero-massive", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "perplexity with the massive activations found set to 0", NULL},
+    {"mean-massive", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "perplexity with the massive activations found set to their mean", NULL},
+    {"zero-first-value", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "perplexity with the value of each window's first token set to 0", NULL},
+    {"drop-first-key", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "perplexity where no later token can attend to a window's first", NULL},
+    {"remove", 0, QB_OPTION_LIST, ON(ANALYZE), "PART[,PART...]", NULL, 0, 0,
+        "perplexity without head:L.H, attn:L or mlp:L, one at a time, counted from 1", NULL},
     /* generate */
     {"prompt", 0, QB_OPTION_STRING, ON(GENERATE), "TEXT", NULL, 0, 0,
         "text to continue; - reads standard input", NULL},

@@ -172,12 +172,12 @@ static void look_at_query(const heads *h, size_t head, size_t query, const float
     size_t seen = query + 1 > h->c->free_prefix ? query + 1 : h->c->free_prefix;
     if (seen > h->context) seen = h->context;
     verdict v = judge(h->c, s, seen, silent);
-    if (h->wishes.view) {
-        h->wishes.view->weight[head * h->context + query] = (float)v.first;
-        h->wishes.view->gap[head * h->context + query] = gap_of(s, query);
-        h->wishes.view->marked_weight[head * h->context + query] =
-            (float)weight_of_marked(h, head, s, seen, v.log_sum);
-    }
+    const qb_first_key_view *view = h->wishes.view;
+    size_t at = head * h->context + query;
+    if (view) view->weight[at] = (float)v.first;
+    if (view && view->gap) view->gap[at] = gap_of(s, query);
+    if (view && view->marked)
+        view->marked_weight[at] = (float)weight_of_marked(h, head, s, seen, v.log_sum);
     spread_weights(h, head, query, s, seen, v.log_sum);
     if (query == 0) return; /* it has no choice */
     qb_head_figures *found = &h->found[head];

@@ -70,9 +70,10 @@ size_t qb_cell_elems(size_t n, size_t n_cells, size_t cell);
 /* What single queries do, with the first key above all, (batch, H, context) each; borrowed. */
 typedef struct qb_first_key_view {
     float *weight; /* of the first key */
-    float *gap;    /* its score less the mean score of keys 2 to i - 1 of query i; 0 for i < 3 */
-    float *marked_weight; /* of the marked keys together */
-    const bool *marked;   /* (batch, context) */
+    float *gap;    /* its score less the mean score of keys 2 to i - 1 of query i; 0 for i < 3; NULL
+                      = not wanted */
+    float *marked_weight; /* of the marked keys together; not looked at where marked is NULL */
+    const bool *marked;   /* (batch, context); NULL = not wanted */
 } qb_first_key_view;
 
 /* More that can be asked for; NULL = not wanted. All borrowed; overwritten. */

@@ -119,6 +119,24 @@ static void write_massive(const json_t *root, FILE *stream)
     }
 }
 
+static void write_interventions(const json_t *root, FILE *stream)
+{
+    size_t i;
+    json_t *one;
+    const json_t *list = json_object_get(root, "interventions");
+    if (json_array_size(list))
+        fprintf(stream, "\n%-20s %12s %12s %14s\n", "intervention", "perplexity", "untouched",
+                "loss");
+    json_array_foreach(list, i, one)
+    {
+        char ppl[QB_FORMAT_BYTES], before[QB_FORMAT_BYTES], loss[QB_FORMAT_BYTES];
+        fprintf(stream, "%-20s %12s %12s %14s\n", text_at(one, "name"),
+                qb_format_perplexity(real_at(one, "ppl"), ppl),
+                qb_format_perplexity(real_at(one, "ppl_untouched"), before),
+                qb_format_signed(real_at(one, "loss_increase"), loss));
+    }
+}
+
 qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
 {
     const json_t *model = json_object_get(root, "model");
@@ -129,5 +147,6 @@ qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
     write_layers(root, stream);
     write_summary(root, stream);
     write_massive(root, stream);
+    write_interventions(root, stream);
     return QB_OK;
 }

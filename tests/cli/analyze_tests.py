@@ -84,6 +84,23 @@ def test_analyze_rows_of_tokens_are_windows(own):
     expect(qbench("analyze", "--tokens", tokens, "--text", own / "t", path), 2)
 
 
+def test_analyze_interventions(own):
+    path = models(own)["gguf"]
+    flags = ["--zero-massive", "--mean-massive", "--zero-first-value", "--drop-first-key"]
+    found = analyze(own, "--max-tokens", 600, *flags, "--remove", "mlp:1,head:1.2", path)
+    done = {one["name"]: one for one in found["interventions"]}
+    assert list(done) == [flag[2:] for flag in flags] + ["mlp:1", "head:1.2"]
+    untouched = found["texts"][0]["ppl"]
+    assert all(abs(one["ppl_untouched"] / untouched - 1) < 1e-12 for one in done.values())
+    assert done["zero-massive"]["values_set"] == 0  # a small random model holds none
+    assert done["zero-massive"]["ppl"] == done["zero-massive"]["ppl_untouched"]
+    assert done["mlp:1"]["ppl"] != untouched and done["head:1.2"]["ppl"] != untouched
+    screen = expect(qbench("analyze", "--quiet", "--max-tokens", 300, "--remove", "attn:1", path))
+    assert b"\nattn:1 " in screen.out, screen
+    for wrong in ("mlp:2", "head:1.3", "head:1", "tail:1", "mlp:1,"):
+        expect(qbench("analyze", "--remove", wrong, path), 2)
+
+
 def test_analyze_equals_an_independent_computation(own):
     """Every figure, on the models that Hugging Face wrote: tools/check_analysis.py."""
     if not importlib.util.find_spec("numpy"):
