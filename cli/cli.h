@@ -68,6 +68,7 @@ qb_status qb_cmd_presets(const qb_cli *cli);
 qb_status qb_cmd_compare(const qb_cli *cli);
 qb_status qb_cmd_gate(const qb_cli *cli);
 qb_status qb_cmd_watch(const qb_cli *cli);
+qb_status qb_cmd_profile(const qb_cli *cli);
 qb_status qb_cmd_report(const qb_cli *cli);
 qb_status qb_cmd_table(const qb_cli *cli);
 qb_status qb_cmd_kernels(const qb_cli *cli);

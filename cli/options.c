@@ -127,6 +127,15 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"qbench watch history.jsonl result.json",
          "qbench watch history.jsonl --fail-on-change"},
         1, 1024, qb_cmd_watch},
+    [QB_VERB_PROFILE] = {"profile", "MODEL",
+        "where the time goes: by phase, layer and kernel, against this machine's peaks",
+        "Runs MODEL in full precision and under a scheme in turns, prefill and decode, and says what "
+        "each phase takes, how far that is from the measured peaks of this machine, and why the "
+        "scheme is faster or slower. --sweep finds the batch from which on it wins. Peaks are kept in "
+        "$XDG_CACHE_HOME/qbench; --peaks measures them anew, and alone without MODEL.",
+        {"qbench profile model.bin --scheme fine --trace trace.json",
+         "qbench profile model.bin --scheme coarse --sweep batch=1..16,context=128"},
+        0, 3, qb_cmd_profile},
     [QB_VERB_REPORT] = {"report", "RESULT.json|RUN...",
         "results and training curves as one page of HTML",
         "Reads files of qbench run --json, and of training runs their folder or metrics.jsonl, and "
@@ -179,7 +188,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
 
 #define ON(verb) (1u << QB_VERB_##verb)
 #define ALL (~0u)
-#define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE)) /* verbs that run a model under a scheme */
+#define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE) | ON(PROFILE)) /* verbs that run a model under a scheme */
 #define WINDOWS (ON(RUN) | ON(ANALYZE))              /* verbs that cut a text into windows */
 #define COMPARING (ON(COMPARE) | ON(GATE))
 
@@ -222,6 +231,8 @@ const qb_option qb_options[] = {
     /* what to run */
     {"scheme", 's', QB_OPTION_LIST, ON(RUN), "NAME[,NAME...]", "coarse", 0, 0,
         "schemes to compare with full precision", schemes_or_all},
+    {"scheme", 's', QB_OPTION_STRING, ON(PROFILE), "NAME", "coarse", 0, 0,
+        "scheme to profile beside full precision", schemes},
     {"scheme", 's', QB_OPTION_STRING, ON(LOGITS) | ON(GENERATE), "NAME", NULL, 0, 0,
         "scheme to run (default: the one that the file is stored in, else full)", schemes},
     {"weight-axis", 0, QB_OPTION_STRING, ENGINE | ON(CONVERT), "AXIS", NULL, 0, 0,
@@ -271,15 +282,17 @@ const qb_option qb_options[] = {
     {"no-speed", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0, "measure quality only", NULL},
     {"energy", 0, QB_OPTION_FLAG, ON(RUN), NULL, NULL, 0, 0,
         "joules a token however many schemes (over a second each; else with up to three)", NULL},
-    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(WATCH) | ON(CONVERT) | ON(GENERATE), "N", "42", 0, 9007199254740992.0,
+    {"seed", 0, QB_OPTION_SIZE, ON(RUN) | COMPARING | ON(WATCH) | ON(CONVERT) | ON(GENERATE) | ON(PROFILE), "N", "42", 0, 9007199254740992.0,
         "seed of all random numbers", NULL},
     /* results */
-    {"json", 0, QB_OPTION_STRING, WINDOWS | COMPARING | ON(TABLE) | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
+    {"json", 0, QB_OPTION_STRING, WINDOWS | ON(PROFILE) | COMPARING | ON(TABLE) | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT) | ON(TABLE), "FILE|-", NULL, 0, 0,
         "write the results as CSV", NULL},
     {"md", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT) | ON(TABLE), "FILE|-", NULL, 0, 0,
         "write the results as a Markdown table", NULL},
+    {"md", 0, QB_OPTION_STRING, ON(PROFILE), "FILE|-", NULL, 0, 0,
+        "write the profile as Markdown tables", NULL},
     {"junit", 0, QB_OPTION_STRING, ON(RUN), "FILE", NULL, 0, 0,
         "write the results as JUnit XML, one case a scheme", NULL},
     {"md", 0, QB_OPTION_STRING, COMPARING, "FILE|-", NULL, 0, 0,
@@ -320,6 +333,20 @@ const qb_option qb_options[] = {
         "changes of perplexity within this margin are SAME", NULL},
     {"margin-speed", 0, QB_OPTION_STRING, COMPARING, "P%", "1%", 0, 0,
         "changes of speed within this margin are SAME", NULL},
+    /* profile */
+    {"batch", 'b', QB_OPTION_SIZE, ON(PROFILE), "B", "1", 1, 4096, "sequences at once", NULL},
+    {"context", 'c', QB_OPTION_SIZE, ON(PROFILE), "T", "512", 1, 16777216,
+        "tokens a sequence of the prefill, and before the decoding", NULL},
+    {"trace", 0, QB_OPTION_STRING, ON(PROFILE), "FILE|-", NULL, 0, 0,
+        "write the last pass of each kind as a trace for Perfetto or chrome://tracing", NULL},
+    {"peaks", 0, QB_OPTION_FLAG, ON(PROFILE), NULL, NULL, 0, 0,
+        "measure the machine's peaks anew, kept or not", NULL},
+    {"sweep", 0, QB_OPTION_LIST, ON(PROFILE), "batch=A..B,context=A..B", NULL, 0, 0,
+        "speeds over these, each next twice the one before", NULL},
+    {"budget", 0, QB_OPTION_DOUBLE, ON(PROFILE), "S", "3", 0, 3600,
+        "seconds for each operation; a point of a sweep takes an eighth", NULL},
+    {"samples", 0, QB_OPTION_FLAG, ON(PROFILE), NULL, NULL, 0, 0,
+        "keep the time of each pass in the JSON", NULL},
     /* report */
     {"out", 'o', QB_OPTION_STRING, ON(REPORT), "FILE|-", NULL, 0, 0, "write the page", NULL},
     {"title", 0, QB_OPTION_STRING, ON(REPORT), "TEXT", "qbench report", 0, 0,

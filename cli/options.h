@@ -26,6 +26,7 @@ typedef enum qb_verb_id {
     QB_VERB_COMPARE,
     QB_VERB_GATE,
     QB_VERB_WATCH,
+    QB_VERB_PROFILE,
     QB_VERB_REPORT,
     QB_VERB_TABLE,
     QB_VERB_KERNELS,

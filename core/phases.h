@@ -29,10 +29,10 @@ extern const char *const qb_rate_names[QB_RATE_COUNT]; /* "f32", "bf16", "s8" */
 
 /* The highest speeds measured on a device; NaN = it has none or it was not measured. */
 typedef struct qb_peaks {
-    double copy_gb_per_s;           /* read + written, far more than the caches hold */
-    double read_gb_per_s;           /* read alone, likewise */
-    double cache_gb_per_s;          /* read, a quarter of the last cache */
-    double cache_bytes;             /* of the last cache; NaN = not known */
+    double copy_gb_per_s;             /* read + written, far more than the caches hold */
+    double read_gb_per_s;             /* read alone, likewise */
+    double cache_gb_per_s;            /* read, a quarter of the last cache */
+    double cache_bytes;               /* of the last cache; NaN = not known */
     double gops_per_s[QB_RATE_COUNT]; /* 10^9 operations a second of a large product; a
                                          multiply-add is two */
 } qb_peaks;

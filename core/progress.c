@@ -1,8 +1,9 @@
 /* core/progress.c - see progress.h. */
 #include "core/progress.h"
 
+#include "core/clock.h"
+
 #include <sys/ioctl.h>
-#include <time.h>
 
 #define SECOND_NS 1000000000ull
 
@@ -10,13 +11,6 @@ static struct {
     FILE *stream;
     bool is_terminal;
 } out;
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * SECOND_NS + (uint64_t)t.tv_nsec;
-}
 
 void qb_progress_open(FILE *stream, bool is_terminal)
 {
@@ -26,7 +20,7 @@ void qb_progress_open(FILE *stream, bool is_terminal)
 
 qb_progress qb_progress_begin(const char *what, size_t total)
 {
-    return (qb_progress){.what = what, .total = total, .start_ns = now_ns()};
+    return (qb_progress){.what = what, .total = total, .start_ns = (uint64_t)qb_now_ns()};
 }
 
 enum { LINE_BYTES = 256 };
@@ -74,7 +68,7 @@ void qb_progress_update(qb_progress *p, size_t done)
 {
     p->done = done < p->total ? done : p->total;
     if (!out.stream) return;
-    uint64_t now = now_ns();
+    uint64_t now = (uint64_t)qb_now_ns();
     uint64_t step_ns = out.is_terminal ? SECOND_NS / 10 : 10 * SECOND_NS;
     if (now - p->start_ns < 2 * SECOND_NS || (p->shown_ns && now - p->shown_ns < step_ns)) return;
     show(p, now);

@@ -6,6 +6,7 @@
  * that have not yet finished the present epoch. */
 #include "core/threads.h"
 
+#include "core/clock.h"
 #include "core/memory.h"
 
 #include <pthread.h>
@@ -24,6 +25,8 @@ struct qb_pool {
     qb_task task;
     void *context;
     size_t n_tasks;
+    qb_pool_watcher watcher; /* NULL = nobody */
+    void *watcher_context;
     _Alignas(64) atomic_size_t epoch;
     _Alignas(64) atomic_size_t next;
     _Alignas(64) atomic_size_t running;
@@ -43,13 +46,29 @@ static inline void cpu_pause(void)
 #endif
 }
 
+static _Thread_local size_t own_idx;
+
+size_t qb_thread_idx(void)
+{
+    return own_idx;
+}
+
+void qb_pool_watch(qb_pool *pool, qb_pool_watcher watcher, void *context)
+{
+    if (!pool) return;
+    pool->watcher = watcher;
+    pool->watcher_context = context;
+}
+
 static void run_tasks(qb_pool *pool, size_t thread_idx)
 {
+    int64_t begin_ns = pool->watcher ? qb_now_ns() : 0;
     for (;;) {
         size_t i = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (i >= pool->n_tasks) return;
+        if (i >= pool->n_tasks) break;
         pool->task(pool->context, i, thread_idx);
     }
+    if (pool->watcher) pool->watcher(pool->watcher_context, thread_idx, begin_ns, qb_now_ns());
 }
 
 static size_t wait_for_epoch(qb_pool *pool, size_t seen)
@@ -73,6 +92,7 @@ static void *worker_main(void *arg)
     qb_free(arg);
     qb_pool *pool = start.pool;
     size_t seen = 0;
+    own_idx = start.thread_idx;
     for (;;) {
         seen = wait_for_epoch(pool, seen);
         if (atomic_load(&pool->stop)) return NULL;

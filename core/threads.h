@@ -10,6 +10,7 @@
 #include "core/status.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +33,14 @@ void qb_parallel_for(qb_pool *pool, size_t n_tasks, qb_task task, void *context)
 typedef void (*qb_span_task)(void *context, size_t begin, size_t end);
 void qb_parallel_spans(qb_pool *pool, size_t n, size_t span_elems, qb_span_task task,
                        void *context);
+
+/* Of the pool that the calling thread works for; 0 for a thread that is no pool's worker, so in
+ * tasks of one pool at a time the numbers differ. */
+size_t qb_thread_idx(void);
+/* Tells `watcher` from the next loop on when each thread began and ended its part of a loop that
+ * several threads share; NULL = nobody. Called by the thread itself, clock of core/clock.h. */
+typedef void (*qb_pool_watcher)(void *context, size_t thread_idx, int64_t begin_ns, int64_t end_ns);
+void qb_pool_watch(qb_pool *pool, qb_pool_watcher watcher, void *context); /* accepts NULL */
 
 /* Processors that this process may run on. */
 size_t qb_n_cpus(void);

@@ -6,6 +6,7 @@
 #define QB_INFER_BACKEND_H
 
 #include "infer/taps.h"
+#include "infer/timeline.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -34,6 +35,7 @@ struct qb_engine {
     size_t row_step;     /* the last of each row_step rows can be asked for; 1 = all can */
     const qb_taps *taps; /* who looks at prefills; NULL = nobody */
     char kernels[ENGINE_KERNELS_TEXT];
+    qb_timeline *timeline; /* NULL = off */
 };
 
 struct qb_backend {
@@ -63,6 +65,10 @@ struct qb_backend {
                          const int32_t *target, qb_logit_stats *out);
     qb_status (*sync)(qb_backbone *backbone);
     void (*memory)(const qb_engine *engine, qb_engine_memory *out);
+    /* NULL = the processor's clock. For at most n_stamps stamps. */
+    qb_status (*timeline_clock)(qb_backbone *backbone, size_t n_stamps, qb_timeline_clock *out);
+    /* The device's peaks; NULL = the processor's. */
+    qb_status (*peaks)(int index, qb_peaks *out);
 };
 extern const qb_backend qb__cpu_backend, qb__cuda_backend;
 extern const qb_backend *const qb_backends[]; /* the CPU first; NULL ends */

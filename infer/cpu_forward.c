@@ -10,6 +10,7 @@
 #include "infer/cpu_engine.h"
 
 #include "core/memory.h"
+#include "infer/timeline.h"
 
 #include <math.h>
 #include <string.h>
@@ -36,6 +37,7 @@ typedef struct forward {
     qb_linear_input input; /* of the next product */
     const qb_taps *taps;   /* who looks; NULL = nobody */
     qb_status seen;        /* what they said */
+    qb_timeline *timeline; /* NULL = off */
 } forward;
 
 static bool takes_fused_qkv(const forward *f)
@@ -68,6 +70,52 @@ static void show_rows(forward *f, qb_tap tap, qb_role role, float *x)
     show(f, tap, role, x, f->c->d_model, f->c->d_model);
 }
 
+/* ---- timeline ---- */
+
+static int layer_of(const forward *f)
+{
+    return f->layer < f->c->n_layers ? (int)f->layer : -1;
+}
+
+/* What a pass over the rows does beside `phase`: `before` is requantised, `after` staged. Between
+ * them a row stays in the cache. */
+static void close_rows(const forward *f, qb_phase phase, const qb_linear *before,
+                       const qb_linear *after)
+{
+    qb_work works[3];
+    size_t n = 0;
+    double elems = (double)(f->m * (after ? after->k : f->c->d_model));
+    bool quantises = after && after->input.bits;
+    if (before && before->output.bits)
+        works[n++] = (qb_work){.phase = QB_PHASE_REQUANTISE,
+                               .layer = layer_of(f),
+                               .role = -1,
+                               .kernel = before->quantize->info.name,
+                               .bytes = (double)(f->m * before->n) * sizeof(float)};
+    works[n++] = (qb_work){.phase = phase,
+                           .layer = layer_of(f),
+                           .role = -1,
+                           .kernel = f->b->pointwise->info.name,
+                           .bytes = elems * sizeof(float) * (quantises ? 2 : 3)};
+    if (quantises)
+        works[n++] = (qb_work){.phase = QB_PHASE_QUANTISE,
+                               .layer = layer_of(f),
+                               .role = -1,
+                               .kernel = after->quantize->info.name,
+                               .bytes = elems};
+    qb__timeline_close(f->timeline, works, n);
+}
+
+/* A pass over the rows, timed. */
+static void run_rows(forward *f, qb_span_task task, qb_phase phase, const qb_linear *before,
+                     const qb_linear *after)
+{
+    bool splits = (before && before->output.bits) || (after && after->input.bits);
+    qb__timeline_open(f->timeline, layer_of(f), splits);
+    qb__for_rows(f->b->base.pool, f->m, task, f);
+    if (qb__timeline_is_open(f->timeline)) close_rows(f, phase, before, after);
+}
+
 /* ---- embedding and norms ---- */
 
 static void embed_rows(void *context, size_t m0, size_t m1)
@@ -94,45 +142,60 @@ static void norm_row(const forward *f, const norm_weights *w, const float *x, fl
 }
 
 /* x += output of the product before (in h); y = norm(x). y may be h. */
-static void add_and_norm_row(const forward *f, const norm_weights *w, size_t m, float *y)
+static void add_and_norm_row(const forward *f, const norm_weights *w, size_t m, float *y,
+                             qb_lap *lap)
 {
     size_t width = f->c->d_model;
     float *x = f->b->x + m * width, *h = f->b->h + m * width;
     if (f->pending) {
         qb_linear_finish_row(f->pending, h);
+        if (f->pending->output.bits) qb_lap_mark(lap, QB_PHASE_REQUANTISE);
         f->b->pointwise->add(x, h, width);
     }
     norm_row(f, w, x, y);
+    qb_lap_mark(lap, QB_PHASE_NORM);
 }
 
 static void norm1_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
     size_t width = f->c->d_model, n_heads = f->c->n_heads;
+    qb_lap lap;
+    qb_lap_begin(&lap, f->timeline);
     for (size_t m = m0; m < m1; m++) {
         float *h = f->b->h + m * width;
-        add_and_norm_row(f, &f->b->norms[2 * f->layer], m, h);
+        add_and_norm_row(f, &f->b->norms[2 * f->layer], m, h, &lap);
         if (!f->b->gates) continue;
         const gate_weights *gate = &f->b->gates[f->layer];
         f->b->pointwise->head_gates(h, width, gate->w, gate->bias, n_heads,
                                     f->b->gate_values + m * n_heads);
     }
     qb_linear_stage_rows(first_of_qkv(f), &f->input, m0, m1);
+    qb_lap_mark(&lap, QB_PHASE_QUANTISE);
+    qb_lap_end(&lap);
 }
 
 static void norm2_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
+    qb_lap lap;
+    qb_lap_begin(&lap, f->timeline);
     for (size_t m = m0; m < m1; m++)
-        add_and_norm_row(f, &f->b->norms[2 * f->layer + 1], m, f->b->h + m * f->c->d_model);
+        add_and_norm_row(f, &f->b->norms[2 * f->layer + 1], m, f->b->h + m * f->c->d_model, &lap);
     qb_linear_stage_rows(&f->block->up, &f->input, m0, m1);
+    qb_lap_mark(&lap, QB_PHASE_QUANTISE);
+    qb_lap_end(&lap);
 }
 
 static void final_norm_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
+    qb_lap lap;
+    qb_lap_begin(&lap, f->timeline);
     for (size_t m = m0; m < m1; m++)
-        add_and_norm_row(f, &f->b->norms[2 * f->c->n_layers], m, f->e->hidden + m * f->c->d_model);
+        add_and_norm_row(f, &f->b->norms[2 * f->c->n_layers], m, f->e->hidden + m * f->c->d_model,
+                         &lap);
+    qb_lap_end(&lap);
 }
 
 /* ---- attention ---- */
@@ -143,6 +206,8 @@ static void position_rows(void *context, size_t m0, size_t m1)
     forward *f = context;
     const qb_block *block = f->block;
     size_t half = f->c->head_dim / 2;
+    qb_lap lap;
+    qb_lap_begin(&lap, f->timeline);
     for (size_t m = m0; m < m1; m++) {
         float *q = f->b->qkv + m * f->qkv_width, *k = q + f->q_width, *v = k + f->kv_width;
         size_t sequence = m / f->n_tokens, position = f->past + m % f->n_tokens;
@@ -153,6 +218,7 @@ static void position_rows(void *context, size_t m0, size_t m1)
             qb_linear_finish_row(&block->k, k);
             qb_linear_finish_row(&block->v, v);
         }
+        if (first_of_qkv(f)->output.bits) qb_lap_mark(&lap, QB_PHASE_REQUANTISE);
         if (f->c->pos == QB_POS_ROPE) {
             const float *cosine = f->b->cosine + position * half,
                         *sine = f->b->sine + position * half;
@@ -165,7 +231,28 @@ static void position_rows(void *context, size_t m0, size_t m1)
             f->kv_width;
         memcpy(f->e->k_cache + at, k, f->kv_width * sizeof *k);
         memcpy(f->e->v_cache + at, v, f->kv_width * sizeof *v);
+        if (first_of_qkv(f)->output.bits) qb_lap_mark(&lap, QB_PHASE_POSITION);
     }
+    qb_lap_mark(&lap, QB_PHASE_POSITION);
+    qb_lap_end(&lap);
+}
+
+/* Scores and sums of the keys that each query sees; keys and values are read once a sequence. */
+static void close_attention(const forward *f, const qb_attention_args *args)
+{
+    double pairs = 0, head_dim = (double)args->head_dim;
+    for (size_t i = 0; i < args->n_q; i++) pairs += (double)qb_attention_n_keys(args, i);
+    double kv = 2.0 * (double)((args->n_past + args->n_q) * f->kv_width);
+    double rows = 2.0 * (double)(args->n_q * f->q_width);
+    const qb_work work = {.phase = QB_PHASE_ATTENTION,
+                          .layer = layer_of(f),
+                          .role = -1,
+                          .kernel = f->b->attention->info.name,
+                          .rate = QB_RATE_F32,
+                          .bytes = (double)args->batch * (kv + rows) * sizeof(float),
+                          .ops =
+                              4.0 * (double)args->batch * (double)args->n_heads * head_dim * pairs};
+    qb__timeline_close(f->timeline, &work, 1);
 }
 
 static void attention(forward *f)
@@ -201,7 +288,9 @@ static void attention(forward *f)
         args.kv_stride = f->qkv_width;
         args.kv_batch_stride = f->n_tokens * f->qkv_width;
     }
+    qb__timeline_open(f->timeline, layer_of(f), false);
     qb_attention_run(b->attention, &args, b->base.pool);
+    if (qb__timeline_is_open(f->timeline)) close_attention(f, &args);
 }
 
 /* Each head's output times its gate, where there are gates. */
@@ -209,9 +298,14 @@ static void stage_attention_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
     size_t head_dim = f->c->head_dim;
+    qb_lap lap;
+    qb_lap_begin(&lap, f->timeline);
     for (size_t i = m0 * f->c->n_heads; f->b->gates && i < m1 * f->c->n_heads; i++)
         for (size_t d = 0; d < head_dim; d++) f->b->att[i * head_dim + d] *= f->b->gate_values[i];
+    qb_lap_mark(&lap, QB_PHASE_ATTENTION);
     qb_linear_stage_rows(&f->block->o, &f->input, m0, m1);
+    qb_lap_mark(&lap, QB_PHASE_QUANTISE);
+    qb_lap_end(&lap);
 }
 
 /* ---- products ---- */
@@ -221,13 +315,52 @@ static qb_linear_input make_input(forward *f, float *x, size_t k)
     return (qb_linear_input){.x = x, .m = f->m, .k = k, .scratch = &f->b->linear};
 }
 
+/* The codes of a scale that had to wait for all rows. */
+static void finish_stage(const forward *f, const qb_linear *l)
+{
+    if (!qb_linear_stage_waits(l, &f->input)) return;
+    qb__timeline_open(f->timeline, layer_of(f), false);
+    qb_linear_stage_finish(l, &f->input, f->b->base.pool);
+    const qb_work work = {.phase = QB_PHASE_QUANTISE,
+                          .layer = layer_of(f),
+                          .role = -1,
+                          .kernel = l->quantize->info.name,
+                          .bytes = (double)(f->m * l->k) * (1 + sizeof(float))};
+    qb__timeline_close(f->timeline, &work, 1);
+}
+
+static qb_work product_work(qb_linear *const *linears, size_t n, size_t m, int layer, int role)
+{
+    const qb_linear *l = linears[0];
+    bool is_s8 = l->kind == QB_LINEAR_S8, is_u4 = l->kind == QB_LINEAR_U4;
+    qb_work work = {.phase = QB_PHASE_GEMM,
+                    .layer = layer,
+                    .role = role,
+                    .kernel = is_s8   ? l->s8->info.name
+                              : is_u4 ? l->u4->info.name
+                                      : l->f32->info.name,
+                    .rate = is_s8 ? QB_RATE_S8 : QB_RATE_F32,
+                    .bytes = (double)(m * l->k) * (is_s8 ? 1 : sizeof(float))};
+    for (size_t i = 0; i < n; i++) {
+        work.ops += 2.0 * (double)m * (double)linears[i]->n * (double)l->k;
+        work.bytes +=
+            (double)qb_linear_bytes(linears[i]) + (double)(m * linears[i]->n) * sizeof(float);
+    }
+    return work;
+}
+
 static void run_products(forward *f, qb_linear *const *linears, const qb_role *roles,
                          const qb_linear_output *outputs, size_t n)
 {
-    qb_linear_stage_finish(linears[0], &f->input, f->b->base.pool);
+    finish_stage(f, linears[0]);
     for (size_t i = 0; i < n; i++)
         show(f, QB_TAP_INPUT, roles[i], f->input.x, f->input.k, f->input.k);
+    qb__timeline_open(f->timeline, layer_of(f), false);
     qb_linear_run(linears, outputs, n, &f->input, f->b->base.pool);
+    if (qb__timeline_is_open(f->timeline)) {
+        const qb_work work = product_work(linears, n, f->m, layer_of(f), (int)roles[0]);
+        qb__timeline_close(f->timeline, &work, 1);
+    }
     for (size_t i = 0; i < n; i++)
         show(f, QB_TAP_OUTPUT, roles[i], outputs[i].y, linears[i]->n, outputs[i].stride);
 }
@@ -259,22 +392,31 @@ static void act_rows(void *context, size_t m0, size_t m1)
 {
     forward *f = context;
     size_t width = f->c->d_ff;
+    bool requantises = f->block->up.output.bits > 0;
+    qb_lap lap;
+    qb_lap_begin(&lap, f->timeline);
     for (size_t m = m0; m < m1; m++) {
         float *x = f->b->ff + m * width;
+        if (requantises) qb_lap_mark(&lap, QB_PHASE_ACTIVATION);
         if (f->b->ff2) {
             float *up = f->b->ff2 + m * width;
             qb_linear_finish_row(&f->block->gate, x);
             qb_linear_finish_row(&f->block->up, up);
+            if (requantises) qb_lap_mark(&lap, QB_PHASE_REQUANTISE);
             f->b->pointwise->swiglu(x, up, width, x);
             continue;
         }
         qb_linear_finish_row(&f->block->up, x);
+        if (requantises) qb_lap_mark(&lap, QB_PHASE_REQUANTISE);
         if (f->c->act == QB_ACT_RELU)
             f->b->pointwise->relu(x, width, x);
         else
             f->b->pointwise->gelu_tanh(x, width, x);
     }
+    qb_lap_mark(&lap, QB_PHASE_ACTIVATION);
     qb_linear_stage_rows(&f->block->down, &f->input, m0, m1);
+    qb_lap_mark(&lap, QB_PHASE_QUANTISE);
+    qb_lap_end(&lap);
 }
 
 static void finish_rows(void *context, size_t m0, size_t m1)
@@ -335,10 +477,10 @@ static void attend(forward *f)
 {
     cpu_backbone *b = f->b;
     f->input = make_input(f, b->h, f->c->d_model);
-    qb__for_rows(b->base.pool, f->m, norm1_rows, f);
+    run_rows(f, norm1_rows, QB_PHASE_NORM, f->pending, first_of_qkv(f));
     show_rows(f, QB_TAP_NORMED, QB_ROLE_NORM1, b->h);
     run_qkv(f);
-    qb__for_rows(b->base.pool, f->m, position_rows, f);
+    run_rows(f, position_rows, QB_PHASE_POSITION, first_of_qkv(f), NULL);
     show(f, QB_TAP_QKV, QB_ROLE_QKV, b->qkv, f->qkv_width, f->qkv_width);
     attention(f);
     show(f, QB_TAP_ATTENTION, QB_ROLE_O, b->att, f->q_width, f->q_width);
@@ -348,7 +490,7 @@ static void project_attention(forward *f)
 {
     f->input = make_input(f, f->b->att, f->q_width);
     if (f->block->o.input.bits || f->b->gates)
-        qb__for_rows(f->b->base.pool, f->m, stage_attention_rows, f);
+        run_rows(f, stage_attention_rows, QB_PHASE_ATTENTION, NULL, &f->block->o);
     run_into_h(f, &f->block->o, QB_ROLE_O);
 }
 
@@ -360,11 +502,11 @@ static void run_block(forward *f)
     if (f->last_only && f->layer + 1 == f->c->n_layers) keep_last_rows(f, has_attention);
     if (has_attention) project_attention(f);
     f->input = make_input(f, b->h, f->c->d_model);
-    qb__for_rows(b->base.pool, f->m, norm2_rows, f);
+    run_rows(f, norm2_rows, QB_PHASE_NORM, f->pending, &f->block->up);
     show_rows(f, QB_TAP_NORMED, QB_ROLE_NORM2, b->h);
     run_up(f);
     f->input = make_input(f, b->ff, f->c->d_ff);
-    qb__for_rows(b->base.pool, f->m, act_rows, f);
+    run_rows(f, act_rows, QB_PHASE_ACTIVATION, &f->block->up, &f->block->down);
     run_into_h(f, &f->block->down, QB_ROLE_DOWN);
 }
 
@@ -382,16 +524,19 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
                  .past = past,
                  .last_only = last_only,
                  .taps = past || last_only ? NULL : engine->taps,
+                 .layer = c->n_layers, /* none yet */
+                 .timeline = engine->timeline,
                  .q_width = c->n_heads * c->head_dim,
                  .kv_width = c->n_kv_heads * c->head_dim};
     f.qkv_width = f.q_width + 2 * f.kv_width;
-    qb__for_rows(f.b->base.pool, f.m, embed_rows, &f);
+    qb__timeline_restart(f.timeline, 0, 0);
+    run_rows(&f, embed_rows, QB_PHASE_EMBEDDING, NULL, NULL);
     show_rows(&f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD, f.b->x);
     for (f.layer = 0; f.layer < c->n_layers; f.layer++) {
         f.block = &e->blocks[f.layer];
         run_block(&f);
     }
-    qb__for_rows(f.b->base.pool, f.m, final_norm_rows, &f);
+    run_rows(&f, final_norm_rows, QB_PHASE_NORM, f.pending, NULL);
     show_rows(&f, QB_TAP_NORMED, QB_ROLE_NORM_F, e->hidden);
     e->head_ready = false;
     return f.seen;
@@ -468,9 +613,8 @@ static void finish_logit_rows(void *context, size_t m0, size_t m1)
     for (size_t m = m0; m < m1; m++) qb_linear_finish_row(f->head, f->logits + m * f->head->n);
 }
 
-qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits)
+static void run_logits(cpu_engine *e, size_t first_row, size_t n_rows, float *logits)
 {
-    cpu_engine *e = qb__cpu_engine(engine);
     cpu_backbone *b = qb__cpu_backbone(e->base.backbone);
     size_t width = b->base.config->d_model, vocab = b->base.config->vocab;
     if (!e->own_head.n) {
@@ -478,12 +622,24 @@ qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, flo
         qb_linear_input input = {
             .x = e->hidden + first_row * width, .m = n_rows, .k = width, .scratch = &b->linear};
         qb_linear_run(&head, &(qb_linear_output){logits, vocab}, 1, &input, b->base.pool);
-        return QB_OK;
+        return;
     }
     if (!e->head_ready) prepare_own_head(e);
     run_own_head(e, first_row, n_rows, logits);
     finish_logits finish = {&e->own_head, logits};
     if (e->own_head.output.bits) qb__for_rows(b->base.pool, n_rows, finish_logit_rows, &finish);
+}
+
+qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits)
+{
+    cpu_engine *e = qb__cpu_engine(engine);
+    qb__timeline_open(engine->timeline, -1, false);
+    run_logits(e, first_row, n_rows, logits);
+    if (!qb__timeline_is_open(engine->timeline)) return QB_OK;
+    qb_linear *head = e->own_head.n ? &e->own_head : &qb__cpu_backbone(engine->backbone)->head;
+    qb_work work = product_work(&head, 1, n_rows, -1, QB_ROLE_HEAD);
+    work.phase = QB_PHASE_HEAD;
+    qb__timeline_close(engine->timeline, &work, 1);
     return QB_OK;
 }
 

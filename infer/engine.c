@@ -307,11 +307,22 @@ qb_status qb_backbone_sync(qb_backbone *b)
     return b->backend->sync(b);
 }
 
+void qb_engine_set_timeline(qb_engine *e, qb_timeline *timeline)
+{
+    e->timeline = timeline;
+    qb_pool_watch(e->backbone->pool, timeline ? qb__timeline_thread_ran : NULL, timeline);
+}
+
 /* ---- what is known ---- */
 
 size_t qb_backbone_logit_rows(const qb_backbone *b)
 {
     return b->logit_rows;
+}
+
+size_t qb_backbone_n_threads(const qb_backbone *b)
+{
+    return qb_pool_n_threads(b->pool);
 }
 
 void qb_engine_coverage(const qb_engine *e, qb_coverage *out)

@@ -49,6 +49,7 @@ qb_status qb_backbone_create(const qb_model *model, const qb_backbone_options *o
                              qb_backbone **out);
 void qb_backbone_destroy(qb_backbone *backbone); /* accepts NULL */
 size_t qb_backbone_logit_rows(const qb_backbone *backbone);
+size_t qb_backbone_n_threads(const qb_backbone *backbone);
 
 typedef struct qb_engine qb_engine;
 typedef struct qb_engine_options {
@@ -96,6 +97,10 @@ qb_status qb_backbone_compare(qb_backbone *backbone, int slot_a, int slot_b, siz
                               const int32_t *target, qb_logit_stats *out);
 /* Waits until all that was queued is done; errors of the device surface here at the latest. */
 qb_status qb_backbone_sync(qb_backbone *backbone);
+
+/* From now on the engine's passes are timed by it (infer/timeline.h); NULL = no more. Borrowed. */
+typedef struct qb_timeline qb_timeline;
+void qb_engine_set_timeline(qb_engine *engine, qb_timeline *timeline);
 
 /* What is quantised and what is not. */
 typedef struct qb_coverage {

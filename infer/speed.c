@@ -1,6 +1,7 @@
 /* infer/speed.c - see speed.h. */
 #include "infer/speed.h"
 
+#include "core/clock.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
@@ -9,7 +10,6 @@
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 enum {
     DECODE_FROM = 256,
@@ -24,13 +24,6 @@ static const double steady_change = 0.05; /* between two warm-up rounds */
 static const double warm_up_ms = 4000;    /* after which a machine that is not steady will not be */
 static const double fast_ms = 2;
 static const double narrow_enough = 0.01; /* half width over median: more rounds add little */
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
-}
 
 /* ---- plan ---- */
 
@@ -51,7 +44,7 @@ size_t qb_speed_cache_context(const qb_speed_plan *plan)
 
 /* ---- samples ---- */
 
-static qb_status add_sample(qb_samples *samples, double ms)
+qb_status qb_samples_add(qb_samples *samples, double ms)
 {
     if (samples->n == samples->capacity) {
         size_t more = samples->capacity ? 2 * samples->capacity : 32;
@@ -61,6 +54,12 @@ static qb_status add_sample(qb_samples *samples, double ms)
     }
     samples->ms[samples->n++] = ms;
     return QB_OK;
+}
+
+void qb_samples_deinit(qb_samples *samples)
+{
+    qb_free(samples->ms);
+    *samples = (qb_samples){0};
 }
 
 qb_status qb_samples_summarize(const qb_samples *samples, qb_timing *out)
@@ -113,11 +112,11 @@ static qb_status sample_prefill(stopwatch *s, size_t e, double *ms)
     const qb_speed_plan *p = s->plan;
     qb_engine *engine = p->engines[e];
     QB_TRY(sync(engine));
-    double start = now_ms();
+    double start = qb_now_ms();
     QB_TRY(qb_engine_prefill_last(engine, s->tokens, p->batch, p->context));
     QB_TRY(qb_engine_head(engine, 0, 0, 1, p->batch));
     QB_TRY(sync(engine));
-    *ms = now_ms() - start;
+    *ms = qb_now_ms() - start;
     return QB_OK;
 }
 
@@ -139,10 +138,10 @@ static qb_status sample_decode(stopwatch *s, size_t e, double *ms)
         QB_TRY(qb_engine_prefill_last(engine, s->tokens, p->batch, p->decode_from));
     QB_TRY(decode_token(s, engine));
     QB_TRY(sync(engine));
-    double start = now_ms();
+    double start = qb_now_ms();
     for (size_t i = 0; i < run; i++) QB_TRY(decode_token(s, engine));
     QB_TRY(sync(engine));
-    *ms = (now_ms() - start) / (double)run;
+    *ms = (qb_now_ms() - start) / (double)run;
     return QB_OK;
 }
 
@@ -169,10 +168,10 @@ static double slowest(const double *ms, size_t n)
  * are the first samples. */
 static qb_status warm_up(stopwatch *s, sample_fn sample, double *ms, bool *steady)
 {
-    double *last = ms + s->plan->n_engines, start = now_ms();
+    double *last = ms + s->plan->n_engines, start = qb_now_ms();
     bool same = false;
     for (size_t round = 0; round < MAX_WARM_UPS && !same; round++) {
-        if (round > 1 && now_ms() - start > warm_up_ms) break;
+        if (round > 1 && qb_now_ms() - start > warm_up_ms) break;
         memcpy(last, ms, s->plan->n_engines * sizeof *ms);
         QB_TRY(run_round(s, sample, ms));
         same = round > 0;
@@ -204,16 +203,16 @@ static qb_status all_narrow(qb_speed *speed, size_t offset, bool *out)
 static qb_status measure_operation(stopwatch *s, sample_fn sample, size_t offset, qb_speed *speed)
 {
     const qb_speed_plan *p = s->plan;
-    double *ms, start = now_ms();
+    double *ms, start = qb_now_ms();
     size_t min_samples = p->min_samples ? p->min_samples : MIN_SAMPLES;
     bool enough = false;
     QB_TRY(QB_NEW_ZERO(&ms, 2 * p->n_engines, "times of a round"));
     qb_status status = warm_up(s, sample, ms, &speed->steady);
     for (size_t n = 1; status == QB_OK; n++) {
         for (size_t e = 0; e < p->n_engines && status == QB_OK; e++)
-            status = add_sample(samples_of(speed, e, offset), ms[e]);
+            status = qb_samples_add(samples_of(speed, e, offset), ms[e]);
         if (status == QB_OK && n >= min_samples) status = all_narrow(speed, offset, &enough);
-        bool late = now_ms() - start > 1e3 * p->budget_s;
+        bool late = qb_now_ms() - start > 1e3 * p->budget_s;
         if (enough || n >= MAX_SAMPLES || (n >= min_samples && late)) break;
         if (status == QB_OK) status = run_round(s, sample, ms);
     }
@@ -295,8 +294,8 @@ qb_status qb_speed_measure(const qb_speed_plan *plan, qb_speed *out)
 void qb_speed_deinit(qb_speed *speed)
 {
     for (size_t e = 0; speed->engines && e < speed->n_engines; e++) {
-        qb_free(speed->engines[e].prefill.ms);
-        qb_free(speed->engines[e].decode.ms);
+        qb_samples_deinit(&speed->engines[e].prefill);
+        qb_samples_deinit(&speed->engines[e].decode);
     }
     qb_free(speed->engines);
     *speed = (qb_speed){0};

@@ -297,8 +297,7 @@ static bool has_outliers(const qb_linear *l)
     return l->input.bits && l->input.outlier_min > 0;
 }
 
-/* True if the codes must wait until all rows are there. */
-static bool waits_for_all(const qb_linear *l, const qb_linear_input *in)
+bool qb_linear_stage_waits(const qb_linear *l, const qb_linear_input *in)
 {
     if (has_outliers(l)) return true;
     return l->input.bits && l->input.span == QB_SPAN_TENSOR && !l->input.is_static &&
@@ -343,7 +342,7 @@ void qb_linear_stage_rows(const qb_linear *l, const qb_linear_input *in, size_t 
 {
     if (!l->input.bits || has_outliers(l)) return;
     for (size_t m = m0; m < m1; m++) qb_linear_smooth_row(l, in->x + m * in->k);
-    if (waits_for_all(l, in)) {
+    if (qb_linear_stage_waits(l, in)) {
         for (size_t m = m0; m < m1; m++)
             in->scratch->row_max[m] = l->quantize->absmax(in->x + m * in->k, in->k);
         return;
@@ -477,7 +476,7 @@ static void add_outliers(const qb_linear *l, const qb_linear_output *out, const 
 
 void qb_linear_stage_finish(const qb_linear *l, const qb_linear_input *in, qb_pool *pool)
 {
-    if (!waits_for_all(l, in)) return;
+    if (!qb_linear_stage_waits(l, in)) return;
     if (has_outliers(l)) {
         finish_inliers(l, in, pool);
         return;

@@ -108,7 +108,10 @@ typedef struct qb_linear_input {
 /* Stages rows [m0, m1) of x, once they are complete; disjoint rows may be staged in parallel. */
 void qb_linear_stage_rows(const qb_linear *linear, const qb_linear_input *input, size_t m0,
                           size_t m1);
-/* After all rows: makes a dynamic per-tensor scale or the set of outliers, and the codes. */
+/* True if the codes must wait until all rows are there. */
+bool qb_linear_stage_waits(const qb_linear *linear, const qb_linear_input *input);
+/* After all rows: makes a dynamic per-tensor scale or the set of outliers, and the codes, where
+ * they wait. */
 void qb_linear_stage_finish(const qb_linear *linear, const qb_linear_input *input, qb_pool *pool);
 /* Divides one row of k values by the layer's factors, where it has some. */
 void qb_linear_smooth_row(const qb_linear *linear, float *x);

@@ -1,7 +1,7 @@
 /* report/profile.h - the record of qbench profile: exactly the JSON of docs/profile.schema.json.
  *
- * What was not measured is NaN (reals) or an empty text, and null in JSON. Times are milliseconds of
- * one pass: a prefill of all sequences, or one decoded token of each. */
+ * What was not measured is NaN (reals) or an empty text, and null in JSON. Times are milliseconds
+ * of one pass: a prefill of all sequences, or one decoded token of each. */
 #ifndef QB_REPORT_PROFILE_H
 #define QB_REPORT_PROFILE_H
 
@@ -24,7 +24,8 @@ enum {
     QB_FINDING_BYTES = 320,
 };
 
-/* Part of a pass: its time, the least it has to move and compute, and what that takes at the peaks. */
+/* Part of a pass: its time, the least it has to move and compute, and what that takes at the peaks.
+ */
 typedef struct qb_profile_part {
     double ms;
     double calls; /* a pass */
@@ -54,7 +55,7 @@ typedef struct qb_profile_run {
     qb_interval ms_ci95;
     double tok_per_s;
     size_t n_samples;
-    double *samples_ms; /* owned; NULL = not kept */
+    double *samples_ms;      /* owned; NULL = not kept */
     qb_histogram *histogram; /* owned */
     /* Passes in turn with them that carry the timeline. */
     double instrumented_ms, overhead; /* overhead: share that it added; may be negative by noise */
@@ -64,27 +65,26 @@ typedef struct qb_profile_run {
     double weights_bytes;       /* read by a pass of few rows */
     bool in_cache;              /* weights fit the last cache: held to its bandwidth */
     double roof_ms;             /* sum of bound_ms */
-    qb_profile_layer *layers; /* owned */
+    qb_profile_layer *layers;   /* owned */
     size_t n_layers;
     qb_profile_kernel *kernels; /* owned, by time */
     size_t n_kernels;
 } qb_profile_run;
 
 typedef struct qb_profile_operation {
-    char name[16]; /* "prefill", "decode" */
     bool measured;
-    double tokens; /* a pass */
-    size_t rows;   /* that products see: tokens of a prefill, sequences of a step */
+    double tokens;  /* a pass */
+    size_t rows;    /* that products see: tokens of a prefill, sequences of a step */
     size_t context; /* tokens a sequence before and in the pass */
     qb_profile_run full, scheme;
 } qb_profile_operation;
 
 /* report/verdict.h makes these. */
 typedef struct qb_finding {
-    const char *rule;      /* "launch-bound"; static */
-    const char *operation; /* "prefill", "decode"; static */
-    bool of_full;          /* about full precision; else about the scheme */
-    double weight;         /* share of the pass that it is about: findings are sorted by it */
+    const char *rule;            /* "launch-bound"; static */
+    const char *operation;       /* "prefill", "decode"; static */
+    bool of_full;                /* about full precision; else about the scheme */
+    double weight;               /* share of the pass that it is about: findings are sorted by it */
     char text[QB_FINDING_BYTES]; /* what is so, with its numbers */
     const char *help;            /* what would help; static */
 } qb_finding;
@@ -96,6 +96,7 @@ typedef struct qb_sweep_row {
 } qb_sweep_row;
 
 enum { QB_PROFILE_PREFILL, QB_PROFILE_DECODE, QB_PROFILE_OPERATIONS };
+extern const char *const qb_profile_operation_names[QB_PROFILE_OPERATIONS];
 
 typedef struct qb_profile {
     struct {

@@ -201,7 +201,7 @@ def test_run_usage_errors(folder):
 def test_every_verb_reads_what_its_neighbours_write(folder):
     assert set(VERBS) == {"run", "generate", "data", "convert", "inspect", "verify", "tokenize",
                           "logits", "analyze", "train", "presets", "compare", "gate", "watch",
-                          "report", "table", "kernels", "doctor", "help", "version"}, "a verb without tests here"
+                          "profile", "report", "table", "kernels", "doctor", "help", "version"}, "a verb without tests here"
     path = models(folder)["gguf"]
     expect(qbench("convert", "--dtype", "bf16", path, folder / "b.bin"))
     expect(qbench("verify", folder / "b.bin"))
@@ -213,7 +213,7 @@ def documented_examples():
     for verb in VERBS:
         yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
     for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md", "docs/report.md",
-                 "docs/reproduction.md"):
+                 "docs/reproduction.md", "docs/profile.md"):
         text = (support.ROOT / page).read_text()
         yield from (line.replace("build/qbench", "qbench")
                     for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))
@@ -255,6 +255,8 @@ def test_documented_examples_run(folder):
             continue  # test_gate_of_a_shipped_model runs it
         if re.search(r"qbench (run )?--scheme|qbench model", line):
             line += " --no-speed"  # the rest of the tests measure speed
+        if "qbench profile" in line:
+            line += " --budget 0 --threads 1"  # two threads that others stop often wait long
         if "qbench train" in line:
             line += " --batch 2 --micro-batch 2 --steps 2"
         for name in ("after", "vanilla", "ours", "base", "result"):  # some examples write them

@@ -14,7 +14,7 @@ QBENCH = ""  # set by run.py
 
 VERBS = ["run", "generate", "data", "convert", "inspect", "verify", "tokenize", "logits",
          "analyze", "train",
-         "presets", "compare", "gate", "watch", "report", "table", "kernels", "doctor", "help", "version"]
+         "presets", "compare", "gate", "watch", "profile", "report", "table", "kernels", "doctor", "help", "version"]
 
 # The processor is what these tests test, also where there is a GPU: that has its own suite.
 BASE_ENV = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

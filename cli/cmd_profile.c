@@ -1,0 +1,238 @@
+/* cli/cmd_profile.c - qbench profile: where the time of a model goes, in full precision and under a
+ * scheme, against the measured peaks of the machine.
+ *
+ *     peaks -> engines of both -> prefill, decode: passes in turns -> figures -> sweep -> verdict
+ *
+ * The measurements are infer/profiling.c's, the figures cli/profile_figures.c's, the words
+ * report/verdict.c's. */
+#include "cli/output.h"
+#include "cli/prepare.h"
+#include "cli/profile_figures.h"
+#include "cli/profile_sweep.h"
+#include "core/memory.h"
+#include "infer/environment.h"
+#include "infer/peaks.h"
+#include "report/verdict.h"
+
+#include "version.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- outputs ---- */
+
+static const char *const output_options[] = {"json", "md", "trace", NULL};
+
+static qb_status write_json(const void *what, FILE *stream)
+{
+    return qb_profile_write_json(what, stream);
+}
+
+static qb_status write_markdown(const void *what, FILE *stream)
+{
+    return qb_profile_write_markdown(what, stream);
+}
+
+static qb_status write_screen(const void *what, FILE *stream)
+{
+    return qb_profile_write_screen(what, qb_cli_wants_colour(), stream);
+}
+
+static qb_status write_trace(const void *what, FILE *stream)
+{
+    return qb_trace_write(what, stream);
+}
+
+static qb_status write_outputs(const qb_cli *cli, const qb_profile *profile, const qb_trace *trace)
+{
+    const struct {
+        const char *option;
+        qb_cli_writer write;
+        const void *what;
+    } outputs[] = {{"json", write_json, profile},
+                   {"md", write_markdown, profile},
+                   {"trace", write_trace, trace}};
+    bool screen = true;
+    for (size_t i = 0; i < QB_COUNT(outputs); i++) {
+        const char *path = qb_cli_string(cli, outputs[i].option);
+        if (path) QB_TRY(qb_cli_write(path, outputs[i].write, outputs[i].what));
+        if (qb_cli_is_stdout(path)) screen = false;
+    }
+    return screen ? qb_cli_write("-", write_screen, profile) : QB_OK;
+}
+
+/* ---- peaks ---- */
+
+static void utc_now(char text[32])
+{
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(text, 32, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+}
+
+/* Those of the cache; measured where there are none or --peaks asks for it. */
+static qb_status get_peaks(const qb_cli *cli, const qb_device *device, qb_pool *pool,
+                           qb_kept_peaks *out)
+{
+    char key[QB_PEAKS_KEY_BYTES];
+    bool found = false;
+    qb_peaks_key(device, pool, key);
+    if (!qb_cli_flag(cli, "peaks")) QB_TRY(qb_peaks_load(key, out, &found));
+    if (found) return QB_OK;
+    QB_TRY(qb_peaks_measure(device, pool, &out->peaks));
+    utc_now(out->time_utc);
+    if (qb_peaks_store(key, out) != QB_OK)
+        qb_cli_note(cli, "the peaks are not kept: %s", qb_error_message());
+    return QB_OK;
+}
+
+static void print_peaks(const qb_kept_peaks *kept)
+{
+    const qb_peaks *p = &kept->peaks;
+    printf("copying            %10.1f GB/s\nreading            %10.1f GB/s\n", p->copy_gb_per_s,
+           p->read_gb_per_s);
+    if (!isnan(p->cache_gb_per_s))
+        printf("reading in cache   %10.1f GB/s (of %.0f MB)\n", p->cache_gb_per_s,
+               1e-6 * p->cache_bytes);
+    for (size_t i = 0; i < QB_RATE_COUNT; i++)
+        if (!isnan(p->gops_per_s[i]))
+            printf("%-4s product       %10.0f Gop/s\n", qb_rate_names[i], p->gops_per_s[i]);
+}
+
+/* ---- the profile ---- */
+
+static qb_status describe(const qb_cli *cli, const qb_profile_case *c, const qb_kept_peaks *peaks,
+                          qb_profile *out)
+{
+    const qb_config *config = &c->model->config;
+    qb_machine machine;
+    qb_gpu gpu;
+    qb_machine_read(&machine);
+    qb_gpu_read(&gpu);
+    QB_TRY(qb_strdup(&out->model.path, c->model->path));
+    QB_TRY(qb_strdup(&out->model.name, c->model->name));
+    snprintf(out->model.arch, sizeof out->model.arch, "%s", config->arch->name);
+    out->model.n_layers = (double)config->n_layers;
+    out->model.d_model = (double)config->d_model;
+    out->model.n_heads = (double)config->n_heads;
+    out->model.n_params = (double)qb_config_n_params(config);
+    out->model.vocab = (double)config->vocab;
+    out->model.context = (double)config->context;
+    snprintf(out->scheme, sizeof out->scheme, "%s", c->scheme.name);
+    snprintf(out->device, sizeof out->device, "%s", qb_device_backend_name(&c->device));
+    snprintf(out->cpu, sizeof out->cpu, "%s", machine.cpu);
+    snprintf(out->machine, sizeof out->machine, "%s", gpu.in_use ? gpu.info.name : machine.cpu);
+    out->threads = qb_pool_n_threads(c->pool);
+    out->peaks = peaks->peaks;
+    snprintf(out->peaks_time_utc, sizeof out->peaks_time_utc, "%s", peaks->time_utc);
+    utc_now(out->time_utc);
+    out->qbench_version = QB_VERSION;
+    out->git_commit = QB_GIT_COMMIT;
+    out->command = qb_cli_command(cli);
+    return QB_OK;
+}
+
+static void add_notes(qb_profile *p)
+{
+    bool is_cpu = !strcmp(p->device, "cpu");
+    p->notes[p->n_notes++] =
+        "dequantising and biases are part of the products (gemm): they happen in their epilogues";
+    if (is_cpu)
+        p->notes[p->n_notes++] =
+            "passes over rows do several phases at once: their time is shared out by what the "
+            "threads' clocks say of each";
+    else
+        p->notes[p->n_notes++] =
+            "passes that norm, activate or move rows quantise and requantise in the same kernel: "
+            "they count as quantise or requantise where they make codes";
+}
+
+typedef struct profiling {
+    const qb_cli *cli;
+    qb_profile_case c;
+    qb_profile profile;
+    qb_trace trace;
+} profiling;
+
+static qb_status add_operation(profiling *s, size_t i, const qb_profile_engines *engines)
+{
+    qb_profile_operation *op = &s->profile.operations[i];
+    qb_profiled seen[QB_PROFILED_ENGINES] = {0};
+    qb_profiling_plan plan = qb_profile_plan(&s->c, engines, i == QB_PROFILE_DECODE);
+    plan.budget_s = qb_cli_double(s->cli, "budget");
+    plan.with_timeline = true;
+    plan.label = qb_profile_operation_names[i];
+    QB_TRY(qb_profiling_run(&plan, seen));
+    bool keep = qb_cli_flag(s->cli, "samples");
+    qb_status status = QB_OK;
+    for (size_t e = 0; e < engines->n; e++) {
+        char name[96];
+        const char *scheme = e ? s->c.scheme.name : "full";
+        if (status == QB_OK)
+            status = qb_profile_figures(&seen[e], engines->items[e], scheme, &s->profile.peaks,
+                                        keep, e ? &op->scheme : &op->full);
+        snprintf(name, sizeof name, "%s, %s", qb_profile_operation_names[i], scheme);
+        qb_profile_trace(&seen[e], QB_PROFILED_ENGINES * i + e, name, &s->trace);
+        qb_profiled_deinit(&seen[e]);
+    }
+    op->measured = true;
+    op->tokens = (double)(plan.batch * (plan.decode ? 1 : plan.context));
+    op->rows = plan.batch * (plan.decode ? 1 : plan.context);
+    op->context = plan.context;
+    return status;
+}
+
+static qb_status measure(profiling *s)
+{
+    qb_profile_engines engines = {0};
+    s->profile.batch = s->c.batch;
+    s->profile.context = s->c.context;
+    qb_status status = qb_profile_engines_create(&s->c, &engines);
+    for (size_t i = 0; status == QB_OK && i < QB_PROFILE_OPERATIONS; i++) {
+        if (i == QB_PROFILE_DECODE && !s->c.decode_steps) continue;
+        status = add_operation(s, i, &engines);
+    }
+    qb_profile_engines_destroy(&engines);
+    return status;
+}
+
+static void judge(qb_profile *p)
+{
+    for (int i = 0; i < QB_PROFILE_OPERATIONS; i++)
+        p->n_findings += qb_verdict_judge(p, i, p->findings + p->n_findings,
+                                          QB_PROFILE_MAX_FINDINGS - p->n_findings);
+}
+
+static qb_status run(profiling *s, const qb_profile_ranges *ranges)
+{
+    const qb_cli *cli = s->cli;
+    qb_kept_peaks peaks;
+    QB_TRY(qb_profile_case_open(cli, &s->c));
+    QB_TRY(get_peaks(cli, &s->c.device, s->c.pool, &peaks));
+    if (!qb_cli_n_args(cli)) {
+        print_peaks(&peaks);
+        return QB_OK;
+    }
+    QB_TRY(describe(cli, &s->c, &peaks, &s->profile));
+    QB_TRY(measure(s));
+    if (ranges->given) QB_TRY(qb_profile_sweep(&s->c, ranges, &s->profile));
+    add_notes(&s->profile);
+    judge(&s->profile);
+    return write_outputs(cli, &s->profile, &s->trace);
+}
+
+qb_status qb_cmd_profile(const qb_cli *cli)
+{
+    qb_profile_ranges ranges;
+    profiling s = {.cli = cli};
+    if (!qb_cli_n_args(cli) && !qb_cli_flag(cli, "peaks"))
+        return QB_FAIL(QB_ERR_USAGE, "profile: found no MODEL, expected one (or --peaks alone)");
+    QB_TRY(qb_cli_check_outputs(cli, output_options));
+    QB_TRY(qb_profile_ranges_parse(cli, &ranges));
+    qb_status status = run(&s, &ranges);
+    qb_trace_deinit(&s.trace);
+    qb_profile_deinit(&s.profile);
+    qb_profile_case_close(&s.c);
+    return status;
+}

@@ -1,0 +1,313 @@
+/* report/write_profile.c - a profile on the screen and as Markdown: the same tables. */
+#include "report/format.h"
+#include "report/profile.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { MAX_CELLS = 12, CELL_BYTES = 64, MOST_KERNELS = 12 };
+
+typedef struct page {
+    FILE *stream;
+    bool markdown;
+    const char *bold, *dim, *reset; /* "" without colour */
+} page;
+
+/* ---- tables ---- */
+
+typedef struct row {
+    char cells[MAX_CELLS][CELL_BYTES];
+    size_t n;
+} row;
+
+static void add_text(row *r, const char *text)
+{
+    snprintf(r->cells[r->n++], CELL_BYTES, "%s", text);
+}
+
+static void add_number(row *r, double value)
+{
+    char t[QB_FORMAT_BYTES];
+    add_text(r, qb_format_significant(value, t));
+}
+
+static void add_share(row *r, double share)
+{
+    char t[QB_FORMAT_BYTES];
+    add_text(r, qb_format_percent(share, t));
+}
+
+/* The first n_left cells are texts; numbers stand to the right. */
+static void put(const page *p, const row *r, size_t n_left, int width)
+{
+    if (p->markdown) fputc('|', p->stream);
+    for (size_t i = 0; i < r->n; i++) {
+        if (p->markdown)
+            qb_markdown_cell(r->cells[i], p->stream);
+        else if (i < n_left)
+            fprintf(p->stream, "%s%-*s", i ? " " : "  ", i ? 9 : width, r->cells[i]);
+        else
+            fprintf(p->stream, " %9s", r->cells[i]);
+    }
+    fputc('\n', p->stream);
+}
+
+static void put_head(const page *p, const row *r, size_t n_left, int width)
+{
+    fputs(p->markdown ? "\n" : p->dim, p->stream);
+    put(p, r, n_left, width);
+    if (p->markdown) {
+        fputc('|', p->stream);
+        for (size_t i = 0; i < r->n; i++) fputs(i < n_left ? "---|" : "---:|", p->stream);
+        fputc('\n', p->stream);
+    }
+    fputs(p->reset, p->stream);
+}
+
+/* ---- above ---- */
+
+static void write_peaks(const page *p, const qb_profile *profile)
+{
+    static const char *const names[] = {"copying", "reading", "reading in cache"};
+    const qb_peaks *k = &profile->peaks;
+    const double speeds[] = {k->copy_gb_per_s, k->read_gb_per_s, k->cache_gb_per_s};
+    char t[QB_FORMAT_BYTES];
+    fprintf(p->stream, "%speaks     ", p->markdown ? "\n" : "");
+    const char *comma = "";
+    for (size_t i = 0; i < QB_COUNT(speeds); i++) {
+        if (isnan(speeds[i])) continue;
+        fprintf(p->stream, "%s%s %s GB/s", comma, names[i], qb_format_significant(speeds[i], t));
+        comma = ", ";
+    }
+    for (size_t i = 0; i < QB_RATE_COUNT; i++) {
+        if (isnan(k->gops_per_s[i])) continue;
+        fprintf(p->stream, "%s%s %s Gop/s", comma, qb_rate_names[i],
+                qb_format_significant(k->gops_per_s[i], t));
+        comma = ", ";
+    }
+    fprintf(p->stream, " (measured %s)\n", profile->peaks_time_utc);
+}
+
+static void write_top(const page *p, const qb_profile *profile)
+{
+    char n[QB_FORMAT_BYTES];
+    if (p->markdown) fprintf(p->stream, "# Profile of %s\n\n", profile->model.name);
+    fprintf(p->stream, "%s%s%s  %s, %s parameters, %.0f layers, d %.0f\n", p->bold,
+            profile->model.name, p->reset, profile->model.arch,
+            qb_format_params((int64_t)profile->model.n_params, n), profile->model.n_layers,
+            profile->model.d_model);
+    fprintf(p->stream, "%smachine   %s, %s", p->markdown ? "\n" : "", profile->device,
+            profile->machine);
+    if (!strcmp(profile->device, "cpu")) fprintf(p->stream, ", %zu threads", profile->threads);
+    fputc('\n', p->stream);
+    write_peaks(p, profile);
+}
+
+/* ---- an operation ---- */
+
+static void write_speed(const page *p, const qb_profile_run *run)
+{
+    char t[4][QB_FORMAT_BYTES];
+    fprintf(
+        p->stream,
+        "%s%-12s %s tok/s; a pass %s ms, p90 %s, p99 %s, %zu passes; the timeline adds %+.1f %%",
+        p->markdown ? "- " : "  ", run->scheme, qb_format_significant(run->tok_per_s, t[0]),
+        qb_format_significant(run->ms, t[1]), qb_format_significant(run->p90_ms, t[2]),
+        qb_format_significant(run->p99_ms, t[3]), run->n_samples, 100 * run->overhead);
+    if (run->slices > 1) fprintf(p->stream, " (every %zuth layer a pass)", run->slices);
+    fputc('\n', p->stream);
+}
+
+static double roof_share(const qb_profile_part *part)
+{
+    return part->bound_ms > 0 && part->ms > 0 ? part->bound_ms / part->ms : NAN;
+}
+
+static void add_run(row *r, const qb_profile_part *part, double total_ms)
+{
+    add_number(r, part->calls > 0 ? part->ms : NAN);
+    add_share(r, part->calls > 0 ? part->ms / total_ms : NAN);
+    add_share(r, roof_share(part));
+}
+
+static void write_phases(const page *p, const qb_profile_operation *op)
+{
+    const qb_profile_run *a = &op->full, *b = &op->scheme;
+    row head = {.n = 0};
+    add_text(&head, "phase");
+    for (const qb_profile_run *run = a; run; run = run == a && b->measured ? b : NULL) {
+        char text[CELL_BYTES];
+        snprintf(text, sizeof text, "%.6s ms", run->scheme);
+        add_text(&head, text);
+        add_text(&head, "share");
+        add_text(&head, "of roof");
+    }
+    if (b->measured) add_text(&head, "more ms");
+    put_head(p, &head, 1, 12);
+    for (size_t i = 0; i < QB_PHASE_COUNT; i++) {
+        if (!(a->phases[i].calls > 0) && !(b->phases[i].calls > 0)) continue;
+        row r = {.n = 0};
+        add_text(&r, qb_phase_names[i]);
+        add_run(&r, &a->phases[i], a->ms);
+        if (b->measured) {
+            add_run(&r, &b->phases[i], b->ms);
+            add_number(&r, b->phases[i].ms - a->phases[i].ms);
+        }
+        put(p, &r, 1, 12);
+    }
+    const double gaps[] = {a->gaps_ms, b->gaps_ms}, totals[] = {a->ms, b->ms}, roofs[] = {NAN, NAN},
+                 all[] = {a->roof_ms / a->ms, b->roof_ms / b->ms};
+    for (size_t line = 0; line < 2; line++) {
+        row r = {.n = 0};
+        const double *ms = line ? totals : gaps, *share = line ? all : roofs;
+        add_text(&r, line ? "total" : "gaps");
+        for (size_t i = 0; i < 1 + (size_t)b->measured; i++) {
+            add_number(&r, ms[i]);
+            add_share(&r, ms[i] / totals[i]);
+            add_share(&r, share[i]);
+        }
+        if (b->measured) add_number(&r, ms[1] - ms[0]);
+        put(p, &r, 1, 12);
+    }
+}
+
+static void write_kernels(const page *p, const qb_profile_run *run)
+{
+    static const char *const head_cells[] = {"role",   "ms",   "share", "calls",
+                                             "p50 us", "GB/s", "Gop/s", "of roof"};
+    row head = {.n = 0};
+    char text[CELL_BYTES];
+    snprintf(text, sizeof text, "%.24s: kernel rows", run->scheme);
+    add_text(&head, text);
+    for (size_t i = 0; i < QB_COUNT(head_cells); i++) add_text(&head, head_cells[i]);
+    put_head(p, &head, 2, 27);
+    for (size_t i = 0; i < run->n_kernels && i < MOST_KERNELS; i++) {
+        const qb_profile_kernel *k = &run->kernels[i];
+        row r = {.n = 0};
+        add_text(&r, k->kernel);
+        add_text(&r, *k->role ? k->role : qb_phase_names[k->phase]);
+        add_number(&r, k->part.ms);
+        add_share(&r, k->part.ms / run->ms);
+        add_number(&r, k->part.calls);
+        add_number(&r, k->p50_us);
+        add_number(&r, k->part.bytes > 0 ? 1e-6 * k->part.bytes / k->part.ms : NAN);
+        add_number(&r, k->part.ops > 0 ? 1e-6 * k->part.ops / k->part.ms : NAN);
+        add_share(&r, roof_share(&k->part));
+        put(p, &r, 2, 27);
+    }
+}
+
+/* The layers that stand out: slowest and quickest, where they differ by more than a tenth. */
+static void write_layers(const page *p, const qb_profile_run *run)
+{
+    size_t slow = 0, quick = 0;
+    char t[2][QB_FORMAT_BYTES];
+    for (size_t l = 1; l < run->n_layers; l++) {
+        if (run->layers[l].ms > run->layers[slow].ms) slow = l;
+        if (run->layers[l].ms < run->layers[quick].ms) quick = l;
+    }
+    if (!run->n_layers || !(run->layers[slow].ms > 1.1 * run->layers[quick].ms)) return;
+    fprintf(p->stream, "%s%s: layers take %s ms (layer %zu) to %s ms (layer %zu)\n",
+            p->markdown ? "\n" : "  ", run->scheme,
+            qb_format_significant(run->layers[quick].ms, t[0]), quick,
+            qb_format_significant(run->layers[slow].ms, t[1]), slow);
+}
+
+static void write_operation(const page *p, const qb_profile *profile, size_t i)
+{
+    const qb_profile_operation *op = &profile->operations[i];
+    if (!op->measured) return;
+    fprintf(p->stream, "\n%s%s%s%s, %zu x %zu tokens%s\n%s", p->markdown ? "## " : "", p->bold,
+            qb_profile_operation_names[i], p->reset, profile->batch, op->context,
+            i == QB_PROFILE_DECODE ? " before" : "", p->markdown ? "\n" : "");
+    write_speed(p, &op->full);
+    if (op->scheme.measured) write_speed(p, &op->scheme);
+    write_phases(p, op);
+    write_kernels(p, &op->full);
+    if (op->scheme.measured) write_kernels(p, &op->scheme);
+    write_layers(p, &op->full);
+    if (op->scheme.measured) write_layers(p, &op->scheme);
+}
+
+/* ---- below ---- */
+
+static void write_sweep(const page *p, const qb_profile *profile)
+{
+    if (!profile->sweep) return;
+    fprintf(p->stream, "\n%s%ssweep%s, tokens a second%s", p->markdown ? "## " : "", p->bold,
+            p->reset, p->markdown ? "\n" : "\n");
+    static const char *const cells[] = {"batch", "context", "prefill", "full",
+                                        "x",     "decode",  "full",    "x"};
+    row head = {.n = 0};
+    for (size_t i = 0; i < QB_COUNT(cells); i++) add_text(&head, cells[i]);
+    put_head(p, &head, 1, 6);
+    for (size_t i = 0; i < profile->n_sweep; i++) {
+        const qb_sweep_row *s = &profile->sweep[i];
+        row r = {.n = 0};
+        char t[QB_FORMAT_BYTES];
+        add_text(&r, qb_format_count((int64_t)s->batch, t));
+        add_text(&r, qb_format_count((int64_t)s->context, t));
+        for (size_t k = 0; k < QB_PROFILE_OPERATIONS && !s->skipped; k++) {
+            add_number(&r, s->tok_per_s[k]);
+            add_number(&r, s->full_tok_per_s[k]);
+            add_number(&r, s->tok_per_s[k] / s->full_tok_per_s[k]);
+        }
+        if (s->skipped) add_text(&r, s->skipped);
+        put(p, &r, 1, 6);
+    }
+    fputs(p->markdown ? "\n" : "", p->stream);
+    for (int k = 0; k < QB_PROFILE_OPERATIONS; k++)
+        for (size_t i = 0; i < profile->n_sweep; i++) {
+            size_t context = profile->sweep[i].context;
+            bool measured = false;
+            for (size_t r = 0; r < profile->n_sweep; r++)
+                measured |= profile->sweep[r].context == context && !profile->sweep[r].skipped;
+            if (!measured || (i && context == profile->sweep[i - 1].context)) continue;
+            size_t batch = qb_sweep_crossover(profile, k, context);
+            fprintf(p->stream, "%s%s of %zu tokens: %s ", p->markdown ? "- " : "  ",
+                    qb_profile_operation_names[k], context, profile->scheme);
+            if (batch)
+                fprintf(p->stream, "wins from batch >= %zu\n", batch);
+            else
+                fprintf(p->stream, "does not win at the largest batch\n");
+        }
+}
+
+static void write_verdict(const page *p, const qb_profile *profile)
+{
+    if (!profile->n_findings) return;
+    fprintf(p->stream, "\n%s%sverdict%s\n%s", p->markdown ? "## " : "", p->bold, p->reset,
+            p->markdown ? "\n" : "");
+    for (size_t i = 0; i < profile->n_findings; i++) {
+        const qb_finding *f = &profile->findings[i];
+        fprintf(p->stream, "%s%s, %s: %s%s%s: %s\n%s%s%s%s\n", p->markdown ? "- " : "  ",
+                f->operation, f->of_full ? "full" : profile->scheme, p->bold, f->rule, p->reset,
+                f->text, p->markdown ? "  " : "    ", p->dim, f->help, p->reset);
+    }
+}
+
+static qb_status write_profile(const page *p, const qb_profile *profile)
+{
+    write_top(p, profile);
+    for (size_t i = 0; i < QB_PROFILE_OPERATIONS; i++) write_operation(p, profile, i);
+    write_sweep(p, profile);
+    write_verdict(p, profile);
+    for (size_t i = 0; i < profile->n_notes; i++)
+        fprintf(p->stream, "%s%snote: %s%s\n", i ? "" : "\n", p->dim, profile->notes[i], p->reset);
+    return QB_OK;
+}
+
+qb_status qb_profile_write_markdown(const qb_profile *profile, FILE *stream)
+{
+    const page p = {.stream = stream, .markdown = true, .bold = "", .dim = "", .reset = ""};
+    return write_profile(&p, profile);
+}
+
+qb_status qb_profile_write_screen(const qb_profile *profile, bool colour, FILE *stream)
+{
+    const page p = {.stream = stream,
+                    .bold = colour ? "\033[1m" : "",
+                    .dim = colour ? "\033[2m" : "",
+                    .reset = colour ? "\033[0m" : ""};
+    return write_profile(&p, profile);
+}
