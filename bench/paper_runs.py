@@ -32,7 +32,6 @@ from runs import ROOT, read_json, say, write_json
 
 EVALUATE_SECONDS = 40  # all marks of a run, for planning and as what a training leaves of a budget
 LEAST_SECONDS = 30     # a training is not begun with less
-SCHEMES = ["--scheme", "all", "--no-speed", "--no-fake"]
 
 
 class Paper:
@@ -41,6 +40,7 @@ class Paper:
         self.work, self.results, self.corpus = args.work.resolve(), args.results.resolve(), args.corpus
         self.vocab, self.tokenizer = args.vocab, args.tokenizer
         self.tokens, self.eval_tokens = args.tokens, args.eval_tokens
+        self.schemes = args.schemes
         self.first_mark, self.seed, self.more = args.first_mark, args.seed, more
         self.deadline = time.monotonic() + args.budget if args.budget else None
         self.shards = self.work / "shards"
@@ -112,8 +112,9 @@ def evaluate(p, folder, model):
         link = folder / text.name  # so that the record of the run names no folder
         if not link.exists():
             link.symlink_to(text)
-        p.program.must(*SCHEMES, *p.device, "--text", text.name, "--max-tokens", p.eval_tokens, "--json",
-                       out.name, model.name, cwd=folder, stdout=subprocess.DEVNULL)
+        p.program.must("--scheme", p.schemes, "--no-speed", "--no-fake", *p.device, "--text", text.name,
+                       "--max-tokens", p.eval_tokens, "--json", out.name, model.name, cwd=folder,
+                       stdout=subprocess.DEVNULL)
     return read_json(out)["results"]
 
 
@@ -137,14 +138,16 @@ def step_tokens_of(config):
 
 
 def analyze(p, folder, model):
-    """True where the program can."""
+    """True where the program can; a run is recorded without it, too."""
     if not p.program.can("help", "analyze"):
         return False
     (text,) = runs.corpus_texts(p.corpus, "valid")
-    p.program.must("analyze", model.name, *p.device, "--text", text.name, "--max-tokens",
-                   min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
-                   stdout=subprocess.DEVNULL)
-    return True
+    code = p.program.call("analyze", model.name, *p.device, "--text", text.name, "--max-tokens",
+                          min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
+                          stdout=subprocess.DEVNULL)
+    if code:
+        say(f"{model}: no analysis: exit code {code}")
+    return code == 0
 
 
 # ---- records ----
@@ -288,6 +291,7 @@ def main():
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--tokenizer", type=pathlib.Path,
                         help="a tokenizer.json, or a model with one, of --vocab entries; default: train one")
+    parser.add_argument("--schemes", default="all")
     parser.add_argument("--first-mark", type=int, default=100_000_000, help="tokens to the first evaluation")
     parser.add_argument("--eval-tokens", type=int, default=262144, help="of the held-out text")
     words, more = runs.split_more(sys.argv[1:])

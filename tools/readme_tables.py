@@ -189,15 +189,15 @@ def growth_of_pair():
 
 def growth_of_runs(results=ROOT / "results/paper"):
     """What the gap does with the tokens, of each recorded training."""
-    rows = [["run", "billion tokens", "full", "coarse", "moderate", "fine", "zeropoint4",
-             "kurtosis first / others", "%first"]]
+    names = ("coarse", "moderate", "fine", "zeropoint4", "zeropoint4-in", "zeropoint4-tensor")
+    rows = [["run", "billion tokens", "full", *names, "kurtosis first / others", "%first"]]
     for path in sorted(results.glob("*/run.json")):
         record = json.loads(path.read_text())
         for i, mark in enumerate(record.get("growth", [])):
             cost = {name: pair_report.signed(s["penalty"]) for name, s in mark["schemes"].items()}
             rows.append([record["name"] if not i else "", f"{mark['tokens'] / 1e9:.2f}",
                          pair_report.number(mark["ppl_full"]),
-                         *(cost.get(name, "–") for name in ("coarse", "moderate", "fine", "zeropoint4")),
+                         *(cost.get(name, "–") for name in names),
                          f"{mark['kurt_token_first']:.2f} / {mark['kurt_token_rest']:.2f}",
                          f"{100 * mark['attn_first_argmax']:.1f}"])
     return markdown(rows) if len(rows) > 1 else ["Not run."]
