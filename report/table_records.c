@@ -55,8 +55,8 @@ double qb_table_record_figure(const qb_table_record *record, const char *name)
 
 static void record_deinit(qb_table_record *r)
 {
-    char *texts[] = {r->name, r->row,      r->path,       r->folder,  r->sha256,
-                     r->gpu,  r->time_utc, r->git_commit, r->command, r->text};
+    char *texts[] = {r->name,   r->row,      r->path,       r->folder,  r->sha256, r->trained_on,
+                     r->device, r->time_utc, r->git_commit, r->command, r->text};
     for (size_t i = 0; i < QB_COUNT(texts); i++) qb_free(texts[i]);
 }
 
@@ -150,7 +150,7 @@ static qb_status learn_sessions(const json_t *sessions, qb_table_record *r)
     size_t n = json_array_size(sessions);
     const json_t *last = n ? json_array_get(sessions, n - 1) : NULL;
     if (!last) return QB_OK;
-    QB_TRY(learn_text(last, "gpu", &r->gpu));
+    QB_TRY(learn_text(last, "gpu", &r->trained_on));
     QB_TRY(learn_text(last, "time_utc", &r->time_utc));
     return learn_text(last, "command", &r->command);
 }
@@ -266,9 +266,10 @@ static qb_status take_schemes(qb_table_record *r, const qb_result *first, size_t
     QB_TRY(learn(&r->sha256, first->model.sha256));
     QB_TRY(set_plain(&r->text, first->text.name));
     QB_TRY(set_plain(&r->git_commit, first->git_commit));
-    QB_TRY(learn(&r->gpu, first->environment.gpu.name));
-    QB_TRY(learn(&r->time_utc, first->time_utc));
-    return learn(&r->command, first->command);
+    QB_TRY(set_plain(&r->device, first->environment.gpu.name ? first->environment.gpu.name
+                                                             : first->environment.cpu));
+    QB_TRY(set_plain(&r->time_utc, first->time_utc));
+    return set_plain(&r->command, first->command);
 }
 
 /* The records first[0..n) are of one model. */

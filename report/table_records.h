@@ -35,9 +35,10 @@ typedef struct qb_table_record {
     char *row;    /* id of the row that it stands for; NULL = none */
     char *path;   /* of a run's run.json, else of its evaluation, else of what was read first */
     char *folder; /* of a run; NULL = no run */
-    char *sha256; /* of the model; NULL = not known */
-    char *gpu, *time_utc, *git_commit, *command, *text; /* NULL = not known */
-    double tokens, vocab, seed, scored_tokens;          /* NaN = not known */
+    char *sha256; /* of the model; NULL = not known, as of all texts below */
+    char *trained_on, *device;                    /* GPU, and what evaluated it */
+    char *time_utc, *git_commit, *command, *text; /* of the evaluation, else the training */
+    double tokens, vocab, seed, scored_tokens;    /* NaN = not known */
     double figures[QB_FIGURE_COUNT];
     bool head_quantised;
     const qb_result *schemes; /* borrowed from the records' results */

@@ -96,8 +96,9 @@ static void write_record(const qb_table *table, size_t i, FILE *stream)
     if (!isnan(r->tokens)) fprintf(stream, ", %.2f billion tokens", r->tokens / 1e9);
     if (!isnan(r->vocab)) fprintf(stream, ", vocabulary %.0f", r->vocab);
     if (!isnan(r->seed)) fprintf(stream, ", seed %.0f", r->seed);
+    if (r->trained_on && *r->trained_on) fprintf(stream, ", trained on %s", r->trained_on);
     if (r->text) fprintf(stream, "; %s, %.0f tokens scored", r->text, r->scored_tokens);
-    if (r->gpu && *r->gpu) fprintf(stream, "; %s", r->gpu);
+    if (r->device) fprintf(stream, " on %s", r->device);
     if (r->time_utc) fprintf(stream, "; %.10s", r->time_utc);
     if (r->git_commit) fprintf(stream, ", commit %.12s", r->git_commit);
     fprintf(stream, "; %s", r->path);
@@ -265,12 +266,13 @@ static json_t *line_to_json(const qb_table *table, const qb_table_line *line)
 
 static json_t *record_to_json(const qb_table_record *r)
 {
-    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "name",
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "name",
                      text_or_null(r->name), "path", text_or_null(r->path), "sha256",
                      text_or_null(r->sha256), "train_tokens", qb_json_real(r->tokens), "vocab",
                      qb_json_real(r->vocab), "seed", qb_json_real(r->seed), "text",
-                     text_or_null(r->text), "scored_tokens", qb_json_real(r->scored_tokens), "gpu",
-                     text_or_null(r->gpu), "time_utc", text_or_null(r->time_utc), "git_commit",
+                     text_or_null(r->text), "scored_tokens", qb_json_real(r->scored_tokens),
+                     "trained_on", text_or_null(r->trained_on), "device", text_or_null(r->device),
+                     "time_utc", text_or_null(r->time_utc), "git_commit",
                      text_or_null(r->git_commit), "command", text_or_null(r->command));
 }
 
