@@ -53,8 +53,11 @@ qb_status qb_cmd_report(const qb_cli *cli)
     QB_TRY(qb_cli_check_outputs(cli, names));
     for (size_t i = 0; i < qb_cli_n_args(cli) && status == QB_OK; i++)
         status = qb_report_add(&report, qb_cli_arg(cli, i));
-    if (status == QB_OK && !report.results.n && !report.n_runs)
-        status = QB_FAIL(QB_ERR_FORMAT, "%s: found no records, expected results or a training run",
+    if (status == QB_OK && !report.results.n && !report.n_runs && !report.n_analyses &&
+        !report.n_profiles)
+        status = QB_FAIL(QB_ERR_FORMAT,
+                         "%s: found no records, expected results, a training run, an analysis or a "
+                         "profile",
                          qb_cli_arg(cli, 0));
     if (status == QB_OK) status = write_outputs(cli, &report);
     qb_report_deinit(&report);

@@ -137,10 +137,11 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
          "qbench profile model.bin --scheme coarse --sweep batch=1..16,context=128"},
         0, 3, qb_cmd_profile},
     [QB_VERB_REPORT] = {"report", "RESULT.json|RUN...",
-        "results and training curves as one page of HTML",
-        "Reads files of qbench run --json, and of training runs their folder or metrics.jsonl, and "
-        "writes one page that needs no network: summary, penalty against speed, penalties, latency, "
-        "memory, training, machine, commands and hashes. A section is there where its data are.",
+        "results, training curves, analyses and profiles as one page of HTML",
+        "Reads files of qbench run, analyze and profile --json, and of training runs their folder or "
+        "metrics.jsonl, and writes one page that needs no network: summary, penalty against speed, "
+        "penalties, latency, memory, time by phase and roofline, outliers by layer, attention maps, "
+        "training, machine, commands and hashes. A section is there where its data are.",
         {"qbench report result.json -o report.html",
          "qbench report vanilla.json ours.json runs/vanilla runs/ours -o pair.html --csv pair.csv"},
         1, 64, qb_cmd_report},

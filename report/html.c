@@ -9,11 +9,11 @@
 
 /* ---- inputs ---- */
 
-static qb_status add_results(qb_report *report, const char *text, size_t bytes, const char *path)
+static qb_status add_results(qb_report *report, const json_t *root, const char *path)
 {
     qb_results more;
     qb_status status = QB_OK;
-    QB_TRY(qb_results_parse_json(text, bytes, path, &more));
+    QB_TRY(qb_results_from_json(root, path, &more));
     if (report->results.n + more.n > QB_REPORT_MAX_RECORDS)
         status = QB_FAIL(QB_ERR_FORMAT, "%s: found %zu records, expected at most %d", path,
                          report->results.n + more.n, QB_REPORT_MAX_RECORDS);
@@ -25,6 +25,47 @@ static qb_status add_results(qb_report *report, const char *text, size_t bytes, 
         qb_result_init(&more.items[i]);
     }
     qb_results_deinit(&more);
+    return status;
+}
+
+static qb_status check_files(size_t n, const char *path)
+{
+    if (n < QB_REPORT_MAX_FILES) return QB_OK;
+    return QB_FAIL(QB_ERR_FORMAT, "%s: found more than %d files of its kind", path,
+                   QB_REPORT_MAX_FILES);
+}
+
+static qb_status add_analysis(qb_report *report, const json_t *root, const char *path)
+{
+    QB_TRY(check_files(report->n_analyses, path));
+    QB_TRY(qb_realloc((void **)&report->analyses, report->n_analyses, report->n_analyses + 1,
+                      sizeof *report->analyses, "analyses"));
+    QB_TRY(qb_analysis_record_read(root, path, &report->analyses[report->n_analyses]));
+    report->n_analyses++;
+    return QB_OK;
+}
+
+static qb_status add_profile(qb_report *report, const json_t *root, const char *path)
+{
+    QB_TRY(check_files(report->n_profiles, path));
+    QB_TRY(qb_realloc((void **)&report->profiles, report->n_profiles, report->n_profiles + 1,
+                      sizeof *report->profiles, "profiles"));
+    QB_TRY(qb_profiled_read(root, path, &report->profiles[report->n_profiles]));
+    report->n_profiles++;
+    return QB_OK;
+}
+
+/* Told by its schema; a file without a known one is results that break a rule. */
+static qb_status add_json(qb_report *report, const char *text, size_t bytes, const char *path)
+{
+    json_t *root;
+    QB_TRY(qb_json_parse(text, bytes, QB_RESULTS_MAX_BYTES, path, &root));
+    const char *schema = json_string_value(json_object_get(root, "schema"));
+    qb_status status =
+        schema && !strcmp(schema, QB_ANALYSIS_SCHEMA)  ? add_analysis(report, root, path)
+        : schema && !strcmp(schema, QB_PROFILE_SCHEMA) ? add_profile(report, root, path)
+                                                       : add_results(report, root, path);
+    json_decref(root);
     return status;
 }
 
@@ -59,7 +100,7 @@ static qb_status add_file(qb_report *report, const char *path)
     qb_status status = qb_metrics_recognise(text, file.bytes, &is_run);
     if (status == QB_OK)
         status = is_run ? add_run(report, text, file.bytes, path)
-                        : add_results(report, text, file.bytes, path);
+                        : add_json(report, text, file.bytes, path);
     if (status == QB_OK) status = add_file_name(report, &file, path);
     qb_file_close(&file);
     return status;
@@ -80,7 +121,11 @@ void qb_report_deinit(qb_report *report)
     qb_results_deinit(&report->results);
     for (size_t i = 0; i < report->n_runs; i++) qb_metrics_deinit(&report->runs[i]);
     for (size_t i = 0; i < report->n_files; i++) qb_free(report->files[i].name);
+    for (size_t i = 0; i < report->n_analyses; i++) qb_analysis_record_deinit(&report->analyses[i]);
+    for (size_t i = 0; i < report->n_profiles; i++) qb_profiled_deinit(&report->profiles[i]);
     qb_free(report->runs);
+    qb_free(report->analyses);
+    qb_free(report->profiles);
     qb_free(report->files);
     *report = (qb_report){0};
 }
@@ -108,6 +153,9 @@ static const struct {
     {"penalty", "Penalty of each scheme", qb_page_has_penalty, qb_page_penalty},
     {"latency", "Latency", qb_page_has_latency, qb_page_latency},
     {"memory", "Memory", qb_page_has_memory, qb_page_memory},
+    {"profile", "Where the time goes", qb_page_has_profile, qb_page_profile},
+    {"layers", "Layer by layer", qb_page_has_analysis, qb_page_analyses},
+    {"maps", "Attention and hidden states", qb_page_has_maps, qb_page_maps},
     {"training", "Training", qb_page_has_training, qb_page_training},
     {"environment", "Environment and trust", has_records, qb_page_environment},
     {"reproduce", "How to reproduce", always, qb_page_reproduce},

@@ -1,9 +1,11 @@
-/* report/html.h - results and training curves as one page of HTML that needs nothing else: no
- * network, no script, its style inside. Every text of the files is escaped. */
+/* report/html.h - results, training curves, analyses and profiles as one page of HTML that needs
+ * nothing else: no network, no script, its style inside. Every text of the files is escaped. */
 #ifndef QB_REPORT_HTML_H
 #define QB_REPORT_HTML_H
 
+#include "report/read_analysis.h"
 #include "report/read_metrics.h"
+#include "report/read_profile.h"
 #include "report/result.h"
 
 #ifdef __cplusplus
@@ -21,12 +23,18 @@ typedef struct qb_report {
     qb_results results;
     qb_metrics *runs;
     size_t n_runs;
+    qb_analysis_record *analyses;
+    size_t n_analyses;
+    qb_profiled *profiles;
+    size_t n_profiles;
     qb_report_file *files; /* what the page was made from */
     size_t n_files;
 } qb_report;
 
-/* Adds what is in `path`: results of `run --json`, a run's metrics.jsonl (told by its content), or
- * a folder that holds one. */
+enum { QB_REPORT_MAX_FILES = 64 }; /* of analyses, and of profiles */
+
+/* Adds what is in `path`, told by its content: results of `run --json`, a run's metrics.jsonl, what
+ * `analyze --json` or `profile --json` wrote, or a folder that holds a metrics.jsonl. */
 qb_status qb_report_add(qb_report *report, const char *path);
 void qb_report_deinit(qb_report *report); /* accepts a zeroed one */
 

@@ -149,6 +149,13 @@ static bool has_text(const qb_result *r)
     return r->text.sha256;
 }
 
+static void write_command(qb_page *page, const char *command)
+{
+    fputs("<pre><code>", page->out);
+    qb_page_text(page, command);
+    fputs("</code></pre>\n", page->out);
+}
+
 static void write_runs(qb_page *page)
 {
     size_t at = 0;
@@ -160,10 +167,15 @@ static void write_runs(qb_page *page)
         qb_page_text(page, r->git_commit);
         fputs("</code>, ", page->out);
         qb_page_text(page, r->time_utc);
-        fputs(":</p>\n<pre><code>", page->out);
-        qb_page_text(page, r->command);
-        fputs("</code></pre>\n", page->out);
+        fputs(":</p>\n", page->out);
+        write_command(page, r->command);
     }
+    for (size_t i = 0; i < page->report->n_analyses; i++)
+        if (page->report->analyses[i].command)
+            write_command(page, page->report->analyses[i].command);
+    for (size_t i = 0; i < page->report->n_profiles; i++)
+        if (page->report->profiles[i].command)
+            write_command(page, page->report->profiles[i].command);
 }
 
 static void write_hash_row(qb_page *page, const char *kind, const char *name, int64_t bytes,

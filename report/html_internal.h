@@ -29,6 +29,12 @@ const char *qb_page_scheme(const qb_result *r); /* "unnamed" for none */
 size_t qb_page_colour(const qb_page *page, const char *scheme);
 size_t qb_page_marker(const qb_page *page, const qb_result *r);
 
+/* Of runs and of analyses, by their number: colours that are far apart. */
+size_t qb_page_run_colour(size_t i);
+/* How many analyses are shown; the name of one, with its number where two have that name. */
+size_t qb_page_n_analyses(const qb_page *page);
+const char *qb_page_analysis(const qb_page *page, size_t i, char *text);
+
 /* ---- groups: records that may stand in one figure ---- */
 typedef bool (*qb_page_has)(const qb_result *r);
 typedef bool (*qb_page_same)(const qb_result *a, const qb_result *b);
@@ -88,6 +94,12 @@ bool qb_page_has_latency(const qb_page *page);
 qb_status qb_page_latency(qb_page *page);
 bool qb_page_has_memory(const qb_page *page);
 qb_status qb_page_memory(qb_page *page);
+bool qb_page_has_profile(const qb_page *page);
+qb_status qb_page_profile(qb_page *page);
+bool qb_page_has_analysis(const qb_page *page);
+qb_status qb_page_analyses(qb_page *page);
+bool qb_page_has_maps(const qb_page *page);
+qb_status qb_page_maps(qb_page *page);
 bool qb_page_has_training(const qb_page *page);
 qb_status qb_page_training(qb_page *page);
 qb_status qb_page_environment(qb_page *page);

@@ -47,9 +47,9 @@ static size_t place_of(const qb_texts *texts, const char *text)
 size_t qb_page_colour(const qb_page *page, const char *scheme)
 {
     static const char *const known[] = {
-        "full",       "fine",          "fine-channel",      "moderate",       "coarse",
-        "zeropoint4", "zeropoint4-in", "zeropoint4-tensor", "zeropoint4-g128",
-        "llm-int8",   "smoothquant"};
+        "full",       "fine",          "fine-channel",      "moderate",        "coarse",
+        "zeropoint4", "zeropoint4-in", "zeropoint4-tensor", "zeropoint4-g128", "llm-int8",
+        "smoothquant"};
     enum { N_KNOWN = QB_COUNT(known), N_FREE = QB_SVG_N_COLOURS - N_KNOWN };
     for (size_t i = 0; i < N_KNOWN; i++)
         if (!strcmp(known[i], scheme)) return i;

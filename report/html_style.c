@@ -1,12 +1,15 @@
 /* report/html_style.c - the page's style sheet. Colours c0 ... c11 are told apart with the common
  * kinds of colour blindness, 3:1 or more from the background on a light and on a dark page; texts
- * have 4.5:1 or more. */
+ * have 4.5:1 or more. h0 ... h8 are the levels of heat maps: from near the background to far from
+ * it, in even steps of lightness. */
 #include "report/html_internal.h"
 
 /* clang-format off */
 #define LIGHT_COLOURS \
 "--c0:#5c6670;--c1:#0b6fb3;--c2:#12808f;--c3:#b26a00;--c4:#c8321c;--c5:#0b7d56;--c6:#8d4fa0;" \
-"--c7:#8a1d4b;--c8:#6f6f12;--c9:#3b3a9e;--c10:#a0522d;--c11:#2f4f4f"
+"--c7:#8a1d4b;--c8:#6f6f12;--c9:#3b3a9e;--c10:#a0522d;--c11:#2f4f4f;" \
+"--h0:#ebeacf;--h1:#c4d7b5;--h2:#96c4a7;--h3:#66b0a4;--h4:#3c98a5;" \
+"--h5:#2c7ca3;--h6:#385d99;--h7:#214786;--h8:#083172"
 const char qb_page_style[] =
 ":root{--bg:#ffffff;--fg:#1b1f24;--soft:#57606a;--line:#d5dae0;--grid:#e3e7ec;--card:#f6f8fa;"
 "--link:#0550ae;"
@@ -14,7 +17,9 @@ LIGHT_COLOURS "}\n"
 "@media (prefers-color-scheme:dark){:root{--bg:#0f1318;--fg:#e7ebf0;--soft:#a3adb8;--line:#39424d;"
 "--grid:#252c35;--card:#181e26;--link:#7fb8ff;"
 "--c0:#a9b3be;--c1:#58b0ec;--c2:#7fdbe6;--c3:#eaa63a;--c4:#ff7a63;--c5:#3ccb97;--c6:#d3a0e2;"
-"--c7:#f07fae;--c8:#cfcb5e;--c9:#a5a4ff;--c10:#dea07c;--c11:#9ec3c3}}\n"
+"--c7:#f07fae;--c8:#cfcb5e;--c9:#a5a4ff;--c10:#dea07c;--c11:#9ec3c3;"
+"--h0:#1f206d;--h1:#004182;--h2:#00608d;--h3:#007e90;--h4:#0e988f;"
+"--h5:#5cae8d;--h6:#93c291;--h7:#c4d5a0;--h8:#efe8ba}}\n"
 "*{box-sizing:border-box}\n"
 "html{-webkit-text-size-adjust:100%}\n"
 "body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}\n"
@@ -65,12 +70,16 @@ LIGHT_COLOURS "}\n"
 ".grid{stroke:var(--grid)}.zero,.base{stroke:var(--soft)}\n"
 ".mark{stroke:var(--card);stroke-width:1.2}\n"
 ".ci{fill:none;stroke:var(--fg);stroke-width:1.4}\n"
+".roof{fill:none;stroke:var(--soft);stroke-width:1.5}\n"
+".map{shape-rendering:crispEdges}.box{fill:none;stroke:var(--line)}\n"
 ".front{fill:none;stroke:var(--soft);stroke-width:1.5;stroke-dasharray:5 4}\n"
 ".curve{fill:none;stroke-width:2;stroke-linejoin:round}.dashed{stroke-dasharray:5 4}\n"
 #define COLOUR(n) ".f" #n "{fill:var(--c" #n ")}.s" #n "{stroke:var(--c" #n ")}" \
                   ".b" #n "{background:var(--c" #n ")}\n"
 COLOUR(0) COLOUR(1) COLOUR(2) COLOUR(3) COLOUR(4) COLOUR(5)
 COLOUR(6) COLOUR(7) COLOUR(8) COLOUR(9) COLOUR(10) COLOUR(11)
+#define LEVEL(n) ".h" #n "{fill:var(--h" #n ")}.g" #n "{background:var(--h" #n ")}\n"
+LEVEL(0) LEVEL(1) LEVEL(2) LEVEL(3) LEVEL(4) LEVEL(5) LEVEL(6) LEVEL(7) LEVEL(8)
 "@media print{:root{--bg:#ffffff;--fg:#000000;--soft:#3d444c;--line:#b8bec5;--grid:#dddddd;"
 "--card:#ffffff;--link:#000000;"
 LIGHT_COLOURS "}\n"

@@ -87,10 +87,10 @@ static size_t count_values(const struct figure *f, size_t curve, const qb_metric
 }
 
 /* Colours that are far apart, and none of them of full precision. */
-static size_t run_colour(size_t run)
+size_t qb_page_run_colour(size_t i)
 {
     static const size_t order[MAX_RUNS] = {4, 1, 5, 3, 6, 2, 7, 8};
-    return order[run % MAX_RUNS];
+    return order[i % MAX_RUNS];
 }
 
 static void write_curve(FILE *out, const struct figure *f, size_t curve, const qb_metrics *m,
@@ -119,7 +119,7 @@ static void write_legend(qb_page *page, const struct figure *f)
             fprintf(page->out,
                     "<li><svg aria-hidden=\"true\" viewBox=\"0 0 24 14\" class=\"key wide\">"
                     "<path class=\"curve s%zu%s\" d=\"M1 7H23\"/></svg>",
-                    run_colour(i), c ? " dashed" : "");
+                    qb_page_run_colour(i), c ? " dashed" : "");
             qb_page_text(page, page->report->runs[i].name);
             if (f->names[1]) fprintf(page->out, ", %s", f->names[c]);
             fputs("</li>\n", page->out);
@@ -184,7 +184,7 @@ static void write_figure(qb_page *page, const struct figure *f, const axis *a)
     qb_svg_axes(page->out, &plot, a->name, qb_page_axis_name(f->unit, &plot.y, name));
     for (size_t i = 0; i < n_runs(page); i++)
         for (size_t c = 0; c < 2 && f->names[c]; c++)
-            write_curve(page->out, f, c, &page->report->runs[i], a, &plot, run_colour(i));
+            write_curve(page->out, f, c, &page->report->runs[i], a, &plot, qb_page_run_colour(i));
     qb_page_figure_caption(page, f->title);
     write_legend(page, f);
     write_figure_table(page, f, a);

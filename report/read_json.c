@@ -236,12 +236,10 @@ static qb_status read_root(const json_t *root, qb_results *results)
     return QB_OK;
 }
 
-/* Frees the root. */
-static qb_status take_root(json_t *root, const char *what, qb_results *out)
+qb_status qb_results_from_json(const json_t *root, const char *what, qb_results *out)
 {
     qb_results results = {0};
     qb_status status = read_root(root, &results);
-    json_decref(root);
     if (status != QB_OK) {
         qb_results_deinit(&results);
         return qb_error_prefix(status, what);
@@ -254,12 +252,16 @@ qb_status qb_results_parse_json(const char *text, size_t bytes, const char *what
 {
     json_t *root;
     QB_TRY(qb_json_parse(text, bytes, QB_RESULTS_MAX_BYTES, what, &root));
-    return take_root(root, what, out);
+    qb_status status = qb_results_from_json(root, what, out);
+    json_decref(root);
+    return status;
 }
 
 qb_status qb_results_read_json(const char *path, qb_results *out)
 {
     json_t *root;
     QB_TRY(qb_json_read_file(path, QB_RESULTS_MAX_BYTES, &root));
-    return take_root(root, path, out);
+    qb_status status = qb_results_from_json(root, path, out);
+    json_decref(root);
+    return status;
 }

@@ -18,6 +18,8 @@ extern "C" {
 /* QB_ERR_FORMAT: the file breaks a rule. *out is set on success alone. */
 qb_status qb_results_read_json(const char *path, qb_results *out);
 qb_status qb_results_parse_json(const char *text, size_t bytes, const char *what, qb_results *out);
+/* The same of a file that was parsed. */
+qb_status qb_results_from_json(const json_t *root, const char *what, qb_results *out);
 /* One record; `where` ("results[2]") opens the messages. The caller has initialised *out and
  * deinits it in every case. */
 qb_status qb_result_from_json(const json_t *object, const char *where, qb_result *out);

@@ -76,7 +76,7 @@ def look_at(own, page, width, dark=False):
                            "--enable-logging=stderr", f"--user-data-dir={own / 'profile'}",
                            "--hide-scrollbars", "--force-device-scale-factor=0.5",
                            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-                           f"--window-size={max(width * 2 // SHRINK, 320)},4000",
+                           f"--window-size={max(width * 2 // SHRINK, 320)},6000",
                            f"--screenshot={shot}", "--dump-dom", wrapper.as_uri()],
                           capture_output=True, text=True, timeout=100)
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

@@ -8,7 +8,9 @@ import re
 import shutil
 import xml.etree.ElementTree
 
+import made_pages
 import page_shots
+import schema_check
 from support import ROOT, Skip, expect, no_leftovers, qbench
 
 MODELS = ROOT / "share" / "models"
@@ -81,6 +83,21 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
+def made_up_profile(own):
+    profile = made_pages.profile()
+    schema = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
+    assert not list(schema_check.errors(profile, schema, schema))
+    return save(own / "profile.json", profile)
+
+
+def analysis_of(own, name):
+    """Of a shipped model, on little text, with maps."""
+    path = own / f"{name}.analysis.json"
+    expect(qbench("analyze", "--quiet", "--maps", "--max-tokens", 600, "--json", path,
+                  MODELS / f"{name}.bin"))
+    return path
+
+
 def page_of(own, *files, options=()):
     out = own / "page.html"
     expect(qbench("report", *files, "-o", out, *options))
@@ -127,6 +144,30 @@ def test_report_says_what_the_records_say(own):
     assert two.text.count("Every model and scheme") == 2  # texts are never mixed in a table
 
 
+def test_report_of_analyses_and_profiles(own):
+    ours, vanilla = analysis_of(own, "gpt2-8m-ours"), analysis_of(own, "gpt2-8m-vanilla")
+    page = page_of(own, ours, vanilla, made_up_profile(own))
+    assert sections(page) == ["profile", "layers", "maps", "reproduce"]
+    assert len(page.figures) == 4 + 6 + 2 + 2 * 2 * 6
+    words = " ".join(page.words)
+    layers = json.loads(vanilla.read_text())["layers"]
+    table = re.search(r"Kurtosis by layer, first token</caption>.*?</table>", page.text, re.S)[0]
+    assert table.count("<tr><th") == 2 * len(layers) + 1
+    assert f">{layers[-1]['kurt_token_first']:.2f}<" in table, table
+    assert "products wait for weights - a larger batch" in words and "qbench analyze" in words
+    for title in ("Roofline: decode", "Heads of gpt2-8m-ours", "Attention of gpt2-8m-vanilla, layer 8",
+                  "Hidden state of gpt2-8m-ours, mean over layers"):
+        assert title in words, title
+    # A map has the levels of its cells: of the attention's rows none lies above the diagonal.
+    svg = re.search(r"<title[^>]*>Attention of gpt2-8m-ours, layer 1</title>.*?</svg>", page.text, re.S)[0]
+    boxes = re.findall(r"M(\d+) (\d+)h(\d+)v1", svg)
+    assert boxes and all(int(x) + int(n) <= int(y) + 1 for x, y, n in boxes)
+    broken = own / "broken.json"
+    broken.write_text(ours.read_text().replace('"layer": 2', '"layer": 7', 1))
+    done = expect(qbench("report", broken, "-o", own / "p.html"), 3)
+    assert b"broken.json: layers[1]: layer: found 7, expected 2" in done.err
+
+
 def test_report_pareto_front(own):
     root = with_speed(records())
     root["results"] = root["results"][:4]
@@ -153,7 +194,16 @@ def test_report_escapes_every_text(own):
     run = own / NASTY[1].replace("/", "")
     run.mkdir()
     shutil.copy(MODELS / "gpt2-8m-ours.metrics.jsonl", run / "metrics.jsonl")
-    page = page_of(own, save(own / "r.json", root), run, options=["--title", NASTY[0]])
+    profile = made_pages.profile()
+    profile["scheme"] = profile["machine"] = profile["command"] = NASTY[0]
+    profile["verdict"][0]["text"] = profile["operations"][0]["operation"] = NASTY[1]
+    for part in profile["operations"][0]["full"]["phases"] + profile["operations"][0]["full"]["kernels"]:
+        part.update(phase=NASTY[0], kernel=NASTY[1], role=NASTY[2])
+    analysis = {"schema": "qbench.analysis/1", "model": {"name": NASTY[0]}, "command": NASTY[1],
+                "layers": [{"layer": 1, "kurt_token_first": 1e300, "max_abs_rest": 5e-324}],
+                "maps": {"layers": [{"attention": [[0.5]], "hidden": [[1e14]]}]}}
+    page = page_of(own, save(own / "r.json", root), run, save(own / "p.json", profile),
+                   save(own / "a.json", analysis), options=["--title", NASTY[0]])
     assert "<script" not in page.text and "<img" not in page.text
     assert NASTY[0] in " ".join(page.words)
 
@@ -219,7 +269,8 @@ def test_report_in_a_browser(own):
     page_shots.browser()
     root = with_speed(records())
     root["results"][0]["model"]["name"] = "a-model-whose-name-is-longer-than-any-column-of-a-phone" * 2
-    page = page_of(own, save(own / "r.json", root), *sorted(MODELS.glob("*.metrics.jsonl")))
+    page = page_of(own, save(own / "r.json", root), *sorted(MODELS.glob("*.metrics.jsonl")),
+                   made_up_profile(own), save(own / "a.json", made_pages.analysis()))
     why = None
     for width, dark in ((360, True), (1280, False)):
         found, console, shot = page_shots.look_at(own, page.text, width, dark)
@@ -258,3 +309,6 @@ def test_report_contrast(own):
                 assert contrast(colours[name], ground) >= 4.5, (name, colours[name], ground)
             for i in range(12):
                 assert contrast(colours[f"c{i}"], ground) >= 3, (i, colours[f"c{i}"], ground)
+        for i in range(8):  # levels of heat maps: each a step further from the background
+            near, far = (contrast(colours[f"h{k}"], colours["card"]) for k in (i, i + 1))
+            assert far >= 1.2 * near and near >= 1.05, (i, near, far)

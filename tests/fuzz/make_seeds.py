@@ -14,6 +14,7 @@ import zlib
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "cli"))
+import made_pages
 import nasty_seeds
 import tiny_models
 
@@ -149,6 +150,12 @@ def tables():
                for record in (run, pair, analysis)}, "results": results()["lists"]}
 
 
+def pages():
+    """A small analysis and a profile."""
+    return {"analysis": json.dumps(made_pages.analysis(3, 4)).encode(),
+            "profile": json.dumps(made_pages.profile()).encode()}
+
+
 def limits():
     return {"all": b'{"limits": {"max-ppl-delta": "0.5%", "max-kl": 0.01, "min-top1": "99%"}, '
                    b'"schemes": {"coarse": {"max-kl": null, "max-slowdown": "3%"}}}'}
@@ -166,7 +173,7 @@ def main():
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},
                "model_bin": model_bins(folder), "checkpoint": checkpoints(),
                "shards": shards(), "results": results(), "history": histories(), "limits": limits(),
-               "metrics": metrics(), "nll": losses(), "table": tables()}
+               "metrics": metrics(), "nll": losses(), "table": tables(), "pages": pages()}
     for reader, seeds in nasty_seeds.all_nasties().items():
         corpora.setdefault(reader, {}).update(seeds)
     for reader, seeds in corpora.items():

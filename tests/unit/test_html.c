@@ -2,6 +2,7 @@
  * training curves. */
 #include "support.h"
 
+#include "core/file.h"
 #include "core/memory.h"
 #include "report/format.h"
 #include "report/html.h"
@@ -10,6 +11,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- scales ---- */
 
@@ -239,6 +241,129 @@ static qb_status write_page(const qb_report *report, char **text)
 static const char *const inputs[] = {QB_SOURCE_DIR "/share/models/results-builtin.json",
                                      QB_SOURCE_DIR "/share/models/gpt2-8m-ours.metrics.jsonl"};
 
+/* ---- analyses and profiles ---- */
+
+static const char analysis[] =
+    "{\"schema\": \"qbench.analysis/1\", \"model\": {\"name\": \"m\"}, \"command\": \"c\","
+    " \"texts\": [{\"name\": \"t\", \"protocol\": {\"context\": 16}}], \"layers\": ["
+    "{\"layer\": 1, \"kurt_token_first\": 3, \"max_abs_rest\": null},"
+    "{\"layer\": 2, \"kurt_token_first\": 300, \"attn_first_share\": 0.25}],"
+    " \"heads\": [{\"layer\": 2, \"head\": 3, \"attn_first_share\": 0.5}],"
+    " \"maps\": {\"channels\": 8, \"layers\": [{\"layer\": null,"
+    " \"attention\": [[1, 0], [0.5, 0.004]], \"hidden\": [[1, 2, null], [30, 4, 5]]}]}}";
+static const char profile[] =
+    "{\"schema\": \"qbench.profile/1\", \"model\": {\"name\": \"m\"}, \"scheme\": \"fine\","
+    " \"batch\": 1, \"peaks\": {\"read_gb_per_s\": 20, \"s8_gops_per_s\": 900},"
+    " \"operations\": [{\"operation\": \"decode\", \"full\": {\"scheme\": \"full\", \"ms\": 2,"
+    " \"phases\": [{\"phase\": \"gemm\", \"ms\": 1}], \"kernels\": [{\"kernel\": \"k\","
+    " \"phase\": \"gemm\", \"role\": null, \"ops\": 100, \"bytes\": 50, \"gops_per_s\": 30}]},"
+    " \"scheme\": null}], \"verdict\": [{\"text\": \"slow\"}]}";
+
+static json_t *parsed(const char *text)
+{
+    json_t *root;
+    QB_CHECK_OK(qb_json_parse(text, strlen(text), strlen(text), "text", &root));
+    return root;
+}
+
+static void analyses_and_profiles_are_read(void **state)
+{
+    (void)state;
+    qb_analysis_record a;
+    qb_profiled p;
+    json_t *root = parsed(analysis);
+    QB_CHECK_OK(qb_analysis_record_read(root, "a.json", &a));
+    json_decref(root);
+    assert_int_equal(a.n_layers, 2);
+    assert_true(a.values[QB_LAYER_METRIC_COUNT + QB_LAYER_KURT_FIRST] == 300);
+    assert_true(isnan(a.values[QB_LAYER_MAX_REST]));
+    assert_true(a.heads.n_rows == 2 && a.heads.n_cols == 3 && a.heads.cells[5] == 0.5);
+    assert_true(isnan(a.heads.cells[0]));
+    assert_true(a.maps[0].layer == -1 && a.maps[0].attention.cells[3] == 0.004);
+    assert_true(a.maps[0].hidden.n_cols == 3 && isnan(a.maps[0].hidden.cells[2]));
+    assert_true(a.context == 16 && a.channels == 8);
+    root = parsed(profile);
+    QB_CHECK_OK(qb_profiled_read(root, "p.json", &p));
+    json_decref(root);
+    assert_int_equal(p.operations[0].n_runs, 1);
+    assert_true(p.operations[0].runs[0].kernels[0].gops_per_s == 30);
+    assert_true(p.memory_gb_per_s == 20 && isnan(p.roofs_gops_per_s[0]));
+    assert_string_equal(p.verdicts.items[0], "-: slow");
+    qb_analysis_record_deinit(&a);
+    qb_profiled_deinit(&p);
+}
+
+static void bad_analyses_and_profiles_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to, *message;
+    } cases[] = {
+        {"\"layer\": 2, \"kurt", "\"layer\": 3, \"kurt",
+         "f: layers[1]: layer: found 3, expected 2"},
+        {"\"kurt_token_first\": 3,", "\"kurt_token_first\": [],", "f: layers[0]: key \"kurt"},
+        {"\"head\": 3", "\"head\": 3000", "f: heads: found head 3000"},
+        {"\"layer\": 2, \"head\"", "\"layer\": 9, \"head\"", "f: heads[0]: key \"layer\""},
+        {"[0.5, 0.004]", "[0.5]", "f: maps.layers[0]: attention[1]: found 1 columns, expected 2"},
+        {"[30, 4, 5]", "[30, 4, \"5\"]", "f: maps.layers[0]: hidden[1][2]: expected a number"},
+        {"\"layers\": [{\"layer\": 1", "\"layers_\": [{\"layer\": 1", "f: layers: found nothing"},
+        {"\"phases\": [{", "\"phases\": [1, {",
+         "f: operations[0]: full: phases[0]: found no object"},
+        {"\"ms\": 2", "\"ms\": \"2\"", "f: operations[0]: full: key \"ms\""},
+        {"\"scheme\": null", "\"scheme\": []", "f: operations[0]: scheme: found no object"},
+    };
+    for (size_t i = 0; i < QB_COUNT(cases); i++) {
+        char text[2000];
+        bool is_profile = strstr(profile, cases[i].from);
+        const char *whole = is_profile ? profile : analysis, *at = strstr(whole, cases[i].from);
+        assert_non_null(at);
+        snprintf(text, sizeof text, "%.*s%s%s", (int)(at - whole), whole, cases[i].to,
+                 at + strlen(cases[i].from));
+        json_t *root = parsed(text);
+        qb_analysis_record a;
+        qb_profiled p;
+        qb_status status =
+            is_profile ? qb_profiled_read(root, "f", &p) : qb_analysis_record_read(root, "f", &a);
+        json_decref(root);
+        assert_int_equal(status, QB_ERR_FORMAT);
+        if (!strstr(qb_error_message(), cases[i].message))
+            fail_msg("case %zu: %s", i, qb_error_message());
+    }
+}
+
+/* The same as the last test, of every allocation, since these files are small. */
+static void small_pages_survive_failed_allocations(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/qb_html_XXXXXX", paths[2][64];
+    const char *const texts[] = {analysis, profile};
+    assert_non_null(mkdtemp(folder));
+    for (size_t i = 0; i < 2; i++) {
+        snprintf(paths[i], sizeof paths[i], "%s/%zu.json", folder, i);
+        QB_CHECK_OK(qb_file_write_whole(paths[i], texts[i], strlen(texts[i])));
+    }
+    size_t before = qb_memory_live_blocks(), n = 0;
+    qb_status status;
+    do {
+        qb_report report = {0};
+        char *text = NULL;
+        qb_memory_fail_at(++n);
+        status = qb_report_add(&report, paths[0]);
+        if (status == QB_OK) status = qb_report_add(&report, paths[1]);
+        if (status == QB_OK) status = write_page(&report, &text);
+        qb_memory_fail_at(0);
+        if (status == QB_OK && (!strstr(text, "Roofline") || !strstr(text, "Attention of m")))
+            fail_msg("no figures: %s", text);
+        qb_report_deinit(&report);
+        free(text);
+        assert_int_equal(qb_memory_live_blocks(), before);
+    } while (status == QB_ERR_MEMORY);
+    QB_CHECK_OK(status);
+    assert_true(n > 100);
+    for (size_t i = 0; i < 2; i++) unlink(paths[i]);
+    rmdir(folder);
+}
+
 /* Reading and writing give everything back, whichever allocation fails. */
 static void pages_survive_failed_allocations(void **state)
 {
@@ -291,6 +416,9 @@ int main(void)
         cmocka_unit_test(curves_know_their_tokens),
         cmocka_unit_test(resumed_steps_count_once),
         cmocka_unit_test(bad_curves_are_refused),
+        cmocka_unit_test(analyses_and_profiles_are_read),
+        cmocka_unit_test(bad_analyses_and_profiles_are_refused),
+        cmocka_unit_test(small_pages_survive_failed_allocations),
         cmocka_unit_test(pages_survive_failed_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
