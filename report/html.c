@@ -50,7 +50,7 @@ static qb_status add_profile(qb_report *report, const json_t *root, const char *
     QB_TRY(check_files(report->n_profiles, path));
     QB_TRY(qb_realloc((void **)&report->profiles, report->n_profiles, report->n_profiles + 1,
                       sizeof *report->profiles, "profiles"));
-    QB_TRY(qb_profiled_read(root, path, &report->profiles[report->n_profiles]));
+    QB_TRY(qb_profile_seen_read(root, path, &report->profiles[report->n_profiles]));
     report->n_profiles++;
     return QB_OK;
 }
@@ -122,7 +122,7 @@ void qb_report_deinit(qb_report *report)
     for (size_t i = 0; i < report->n_runs; i++) qb_metrics_deinit(&report->runs[i]);
     for (size_t i = 0; i < report->n_files; i++) qb_free(report->files[i].name);
     for (size_t i = 0; i < report->n_analyses; i++) qb_analysis_record_deinit(&report->analyses[i]);
-    for (size_t i = 0; i < report->n_profiles; i++) qb_profiled_deinit(&report->profiles[i]);
+    for (size_t i = 0; i < report->n_profiles; i++) qb_profile_seen_deinit(&report->profiles[i]);
     qb_free(report->runs);
     qb_free(report->analyses);
     qb_free(report->profiles);

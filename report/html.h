@@ -25,7 +25,7 @@ typedef struct qb_report {
     size_t n_runs;
     qb_analysis_record *analyses;
     size_t n_analyses;
-    qb_profiled *profiles;
+    qb_profile_seen *profiles;
     size_t n_profiles;
     qb_report_file *files; /* what the page was made from */
     size_t n_files;

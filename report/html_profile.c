@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-static const char *run_name(const qb_profiled_run *run)
+static const char *run_name(const qb_profile_seen_run *run)
 {
     return run->scheme ? run->scheme : "unnamed";
 }
@@ -18,14 +18,14 @@ static const char *or_dash(const char *text)
 
 /* ---- phases as bars ---- */
 
-static const qb_profiled_part *find_phase(const qb_profiled_run *run, const char *phase)
+static const qb_profile_seen_part *find_phase(const qb_profile_seen_run *run, const char *phase)
 {
     for (size_t i = 0; i < run->n_phases; i++)
         if (qb_same_text(run->phases[i].name, phase)) return &run->phases[i];
     return NULL;
 }
 
-static bool is_new_phase(const qb_profiled_operation *o, size_t run, size_t i)
+static bool is_new_phase(const qb_profile_seen_operation *o, size_t run, size_t i)
 {
     const char *name = o->runs[run].phases[i].name;
     if (!name) return false;
@@ -34,7 +34,7 @@ static bool is_new_phase(const qb_profiled_operation *o, size_t run, size_t i)
     return run == 0 || !find_phase(&o->runs[0], name);
 }
 
-static qb_bar phase_bar(qb_page *page, const char *phase, const qb_profiled_run *run, double ms)
+static qb_bar phase_bar(qb_page *page, const char *phase, const qb_profile_seen_run *run, double ms)
 {
     char scheme[QB_NAME_BYTES];
     qb_bar b = {.group = phase, .colour = qb_page_colour(page, run_name(run)), .value = ms};
@@ -45,7 +45,7 @@ static qb_bar phase_bar(qb_page *page, const char *phase, const qb_profiled_run 
 }
 
 /* Of each phase a bar a run, in the order of the first run; gaps last. */
-static size_t fill_phases(qb_page *page, const qb_profiled_operation *o, qb_bar *bars)
+static size_t fill_phases(qb_page *page, const qb_profile_seen_operation *o, qb_bar *bars)
 {
     size_t n = 0;
     for (size_t r = 0; r < o->n_runs; r++)
@@ -53,7 +53,7 @@ static size_t fill_phases(qb_page *page, const qb_profiled_operation *o, qb_bar 
             const char *phase = o->runs[r].phases[i].name;
             if (!is_new_phase(o, r, i)) continue;
             for (size_t k = 0; k < o->n_runs; k++) {
-                const qb_profiled_part *part = find_phase(&o->runs[k], phase);
+                const qb_profile_seen_part *part = find_phase(&o->runs[k], phase);
                 if (part) bars[n++] = phase_bar(page, phase, &o->runs[k], part->ms);
             }
         }
@@ -63,14 +63,14 @@ static size_t fill_phases(qb_page *page, const qb_profiled_operation *o, qb_bar 
     return n;
 }
 
-static void write_phase_table(qb_page *page, const char *title, const qb_profiled_operation *o)
+static void write_phase_table(qb_page *page, const char *title, const qb_profile_seen_operation *o)
 {
     char t[QB_FORMAT_BYTES];
     qb_page_details_open(page);
     qb_page_table_open(page, title, "scheme|phase|#ms|#share|#GB/s|#Gop/s|#of the roofline");
     for (size_t r = 0; r < o->n_runs; r++)
         for (size_t i = 0; i < o->runs[r].n_phases; i++) {
-            const qb_profiled_part *p = &o->runs[r].phases[i];
+            const qb_profile_seen_part *p = &o->runs[r].phases[i];
             qb_page_row_open(page, run_name(&o->runs[r]));
             qb_page_cell(page, or_dash(p->name));
             qb_page_number(page, qb_format_significant(p->ms, t));
@@ -84,7 +84,7 @@ static void write_phase_table(qb_page *page, const char *title, const qb_profile
     qb_page_details_close(page);
 }
 
-static qb_status write_phases(qb_page *page, const qb_profiled_operation *o)
+static qb_status write_phases(qb_page *page, const qb_profile_seen_operation *o)
 {
     qb_bar *bars;
     char title[QB_NAME_BYTES];
@@ -112,12 +112,12 @@ static bool is_positive(double value)
     return value >= QB_SCALE_LEAST && qb_is_drawable(value);
 }
 
-static double intensity_of(const qb_profiled_part *p)
+static double intensity_of(const qb_profile_seen_part *p)
 {
     return p->ops / p->bytes;
 }
 
-static bool is_point(const qb_profiled_part *p)
+static bool is_point(const qb_profile_seen_part *p)
 {
     return is_positive(p->ops) && is_positive(p->bytes) && is_positive(p->gops_per_s) &&
            is_positive(intensity_of(p));
@@ -132,18 +132,18 @@ static size_t phase_marker(const char *phase)
     return QB_COUNT(known);
 }
 
-static bool make_scales(const qb_profiled *p, const qb_profiled_operation *o, qb_plot *plot)
+static bool make_scales(const qb_profile_seen *p, const qb_profile_seen_operation *o, qb_plot *plot)
 {
     qb_range x = {0}, y = {0};
     for (size_t r = 0; r < o->n_runs; r++)
         for (size_t i = 0; i < o->runs[r].n_kernels; i++) {
-            const qb_profiled_part *k = &o->runs[r].kernels[i];
+            const qb_profile_seen_part *k = &o->runs[r].kernels[i];
             if (!is_point(k)) continue;
             qb_range_add(&x, intensity_of(k));
             qb_range_add(&y, k->gops_per_s);
         }
     if (!x.n || !is_positive(p->memory_gb_per_s)) return false;
-    for (size_t i = 0; i < QB_PROFILED_N_ROOFS; i++) {
+    for (size_t i = 0; i < QB_PROFILE_SEEN_N_ROOFS; i++) {
         double roof = p->roofs_gops_per_s[i], ridge = roof / p->memory_gb_per_s;
         if (!is_positive(roof) || !is_positive(ridge)) continue;
         qb_range_add(&y, roof);
@@ -155,29 +155,29 @@ static bool make_scales(const qb_profiled *p, const qb_profiled_operation *o, qb
     return true;
 }
 
-static void write_roofs(FILE *out, const qb_profiled *p, const qb_plot *plot)
+static void write_roofs(FILE *out, const qb_profile_seen *p, const qb_plot *plot)
 {
     double speed = p->memory_gb_per_s, x_first = fmax(plot->x.low, plot->y.low / speed);
     double x_last = fmin(plot->x.high, plot->y.high / speed);
     if (x_first < x_last)
         qb_svg_line(out, qb_scale_at(&plot->x, x_first), qb_scale_at(&plot->y, speed * x_first),
                     qb_scale_at(&plot->x, x_last), qb_scale_at(&plot->y, speed * x_last), "roof");
-    for (size_t i = 0; i < QB_PROFILED_N_ROOFS; i++) {
+    for (size_t i = 0; i < QB_PROFILE_SEEN_N_ROOFS; i++) {
         double roof = p->roofs_gops_per_s[i], y = qb_scale_at(&plot->y, roof);
         char t[QB_FORMAT_BYTES], text[100];
         if (!is_positive(roof) || !is_positive(roof / speed)) continue;
         qb_svg_line(out, qb_scale_at(&plot->x, roof / speed), y, plot->x.to, y, "roof");
-        snprintf(text, sizeof text, "%s: %s", qb_profiled_roofs[i],
+        snprintf(text, sizeof text, "%s: %s", qb_profile_seen_roofs[i],
                  roof < 10 ? qb_format_significant(roof, t) : qb_format_count(llround(roof), t));
         qb_svg_text(out, plot->x.to, y - 4, "end", text);
     }
 }
 
-static void write_points(qb_page *page, const qb_profiled_operation *o, const qb_plot *plot)
+static void write_points(qb_page *page, const qb_profile_seen_operation *o, const qb_plot *plot)
 {
     for (size_t r = 0; r < o->n_runs; r++)
         for (size_t i = 0; i < o->runs[r].n_kernels; i++) {
-            const qb_profiled_part *k = &o->runs[r].kernels[i];
+            const qb_profile_seen_part *k = &o->runs[r].kernels[i];
             char tip[300], speed[QB_FORMAT_BYTES], share[QB_FORMAT_BYTES];
             if (!is_point(k)) continue;
             snprintf(tip, sizeof tip, "%.40s, %.60s, %.40s: %s Gop/s, %s of the roofline",
@@ -190,7 +190,7 @@ static void write_points(qb_page *page, const qb_profiled_operation *o, const qb
         }
 }
 
-static void write_roof_legend(qb_page *page, const qb_profiled_operation *o)
+static void write_roof_legend(qb_page *page, const qb_profile_seen_operation *o)
 {
     static const char *const names[] = {"products", "attention", "head", "norm", "other phases"};
     fputs("<ul class=\"legend\">\n", page->out);
@@ -207,7 +207,7 @@ static void write_roof_legend(qb_page *page, const qb_profiled_operation *o)
           page->out);
 }
 
-static void write_kernel_table(qb_page *page, const char *title, const qb_profiled_operation *o)
+static void write_kernel_table(qb_page *page, const char *title, const qb_profile_seen_operation *o)
 {
     char t[QB_FORMAT_BYTES];
     qb_page_details_open(page);
@@ -216,7 +216,7 @@ static void write_kernel_table(qb_page *page, const char *title, const qb_profil
                        "#of the roofline");
     for (size_t r = 0; r < o->n_runs; r++)
         for (size_t i = 0; i < o->runs[r].n_kernels; i++) {
-            const qb_profiled_part *k = &o->runs[r].kernels[i];
+            const qb_profile_seen_part *k = &o->runs[r].kernels[i];
             qb_page_row_open(page, run_name(&o->runs[r]));
             qb_page_cell(page, or_dash(k->name));
             qb_page_cell(page, or_dash(k->role));
@@ -232,7 +232,8 @@ static void write_kernel_table(qb_page *page, const char *title, const qb_profil
     qb_page_details_close(page);
 }
 
-static void write_roofline(qb_page *page, const qb_profiled *p, const qb_profiled_operation *o)
+static void write_roofline(qb_page *page, const qb_profile_seen *p,
+                           const qb_profile_seen_operation *o)
 {
     qb_plot plot = {
         .width = QB_SVG_WIDTH, .height = 320, .left = 62, .right = 14, .top = 26, .bottom = 44};
@@ -254,7 +255,7 @@ static void write_roofline(qb_page *page, const qb_profiled *p, const qb_profile
 
 /* ---- a profile ---- */
 
-static void say_profile(qb_page *page, const qb_profiled *p)
+static void say_profile(qb_page *page, const qb_profile_seen *p)
 {
     char t[QB_FORMAT_BYTES];
     fputs("<p><b>", page->out);
@@ -285,7 +286,7 @@ bool qb_page_has_profile(const qb_page *page)
 qb_status qb_page_profile(qb_page *page)
 {
     for (size_t i = 0; i < page->report->n_profiles; i++) {
-        const qb_profiled *p = &page->report->profiles[i];
+        const qb_profile_seen *p = &page->report->profiles[i];
         say_profile(page, p);
         fputs("<div class=\"figures\">\n", page->out);
         for (size_t k = 0; k < p->n_operations; k++) {

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-const char *const qb_profiled_roofs[QB_PROFILED_N_ROOFS] = {"f32", "bf16", "s8"};
+const char *const qb_profile_seen_roofs[QB_PROFILE_SEEN_N_ROOFS] = {"f32", "bf16", "s8"};
 
 static qb_status copy_text(const json_t *object, const char *key, char **out)
 {
@@ -54,7 +54,7 @@ static qb_status each(const json_t *object, const char *key, size_t max, item_re
 
 /* ---- a run ---- */
 
-static qb_status read_part(const json_t *o, const char *name_key, qb_profiled_part *p)
+static qb_status read_part(const json_t *o, const char *name_key, qb_profile_seen_part *p)
 {
     const struct {
         const char *key;
@@ -73,36 +73,36 @@ static qb_status read_part(const json_t *o, const char *name_key, qb_profiled_pa
     return QB_OK;
 }
 
-static qb_status add_part(qb_profiled_part **parts, size_t *n, const json_t *o,
+static qb_status add_part(qb_profile_seen_part **parts, size_t *n, const json_t *o,
                           const char *name_key)
 {
     QB_TRY(qb_realloc((void **)parts, *n, *n + 1, sizeof **parts, "parts"));
-    qb_profiled_part *p = &(*parts)[(*n)++];
-    *p = (qb_profiled_part){0};
+    qb_profile_seen_part *p = &(*parts)[(*n)++];
+    *p = (qb_profile_seen_part){0};
     return read_part(o, name_key, p);
 }
 
 static qb_status add_phase(void *context, const json_t *o)
 {
-    qb_profiled_run *run = context;
+    qb_profile_seen_run *run = context;
     return add_part(&run->phases, &run->n_phases, o, "phase");
 }
 
 static qb_status add_kernel(void *context, const json_t *o)
 {
-    qb_profiled_run *run = context;
+    qb_profile_seen_run *run = context;
     return add_part(&run->kernels, &run->n_kernels, o, "kernel");
 }
 
-static qb_status read_run(const json_t *o, qb_profiled_run *run)
+static qb_status read_run(const json_t *o, qb_profile_seen_run *run)
 {
     QB_TRY(copy_text(o, "scheme", &run->scheme));
     QB_TRY(get_real(o, "ms", &run->ms));
     QB_TRY(get_real(o, "gaps_ms", &run->gaps_ms));
     QB_TRY(get_real(o, "tok_per_s", &run->tok_per_s));
     QB_TRY(get_real(o, "roof_ms", &run->roof_ms));
-    QB_TRY(each(o, "phases", QB_PROFILED_MAX_PARTS, add_phase, run));
-    return each(o, "kernels", QB_PROFILED_MAX_PARTS, add_kernel, run);
+    QB_TRY(each(o, "phases", QB_PROFILE_SEEN_MAX_PARTS, add_phase, run));
+    return each(o, "kernels", QB_PROFILE_SEEN_MAX_PARTS, add_kernel, run);
 }
 
 /* ---- the file ---- */
@@ -110,11 +110,11 @@ static qb_status read_run(const json_t *o, qb_profiled_run *run)
 static qb_status add_operation(void *context, const json_t *o)
 {
     static const char *const sides[] = {"full", "scheme"};
-    qb_profiled *p = context;
+    qb_profile_seen *p = context;
     QB_TRY(qb_realloc((void **)&p->operations, p->n_operations, p->n_operations + 1,
                       sizeof *p->operations, "operations"));
-    qb_profiled_operation *operation = &p->operations[p->n_operations++];
-    *operation = (qb_profiled_operation){0};
+    qb_profile_seen_operation *operation = &p->operations[p->n_operations++];
+    *operation = (qb_profile_seen_operation){0};
     QB_TRY(copy_text(o, "operation", &operation->name));
     QB_TRY(get_count(o, "context", &operation->context));
     QB_TRY(get_count(o, "rows", &operation->rows));
@@ -131,7 +131,7 @@ static qb_status add_operation(void *context, const json_t *o)
 
 static qb_status add_verdict(void *context, const json_t *o)
 {
-    qb_profiled *p = context;
+    qb_profile_seen *p = context;
     const char *parts[] = {NULL, NULL, NULL};
     static const char *const keys[] = {"operation", "text", "help"};
     for (size_t i = 0; i < QB_COUNT(keys); i++) QB_TRY(qb_json_get_string(o, keys[i], &parts[i]));
@@ -142,22 +142,22 @@ static qb_status add_verdict(void *context, const json_t *o)
     return qb_texts_add(&p->verdicts, line);
 }
 
-static qb_status read_peaks(const json_t *peaks, qb_profiled *p)
+static qb_status read_peaks(const json_t *peaks, qb_profile_seen *p)
 {
     double copy;
     QB_TRY(get_real(peaks, "copy_gb_per_s", &copy));
     QB_TRY(get_real(peaks, "read_gb_per_s", &p->memory_gb_per_s));
     if (copy > p->memory_gb_per_s || isnan(p->memory_gb_per_s)) p->memory_gb_per_s = copy;
     QB_TRY(get_real(peaks, "cache_gb_per_s", &p->cache_gb_per_s));
-    for (size_t i = 0; i < QB_PROFILED_N_ROOFS; i++) {
+    for (size_t i = 0; i < QB_PROFILE_SEEN_N_ROOFS; i++) {
         char key[40];
-        snprintf(key, sizeof key, "%s_gops_per_s", qb_profiled_roofs[i]);
+        snprintf(key, sizeof key, "%s_gops_per_s", qb_profile_seen_roofs[i]);
         QB_TRY(get_real(peaks, key, &p->roofs_gops_per_s[i]));
     }
     return QB_OK;
 }
 
-static qb_status read_root(const json_t *root, qb_profiled *p)
+static qb_status read_root(const json_t *root, qb_profile_seen *p)
 {
     QB_TRY(copy_text(json_object_get(root, "model"), "name", &p->model));
     QB_TRY(copy_text(root, "scheme", &p->scheme));
@@ -168,23 +168,23 @@ static qb_status read_root(const json_t *root, qb_profiled *p)
     QB_TRY(get_count(root, "batch", &p->batch));
     QB_TRY(get_count(root, "context", &p->context));
     QB_TRY(read_peaks(json_object_get(root, "peaks"), p));
-    QB_TRY(each(root, "operations", QB_PROFILED_MAX_OPERATIONS, add_operation, p));
-    return each(root, "verdict", QB_PROFILED_MAX_VERDICTS, add_verdict, p);
+    QB_TRY(each(root, "operations", QB_PROFILE_SEEN_MAX_OPERATIONS, add_operation, p));
+    return each(root, "verdict", QB_PROFILE_SEEN_MAX_VERDICTS, add_verdict, p);
 }
 
-qb_status qb_profiled_read(const json_t *root, const char *what, qb_profiled *out)
+qb_status qb_profile_seen_read(const json_t *root, const char *what, qb_profile_seen *out)
 {
-    qb_profiled profiled = {0};
+    qb_profile_seen profiled = {0};
     qb_status status = read_root(root, &profiled);
     if (status != QB_OK) {
-        qb_profiled_deinit(&profiled);
+        qb_profile_seen_deinit(&profiled);
         return qb_error_prefix(status, what);
     }
     *out = profiled;
     return QB_OK;
 }
 
-static void free_parts(qb_profiled_part *parts, size_t n)
+static void free_parts(qb_profile_seen_part *parts, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         qb_free(parts[i].name);
@@ -194,12 +194,12 @@ static void free_parts(qb_profiled_part *parts, size_t n)
     qb_free(parts);
 }
 
-void qb_profiled_deinit(qb_profiled *p)
+void qb_profile_seen_deinit(qb_profile_seen *p)
 {
     char *const texts[] = {p->model, p->scheme, p->machine, p->cpu, p->command};
     for (size_t i = 0; i < QB_COUNT(texts); i++) qb_free(texts[i]);
     for (size_t i = 0; i < p->n_operations; i++) {
-        qb_profiled_operation *o = &p->operations[i];
+        qb_profile_seen_operation *o = &p->operations[i];
         qb_free(o->name);
         for (size_t r = 0; r < o->n_runs; r++) {
             qb_free(o->runs[r].scheme);
@@ -209,5 +209,5 @@ void qb_profiled_deinit(qb_profiled *p)
     }
     qb_free(p->operations);
     qb_texts_deinit(&p->verdicts);
-    *p = (qb_profiled){0};
+    *p = (qb_profile_seen){0};
 }

@@ -13,49 +13,49 @@ extern "C" {
 #endif
 
 /* A phase of a pass, or a kernel in one role. */
-typedef struct qb_profiled_part {
+typedef struct qb_profile_seen_part {
     char *name, *phase, *role; /* a phase has its name alone; role may be NULL */
     double ms, share, bytes, ops, gb_per_s, gops_per_s, roofline_share; /* NaN = not known */
-} qb_profiled_part;
+} qb_profile_seen_part;
 
 /* One engine in one operation. */
-typedef struct qb_profiled_run {
+typedef struct qb_profile_seen_run {
     char *scheme;
     double ms, gaps_ms, tok_per_s, roof_ms;
-    qb_profiled_part *phases, *kernels;
+    qb_profile_seen_part *phases, *kernels;
     size_t n_phases, n_kernels;
-} qb_profiled_run;
+} qb_profile_seen_run;
 
-typedef struct qb_profiled_operation {
+typedef struct qb_profile_seen_operation {
     char *name; /* prefill, decode */
     int64_t context, rows;
-    qb_profiled_run runs[2]; /* full precision, the scheme */
+    qb_profile_seen_run runs[2]; /* full precision, the scheme */
     size_t n_runs;
-} qb_profiled_operation;
+} qb_profile_seen_operation;
 
 enum {
-    QB_PROFILED_MAX_OPERATIONS = 8,
-    QB_PROFILED_MAX_PARTS = 200,
-    QB_PROFILED_N_ROOFS = 3,
-    QB_PROFILED_MAX_VERDICTS = 40
+    QB_PROFILE_SEEN_MAX_OPERATIONS = 8,
+    QB_PROFILE_SEEN_MAX_PARTS = 200,
+    QB_PROFILE_SEEN_N_ROOFS = 3,
+    QB_PROFILE_SEEN_MAX_VERDICTS = 40
 };
 
-typedef struct qb_profiled {
+typedef struct qb_profile_seen {
     char *model, *scheme, *machine, *cpu, *command;
     int64_t threads, batch, context;
-    double memory_gb_per_s, cache_gb_per_s;       /* measured peaks; NaN = not known */
-    double roofs_gops_per_s[QB_PROFILED_N_ROOFS]; /* of qb_profiled_roofs */
-    qb_profiled_operation *operations;
+    double memory_gb_per_s, cache_gb_per_s;           /* measured peaks; NaN = not known */
+    double roofs_gops_per_s[QB_PROFILE_SEEN_N_ROOFS]; /* of qb_profile_seen_roofs */
+    qb_profile_seen_operation *operations;
     size_t n_operations;
     qb_texts verdicts; /* in words */
-} qb_profiled;
-extern const char *const qb_profiled_roofs[QB_PROFILED_N_ROOFS]; /* f32, bf16, s8 */
+} qb_profile_seen;
+extern const char *const qb_profile_seen_roofs[QB_PROFILE_SEEN_N_ROOFS]; /* f32, bf16, s8 */
 
 #define QB_PROFILE_SCHEMA "qbench.profile/1"
 
 /* `what` opens messages. *out is set on success alone. */
-qb_status qb_profiled_read(const json_t *root, const char *what, qb_profiled *out);
-void qb_profiled_deinit(qb_profiled *record); /* accepts a zeroed one */
+qb_status qb_profile_seen_read(const json_t *root, const char *what, qb_profile_seen *out);
+void qb_profile_seen_deinit(qb_profile_seen *record); /* accepts a zeroed one */
 
 #ifdef __cplusplus
 }

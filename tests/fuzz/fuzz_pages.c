@@ -17,15 +17,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     json_t *root;
     qb_analysis_record analysis;
-    qb_profiled profile;
+    qb_profile_seen profile;
     if (qb_json_parse((const char *)data, bytes, 1 << 20, "input", &root) == QB_OK) {
         if (qb_analysis_record_read(root, "input", &analysis) == QB_OK) {
             write_page(&(qb_report){.analyses = &analysis, .n_analyses = 1});
             qb_analysis_record_deinit(&analysis);
         }
-        if (qb_profiled_read(root, "input", &profile) == QB_OK) {
+        if (qb_profile_seen_read(root, "input", &profile) == QB_OK) {
             write_page(&(qb_report){.profiles = &profile, .n_profiles = 1});
-            qb_profiled_deinit(&profile);
+            qb_profile_seen_deinit(&profile);
         }
         json_decref(root);
     }

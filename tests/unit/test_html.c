@@ -270,7 +270,7 @@ static void analyses_and_profiles_are_read(void **state)
 {
     (void)state;
     qb_analysis_record a;
-    qb_profiled p;
+    qb_profile_seen p;
     json_t *root = parsed(analysis);
     QB_CHECK_OK(qb_analysis_record_read(root, "a.json", &a));
     json_decref(root);
@@ -283,14 +283,14 @@ static void analyses_and_profiles_are_read(void **state)
     assert_true(a.maps[0].hidden.n_cols == 3 && isnan(a.maps[0].hidden.cells[2]));
     assert_true(a.context == 16 && a.channels == 8);
     root = parsed(profile);
-    QB_CHECK_OK(qb_profiled_read(root, "p.json", &p));
+    QB_CHECK_OK(qb_profile_seen_read(root, "p.json", &p));
     json_decref(root);
     assert_int_equal(p.operations[0].n_runs, 1);
     assert_true(p.operations[0].runs[0].kernels[0].gops_per_s == 30);
     assert_true(p.memory_gb_per_s == 20 && isnan(p.roofs_gops_per_s[0]));
     assert_string_equal(p.verdicts.items[0], "-: slow");
     qb_analysis_record_deinit(&a);
-    qb_profiled_deinit(&p);
+    qb_profile_seen_deinit(&p);
 }
 
 static void bad_analyses_and_profiles_are_refused(void **state)
@@ -321,9 +321,9 @@ static void bad_analyses_and_profiles_are_refused(void **state)
                  at + strlen(cases[i].from));
         json_t *root = parsed(text);
         qb_analysis_record a;
-        qb_profiled p;
-        qb_status status =
-            is_profile ? qb_profiled_read(root, "f", &p) : qb_analysis_record_read(root, "f", &a);
+        qb_profile_seen p;
+        qb_status status = is_profile ? qb_profile_seen_read(root, "f", &p)
+                                      : qb_analysis_record_read(root, "f", &a);
         json_decref(root);
         assert_int_equal(status, QB_ERR_FORMAT);
         if (!strstr(qb_error_message(), cases[i].message))
