@@ -18,7 +18,7 @@ import math
 # the decay into the gradient, where a momentum of 0.9 makes it ten times as much.
 SGD = ["--optimizer", "sgd_momentum", "--lr", "0.03", "--momentum", "0.9", "--weight-decay", "1e-3"]
 # The rate is constant, so a short run is the beginning of a long one.
-SHORT = ["--steps", "4000"]
+SHORT = ["--steps", "3000"]
 SOFTMAX1, ORTHOADAM = ["--softmax", "softmax1"], ["--optimizer", "orthoadam"]
 # The least bigram risk, mean over all sequences of 256: from the counts, by the probabilities of each
 # pair of tokens at each position. In batches of 512 it varies by 0.005; the excess above it hardly.
@@ -60,7 +60,7 @@ VARIANTS = {
         ("backcopy_risk", 0, 1e-3, "3.9e-6"),
         ("expected_bigram_risk", 2.227, 2.233, "2.2284"),
         ("max attn_first_share", 0, 0.05, "about 0 throughout"),
-        ("rise value_bos_1", 1, 1000, "rises")], "one block, ReLU attention, AdamW"),
+        ("rise value_bos_1", 1, math.inf, "rises")], "one block, ReLU attention, AdamW"),
     "l3-minimal-softmax1": (["--preset", "bb-3l-minimal", *SOFTMAX1, *SHORT], [],
                             "the same with softmax-1"),
     "l3-minimal-orthoadam": (["--preset", "bb-3l-minimal", *ORTHOADAM, *SHORT], [],
@@ -77,16 +77,12 @@ VARIANTS = {
         ("stream_bos_1", 90, 200, "about 140")], "three blocks, AdamW"),
 }
 
-# Whether <s> or the triggers get the attention that has nothing to do is decided in the first 200 steps,
-# differently from seed to seed.
-for seed in (1, 2, 3, 4, 5, 6):
+# Nothing needs the values of the triggers either: whether they or <s> get the attention that has nothing to
+# do differs from one initialisation to the next. Seed 42 begins with the publication's own weights.
+for seed in (1, 2, 3):
     VARIANTS[f"l1-adamw-seed{seed}"] = (
         ["--preset", "bb-1l", "--seed", str(seed), "--steps", "1000"], [],
         f"one block, AdamW, seed {seed}")
-for seed in (1, 2):
-    VARIANTS[f"l3-minimal-seed{seed}"] = (
-        ["--preset", "bb-3l-minimal", "--seed", str(seed), "--steps", "1500"], [],
-        f"three blocks, the last without attention, AdamW, seed {seed}")
 
 MISSING = float("nan")
 

@@ -3,6 +3,7 @@
 
 #include "core/memory.h"
 #include "core/rng.h"
+#include "train/torch_random.h"
 
 #include <math.h>
 #include <string.h>
@@ -145,35 +146,41 @@ static uint64_t stream_of(const qb_param *p)
     return QB_STREAM_WEIGHTS | ((uint64_t)p->role << 12 | p->layer_idx) << 32;
 }
 
-static void fill_uniform(const qb_param *p, uint64_t seed, double bound, float *w)
+static void init_gpt2(const qb_params *params, const qb_param *p, uint64_t seed, float *w)
 {
-    for (size_t i = 0; i < p->rows * p->cols; i++)
-        w[i] = (float)(bound * (2 * qb_rng_double(seed, stream_of(p), i) - 1));
-}
-
-static void init_matrix(const qb_params *params, const qb_param *p, qb_init_kind kind,
-                        uint64_t seed, float *w)
-{
-    bool embedding = p->role == QB_ROLE_TOK_EMBD || p->role == QB_ROLE_POS_EMBD;
-    if (kind == QB_INIT_PYTORCH && !embedding) {
-        fill_uniform(p, seed, 1 / sqrt((double)p->cols), w);
-        return;
-    }
-    double deviation = kind == QB_INIT_PYTORCH ? 1 : 0.02;
+    double deviation = 0.02;
     if (p->residual == QB_RESIDUAL_ROWS) /* writes to the residual stream */
         deviation /= sqrt(2.0 * (double)params->config.n_layers);
     qb_rng_normal_f32(seed, stream_of(p), 0, p->rows * p->cols, (float)deviation, w);
 }
 
+/* Numbers follow one another. The published model draws the attention of blocks without it too. */
+static void init_pytorch(const qb_params *params, const qb_param *p, qb_torch_random *random,
+                         float *w)
+{
+    const qb_config *c = &params->config;
+    bool embedding = p->role == QB_ROLE_TOK_EMBD || p->role == QB_ROLE_POS_EMBD;
+    bool is_first_of_mlp = p->role == (c->act == QB_ACT_SWIGLU ? QB_ROLE_GATE : QB_ROLE_UP);
+    if (is_first_of_mlp && !qb_params_find(params, QB_ROLE_O, p->layer_idx))
+        qb_torch_skip(random, 2 * (c->n_heads + c->n_kv_heads) * c->head_dim * c->d_model);
+    if (embedding)
+        qb_torch_normal(random, p->rows * p->cols, w);
+    else
+        qb_torch_uniform(random, (float)(1 / sqrt((double)p->cols)), p->rows * p->cols, w);
+}
+
 void qb_params_init(const qb_params *params, qb_init_kind kind, uint64_t seed, float *weights)
 {
+    qb_torch_random random;
+    qb_torch_seed(&random, seed);
     memset(weights, 0, params->n_elems * sizeof *weights);
     for (size_t i = 0; i < params->n; i++) {
         const qb_param *p = &params->list[i];
         float *w = weights + p->offset;
         bool gain =
             p->role == QB_ROLE_NORM1 || p->role == QB_ROLE_NORM2 || p->role == QB_ROLE_NORM_F;
-        if (p->is_matrix) init_matrix(params, p, kind, seed, w);
+        if (p->is_matrix && kind == QB_INIT_GPT2) init_gpt2(params, p, seed, w);
+        if (p->is_matrix && kind == QB_INIT_PYTORCH) init_pytorch(params, p, &random, w);
         for (size_t j = 0; gain && j < p->cols; j++) w[j] = 1;
     }
 }

@@ -38,7 +38,9 @@ typedef struct qb_params {
 
 /* How a fresh model is drawn. GPT2: N(0, 0.02), the matrices that write to the residual stream
  * N(0, 0.02 / sqrt(2 n_layers)) (Radford et al. 2019). PYTORCH: embeddings N(0, 1), matrices
- * uniform within 1 / sqrt(fan_in) (arXiv:2410.13835). Gains 1, biases and sink logits 0. */
+ * uniform within 1 / sqrt(fan_in), the very numbers that PyTorch gives modules without biases which
+ * are made in this order after torch.manual_seed (arXiv:2410.13835). Gains 1, biases and sink
+ * logits 0. */
 typedef enum { QB_INIT_GPT2, QB_INIT_PYTORCH, QB_INIT_COUNT } qb_init_kind;
 extern const char *const qb_init_names[QB_INIT_COUNT]; /* gpt2 pytorch */
 
@@ -49,7 +51,7 @@ const qb_param *qb_params_find(const qb_params *params, qb_role role, size_t lay
 /* bounds[0..n_parts]: the buffer in n_parts ranges of about the same size, each of whole parameters
  * and beginning at a multiple of QB_PARAM_ALIGN. Ranges may be empty. */
 void qb_params_cut(const qb_params *params, size_t n_parts, size_t *bounds);
-/* Numbers depend on (seed, role, layer, element) alone. */
+/* GPT2: numbers depend on (seed, role, layer, element) alone. */
 void qb_params_init(const qb_params *params, qb_init_kind kind, uint64_t seed, float *weights);
 /* Weights of a model of the same configuration, and a model that borrows nothing (its tensors are
  * copies, f32; without tokenizer and training record). */

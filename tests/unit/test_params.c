@@ -4,6 +4,8 @@
 
 #include "core/memory.h"
 #include "train/params.h"
+#include "train/presets.h"
+#include "train/torch_random.h"
 
 #include <math.h>
 #include <string.h>
@@ -98,6 +100,64 @@ static void fresh_weights_have_their_spread(void **state)
     qb_params_destroy(&p);
 }
 
+static void expect_weight(const qb_params *p, const float *w, qb_role role, size_t layer_idx,
+                          size_t i, double want)
+{
+    double got = w[qb_params_find(p, role, layer_idx)->offset + i];
+    if (!(fabs(got - want) <= 2e-7 * (1 + 10 * fabs(want))))
+        fail_msg("role %d, element %zu: found %.9g, expected %.9g", role, i, got, want);
+}
+
+static float *weights_of_preset(const char *name, qb_params *p)
+{
+    qb_train_config c;
+    float *w;
+    qb_train_config_init(&c);
+    QB_CHECK_OK(qb_preset_apply(name, &c));
+    QB_CHECK_OK(qb_train_config_resolve(&c, 67));
+    QB_CHECK_OK(qb_params_create(&c.model, p));
+    QB_CHECK_OK(QB_NEW(&w, p->n_elems, "weights"));
+    qb_params_init(p, c.init, c.seed, w);
+    return w;
+}
+
+/* What PyTorch 2.11 draws after torch.manual_seed(42) for the published models. */
+static void pytorch_weights_are_pytorchs(void **state)
+{
+    (void)state;
+    qb_params p;
+    float *w = weights_of_preset("bb-1l", &p);
+    expect_weight(&p, w, QB_ROLE_TOK_EMBD, 0, 0, 1.9269152879714966);
+    expect_weight(&p, w, QB_ROLE_TOK_EMBD, 0, 67 * 256 - 1, -1.0321465730667114);
+    expect_weight(&p, w, QB_ROLE_POS_EMBD, 0, 1, -0.47253450751304626);
+    expect_weight(&p, w, QB_ROLE_QKV, 0, 0, -0.03489914536476135);
+    expect_weight(&p, w, QB_ROLE_QKV, 0, 256 * 256 + 1, -0.021240442991256714);
+    expect_weight(&p, w, QB_ROLE_O, 0, 2, 0.028271786868572235);
+    expect_weight(&p, w, QB_ROLE_UP, 0, 0, -0.03856527805328369);
+    expect_weight(&p, w, QB_ROLE_DOWN, 0, 256 * 1024 - 1, 0.0033551231026649475);
+    expect_weight(&p, w, QB_ROLE_HEAD, 0, 67 * 256 - 3, -0.008892126381397247);
+    qb_free(w);
+    qb_params_destroy(&p);
+    w = weights_of_preset("bb-3l-minimal", &p); /* draws the last attention, too */
+    expect_weight(&p, w, QB_ROLE_QKV, 1, 0, 0.035181425511837006);
+    expect_weight(&p, w, QB_ROLE_UP, 2, 0, 0.020717300474643707);
+    expect_weight(&p, w, QB_ROLE_HEAD, 0, 0, 0.013047568500041962);
+    qb_free(w);
+    qb_params_destroy(&p);
+}
+
+/* A number of elements that 16 does not divide; torch.manual_seed(7). */
+static void pytorch_tails_are_pytorchs(void **state)
+{
+    (void)state;
+    qb_torch_random random;
+    float x[21];
+    qb_torch_seed(&random, 7);
+    qb_torch_normal(&random, 21, x);
+    assert_true(fabs(x[0] + 0.8201345205307007) < 1e-6 && fabs(x[4] + 0.16699601709842682) < 1e-6);
+    assert_true(fabs(x[5] - 0.7820726633071899) < 1e-6 && fabs(x[20] - 1.0955804586410522) < 1e-6);
+}
+
 static void models_go_there_and_back(void **state)
 {
     (void)state;
@@ -170,6 +230,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_parameter_has_its_place),
         cmocka_unit_test(fresh_weights_have_their_spread),
+        cmocka_unit_test(pytorch_weights_are_pytorchs),
+        cmocka_unit_test(pytorch_tails_are_pytorchs),
         cmocka_unit_test(parameters_are_cut_into_whole_ones),
         cmocka_unit_test(models_go_there_and_back),
     };
