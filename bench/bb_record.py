@@ -11,7 +11,7 @@ import pathlib
 import json
 import sys
 
-from bb_variants import TRUTH, VARIANTS, figure, judge, of_evaluation
+from bb_variants import TRUTH, VARIANTS, figure, is_seed, judge, of_evaluation
 
 # ---- tables ----
 
@@ -62,17 +62,38 @@ def left_out(records):
     return table(["run", "left out", *(f"`{k}`" for k in keys)], rows)
 
 
-def write_readme(folder, records):
-    first = records[0]
-    timed = [r["seconds"] for r in records if r["seconds"] is not None]  # one cut off has none
-    of_all = f"{len(records)} runs" if len(timed) == len(records) else f"{len(timed)} of {len(records)} runs"
+SEED_STEPS = [250, 1000]
+SEED_COLUMNS = ["attn_bos_1", "attn_triggers_1", "value_bos_1", "value_triggers_1", "value_rest_1"]
+
+
+def seeds(records):
+    rows = []
+    for r in records:
+        if is_seed(r) or any(o["name"].startswith(r["name"] + "-seed") for o in records):
+            rows += [[VARIANTS[r["name"]][2], str(step),
+                      *(number(figure(r, f"step {step} {c}")) for c in SEED_COLUMNS)]
+                     for step in SEED_STEPS]
+    return table(["", "step", *(f"`{c}`" for c in SEED_COLUMNS)], rows)
+
+
+def distinct(values):
+    return " and ".join(str(v) for v in sorted(set(values)))
+
+
+def write_readme(folder, everything):
+    records = [r for r in everything if not is_seed(r)]
+    timed = [r["seconds"] for r in everything if r["seconds"] is not None]  # one cut off has none
+    of_all = f"{len(everything)} runs"
+    if len(timed) < len(everything):
+        of_all = f"{len(timed)} of {of_all}"
     (folder / "README.md").write_text(f"""# Bigram-Backcopy: extreme tokens, and what removes them
 
 Made by `bench/bb_record.py results/bb` from `runs.jsonl`, which `bench/bb_runs.py` recorded
-({first['date']}, {first['machine']}, {first['version'][0]}). Do not edit. Figures are those of
+({distinct(r["date"] for r in everything)}; {distinct(r["machine"] for r in everything)};
+{distinct(r["version"][0] for r in everything)}). Do not edit. Figures are those of
 docs/training.md, on 512 windows that no model was trained on, blocks counted from 1; task and models
 are those of arXiv:2410.13835, but for softmax-1 and OrthoAdam, whose curves are in no publication that
-we know of. {of_all} took {sum(timed):,.0f} s together, {first['runs_at_a_time']} at a time; commands are in `runs.jsonl`.
+we know of. {of_all} took {sum(timed):,.0f} s together, {distinct(r["runs_at_a_time"] for r in everything)} at a time; commands and commits are in `runs.jsonl`.
 
 ![one block](one-block.svg)
 
@@ -88,6 +109,13 @@ hence the ranges (bench/bb_variants.py). `expected_bigram_risk` is the excess ab
 the expectation of that, {TRUTH} nats: 512 windows' own differs by 0.005 from one batch to the next.
 
 {judgements(records)}
+## Seeds
+
+Nothing needs the values of the triggers either, whose next token is a copy of the one before: which of
+them and `<s>` become the place for attention that has nothing to do is decided by the initial weights.
+Seed 42 begins with the publication's (`init` pytorch draws PyTorch's own numbers).
+
+{seeds(everything)}
 ## With parts left out
 
 The trained model, and a block's attention or MLP or both adding nothing.
@@ -203,7 +231,7 @@ def main():
     records.sort(key=lambda r: (r["name"][:3], order.index(r["name"])))
     write_readme(folder, records)
     for name, start, panels in (("one-block", "l1-", ONE_BLOCK), ("three-blocks", "l3-", THREE_BLOCKS)):
-        these = [r for r in records if r["name"].startswith(start)]
+        these = [r for r in records if r["name"].startswith(start) and not is_seed(r)]
         if these:
             write_figure(folder / f"{name}.svg", these, panels)
 

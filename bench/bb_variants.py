@@ -84,6 +84,11 @@ for seed in (1, 2, 3):
         ["--preset", "bb-1l", "--seed", str(seed), "--steps", "1000"], [],
         f"one block, AdamW, seed {seed}")
 
+
+def is_seed(record):
+    return "-seed" in record["name"]
+
+
 MISSING = float("nan")
 
 

@@ -445,7 +445,7 @@ def test_bb_runs_judges_every_variant(folder):
     assert "s: nothing published" in done.stdout, done.stdout
     lines = (folder / "out" / "runs.jsonl").read_text().splitlines()
     records = {r["name"]: r for r in map(json.loads, lines)}
-    assert len(records) == 12 and all(r["exit"] == 0 for r in records.values())
+    assert len(records) == 15 and all(r["exit"] == 0 for r in records.values())
     for r in records.values():
         assert [e["step"] for e in r["evaluations"]] == [10, 12], r["name"]
         assert r["evaluations"][-1]["bigram_risk"] > 2
@@ -458,6 +458,7 @@ def test_bb_runs_judges_every_variant(folder):
     subprocess.run([support.ROOT / "bench" / "bb_record.py", folder / "out"], check=True)
     text = (folder / "out" / "README.md").read_text()
     assert "MLP of block 3" in text and "**no**" in text, text
+    assert text.count("| one block, AdamW, seed") == 6, text
     for name in ("one-block.svg", "three-blocks.svg"):
         ElementTree.parse(folder / "out" / name)
 
