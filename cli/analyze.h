@@ -53,4 +53,9 @@ typedef struct qb_analyze_section {
     qb_status (*add)(qb_analyze *a, json_t *root);
 } qb_analyze_section;
 
+/* ---- cli/analyze_sensitivity.c ---- */
+
+bool qb_analyze_wants_sensitivity(const qb_cli *cli);
+qb_status qb_analyze_add_sensitivity(qb_analyze *a, json_t *root);
+
 #endif

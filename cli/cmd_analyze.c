@@ -17,6 +17,7 @@
 
 static const qb_analyze_section sections[] = {
     {qb_analyze_wants_interventions, true, qb_analyze_add_interventions},
+    {qb_analyze_wants_sensitivity, false, qb_analyze_add_sensitivity},
     {0},
 };
 

@@ -3,6 +3,7 @@
 #include "cli/options.h"
 
 #include "infer/protocols.h"
+#include "infer/sensitivity.h"
 #include "model/arch.h"
 #include "quant/schemes.h"
 #include "train/config.h"
@@ -211,6 +212,11 @@ static const char *softmaxes(size_t i)
     return i < QB_SOFTMAX_COUNT ? qb_softmax_names[i] : NULL;
 }
 
+static const char *sensitivity_parts(size_t i)
+{
+    return i < QB_SENSITIVITY_COUNT ? qb_sensitivity_words[i] : NULL;
+}
+
 static const char *protocols(size_t i)
 {
     return qb_protocols[i].name;
@@ -234,13 +240,15 @@ const qb_option qb_options[] = {
         "schemes to compare with full precision", schemes_or_all},
     {"scheme", 's', QB_OPTION_STRING, ON(PROFILE), "NAME", "coarse", 0, 0,
         "scheme to profile beside full precision", schemes},
+    {"scheme", 's', QB_OPTION_STRING, ON(ANALYZE), "NAME", "coarse", 0, 0,
+        "scheme whose penalty --sensitivity takes apart", schemes},
     {"scheme", 's', QB_OPTION_STRING, ON(LOGITS) | ON(GENERATE), "NAME", NULL, 0, 0,
         "scheme to run (default: the one that the file is stored in, else full)", schemes},
-    {"weight-axis", 0, QB_OPTION_STRING, ENGINE | ON(CONVERT), "AXIS", NULL, 0, 0,
+    {"weight-axis", 0, QB_OPTION_STRING, ENGINE | ON(ANALYZE) | ON(CONVERT), "AXIS", NULL, 0, 0,
         "what shares a weight scale instead of the scheme's choice", weight_axes},
-    {"act-axis", 0, QB_OPTION_STRING, ENGINE, "AXIS", NULL, 0, 0,
+    {"act-axis", 0, QB_OPTION_STRING, ENGINE | ON(ANALYZE), "AXIS", NULL, 0, 0,
         "what shares an activation scale instead of the scheme's choice", act_axes},
-    {"act-scale", 0, QB_OPTION_STRING, ENGINE, "WHEN", NULL, 0, 0,
+    {"act-scale", 0, QB_OPTION_STRING, ENGINE | ON(ANALYZE), "WHEN", NULL, 0, 0,
         "activation scales of each call, or from calibration text", act_scales},
     {"quantize-head", 0, QB_OPTION_FLAG, ENGINE | ON(CONVERT), NULL, NULL, 0, 0,
         "quantise the output projection too", NULL},
@@ -408,6 +416,11 @@ const qb_option qb_options[] = {
         "perplexity where no later token can attend to a window's first", NULL},
     {"remove", 0, QB_OPTION_LIST, ON(ANALYZE), "PART[,PART...]", NULL, 0, 0,
         "perplexity without head:L.H, attn:L or mlp:L, one at a time, counted from 1", NULL},
+    {"sensitivity", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "quantise one part of the model at a time by --scheme, and all but one", NULL},
+    {"by", 0, QB_OPTION_STRING, ON(ANALYZE), "PART", "linear", 0, 0,
+        "parts of --sensitivity: each linear layer, those of a block, or of a role in all blocks",
+        sensitivity_parts},
     /* generate */
     {"prompt", 0, QB_OPTION_STRING, ON(GENERATE), "TEXT", NULL, 0, 0,
         "text to continue; - reads standard input", NULL},

@@ -32,8 +32,9 @@ struct qb_engine {
     size_t weights_bytes;
     size_t cache_batch, cache_context;
     size_t batch, position, n_rows; /* of the last call */
-    size_t row_step;     /* the last of each row_step rows can be asked for; 1 = all can */
-    const qb_taps *taps; /* who looks at prefills; NULL = nobody */
+    size_t row_step;        /* the last of each row_step rows can be asked for; 1 = all can */
+    const qb_taps *taps;    /* who looks at prefills; NULL = nobody */
+    qb_engine *full, *part; /* of a mixed engine: whose linear layers it has; else NULL */
     char kernels[ENGINE_KERNELS_TEXT];
     qb_timeline *timeline; /* NULL = off */
 };
@@ -54,6 +55,14 @@ struct qb_backend {
     qb_status (*engine_create)(const qb_engine *base, const qb_engine_options *options,
                                qb_engine **out);
     void (*engine_destroy)(qb_engine *engine);
+    /* As engine_create, from a base with full and part; mix then sets its layers and counts them.
+     */
+    qb_status (*mixed_create)(const qb_engine *base, qb_engine **out);
+    qb_status (*mix)(qb_engine *mixed, const uint8_t *from_part);
+    bool mixes_singly;
+    /* NULL = not here. The role is a linear layer that the model has. */
+    qb_status (*product)(qb_engine *engine, qb_role role, size_t layer, float *x, size_t m,
+                         float *y);
     /* tokens (batch, n_tokens), checked, from position `past` on. last_only: only each sequence's
      * last row is asked for afterwards, as row `sequence`. */
     qb_status (*forward)(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,

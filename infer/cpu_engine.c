@@ -324,7 +324,8 @@ done:
 static void destroy_engine(qb_engine *engine)
 {
     cpu_engine *e = qb__cpu_engine(engine);
-    for (size_t layer = 0; e->blocks && layer < e->base.backbone->config->n_layers; layer++)
+    for (size_t layer = 0; e->blocks && !e->base.full && layer < e->base.backbone->config->n_layers;
+         layer++)
         for (size_t i = 0; i < QB_COUNT(slots); i++)
             qb_linear_deinit(slot_of(&e->blocks[layer], &slots[i]));
     qb_free(e->blocks);
@@ -351,6 +352,56 @@ static qb_status create_engine(const qb_engine *base, const qb_engine_options *o
         return status;
     }
     *out = &e->base;
+    return QB_OK;
+}
+
+/* ---- mixed engines: copies of their parts' layers, which own what these point to ---- */
+
+static qb_status create_mixed(const qb_engine *base, qb_engine **out)
+{
+    const qb_backbone *b = base->backbone;
+    cpu_engine *e;
+    QB_TRY(QB_NEW_ZERO(&e, 1, "engine"));
+    e->base = *base;
+    qb_status status = QB_NEW_ZERO(&e->blocks, b->config->n_layers, "linear layers");
+    if (status == QB_OK)
+        status = QB_NEW(&e->hidden, b->max_tokens * b->config->d_model, "hidden states");
+    if (status != QB_OK) {
+        destroy_engine(&e->base);
+        return status;
+    }
+    *out = &e->base;
+    return QB_OK;
+}
+
+static qb_status mix(qb_engine *mixed, const uint8_t *from_part)
+{
+    cpu_engine *e = qb__cpu_engine(mixed), *full = qb__cpu_engine(mixed->full),
+               *part = qb__cpu_engine(mixed->part);
+    const qb_linear *head = &qb__cpu_backbone(mixed->backbone)->head;
+    for (size_t layer = 0; layer < mixed->backbone->config->n_layers; layer++)
+        for (size_t i = 0; i < QB_COUNT(slots); i++) {
+            bool is_part = from_part[layer * QB_ROLE_COUNT + slots[i].role];
+            qb_linear *l = slot_of(&e->blocks[layer], &slots[i]);
+            *l = *slot_of(&(is_part ? part : full)->blocks[layer], &slots[i]);
+            if (l->n) qb__engine_count_linear(&e->base, l->n, l->k, l->kind != QB_LINEAR_F32);
+        }
+    qb__engine_count_linear(&e->base, head->n, head->k, false);
+    return QB_OK;
+}
+
+static qb_status run_product(qb_engine *engine, qb_role role, size_t layer, float *x, size_t m,
+                             float *y)
+{
+    cpu_backbone *b = qb__cpu_backbone(engine->backbone);
+    qb_linear *l = NULL;
+    for (size_t i = 0; i < QB_COUNT(slots); i++)
+        if (slots[i].role == role) l = slot_of(&qb__cpu_engine(engine)->blocks[layer], &slots[i]);
+    qb_linear_input input = {.x = x, .m = m, .k = l->k, .scratch = &b->linear};
+    qb_linear_stage_rows(l, &input, 0, m);
+    qb_linear_stage_finish(l, &input, b->base.pool);
+    qb_linear_run(&l, &(qb_linear_output){y, l->n}, 1, &input, b->base.pool);
+    for (size_t row = 0; row < m; row++) qb_linear_finish_row(l, y + row * l->n);
     return QB_OK;
 }
 
@@ -396,6 +447,10 @@ const qb_backend qb__cpu_backend = {.name = "cpu",
                                     .backbone_destroy = destroy_backbone,
                                     .engine_create = create_engine,
                                     .engine_destroy = destroy_engine,
+                                    .mixed_create = create_mixed,
+                                    .mix = mix,
+                                    .mixes_singly = true,
+                                    .product = run_product,
                                     .forward = qb__cpu_forward,
                                     .logits = qb__cpu_logits,
                                     .head = qb__cpu_head,

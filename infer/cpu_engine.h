@@ -62,7 +62,7 @@ typedef struct cpu_engine {
 
     float *hidden;             /* (max_tokens, C) after the final norm */
     float head_in_scale;       /* of the last call, where the head's input has one dynamic scale */
-    qb_outliers head_outliers; /* likewise, where it has outliers; owned */
+    qb_outlier_set head_outliers; /* likewise, where it has outliers; owned */
     bool head_ready;
     float *head_chunk; /* (HEAD_CHUNK_ROWS, V): the pass that finds the head's largest output */
 } cpu_engine;

@@ -45,9 +45,24 @@ static bool takes_fused_qkv(const forward *f)
     return f->block->qkv.n > 0;
 }
 
-static const qb_linear *first_of_qkv(const forward *f)
+/* Layers that share an input quantise it alike or, in a mixed engine, not at all: the one that
+ * stages it for all. */
+static const qb_linear *stager(qb_linear *const *linears, size_t n)
 {
-    return takes_fused_qkv(f) ? &f->block->qkv : &f->block->q;
+    for (size_t i = 0; i < n; i++)
+        if (linears[i]->input.bits) return linears[i];
+    return linears[0];
+}
+
+static const qb_linear *stager_of_qkv(const forward *f)
+{
+    qb_block *b = f->block;
+    return takes_fused_qkv(f) ? &b->qkv : stager((qb_linear *const[]){&b->q, &b->k, &b->v}, 3);
+}
+
+static const qb_linear *stager_of_up(const forward *f)
+{
+    return stager((qb_linear *const[]){&f->block->up, &f->block->gate}, f->b->ff2 ? 2 : 1);
 }
 
 /* ---- who looks (infer/taps.h) ---- */
@@ -170,7 +185,7 @@ static void norm1_rows(void *context, size_t m0, size_t m1)
         f->b->pointwise->head_gates(h, width, gate->w, gate->bias, n_heads,
                                     f->b->gate_values + m * n_heads);
     }
-    qb_linear_stage_rows(first_of_qkv(f), &f->input, m0, m1);
+    qb_linear_stage_rows(stager_of_qkv(f), &f->input, m0, m1);
     qb_lap_mark(&lap, QB_PHASE_QUANTISE);
     qb_lap_end(&lap);
 }
@@ -182,7 +197,7 @@ static void norm2_rows(void *context, size_t m0, size_t m1)
     qb_lap_begin(&lap, f->timeline);
     for (size_t m = m0; m < m1; m++)
         add_and_norm_row(f, &f->b->norms[2 * f->layer + 1], m, f->b->h + m * f->c->d_model, &lap);
-    qb_linear_stage_rows(&f->block->up, &f->input, m0, m1);
+    qb_linear_stage_rows(stager_of_up(f), &f->input, m0, m1);
     qb_lap_mark(&lap, QB_PHASE_QUANTISE);
     qb_lap_end(&lap);
 }
@@ -218,7 +233,7 @@ static void position_rows(void *context, size_t m0, size_t m1)
             qb_linear_finish_row(&block->k, k);
             qb_linear_finish_row(&block->v, v);
         }
-        if (first_of_qkv(f)->output.bits) qb_lap_mark(&lap, QB_PHASE_REQUANTISE);
+        if (stager_of_qkv(f)->output.bits) qb_lap_mark(&lap, QB_PHASE_REQUANTISE);
         if (f->c->pos == QB_POS_ROPE) {
             const float *cosine = f->b->cosine + position * half,
                         *sine = f->b->sine + position * half;
@@ -231,7 +246,7 @@ static void position_rows(void *context, size_t m0, size_t m1)
             f->kv_width;
         memcpy(f->e->k_cache + at, k, f->kv_width * sizeof *k);
         memcpy(f->e->v_cache + at, v, f->kv_width * sizeof *v);
-        if (first_of_qkv(f)->output.bits) qb_lap_mark(&lap, QB_PHASE_POSITION);
+        if (stager_of_qkv(f)->output.bits) qb_lap_mark(&lap, QB_PHASE_POSITION);
     }
     qb_lap_mark(&lap, QB_PHASE_POSITION);
     qb_lap_end(&lap);
@@ -352,7 +367,7 @@ static qb_work product_work(qb_linear *const *linears, size_t n, size_t m, int l
 static void run_products(forward *f, qb_linear *const *linears, const qb_role *roles,
                          const qb_linear_output *outputs, size_t n)
 {
-    finish_stage(f, linears[0]);
+    finish_stage(f, stager(linears, n));
     for (size_t i = 0; i < n; i++)
         show(f, QB_TAP_INPUT, roles[i], f->input.x, f->input.k, f->input.k);
     qb__timeline_open(f->timeline, layer_of(f), false);
@@ -477,10 +492,10 @@ static void attend(forward *f)
 {
     cpu_backbone *b = f->b;
     f->input = make_input(f, b->h, f->c->d_model);
-    run_rows(f, norm1_rows, QB_PHASE_NORM, f->pending, first_of_qkv(f));
+    run_rows(f, norm1_rows, QB_PHASE_NORM, f->pending, stager_of_qkv(f));
     show_rows(f, QB_TAP_NORMED, QB_ROLE_NORM1, b->h);
     run_qkv(f);
-    run_rows(f, position_rows, QB_PHASE_POSITION, first_of_qkv(f), NULL);
+    run_rows(f, position_rows, QB_PHASE_POSITION, stager_of_qkv(f), NULL);
     show(f, QB_TAP_QKV, QB_ROLE_QKV, b->qkv, f->qkv_width, f->qkv_width);
     attention(f);
     show(f, QB_TAP_ATTENTION, QB_ROLE_O, b->att, f->q_width, f->q_width);
@@ -502,7 +517,7 @@ static void run_block(forward *f)
     if (f->last_only && f->layer + 1 == f->c->n_layers) keep_last_rows(f, has_attention);
     if (has_attention) project_attention(f);
     f->input = make_input(f, b->h, f->c->d_model);
-    run_rows(f, norm2_rows, QB_PHASE_NORM, f->pending, &f->block->up);
+    run_rows(f, norm2_rows, QB_PHASE_NORM, f->pending, stager_of_up(f));
     show_rows(f, QB_TAP_NORMED, QB_ROLE_NORM2, b->h);
     run_up(f);
     f->input = make_input(f, b->ff, f->c->d_ff);

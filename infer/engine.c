@@ -5,6 +5,7 @@
 #include "core/cuda.h"
 #include "core/memory.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,6 +133,68 @@ qb_status qb_engine_create(qb_backbone *backbone, const qb_engine_options *optio
 void qb_engine_destroy(qb_engine *e)
 {
     if (e) e->backbone->backend->engine_destroy(e);
+}
+
+/* ---- mixing ---- */
+
+qb_status qb_engine_create_mixed(qb_engine *full, qb_engine *part, qb_engine **out)
+{
+    assert(full->backbone == part->backbone && !full->scheme.weights.bits);
+    qb_engine base = {
+        .backbone = full->backbone, .scheme = part->scheme, .full = full, .part = part};
+    size_t n = full->backbone->config->n_layers * QB_ROLE_COUNT;
+    uint8_t *none;
+    qb_engine *mixed = NULL;
+    memcpy(base.kernels, part->kernels, sizeof base.kernels);
+    QB_TRY(QB_NEW_ZERO(&none, n, "mixed layers"));
+    qb_status status = full->backbone->backend->mixed_create(&base, &mixed);
+    if (status == QB_OK) status = qb_engine_mix(mixed, none);
+    qb_free(none);
+    if (status != QB_OK)
+        qb_engine_destroy(mixed);
+    else
+        *out = mixed;
+    return status;
+}
+
+bool qb_engine_mixes_singly(const qb_engine *mixed)
+{
+    return mixed->backbone->backend->mixes_singly && !(mixed->scheme.weights.smooth_alpha > 0);
+}
+
+static bool mixes_whole_groups(const qb_model *model, size_t layer, const uint8_t *from_part)
+{
+    for (int a = 0; a < QB_ROLE_COUNT; a++)
+        for (int b = 0; b < a; b++) {
+            bool together = qb_roles[a].norm && qb_roles[a].norm == qb_roles[b].norm &&
+                            qb_model_tensor(model, (qb_role)a, layer)->data &&
+                            qb_model_tensor(model, (qb_role)b, layer)->data;
+            if (together && from_part[a] != from_part[b]) return false;
+        }
+    return true;
+}
+
+qb_status qb_engine_mix(qb_engine *mixed, const uint8_t *from_part)
+{
+    const qb_backbone *b = mixed->backbone;
+    for (size_t layer = 0; !qb_engine_mixes_singly(mixed) && layer < b->config->n_layers; layer++)
+        if (!mixes_whole_groups(b->model, layer, from_part + layer * QB_ROLE_COUNT))
+            return QB_FAIL(QB_ERR_UNSUPPORTED,
+                           "mixed layers: block %zu: layers behind one norm are found apart, "
+                           "expected together",
+                           layer);
+    mixed->linears = mixed->linears_quantised = 0;
+    mixed->macs = mixed->macs_quantised = 0;
+    return b->backend->mix(mixed, from_part);
+}
+
+qb_status qb_engine_product(qb_engine *e, qb_role role, size_t layer, float *x, size_t m, float *y)
+{
+    const qb_backbone *b = e->backbone;
+    if (!b->backend->product)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "one product alone: not on %s", b->backend->name);
+    assert(m <= b->max_tokens && layer < b->config->n_layers && qb_roles[role].linear);
+    return b->backend->product(e, role, layer, x, m, y);
 }
 
 void qb__engine_count_linear(qb_engine *e, size_t n, size_t k, bool quantised)

@@ -67,6 +67,22 @@ qb_status qb_engine_create(qb_backbone *backbone, const qb_engine_options *optio
                            qb_engine **out);
 void qb_engine_destroy(qb_engine *engine); /* accepts NULL */
 
+/* An engine without cache whose linear layers are those of `full`, which quantises nothing, or of
+ * `part`, as qb_engine_mix chooses; at first full's. The head is full's. Both are of one backbone,
+ * no twins, and must outlive it; so must a device's choice of arithmetic be the same in both. */
+qb_status qb_engine_create_mixed(qb_engine *full, qb_engine *part, qb_engine **out);
+/* from_part[layer * QB_ROLE_COUNT + role]: 1 = that linear layer is part's. QB_ERR_UNSUPPORTED:
+ * layers that take one norm's output differ where the engine cannot tell them apart. */
+qb_status qb_engine_mix(qb_engine *mixed, const uint8_t *from_part);
+/* Whether layers that take one norm's output can be mixed one by one: not where the device runs
+ * them as one product or the scheme smooths them together. */
+bool qb_engine_mixes_singly(const qb_engine *mixed);
+/* One product of the engine: y (m, n) dense = the layer's output as it is handed on, of x (m, k)
+ * dense, on the host, which may be overwritten. m at most max_tokens; the engine must not be in a
+ * forward call unless that engine quantises nothing. QB_ERR_UNSUPPORTED on CUDA. */
+qb_status qb_engine_product(qb_engine *engine, qb_role role, size_t layer, float *x, size_t m,
+                            float *y);
+
 /* Runs `batch` sequences of n_tokens tokens each, tokens (batch, n_tokens), from position 0. Scales
  * "per tensor" span all batch * n_tokens rows. With a cache: batch == cache_batch or fewer, and the
  * cache then holds these sequences. Ids are checked (QB_ERR_SHAPE); so are the limits. */

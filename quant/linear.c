@@ -358,7 +358,7 @@ enum { ROWS_A_TASK = 8 };
 typedef struct rows_job {
     const qb_linear *linear;
     const qb_linear_input *input;
-    const qb_outliers *outliers;
+    const qb_outlier_set *outliers;
 } rows_job;
 
 static size_t n_row_tasks(size_t m)
@@ -389,7 +389,7 @@ static void mark_task(void *context, size_t i, size_t thread_idx)
                 __atomic_store_n(&job->outliers->is_outlier[c], 1, __ATOMIC_RELAXED);
 }
 
-void qb_linear_find_outliers(const qb_linear *l, const qb_linear_input *in, qb_outliers *out,
+void qb_linear_find_outliers(const qb_linear *l, const qb_linear_input *in, qb_outlier_set *out,
                              qb_pool *pool)
 {
     rows_job job = {l, in, out};
@@ -400,7 +400,7 @@ void qb_linear_find_outliers(const qb_linear *l, const qb_linear_input *in, qb_o
         if (out->is_outlier[c]) out->channel[out->n++] = (uint32_t)c;
 }
 
-static const qb_outliers *outliers_of(const qb_linear_input *in)
+static const qb_outlier_set *outliers_of(const qb_linear_input *in)
 {
     return in->fixed_outliers ? in->fixed_outliers : &in->scratch->outliers;
 }
@@ -452,7 +452,7 @@ static void outlier_task(void *context, size_t i, size_t thread_idx)
     (void)thread_idx;
     const outlier_job *job = context;
     const qb_linear *l = job->linear;
-    const qb_outliers *outliers = outliers_of(job->input);
+    const qb_outlier_set *outliers = outliers_of(job->input);
     size_t m = i / job->n_blocks, n0 = i % job->n_blocks * OUTLIER_BLOCK;
     size_t n = l->n - n0 < OUTLIER_BLOCK ? l->n - n0 : OUTLIER_BLOCK;
     const float *x = job->input->x + m * l->k;
@@ -612,6 +612,9 @@ void qb_linear_run(qb_linear *const *linears, const qb_linear_output *outputs, s
                    const qb_linear_input *input, qb_pool *pool)
 {
     void *packed[QB_LINEAR_GROUP_MAX];
+    size_t n_all = n_linears, n = 1;
+    while (n < n_all && linears[n]->kind == linears[0]->kind) n++;
+    n_linears = n;
     switch (linears[0]->kind) {
     case QB_LINEAR_S8:
         run_s8(linears, outputs, n_linears, input, pool);
@@ -627,6 +630,7 @@ void qb_linear_run(qb_linear *const *linears, const qb_linear_output *outputs, s
         for (size_t i = 0; i < n_linears; i++) run_fake(linears[i], &outputs[i], input, pool);
         break;
     }
+    if (n < n_all) qb_linear_run(linears + n, outputs + n, n_all - n, input, pool);
 }
 
 float qb_linear_out_scale(const qb_linear *l)

@@ -63,11 +63,11 @@ void qb_linear_deinit(qb_linear *linear); /* accepts a zeroed one */
 size_t qb_linear_bytes(const qb_linear *linear);
 
 /* The input channels that stay float in one call. */
-typedef struct qb_outliers {
+typedef struct qb_outlier_set {
     uint8_t *is_outlier; /* (k) 0 or 1 */
     uint32_t *channel;   /* (n) ascending */
     size_t n;
-} qb_outliers;
+} qb_outlier_set;
 
 /* Memory that the layers of an engine share, sized for the largest; owned by the backbone. */
 typedef struct qb_linear_scratch {
@@ -79,7 +79,7 @@ typedef struct qb_linear_scratch {
     size_t prepared_bytes;
     float *fake_rows; /* dequantised rows before packing, for each thread */
     void *fake_packed;
-    qb_outliers outliers;
+    qb_outlier_set outliers;
     float *inliers; /* a row for each thread, outliers 0 */
     size_t bytes;
 } qb_linear_scratch;
@@ -101,7 +101,7 @@ typedef struct qb_linear_input {
     size_t m, k;
     const float
         *fixed_scale; /* dynamic scale per tensor known beforehand; NULL = made by the stage */
-    const qb_outliers *fixed_outliers; /* likewise */
+    const qb_outlier_set *fixed_outliers; /* likewise */
     qb_linear_scratch *scratch;
 } qb_linear_input;
 
@@ -117,7 +117,7 @@ void qb_linear_stage_finish(const qb_linear *linear, const qb_linear_input *inpu
 void qb_linear_smooth_row(const qb_linear *linear, float *x);
 /* Which channels of the input are outliers for the layer; *out has room for k. */
 void qb_linear_find_outliers(const qb_linear *linear, const qb_linear_input *input,
-                             qb_outliers *out, qb_pool *pool);
+                             qb_outlier_set *out, qb_pool *pool);
 /* The static scale of an input with one scale: the largest of its channels after smoothing
  * (NULL = none) / 127. */
 float qb_static_in_scale(const qb_calibration_linear *calibration, const float *smooth);
@@ -130,7 +130,8 @@ typedef struct qb_linear_output {
     size_t stride;
 } qb_linear_output;
 #define QB_LINEAR_GROUP_MAX 3
-/* Runs up to QB_LINEAR_GROUP_MAX layers with the same staged input as one parallel loop. */
+/* Runs up to QB_LINEAR_GROUP_MAX layers with the same staged input, neighbours of one kind as one
+ * parallel loop. */
 void qb_linear_run(qb_linear *const *linears, const qb_linear_output *outputs, size_t n_linears,
                    const qb_linear_input *input, qb_pool *pool);
 /* Requantises one row of the output of the last run, where the scheme quantises outputs. */

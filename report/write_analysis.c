@@ -148,5 +148,7 @@ qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
     write_summary(root, stream);
     write_massive(root, stream);
     write_interventions(root, stream);
+    const json_t *sensitivity = json_object_get(root, "sensitivity");
+    if (sensitivity) qb_sensitivity_write_screen(sensitivity, stream);
     return QB_OK;
 }

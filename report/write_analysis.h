@@ -1,5 +1,5 @@
-/* report/write_analysis.h - what `qbench analyze` found (a JSON object of schema qbench.analysis/1) for
- * people. */
+/* report/write_analysis.h - what `qbench analyze` found (a JSON object of schema qbench.analysis/1)
+ * for people. */
 #ifndef QB_REPORT_WRITE_ANALYSIS_H
 #define QB_REPORT_WRITE_ANALYSIS_H
 
@@ -13,6 +13,8 @@ extern "C" {
 
 /* A line a layer, and the mean. */
 qb_status qb_analysis_write_screen(const json_t *analysis, FILE *stream);
+/* The object `sensitivity` of it: a line for each of the most costly parts. */
+void qb_sensitivity_write_screen(const json_t *sensitivity, FILE *stream);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,7 @@
 
 static qb_status load_norm(const qb_model *model, qb_role role, size_t layer, cuda_norm *out)
 {
+    out->kind = model->config.norm;
     QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, role, layer), &out->gain));
     return qb__cuda_upload_vector(qb_model_tensor(model, (qb_role)(role + 1), layer), &out->bias);
 }
@@ -386,69 +387,6 @@ static qb_status need_outliers(cuda_engine *e)
     return QB_OK;
 }
 
-/* ---- smoothing: norms that divide by the factors ---- */
-
-/* The factors of the layers behind a norm; NULL = not smoothed. */
-static const float *factors_behind(const qb_model *codes, qb_role norm, size_t layer)
-{
-    for (int role = 0; role < QB_ROLE_COUNT; role++) {
-        const qb_tensor *t = qb_model_tensor(codes, (qb_role)role, layer);
-        if (qb_roles[role].norm == norm && t->data && t->quant.fold) return t->quant.fold;
-    }
-    return NULL;
-}
-
-/* (width) of a norm's vector, which may be one value for all, divided by the factors. */
-static qb_status upload_divided(const qb_tensor *t, const float *factor, size_t width, float **out)
-{
-    float *values, one;
-    *out = NULL;
-    if (!t->data) return QB_OK;
-    QB_TRY(QB_NEW(&values, width, "norm"));
-    if (t->cols == 1) qb_tensor_rows_f32(t, 0, 1, &one);
-    if (t->cols != 1) qb_tensor_rows_f32(t, 0, 1, values);
-    for (size_t i = 0; i < width; i++) {
-        if (t->cols == 1) values[i] = one;
-        if (factor) values[i] /= factor[i];
-    }
-    qb_status status = QB_CUDA_NEW(out, width, "norm");
-    if (status == QB_OK) status = qb_cuda_upload(*out, values, width * sizeof *values, 0);
-    if (status == QB_OK) status = qb_cuda_sync(0);
-    qb_free(values);
-    return status;
-}
-
-static qb_status make_smooth_norms(cuda_engine *e, const qb_model *codes, bool quantize_head)
-{
-    static const qb_role roles[] = {QB_ROLE_NORM1, QB_ROLE_NORM2};
-    const cuda_backbone *b = (const cuda_backbone *)e->base.backbone;
-    const qb_config *c = b->base.config;
-    e->norms = NULL;
-    QB_TRY(QB_NEW_ZERO(&e->norms, 2 * c->n_layers + 1, "norms"));
-    e->own_norms = true;
-    if (e->norm == QB_NORM_RMSNORM_SINGLE) e->norm = QB_NORM_RMSNORM;
-    for (size_t i = 0; i <= 2 * c->n_layers; i++) {
-        qb_role role = i == 2 * c->n_layers ? QB_ROLE_NORM_F : roles[i % 2];
-        size_t layer = role == QB_ROLE_NORM_F ? 0 : i / 2;
-        bool stays = role == QB_ROLE_NORM_F && !quantize_head;
-        const float *factor = stays ? NULL : factors_behind(codes, role, layer);
-        const qb_tensor *gain = qb_model_tensor(b->base.model, role, layer),
-                        *bias = qb_model_tensor(b->base.model, (qb_role)(role + 1), layer);
-        QB_TRY(upload_divided(gain, factor, c->d_model, &e->norms[i].gain));
-        QB_TRY(upload_divided(bias, factor, c->d_model, &e->norms[i].bias));
-    }
-    return QB_OK;
-}
-
-static void destroy_norms(cuda_engine *e)
-{
-    for (size_t i = 0; e->own_norms && i <= 2 * e->base.backbone->config->n_layers; i++) {
-        qb_cuda_free(e->norms[i].gain);
-        qb_cuda_free(e->norms[i].bias);
-    }
-    if (e->own_norms) qb_free(e->norms);
-}
-
 static qb_status make_cache(cuda_engine *e)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
@@ -533,7 +471,7 @@ static qb_status make_decode(cuda_engine *e)
                                   .d_ff = c->d_ff,
                                   .vocab = c->vocab,
                                   .context = e->base.cache_context,
-                                  .norm = e->norm,
+                                  .norm = e->norms[0].kind,
                                   .act = c->act,
                                   .softmax = c->softmax,
                                   .norm_eps = (float)c->norm_eps,
@@ -580,9 +518,8 @@ static qb_status build(cuda_engine *e, const qb_engine_options *o)
     }
     e->base.weights_bytes = qb__float_weights_bytes(b->base.model);
     e->norms = b->norms;
-    e->norm = b->base.config->norm;
     if (e->base.scheme.weights.smooth_alpha > 0)
-        QB_TRY_GOTO(status, make_smooth_norms(e, codes, o->quantize_head), done);
+        QB_TRY_GOTO(status, qb__cuda_smooth_norms(e, codes, o->quantize_head), done);
     QB_TRY_GOTO(status, make_blocks(e, codes, o), done);
     QB_TRY_GOTO(status, make_head(e, codes, o), done);
     QB_TRY_GOTO(status, need_scaled_inputs(e), done);
@@ -599,20 +536,21 @@ done:
     return status;
 }
 
-static void destroy_engine(qb_engine *engine)
+void qb__cuda_engine_destroy(qb_engine *engine)
 {
     cuda_engine *e = qb__cuda_engine(engine);
     cuda_backbone *b = qb__cuda_backbone(engine->backbone);
     if (qb_cuda_use(b->base.device_idx) == QB_OK) qb_cuda_sync(b->stream);
     if (b->slot_owner == engine) b->slot_owner = NULL;
-    for (size_t layer = 0; e->blocks && layer < b->base.config->n_layers; layer++) {
+    bool owns = !engine->full; /* a mixed engine's products are its parts' */
+    for (size_t layer = 0; e->blocks && owns && layer < b->base.config->n_layers; layer++) {
         qb__cuda_linear_destroy(&e->blocks[layer].qkv);
         qb__cuda_linear_destroy(&e->blocks[layer].o);
         qb__cuda_linear_destroy(&e->blocks[layer].up);
         qb__cuda_linear_destroy(&e->blocks[layer].down);
     }
     qb_free(e->blocks);
-    destroy_norms(e);
+    qb__cuda_destroy_norms(e);
     destroy_outliers(&e->head_outliers);
     qb__cuda_linear_destroy(&e->own_head);
     if (e->decode) e->decode_row->destroy(e->decode);
@@ -638,7 +576,7 @@ static qb_status create_engine(const qb_engine *base, const qb_engine_options *o
     e->type = options->fake || base->scheme.f32 ? QB_CUDA_F32 : QB_CUDA_BF16;
     qb_status status = build(e, options);
     if (status != QB_OK) {
-        destroy_engine(&e->base);
+        qb__cuda_engine_destroy(&e->base);
         return status;
     }
     *out = &e->base;
@@ -674,7 +612,9 @@ const qb_backend qb__cuda_backend = {.name = "cuda",
                                      .backbone_create = create_backbone,
                                      .backbone_destroy = destroy_backbone,
                                      .engine_create = create_engine,
-                                     .engine_destroy = destroy_engine,
+                                     .engine_destroy = qb__cuda_engine_destroy,
+                                     .mixed_create = qb__cuda_mixed_create,
+                                     .mix = qb__cuda_mix,
                                      .forward = qb__cuda_forward,
                                      .logits = qb__cuda_logits,
                                      .head = qb__cuda_head,

@@ -18,6 +18,7 @@ extern "C" {
 #endif
 
 typedef struct cuda_norm {
+    qb_norm_kind kind;
     float *gain, *bias; /* bias NULL = none */
 } cuda_norm;
 
@@ -95,8 +96,7 @@ typedef struct cuda_engine {
     bool fake;
     cuda_block *blocks; /* (n_layers) */
     cuda_norm *norms;   /* the backbone's, or own ones that divide by the factors of smoothing */
-    qb_norm_kind norm;  /* theirs */
-    bool own_norms;
+    bool own_norms;     /* the array, and in it what is not a part's (mixed engines) */
     qb_cuda_linear own_head; /* with quantize_head; else n == 0 */
     void *k_cache,
         *v_cache;     /* (n_layers, cache_batch, cache_context, Hkv D) of type; NULL = none */
@@ -122,6 +122,18 @@ static inline cuda_engine *qb__cuda_engine(qb_engine *engine)
 {
     return (cuda_engine *)engine;
 }
+
+/* ---- cuda_engine.c ---- */
+
+void qb__cuda_engine_destroy(qb_engine *engine);
+
+/* ---- cuda_mixed.c ---- */
+
+/* Own norms, divided by the factors of the smoothed layers of `codes` behind them. */
+qb_status qb__cuda_smooth_norms(cuda_engine *e, const qb_model *codes, bool quantize_head);
+void qb__cuda_destroy_norms(cuda_engine *e);
+qb_status qb__cuda_mixed_create(const qb_engine *base, qb_engine **out);
+qb_status qb__cuda_mix(qb_engine *mixed, const uint8_t *from_part);
 
 /* ---- cuda_linear.c ---- */
 

@@ -164,7 +164,7 @@ static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_st
                               .x = f->x,
                               .x_stride = f->x_stride,
                               .pending = f->pending,
-                              .norm = f->e->norm,
+                              .norm = w->kind,
                               .gain = w->gain,
                               .bias = w->bias,
                               .eps = (float)f->c->norm_eps,

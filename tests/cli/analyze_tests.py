@@ -150,3 +150,38 @@ def test_analyze_ends_at_once_when_interrupted(own):
     assert time.monotonic() - start < 3
     assert not (own / "a.json").exists()
     support.no_leftovers(own)
+
+
+def test_analyze_sensitivity(own):
+    model = PAIR / "gpt2-8m-vanilla.bin"
+    options = ("--sensitivity", "--max-tokens", 200, "--context", 64, "--device", "cpu", model)
+    found = analyze(own, "--scheme", "moderate", *options)["sensitivity"]
+    parts, kept = found["parts"], found["kept"]
+    assert len(parts) == 32 and found["scheme"]["name"] == "moderate" and found["by"] == "linear"
+    assert parts[0]["name"] == "h.3.mlp.down" and parts[0]["cumulative_share"] > 0.5, parts[0]
+    assert parts[0]["amax_ratio"] == max(p["amax_ratio"] for p in parts)
+    assert parts[0]["sqnr_db"] == min(p["sqnr_db"] for p in parts)
+    assert abs(parts[-1]["cumulative_share"] - 1) < 1e-9
+    assert kept[0]["n"] == 1 and kept[0]["ppl"] == parts[0]["ppl_without"]
+    run = own / "run.json"
+    expect(qbench("run", "--quiet", "--no-speed", "--no-fake", "--json", run, "--scheme", "moderate",
+                  "--batch", found["windows"], *options[1:]))
+    [result] = json.loads(run.read_text())["results"]
+    for key, figure in (("ppl", "ppl"), ("ppl_full", "ppl_full")):
+        assert abs(result["quality"][key] - found[figure]) < 1e-9 * found[figure], key
+
+
+def test_analyze_sensitivity_by_block_and_role(own):
+    model = models(own)["gguf"]
+    n_layers = analyze(own, "--max-tokens", 99, model)["model"]["n_layers"]
+    for by, n_parts in (("layer", n_layers), ("role", 4)):
+        found = analyze(own, "--sensitivity", "--by", by, "--scheme", "smoothquant", "--max-tokens",
+                        300, model)["sensitivity"]
+        assert len(found["parts"]) == n_parts, found["parts"]
+        assert {p["layer"] is None for p in found["parts"]} == {by == "role"}
+    done = expect(qbench("analyze", "--quiet", "--sensitivity", "--by", "role", "--max-tokens", 300,
+                         model))
+    assert b"quantised alone" in done.out and b"mlp.down" in done.out, done
+    assert max(len(line) for line in done.out.decode().splitlines()) <= 100, done
+    expect(qbench("analyze", "--quiet", "--sensitivity", "--scheme", "full", model), 2)
+    expect(qbench("analyze", "--sensitivity", "--by", "head", model), 2)

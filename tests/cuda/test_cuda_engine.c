@@ -148,6 +148,69 @@ static void schemes_equal_the_cpu(void **state)
     }
 }
 
+static void run_all(const rig *r, qb_engine *e, float *logits)
+{
+    QB_CHECK_OK(qb_engine_prefill(e, r->tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_logits(e, 0, ROWS, logits));
+}
+
+/* Two engines of full precision and the scheme on a device, and one mixed of them by the mask. */
+static void run_mixed(const rig *r, qb_backbone *backbone, const qb_scheme *s, const uint8_t *mask,
+                      float *full, float *part, float *mixed)
+{
+    qb_engine *engines[3];
+    float *const logits[] = {full, part, mixed};
+    qb_engine_options options = {.scheme = qb_scheme_find("full"), .calibration = r->calibration};
+    QB_CHECK_OK(qb_engine_create(backbone, &options, &engines[0]));
+    options.scheme = s;
+    QB_CHECK_OK(qb_engine_create(backbone, &options, &engines[1]));
+    QB_CHECK_OK(qb_engine_create_mixed(engines[0], engines[1], &engines[2]));
+    for (int times = 0; times < 3; times++) { /* as it is, captured, and captured again */
+        QB_CHECK_OK(qb_engine_mix(engines[2], mask));
+        for (size_t i = 0; i < 3; i++) run_all(r, engines[i], logits[i]);
+        run_all(r, engines[2], logits[2]);
+    }
+    for (size_t i = 3; i-- > 0;) qb_engine_destroy(engines[i]);
+}
+
+static void mixed_engines_have_the_chosen_layers(void **state)
+{
+    (void)state;
+    QB_NEEDS_GPU();
+    static const char *const schemes[] = {"fine", "coarse", "zeropoint4", "llm-int8",
+                                          "smoothquant"};
+    for (size_t i = 0; i < 2 * QB_COUNT(schemes); i++) {
+        if (qb_test_is_small() && i % 5 != 1) continue;
+        qb_config config = qb_test_tiny_config(i % 2 ? "llama" : "gpt2");
+        const qb_scheme tiny = qb_test_tiny_scheme(qb_scheme_find(schemes[i / 2]));
+        rig r = rig_create(&config);
+        size_t bytes = r.n_logits * sizeof(float), n = config.n_layers * QB_ROLE_COUNT;
+        float *logits[6];
+        uint8_t *mask = calloc(n, 1);
+        assert_non_null(mask);
+        for (size_t k = 0; k < QB_COUNT(logits); k++) logits[k] = malloc(bytes);
+        run_mixed(&r, r.gpu, &tiny, mask, logits[0], logits[1], logits[2]);
+        assert_memory_equal(logits[2], logits[0], bytes);
+        memset(mask, 1, n);
+        run_mixed(&r, r.gpu, &tiny, mask, logits[0], logits[1], logits[2]);
+        assert_memory_equal(logits[2], logits[1], bytes);
+        for (size_t k = 0; k < n; k++) {
+            qb_role role = (qb_role)(k % QB_ROLE_COUNT);
+            mask[k] = role == QB_ROLE_DOWN || qb_roles[role].norm == QB_ROLE_NORM1;
+        }
+        run_mixed(&r, r.gpu, &tiny, mask, logits[0], logits[1], logits[2]);
+        run_mixed(&r, r.cpu, &tiny, mask, logits[3], logits[4], logits[5]);
+        double effect = distance(logits[5], logits[3], r.n_logits),
+               gap = distance(logits[2], logits[5], r.n_logits);
+        print_message("%s %s, half of the layers: effect %.3g, GPU against CPU %.3g\n",
+                      config.arch->name, tiny.name, effect, gap);
+        if (!(gap < 1.2 * effect)) fail_msg("%s: beyond the bound", tiny.name);
+        for (size_t k = 0; k < QB_COUNT(logits); k++) free(logits[k]);
+        free(mask);
+        rig_destroy(&r);
+    }
+}
+
 static double decode_gap(const rig *r, const char *name, bool fake, size_t batch)
 {
     size_t vocab = r->model->config.vocab;
@@ -407,6 +470,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_precision_equals_plain_forward),
         cmocka_unit_test(schemes_equal_the_cpu),
+        cmocka_unit_test(mixed_engines_have_the_chosen_layers),
         cmocka_unit_test(decode_continues_prefill),
         cmocka_unit_test(the_chain_takes_common_models),
         cmocka_unit_test(whole_prompts_fill_the_cache),
