@@ -97,7 +97,8 @@ typedef enum {
         "biases in the MLP's linear layers (default: the architecture's)")                         \
     X(model.tied_head, "tied-head", SWITCH, FIXED, 0, 0, NULL, NULL, NULL,                         \
         "the embedding is the output projection too (default: the architecture's)")                \
-    X(init, "init", WORD, FIXED, 0, 0, "gpt2", qb_words_init, "KIND", "how weights are drawn")     \
+    X(init, "init", WORD, FIXED, 0, 0, "gpt2", qb_words_init, "KIND",                              \
+        "how weights are drawn (pytorch: as after torch.manual_seed)")                             \
     /* what it learns from */                                                                      \
     X(task, "task", WORD, FIXED, 0, 0, "text", qb_words_task, "TASK",                              \
         "token shards, Bigram-Backcopy sequences (arXiv:2410.13835), or random tokens")                           \
