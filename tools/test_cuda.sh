@@ -71,7 +71,7 @@ find_sanitizer() {
 # Options that newer versions have. All blocks run the same code, and a report's place is in the
 # code, so racecheck, which is a hundred times slower than the others, watches the first cluster.
 racecheck_options() {
-    echo --racecheck-num-workers 4 --print-limit 0
+    echo --racecheck-num-workers 4
     case $sanitizer_help in *--racecheck-filter-cluster-id*) echo --racecheck-filter-cluster-id 0 ;; esac
     case $sanitizer_help in *--racecheck-fence-proxy-async*) echo --racecheck-fence-proxy-async no ;; esac
 }
@@ -86,21 +86,24 @@ EOT
 }
 
 run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-sanitizer's
-    local options=()
+    local options=() most=20 # reports that are printed
     case $1 in
     plain)
         timeout -k 2 "$3" "./$2"
         return
         ;;
     memcheck) options=(--report-api-errors no) ;; # the tests' own matter: some provoke them
-    racecheck) read -ra options <<<"$(racecheck_options | tr '\n' ' ')" ;;
+    racecheck)
+        most=0 # all, to tell the known ones
+        read -ra options <<<"$(racecheck_options | tr '\n' ' ')"
+        ;;
     initcheck) # the tests copy whole buffers back, with what no kernel has to write
         export QB_TEST_BARE=1
         options=(--check-api-memory-access no)
         ;;
     esac
     QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
-        timeout -k 2 "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit 20 \
+        timeout -k 2 "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit $most \
         --max-connections 100 ${options[@]+"${options[@]}"} "./$2"
 }
 

@@ -95,7 +95,8 @@ template <class P> struct head_block : layout<P::KEY_SLOTS> {
         init(at::KEYS_EMPTY, P::KEY_SLOTS, 5); /* those of one, and dq's warpgroup */
         init(at::OUT_FULL, OUT_SLOTS, 1);
         init(at::OUT_EMPTY, OUT_SLOTS, 2);
-        init(at::STATS_FULL, QUERY_SLOTS, 2);
+        /* each for its row: racecheck does not see that __syncwarp orders them before one's */
+        init(at::STATS_FULL, QUERY_SLOTS, ROWS);
         init(at::DS_FULL, DS_SLOTS, 4); /* warps of an owner */
         init(at::DS_EMPTY, DS_SLOTS, 1);
         qb_mbar_init_fence();

@@ -104,11 +104,9 @@ __device__ void make_stats(const block &b, int row)
             const float2 two = query_stats(p.relu, valid, query, lse, delta);
             stats[row] = two.x;
             stats[ROWS + row] = two.y;
+            qb_mbar_arrive(b.bar(block::STATS_FULL + at.slot));
             __syncwarp();
-            if (row % 32 == 0) {
-                qb_mbar_arrive(b.bar(block::OUT_EMPTY + out_at.slot));
-                qb_mbar_arrive(b.bar(block::STATS_FULL + at.slot));
-            }
+            if (row % 32 == 0) qb_mbar_arrive(b.bar(block::OUT_EMPTY + out_at.slot));
         }
 }
 

@@ -144,8 +144,7 @@ __device__ void make_stats(const block &b, int row)
             float *stats = (float *)__cvta_shared_to_generic(b.stats(slot.slot));
             stats[row] = two.x;
             stats[ROWS + row] = two.y;
-            __syncwarp();
-            if (row % 32 == 0) qb_mbar_arrive(b.bar(block::STATS_FULL + slot.slot));
+            qb_mbar_arrive(b.bar(block::STATS_FULL + slot.slot));
         }
 }
 

@@ -323,8 +323,7 @@ __device__ __forceinline__ void multiply(const qb__chain_product &p, head *h,
                                        k.first_chunk + chunk,
                                        chunk + 1 == k.n_chunks ? w.n_last : w.n, w.pitch,
                                        w.x + chunk * w.x_chunk, kept, warp, lane);
-            __syncwarp();
-            if (lane == 0) qb_mbar_arrive(qb_smem(&h->empty[at.slot]));
+            qb_mbar_arrive(qb_smem(&h->empty[at.slot]));
             at.advance(w.n_slots);
         }
         if ((lane & 3) == 0) {

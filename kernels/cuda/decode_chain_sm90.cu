@@ -187,7 +187,7 @@ __device__ __forceinline__ void init_ring(const qb__chain_product &p, head *h)
 {
     for (uint32_t i = 0; i < p.n_slots; i++) {
         qb_mbar_init(qb_smem(&h->full[i]), 1);
-        qb_mbar_init(qb_smem(&h->empty[i]), WARPS);
+        qb_mbar_init(qb_smem(&h->empty[i]), CONSUMERS);
     }
     qb_mbar_init_fence();
     h->zero = 0;

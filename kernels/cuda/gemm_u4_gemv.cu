@@ -29,10 +29,11 @@ template <int MODE> struct piece {
     int zero_point[MODE == GROUPS ? 2 : 1];
 };
 
-/* The warp's next tile to ask for. */
+/* The warp's next turn: the tile to ask for, or none. All warps have as many turns an output tile
+ * (tiles up to `end`), so that they meet at the same barrier of the unrolled code. */
 struct cursor {
     const uint4 *codes;
-    int left, tile, output_tile;
+    int left, tile, end, output_tile;
 };
 
 template <int MODE>
@@ -40,8 +41,8 @@ __device__ __forceinline__ void ask(const qb__u4_product &p, cursor &c, int n_wa
                                     piece<MODE> &to)
 {
     if (c.left == 0) return;
-    to.words = qb__load_once(c.codes);
-    if (MODE == GROUPS) {
+    if (c.tile < p.k_tiles) to.words = qb__load_once(c.codes);
+    if (MODE == GROUPS && c.tile < p.k_tiles) {
         const size_t at =
             (size_t)(c.tile / p.group_tiles) * p.n_pad + c.output_tile * 16 + lane / 4;
 #pragma unroll
@@ -53,7 +54,7 @@ __device__ __forceinline__ void ask(const qb__u4_product &p, cursor &c, int n_wa
     c.left--;
     c.codes += n_warps * 32;
     c.tile += n_warps;
-    if (c.tile < p.k_tiles) return;
+    if (c.tile < c.end) return;
     const int first = threadIdx.x / 32;
     c.codes += (p.k_tiles - c.tile + first) * 32;
     c.tile = first;
@@ -143,14 +144,14 @@ __global__ void __launch_bounds__(MAX_WARPS * 32, DEPTH <= 4 && MODE != GROUPS ?
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     const int first = (int)((long long)l.n_tiles * blockIdx.x / gridDim.x);
     const int n_tiles = (int)((long long)l.n_tiles * (blockIdx.x + 1) / gridDim.x) - first;
-    const int per_output = (p.k_tiles - warp + n_warps - 1) / n_warps;
+    const int per_output = (p.k_tiles + n_warps - 1) / n_warps, end = per_output * n_warps;
     const uint32_t x_shared = qb_smem(shared);
     /* of ldmatrix, in a tile: row lane % 8, chunk lane / 8 (and 4 more), swizzled */
     const uint32_t x_lane = x_shared + lane % 8 * 128 + ((lane / 8 ^ lane) & 3) * 16;
 
     piece<MODE> ring[DEPTH];
     cursor c = {p.codes + ((size_t)first * p.k_tiles + warp) * 32 + lane, n_tiles * per_output,
-                warp, first};
+                warp, end, first};
     qb__start_next_grid();
 #pragma unroll
     for (int d = 0; d < DEPTH; d++) ask<MODE>(p, c, n_warps, lane, ring[d]);
@@ -176,9 +177,11 @@ __global__ void __launch_bounds__(MAX_WARPS * 32, DEPTH <= 4 && MODE != GROUPS ?
                 zero[0] = zero[2] = qb__u4_zero_pair(ring[d].zero_point[0], ring[d].zero_point[0]);
                 zero[1] = zero[3] = qb__u4_zero_pair(ring[d].zero_point[1], ring[d].zero_point[1]);
             }
-            multiply_tile<TOK8, MODE>(ring[d].words, x_lane + tile * p.m * 128, slices + tile * 32,
-                                      lane, zero, MODE == GROUPS ? part : acc);
-            if (MODE == GROUPS) {
+            if (tile < p.k_tiles)
+                multiply_tile<TOK8, MODE>(ring[d].words, x_lane + tile * p.m * 128,
+                                          slices + tile * 32, lane, zero,
+                                          MODE == GROUPS ? part : acc);
+            if (MODE == GROUPS && tile < p.k_tiles) {
 #pragma unroll
                 for (int n = 0; n < TOK8; n++)
 #pragma unroll
@@ -187,7 +190,7 @@ __global__ void __launch_bounds__(MAX_WARPS * 32, DEPTH <= 4 && MODE != GROUPS ?
             }
             ask<MODE>(p, c, n_warps, lane, ring[d]);
             tile += n_warps;
-            if (tile < p.k_tiles) continue;
+            if (tile < end) continue;
 
             tile = warp; /* an output tile is complete */
             float *mine = sums + ((parity * l.round + in_round) * n_warps + warp) * p.m * 16;
