@@ -20,7 +20,8 @@ static qb_status write_csv(const void *what, FILE *stream)
 
 static qb_status write_markdown(const void *what, FILE *stream)
 {
-    return qb_results_write_markdown(&((const page *)what)->report->results, stream);
+    const page *p = what;
+    return qb_report_write_markdown(p->report, p->title, stream);
 }
 
 static const struct {
@@ -35,13 +36,14 @@ static qb_status write_outputs(const qb_cli *cli, const qb_report *report)
         const char *path = qb_cli_string(cli, outputs[i].option);
         if (path) QB_TRY(qb_cli_write(path, outputs[i].write, &p));
     }
-    return QB_OK;
+    const char *folder = qb_cli_string(cli, "tables");
+    return folder ? qb_report_write_tables(report, folder) : QB_OK;
 }
 
 qb_status qb_cmd_report(const qb_cli *cli)
 {
     const char *names[QB_COUNT(outputs) + 1] = {0};
-    bool any = false;
+    bool any = qb_cli_is_set(cli, "tables");
     qb_report report = {0};
     qb_status status = QB_OK;
     for (size_t i = 0; i < QB_COUNT(outputs); i++) {
@@ -49,7 +51,8 @@ qb_status qb_cmd_report(const qb_cli *cli)
         any |= qb_cli_is_set(cli, names[i]);
     }
     if (!any)
-        return QB_FAIL(QB_ERR_USAGE, "report: found no output, expected --out, --csv or --md");
+        return QB_FAIL(QB_ERR_USAGE,
+                       "report: found no output, expected --out, --md, --csv or --tables");
     QB_TRY(qb_cli_check_outputs(cli, names));
     for (size_t i = 0; i < qb_cli_n_args(cli) && status == QB_OK; i++)
         status = qb_report_add(&report, qb_cli_arg(cli, i));

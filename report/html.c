@@ -5,7 +5,9 @@
 #include "core/memory.h"
 #include "report/read_json.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---- inputs ---- */
 
@@ -192,12 +194,13 @@ static qb_status write_page(qb_page *page, const char *title)
     write_links(page);
     for (size_t i = 0; i < QB_COUNT(sections); i++) {
         if (!sections[i].has(page)) continue;
+        if (page->form == QB_PAGE_MARKDOWN) fprintf(page->twin, "\n## %s\n", sections[i].title);
         fprintf(page->out, "<section id=\"%s\">\n<h2>%s</h2>\n", sections[i].id, sections[i].title);
         QB_TRY(sections[i].write(page));
         fputs("</section>\n", page->out);
     }
     fputs("</main>\n</body>\n</html>\n", page->out);
-    return QB_OK;
+    return page->status;
 }
 
 /* ---- names, in the order of appearance ---- */
@@ -220,16 +223,47 @@ static qb_status find_names(qb_page *page)
     return QB_OK;
 }
 
+static qb_status write_form(qb_page *page, const char *title)
+{
+    qb_status status;
+    QB_TRY(QB_NEW(&page->rows, page->report->results.n, "rows of the page"));
+    QB_TRY_GOTO(status, find_names(page), done);
+    status = write_page(page, title);
+done:
+    qb_texts_deinit(&page->schemes);
+    qb_texts_deinit(&page->models);
+    qb_free(page->rows);
+    return status;
+}
+
 qb_status qb_report_write_html(const qb_report *report, const char *title, FILE *stream)
 {
     qb_page page = {.out = stream, .report = report};
-    qb_status status;
-    QB_TRY(QB_NEW(&page.rows, report->results.n, "rows of the page"));
-    QB_TRY_GOTO(status, find_names(&page), done);
-    status = write_page(&page, title);
-done:
-    qb_texts_deinit(&page.schemes);
-    qb_texts_deinit(&page.models);
-    qb_free(page.rows);
+    return write_form(&page, title);
+}
+
+static qb_status write_twin(qb_page *page, const char *title)
+{
+    page->out = fopen("/dev/null", "we");
+    if (!page->out) return QB_FAIL(QB_ERR_IO, "/dev/null: %s", strerror(errno));
+    qb_status status = write_form(page, title);
+    fclose(page->out);
     return status;
+}
+
+qb_status qb_report_write_markdown(const qb_report *report, const char *title, FILE *stream)
+{
+    qb_page page = {.form = QB_PAGE_MARKDOWN, .twin = stream, .report = report};
+    fprintf(stream, "# %s\n", title);
+    return write_twin(&page, title);
+}
+
+qb_status qb_report_write_tables(const qb_report *report, const char *folder)
+{
+    qb_page page = {.form = QB_PAGE_CSV, .folder = folder, .report = report};
+    if (mkdir(folder, 0777) && errno != EEXIST)
+        return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
+    if (!qb_is_folder(folder))
+        return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
+    return write_twin(&page, "tables");
 }

@@ -39,6 +39,11 @@ qb_status qb_report_add(qb_report *report, const char *path);
 void qb_report_deinit(qb_report *report); /* accepts a zeroed one */
 
 qb_status qb_report_write_html(const qb_report *report, const char *title, FILE *stream);
+/* Its twins: the same tables, those behind figures too, under the same headings as Markdown; and
+ * each as FOLDER/NN-CAPTION.csv, NN its number on the page. The folder is made where it is not
+ * there. */
+qb_status qb_report_write_markdown(const qb_report *report, const char *title, FILE *stream);
+qb_status qb_report_write_tables(const qb_report *report, const char *folder);
 
 /* ---- the page of a run under way (report/html_live.c) ---- */
 

@@ -96,6 +96,14 @@ static bool is_high(const qb_result *r)
     return r->trust.level && !strcmp(r->trust.level, "high");
 }
 
+static void write_reasons(qb_page *page, const qb_texts *reasons)
+{
+    char all[1000] = "";
+    for (size_t i = 0, n = 0; i < reasons->n && n < sizeof all; i++)
+        n += (size_t)snprintf(all + n, sizeof all - n, "%s%s", i ? "; " : "", reasons->items[i]);
+    qb_page_long_cell(page, all);
+}
+
 static void write_trust(qb_page *page)
 {
     const qb_results *all = &page->report->results;
@@ -111,12 +119,7 @@ static void write_trust(qb_page *page)
         qb_page_row_open(page, qb_page_scheme(r));
         qb_page_cell(page, qb_page_model(page, r, name));
         qb_page_cell(page, r->trust.level);
-        fputs("<td class=\"w\">", page->out);
-        for (size_t k = 0; k < r->trust.reasons.n; k++) {
-            if (k) fputs("; ", page->out);
-            qb_page_text(page, r->trust.reasons.items[k]);
-        }
-        fputs("</td>", page->out);
+        write_reasons(page, &r->trust.reasons);
         qb_page_row_close(page);
     }
     qb_page_table_close(page);
@@ -151,6 +154,7 @@ static bool has_text(const qb_result *r)
 
 static void write_command(qb_page *page, const char *command)
 {
+    if (page->form == QB_PAGE_MARKDOWN) fprintf(page->twin, "\n    %s\n", command ? command : "-");
     fputs("<pre><code>", page->out);
     qb_page_text(page, command);
     fputs("</code></pre>\n", page->out);
@@ -185,9 +189,7 @@ static void write_hash_row(qb_page *page, const char *kind, const char *name, in
     qb_page_row_open(page, kind);
     qb_page_cell(page, name);
     qb_page_number(page, qb_format_count(bytes, t));
-    fputs("<td><code>", page->out);
-    qb_page_text(page, sha256);
-    fputs("</code></td>", page->out);
+    qb_page_code_cell(page, sha256);
     qb_page_row_close(page);
 }
 

@@ -7,8 +7,18 @@
 #include "report/html.h"
 #include "report/svg.h"
 
+/* A page, or its twin: the same tables in the same order, without what is around them. */
+typedef enum qb_page_form { QB_PAGE_HTML, QB_PAGE_MARKDOWN, QB_PAGE_CSV } qb_page_form;
+
 typedef struct qb_page {
-    FILE *out;
+    FILE *out; /* of a twin: nowhere */
+    qb_page_form form;
+    FILE *twin;         /* Markdown, or the table that is being written as CSV */
+    const char *folder; /* of the tables as CSV */
+    char caption[100];  /* of the table that is being written */
+    char *csv;          /* text of the table so far, malloc's */
+    size_t csv_bytes;
+    qb_status status; /* of writing tables */
     const qb_report *report;
     bool live;                /* of a run under way */
     qb_texts schemes, models; /* names in the order of appearance: colours and markers */
@@ -56,11 +66,13 @@ void qb_page_figure_open(qb_page *page, double height, const char *title, const 
 void qb_page_figure_caption(qb_page *page, const char *title); /* ends the SVG */
 void qb_page_figure_close(qb_page *page);
 void qb_page_legend(qb_page *page, size_t marker, size_t colour, const char *name);
-/* Columns: headings separated by '|'; one that starts with '#' holds numbers. */
+/* Columns: headings separated by '|'; one that starts with '#' holds numbers. (page_tables.c) */
 void qb_page_table_open(qb_page *page, const char *caption, const char *columns);
 void qb_page_row_open(qb_page *page, const char *head); /* a row and its heading cell */
 void qb_page_cell(qb_page *page, const char *text);
 void qb_page_long_cell(qb_page *page, const char *text); /* broken into lines where it must */
+void qb_page_code_cell(qb_page *page, const char *text);
+void qb_page_scheme_cell(qb_page *page, const char *scheme); /* with its colour */
 void qb_page_number(qb_page *page, const char *text);
 void qb_page_row_close(qb_page *page);
 void qb_page_table_close(qb_page *page);
@@ -77,9 +89,10 @@ typedef struct qb_bar {
 enum { QB_PAGE_MAX_BARS = 60 }; /* in one figure; the table behind has all */
 /* The axis's name, with what its scale is where it is not linear; text holds QB_NAME_BYTES. */
 char *qb_page_axis_name(const char *name, const qb_scale *scale, char *text);
-/* Horizontal bars from zero; figure_open and the marks, without caption and end. */
-void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, const char *axis, const char *title,
-                  const char *text);
+/* Horizontal bars from zero, linear or, with QB_SCALE_SYMLOG, not where it must be; figure_open and
+ * the marks, without caption and end. */
+void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, qb_scale_kind kind, const char *axis,
+                  const char *title, const char *text);
 
 /* ---- sections ---- */
 bool qb_has_quality(const qb_result *r);

@@ -150,63 +150,7 @@ void qb_page_say_speed(qb_page *page, const qb_result *r)
     fputs(". ", page->out);
 }
 
-/* ---- tables ---- */
-
-void qb_page_table_open(qb_page *page, const char *caption, const char *columns)
-{
-    fprintf(page->out,
-            "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-labelledby=\"c%zu\">"
-            "<table>\n<caption id=\"c%zu\">",
-            page->n_tables, page->n_tables);
-    page->n_tables++;
-    qb_page_text(page, caption);
-    fputs("</caption>\n<thead><tr>", page->out);
-    while (*columns) {
-        size_t n = strcspn(columns, "|");
-        bool number = *columns == '#';
-        fprintf(page->out, "<th scope=\"col\"%s>%.*s</th>", number ? " class=\"n\"" : "",
-                (int)n - number, columns + number);
-        columns += n + (columns[n] == '|');
-    }
-    fputs("</tr></thead>\n<tbody>\n", page->out);
-}
-
-static void cell(qb_page *page, const char *open, const char *text, const char *close)
-{
-    fputs(open, page->out);
-    qb_page_text(page, text);
-    fputs(close, page->out);
-}
-
-void qb_page_row_open(qb_page *page, const char *head)
-{
-    cell(page, "<tr><th scope=\"row\">", head, "</th>");
-}
-
-void qb_page_cell(qb_page *page, const char *text)
-{
-    cell(page, "<td>", text, "</td>");
-}
-
-void qb_page_long_cell(qb_page *page, const char *text)
-{
-    cell(page, "<td class=\"w\">", text, "</td>");
-}
-
-void qb_page_number(qb_page *page, const char *text)
-{
-    cell(page, "<td class=\"n\">", text, "</td>");
-}
-
-void qb_page_row_close(qb_page *page)
-{
-    fputs("</tr>\n", page->out);
-}
-
-void qb_page_table_close(qb_page *page)
-{
-    fputs("</tbody></table></div>\n", page->out);
-}
+/* ---- figures ---- */
 
 void qb_page_details_open(qb_page *page)
 {
@@ -218,8 +162,6 @@ void qb_page_details_close(qb_page *page)
     fputs("</details>\n", page->out);
 }
 
-/* ---- figures ---- */
-
 void qb_page_figure_open(qb_page *page, double height, const char *title, const char *text)
 {
     fputs("<figure>\n", page->out);
@@ -229,7 +171,9 @@ void qb_page_figure_open(qb_page *page, double height, const char *title, const 
 void qb_page_figure_caption(qb_page *page, const char *title)
 {
     qb_svg_close(page->out);
-    cell(page, "<figcaption><b>", title, "</b></figcaption>\n");
+    fputs("<figcaption><b>", page->out);
+    qb_page_text(page, title);
+    fputs("</b></figcaption>\n", page->out);
 }
 
 void qb_page_figure_close(qb_page *page)
@@ -241,7 +185,9 @@ void qb_page_legend(qb_page *page, size_t marker, size_t colour, const char *nam
 {
     fputs("<li><svg aria-hidden=\"true\" viewBox=\"0 0 14 14\" class=\"key\">", page->out);
     qb_svg_marker(page->out, marker, 7, 7, colour, NULL);
-    cell(page, "</svg>", name, "</li>\n");
+    fputs("</svg>", page->out);
+    qb_page_text(page, name);
+    fputs("</li>\n", page->out);
 }
 
 char *qb_page_axis_name(const char *name, const qb_scale *scale, char *text)
@@ -282,8 +228,8 @@ static void write_bar(FILE *out, const qb_bar *b, const qb_scale *x, double top)
             middle, high, low, middle - 3, high, middle - 3);
 }
 
-void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, const char *axis, const char *title,
-                  const char *text)
+void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, qb_scale_kind kind, const char *axis,
+                  const char *title, const char *text)
 {
     qb_range range = {0};
     double height = BAR_AXIS + 4, y = 2;
@@ -294,7 +240,9 @@ void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, const char *axis,
         qb_range_widen(&range, bars[i].ci.high);
         height += BAR_ROW + (starts_group(bars, i) ? BAR_HEADING : 0);
     }
-    qb_scale x = qb_scale_from_zero(&range);
+    qb_scale x = kind == QB_SCALE_LINEAR
+                     ? qb_scale_make(kind, fmin(range.low, 0), fmax(range.high, 0), 0)
+                     : qb_scale_from_zero(&range);
     char name[QB_NAME_BYTES], heading[180];
     x.from = BAR_MARGIN - 4;
     x.to = QB_SVG_WIDTH - BAR_MARGIN - 4;

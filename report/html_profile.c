@@ -94,7 +94,7 @@ static qb_status write_phases(qb_page *page, const qb_profile_seen_operation *o)
     n = fill_phases(page, o, bars);
     snprintf(title, sizeof title, "Time of a pass: %.40s", or_dash(o->name));
     if (n) {
-        qb_page_bars(page, bars, n, "ms", title,
+        qb_page_bars(page, bars, n, QB_SCALE_LINEAR, "ms", title,
                      "Bars show the milliseconds that each phase takes in a pass, in full "
                      "precision and under the scheme; gaps are what the phases leave of the pass.");
         qb_page_figure_caption(page, title);
@@ -164,12 +164,21 @@ static void write_roofs(FILE *out, const qb_profile_seen *p, const qb_plot *plot
                     qb_scale_at(&plot->x, x_last), qb_scale_at(&plot->y, speed * x_last), "roof");
     for (size_t i = 0; i < QB_PROFILE_SEEN_N_ROOFS; i++) {
         double roof = p->roofs_gops_per_s[i], y = qb_scale_at(&plot->y, roof);
+        if (is_positive(roof) && is_positive(roof / speed))
+            qb_svg_line(out, qb_scale_at(&plot->x, roof / speed), y, plot->x.to, y, "roof");
+    }
+}
+
+/* After the points, which may lie on them. */
+static void write_roof_names(FILE *out, const qb_profile_seen *p, const qb_plot *plot)
+{
+    for (size_t i = 0; i < QB_PROFILE_SEEN_N_ROOFS; i++) {
+        double roof = p->roofs_gops_per_s[i];
         char t[QB_FORMAT_BYTES], text[100];
-        if (!is_positive(roof) || !is_positive(roof / speed)) continue;
-        qb_svg_line(out, qb_scale_at(&plot->x, roof / speed), y, plot->x.to, y, "roof");
+        if (!is_positive(roof) || !is_positive(roof / p->memory_gb_per_s)) continue;
         snprintf(text, sizeof text, "%s: %s", qb_profile_seen_roofs[i],
                  roof < 10 ? qb_format_significant(roof, t) : qb_format_count(llround(roof), t));
-        qb_svg_text(out, plot->x.to, y - 4, "end", text);
+        qb_svg_text(out, plot->x.to, qb_scale_at(&plot->y, roof) - 4, "end", text);
     }
 }
 
@@ -247,6 +256,7 @@ static void write_roofline(qb_page *page, const qb_profile_seen *p,
     qb_svg_axes(page->out, &plot, "operations a byte", "Gop/s");
     write_roofs(page->out, p, &plot);
     write_points(page, o, &plot);
+    write_roof_names(page->out, p, &plot);
     qb_page_figure_caption(page, title);
     write_roof_legend(page, o);
     write_kernel_table(page, title, o);

@@ -105,9 +105,7 @@ static void write_row(qb_page *page, const qb_result *r, const char *model, cons
 {
     char text[QB_FORMAT_BYTES];
     qb_page_row_open(page, model);
-    fprintf(page->out, "<td><i class=\"swatch b%zu\"></i>", qb_page_colour(page, scheme));
-    qb_page_text(page, scheme);
-    fputs("</td>", page->out);
+    qb_page_scheme_cell(page, scheme);
     for (size_t c = 0; c < QB_COUNT(columns); c++) {
         if (!shown[c]) continue;
         const char *value = columns[c].text(r, text);
@@ -229,7 +227,8 @@ qb_status qb_page_penalty(qb_page *page)
     fputs("<div class=\"figures\">\n", page->out);
     while ((n = qb_page_group(page, &at, has_penalty, qb_same_quality)) > 0) {
         n = fill_bars(page, n, bars);
-        qb_page_bars(page, bars, n, "penalty, perplexity", "Penalty of each scheme and model",
+        qb_page_bars(page, bars, n, QB_SCALE_SYMLOG, "penalty, perplexity",
+                     "Penalty of each scheme and model",
                      "Bars show the perplexity that a scheme adds to full precision; the thin line "
                      "over each is its 95 % interval. Shorter is better.");
         qb_page_figure_caption(page, "Penalty with its 95 % interval; shorter is better");

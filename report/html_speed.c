@@ -431,7 +431,7 @@ qb_status qb_page_memory(qb_page *page)
     fputs("<div class=\"figures\">\n", page->out);
     while ((n_rows = qb_page_group(page, &at, has_memory, qb_same_model)) > 0) {
         size_t n = fill_memory(page, n_rows, bars);
-        qb_page_bars(page, bars, n, "weights, MB", "Memory of the weights",
+        qb_page_bars(page, bars, n, QB_SCALE_SYMLOG, "weights, MB", "Memory of the weights",
                      "Bars show the bytes of the weights as they lie in memory under each scheme, "
                      "in millions of bytes. Shorter is better.");
         qb_page_figure_caption(page, "Weights in memory");

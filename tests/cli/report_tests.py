@@ -2,6 +2,7 @@
 Chromium on two widths, where it is installed."""
 import collections
 import csv
+import html
 import html.parser
 import json
 import re
@@ -230,6 +231,48 @@ def test_report_twins(own):
     assert expect(qbench("report", quality, "-o", "-")).out.startswith(b"<!DOCTYPE html>")
 
 
+def cells_of_html(text):
+    """[[caption, [cell...]...]] of every table."""
+    return [[html.unescape(re.search(r"<caption[^>]*>(.*?)</caption>", table)[1]),
+             *([html.unescape(re.sub(r"<[^>]*>", "", cell)) for cell in
+                re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)]
+               for row in re.findall(r"<tr>(.*?)</tr>", table, re.S))]
+            for table in re.findall(r"<table>(.*?)</table>", text, re.S)]
+
+
+def ungrouped(row):
+    """Cells with 1234 for 1,234, "" for "-", and spaces for lines."""
+    return [" ".join(re.sub(r"(?<=\d),(?=\d\d\d)", "", cell).split()) if cell != "-" else ""
+            for cell in row]
+
+
+def test_report_tables_as_markdown_and_csv(own):
+    """Both twins have every cell of every table of the page, those behind the figures too."""
+    root = with_speed(records())
+    root["results"][0]["trust"] = {"level": "low", "reasons": ['a, "quoted"', "one\nmore"]}
+    root["results"][0]["model"]["name"] = "a | b, c"
+    page = page_of(own, save(own / "r.json", root), MODELS / "gpt2-8m-ours.metrics.jsonl",
+                   made_up_profile(own), save(own / "a.json", made_pages.analysis()),
+                   options=["--md", own / "p.md", "--tables", own / "tables"])
+    tables = cells_of_html(page.text)
+    md, files = (own / "p.md").read_text(), sorted((own / "tables").iterdir())
+    assert len(files) == len(tables) > 20
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in md.splitlines() if line.startswith("|")]
+    rows = [[cell.strip().replace("\\|", "|") for cell in row] for row in rows if "---" not in row[0]]
+    flat = [[" ".join(cell.split()) for cell in row] for table in tables for row in table[1:]]
+    assert rows == flat, [pair for pair in zip(rows, flat) if pair[0] != pair[1]][:3]
+    assert re.findall("^## (.*)$", md, re.M) == re.findall(r"<h2>(.*?)</h2>", page.text)
+    for i, (path, table) in enumerate(zip(files, tables)):
+        with path.open(newline="") as file:
+            seen = list(csv.reader(file))
+        assert path.name.startswith(f"{i + 1:02}-") and path.suffix == ".csv", path
+        assert list(map(ungrouped, seen)) == list(map(ungrouped, table[1:])), (path.name, seen[:3])
+    hashes = next(path for path in files if path.name.endswith("-hashes.csv")).read_text()
+    assert f",{records()['results'][0]['text']['bytes']}," in hashes, hashes  # not 40,406
+    done = expect(qbench("report", own / "r.json", "--tables", own / "r.json"), 3)
+    assert b"found a file, expected a folder" in done.err
+
+
 def test_report_refuses(own):
     quality, out = MODELS / "results-builtin.json", own / "page.html"
     out.write_text("as it was")
@@ -245,7 +288,7 @@ def test_report_refuses(own):
     assert b"found 1008 records, expected at most 1000" in done.err
     expect(qbench("report", own / "absent.json", "-o", out), 3)
     expect(qbench("report", own, "-o", out), 3)  # a folder without metrics.jsonl
-    expect(qbench("report", quality), 2)
+    assert b"--tables" in expect(qbench("report", quality), 2).err
     expect(qbench("report", "-o", out), 2)
     expect(qbench("report", quality, "-o", "-", "--csv", "-"), 2)
     expect(qbench("report", quality, "-o", own / "absent" / "page.html"), 3)
