@@ -42,7 +42,7 @@ typedef struct qb_paper_row {
 /* Which of our models are shown below the paper's rows. */
 typedef enum qb_paper_others {
     QB_OTHERS_NONE,
-    QB_OTHERS_FREE, /* those that stand for no row of any table */
+    QB_OTHERS_FREE, /* those that stand for no row of any table, with a head as the paper has it */
     QB_OTHERS_ALL,
 } qb_paper_others;
 

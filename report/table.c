@@ -132,8 +132,8 @@ static qb_status add_row(qb_table *table, const qb_table_records *records, const
 
 static bool is_other(const qb_paper_table *paper, const qb_table_record *record)
 {
-    return paper->others == QB_OTHERS_ALL ? !has_row(paper, record)
-                                          : paper->others == QB_OTHERS_FREE && !record->row;
+    if (paper->others == QB_OTHERS_ALL) return !has_row(paper, record);
+    return paper->others == QB_OTHERS_FREE && !record->row && !record->head_quantised;
 }
 
 static qb_status fill(qb_table *table, const qb_table_records *records)

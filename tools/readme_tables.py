@@ -163,6 +163,21 @@ def paper_table(qbench, number):
     return text.rstrip("\n").splitlines()
 
 
+def axes(qbench):
+    """Our models of Table 1: perplexity under 4-bit weights in that of full precision, and what it costs."""
+    text = subprocess.run([qbench, "table", "1", "--json", "-"], cwd=ROOT, check=True, text=True,
+                          stdout=subprocess.PIPE).stdout
+    made = json.loads(text)
+    places = [i for i, name in enumerate(made["columns"]) if name.startswith("4-bit ")]  # not "4-bit, paper's"
+    rows = [["", *(made["columns"][i].removeprefix("4-bit ") for i in places)]]
+    for line in made["lines"]:
+        if line["who"] == "ours":
+            full = line["values"][0]
+            rows.append([line["row"], *(f"{line['values'][i] / full:,.2f}× "
+                                        f"({pair_report.signed(line['values'][i] - full)})" for i in places)])
+    return markdown(rows)
+
+
 def pair_marks():
     """{tokens: {(model, scheme): penalty}} of results/pair_growth.txt; (model, "full"): perplexity."""
     marks = {}
@@ -206,6 +221,7 @@ def growth_of_runs(results=ROOT / "results/paper"):
 def reproduction(text, qbench):
     for number in TABLES:
         text = fill(text, f"table {number}", paper_table(qbench, number))
+    text = fill(text, "axes", axes(qbench))
     text = fill(text, "growth of the pair", growth_of_pair())
     return fill(text, "growth of the runs", growth_of_runs())
 
