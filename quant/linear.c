@@ -1,9 +1,8 @@
 /* quant/linear.c - packing and running one linear layer; see linear.h for the order of calls. */
-#include "quant/linear.h"
+#include "quant/linear_internal.h"
 
 #include "core/memory.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ---- making a layer ---- */
@@ -172,17 +171,6 @@ static qb_status set_smooth(qb_linear *l, const qb_tensor *weight, const qb_sche
     return QB_OK;
 }
 
-/* The codes once more, so that a channel's lie side by side. */
-static qb_status set_columns(qb_linear *l, const qb_tensor *weight)
-{
-    const int8_t *codes = weight->data;
-    if (l->kind != QB_LINEAR_S8 || !(l->input.outlier_min > 0)) return QB_OK;
-    QB_TRY(QB_NEW(&l->columns, l->n * l->k, "codes by input channel"));
-    for (size_t n = 0; n < l->n; n++)
-        for (size_t k = 0; k < l->k; k++) l->columns[k * l->n + n] = codes[n * l->k + k];
-    return QB_OK;
-}
-
 qb_status qb_linear_create(const qb_tensor *weight, const qb_tensor *bias, const qb_scheme *scheme,
                            bool fake, const qb_calibration *calibration, qb_pool *pool,
                            qb_linear *out)
@@ -195,7 +183,7 @@ qb_status qb_linear_create(const qb_tensor *weight, const qb_tensor *bias, const
     qb_status status;
     QB_TRY_GOTO(status, pack_weights(&l, weight, fake, pool), failed);
     QB_TRY_GOTO(status, set_smooth(&l, weight, scheme), failed);
-    QB_TRY_GOTO(status, set_columns(&l, weight), failed);
+    QB_TRY_GOTO(status, qb__linear_set_columns(&l, weight), failed);
     QB_TRY_GOTO(status, set_static_scales(&l, weight, calibration), failed);
     if (bias && bias->data) {
         QB_TRY_GOTO(status, QB_NEW(&l.bias, l.n, "bias"), failed);
@@ -292,14 +280,9 @@ void qb_linear_scratch_deinit(qb_linear_scratch *s)
 
 /* ---- input ---- */
 
-static bool has_outliers(const qb_linear *l)
-{
-    return l->input.bits && l->input.outlier_min > 0;
-}
-
 bool qb_linear_stage_waits(const qb_linear *l, const qb_linear_input *in)
 {
-    if (has_outliers(l)) return true;
+    if (qb__linear_has_outliers(l)) return true;
     return l->input.bits && l->input.span == QB_SPAN_TENSOR && !l->input.is_static &&
            !in->fixed_scale;
 }
@@ -340,7 +323,7 @@ void qb_linear_smooth_row(const qb_linear *l, float *x)
 
 void qb_linear_stage_rows(const qb_linear *l, const qb_linear_input *in, size_t m0, size_t m1)
 {
-    if (!l->input.bits || has_outliers(l)) return;
+    if (!l->input.bits || qb__linear_has_outliers(l)) return;
     for (size_t m = m0; m < m1; m++) qb_linear_smooth_row(l, in->x + m * in->k);
     if (qb_linear_stage_waits(l, in)) {
         for (size_t m = m0; m < m1; m++)
@@ -358,7 +341,6 @@ enum { ROWS_A_TASK = 8 };
 typedef struct rows_job {
     const qb_linear *linear;
     const qb_linear_input *input;
-    const qb_outlier_set *outliers;
 } rows_job;
 
 static size_t n_row_tasks(size_t m)
@@ -375,115 +357,16 @@ static void finish_task(void *context, size_t i, size_t thread_idx)
     quantize_rows(job->linear, job->input, job->input->scratch->q_scale, m0, m1);
 }
 
-/* ---- outliers ---- */
-
-static void mark_task(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
-    const rows_job *job = context;
-    const qb_linear_input *in = job->input;
-    size_t m0 = i * ROWS_A_TASK, m1 = m0 + ROWS_A_TASK < in->m ? m0 + ROWS_A_TASK : in->m;
-    for (size_t m = m0; m < m1; m++)
-        for (size_t c = 0; c < in->k; c++)
-            if (fabsf(in->x[m * in->k + c]) >= job->linear->input.outlier_min)
-                __atomic_store_n(&job->outliers->is_outlier[c], 1, __ATOMIC_RELAXED);
-}
-
-void qb_linear_find_outliers(const qb_linear *l, const qb_linear_input *in, qb_outlier_set *out,
-                             qb_pool *pool)
-{
-    rows_job job = {l, in, out};
-    memset(out->is_outlier, 0, in->k);
-    qb_parallel_for(pool, n_row_tasks(in->m), mark_task, &job);
-    out->n = 0;
-    for (size_t c = 0; c < in->k; c++)
-        if (out->is_outlier[c]) out->channel[out->n++] = (uint32_t)c;
-}
-
-static const qb_outlier_set *outliers_of(const qb_linear_input *in)
-{
-    return in->fixed_outliers ? in->fixed_outliers : &in->scratch->outliers;
-}
-
-/* Rows per token, outliers left out of scale and codes; a twin's rows keep them as they are. */
-static void inliers_task(void *context, size_t i, size_t thread_idx)
-{
-    const rows_job *job = context;
-    const qb_linear *l = job->linear;
-    const qb_linear_input *in = job->input;
-    qb_linear_scratch *s = in->scratch;
-    size_t m0 = i * ROWS_A_TASK, m1 = m0 + ROWS_A_TASK < in->m ? m0 + ROWS_A_TASK : in->m;
-    size_t k = in->k, stride = qb_gemm_s8_x_stride(k);
-    float *row = s->inliers + thread_idx * k;
-    for (size_t m = m0; m < m1; m++) {
-        float *x = in->x + m * k;
-        memcpy(row, x, k * sizeof *row);
-        for (size_t o = 0; o < job->outliers->n; o++) row[job->outliers->channel[o]] = 0;
-        float scale = s->q_scale[m] = l->quantize->absmax(row, k) / 127.0f;
-        if (l->kind == QB_LINEAR_FAKE) {
-            l->quantize->requantize(row, k, scale, NULL);
-            for (size_t c = 0; c < k; c++)
-                if (!job->outliers->is_outlier[c]) x[c] = row[c];
-            continue;
-        }
-        s->q_sum[m] = l->quantize->quantize_s8(row, k, scale, s->q + m * stride);
-        memset(s->q + m * stride + k, 0, qb_round_up(k, QB_GEMM_S8_K_ALIGN) - k);
-    }
-}
-
-static void finish_inliers(const qb_linear *l, const qb_linear_input *in, qb_pool *pool)
-{
-    rows_job job = {l, in, outliers_of(in)};
-    if (!in->fixed_outliers) qb_linear_find_outliers(l, in, &in->scratch->outliers, pool);
-    qb_parallel_for(pool, n_row_tasks(in->m), inliers_task, &job);
-}
-
-enum { OUTLIER_BLOCK = 256 };
-
-typedef struct outlier_job {
-    const qb_linear *linear;
-    const qb_linear_output *out;
-    const qb_linear_input *input;
-    size_t n_blocks; /* of OUTLIER_BLOCK output channels */
-} outlier_job;
-
-static void outlier_task(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
-    const outlier_job *job = context;
-    const qb_linear *l = job->linear;
-    const qb_outlier_set *outliers = outliers_of(job->input);
-    size_t m = i / job->n_blocks, n0 = i % job->n_blocks * OUTLIER_BLOCK;
-    size_t n = l->n - n0 < OUTLIER_BLOCK ? l->n - n0 : OUTLIER_BLOCK;
-    const float *x = job->input->x + m * l->k;
-    float *y = job->out->y + m * job->out->stride + n0, sum[OUTLIER_BLOCK] = {0};
-    for (size_t o = 0; o < outliers->n; o++) {
-        float value = x[outliers->channel[o]];
-        const int8_t *column = l->columns + outliers->channel[o] * l->n + n0;
-        for (size_t j = 0; j < n; j++) sum[j] += value * (float)column[j];
-    }
-    for (size_t j = 0; j < n; j++) y[j] += sum[j] * l->w_scale[(n0 + j) * l->w_scale_step];
-}
-
-static void add_outliers(const qb_linear *l, const qb_linear_output *out, const qb_linear_input *in,
-                         qb_pool *pool)
-{
-    if (!l->columns || !outliers_of(in)->n) return;
-    size_t n_blocks = (l->n + OUTLIER_BLOCK - 1) / OUTLIER_BLOCK;
-    outlier_job job = {l, out, in, n_blocks};
-    qb_parallel_for(pool, in->m * n_blocks, outlier_task, &job);
-}
-
 void qb_linear_stage_finish(const qb_linear *l, const qb_linear_input *in, qb_pool *pool)
 {
     if (!qb_linear_stage_waits(l, in)) return;
-    if (has_outliers(l)) {
-        finish_inliers(l, in, pool);
+    if (qb__linear_has_outliers(l)) {
+        qb__linear_stage_inliers(l, in, pool);
         return;
     }
     qb_linear_scratch *s = in->scratch;
     s->q_scale[0] = l->quantize->absmax(s->row_max, in->m) / 127.0f;
-    rows_job job = {l, in, NULL};
+    rows_job job = {l, in};
     qb_parallel_for(pool, n_row_tasks(in->m), finish_task, &job);
 }
 
@@ -527,7 +410,7 @@ static void run_s8(qb_linear *const *linears, const qb_linear_output *out, size_
                                     .max_abs_bits = wanted_max(l)};
     }
     qb_gemm_s8_run(linears[0]->s8, jobs, n_linears, pool);
-    for (size_t i = 0; i < n_linears; i++) add_outliers(linears[i], &out[i], in, pool);
+    for (size_t i = 0; i < n_linears; i++) qb__linear_add_outliers(linears[i], &out[i], in, pool);
 }
 
 static void prepare_task(void *context, size_t i, size_t thread_idx)
@@ -555,7 +438,7 @@ static void run_u4(qb_linear *const *linears, const qb_linear_output *out, size_
     for (size_t n = 0; n_linears > 0; linears += n, out += n, n_linears -= n) {
         n = u4_together(linears, n_linears);
         bool prepared = linears[0]->u4->prepared_bytes(in->m, in->k) > 0;
-        rows_job prepare = {linears[0], in, NULL};
+        rows_job prepare = {linears[0], in};
         if (prepared) qb_parallel_for(pool, n_row_tasks(in->m), prepare_task, &prepare);
         for (size_t i = 0; i < n; i++)
             jobs[i] = (qb_gemm_u4_args){.m = in->m,
