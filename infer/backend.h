@@ -35,6 +35,8 @@ struct qb_engine {
     size_t row_step;        /* the last of each row_step rows can be asked for; 1 = all can */
     const qb_taps *taps;    /* who looks at prefills; NULL = nobody */
     qb_engine *full, *part; /* of a mixed engine: whose linear layers it has; else NULL */
+    size_t first_block;     /* of the forward call: the first to run, from `stream`; */
+    const float *stream;    /* NULL = from the embedding */
     char kernels[ENGINE_KERNELS_TEXT];
     qb_timeline *timeline; /* NULL = off */
 };
@@ -59,7 +61,7 @@ struct qb_backend {
      */
     qb_status (*mixed_create)(const qb_engine *base, qb_engine **out);
     qb_status (*mix)(qb_engine *mixed, const uint8_t *from_part);
-    bool mixes_singly;
+    bool mixes_singly, resumes; /* resumes: forward looks at first_block and stream */
     /* NULL = not here. The role is a linear layer that the model has. */
     qb_status (*product)(qb_engine *engine, qb_role role, size_t layer, float *x, size_t m,
                          float *y);

@@ -545,9 +545,13 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
                  .kv_width = c->n_kv_heads * c->head_dim};
     f.qkv_width = f.q_width + 2 * f.kv_width;
     qb__timeline_restart(f.timeline, 0, 0);
-    run_rows(&f, embed_rows, QB_PHASE_EMBEDDING, NULL, NULL);
-    show_rows(&f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD, f.b->x);
-    for (f.layer = 0; f.layer < c->n_layers; f.layer++) {
+    if (engine->stream) {
+        memcpy(f.b->x, engine->stream, f.m * c->d_model * sizeof *f.b->x);
+    } else {
+        run_rows(&f, embed_rows, QB_PHASE_EMBEDDING, NULL, NULL);
+        show_rows(&f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD, f.b->x);
+    }
+    for (f.layer = engine->first_block; f.layer < c->n_layers; f.layer++) {
         f.block = &e->blocks[f.layer];
         run_block(&f);
     }

@@ -300,6 +300,25 @@ qb_status qb_engine_prefill(qb_engine *e, const int32_t *tokens, size_t batch, s
     return prefill(e, tokens, batch, n_tokens, false);
 }
 
+bool qb_engine_resumes(const qb_engine *e)
+{
+    return e->backbone->backend->resumes && !e->cache_batch;
+}
+
+qb_status qb_engine_prefill_from(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens,
+                                 size_t first_block, const float *stream)
+{
+    if (!qb_engine_resumes(e))
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "prefill from block %zu: not on %s", first_block,
+                       e->backbone->backend->name);
+    e->first_block = first_block;
+    e->stream = stream;
+    qb_status status = prefill(e, tokens, batch, n_tokens, false);
+    e->first_block = 0;
+    e->stream = NULL;
+    return status;
+}
+
 qb_status qb_engine_prefill_last(qb_engine *e, const int32_t *tokens, size_t batch, size_t n_tokens)
 {
     return prefill(e, tokens, batch, n_tokens, true);

@@ -88,6 +88,12 @@ qb_status qb_engine_product(qb_engine *engine, qb_role role, size_t layer, float
  * cache then holds these sequences. Ids are checked (QB_ERR_SHAPE); so are the limits. */
 qb_status qb_engine_prefill(qb_engine *engine, const int32_t *tokens, size_t batch,
                             size_t n_tokens);
+/* The same from block `first_block` on, with the stream before it, (batch * n_tokens, C) on the
+ * host, as an earlier call with these tokens had it (QB_TAP_STREAM). No cache. QB_ERR_UNSUPPORTED
+ * where qb_engine_resumes says false. */
+qb_status qb_engine_prefill_from(qb_engine *engine, const int32_t *tokens, size_t batch,
+                                 size_t n_tokens, size_t first_block, const float *stream);
+bool qb_engine_resumes(const qb_engine *engine);
 /* The same for who wants only the logits of each sequence's last token: they are rows 0 to batch -
  * 1 then, as after a decode step. Where no scale spans rows, the rest of the last layer, behind the
  * cache, runs for these rows alone. */

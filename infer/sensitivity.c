@@ -116,6 +116,7 @@ typedef struct passes {
     size_t chunk_rows;
     double *full, *scheme, *now; /* (n_windows) sums of losses */
     size_t *counts;              /* (n_windows) scored tokens */
+    qb__streams *streams;        /* NULL = none are kept */
     qb_progress progress;
     size_t done;
 } passes;
@@ -128,6 +129,7 @@ static qb_status create_passes(const qb_sensitivity_plan *plan, qb_sensitivity *
     p->chunk_rows = qb_backbone_logit_rows(qb_engine_backbone(plan->full));
     QB_TRY(qb_engine_create_mixed(plan->full, plan->scheme, &p->mixed));
     QB_TRY(make_parts(plan, qb_engine_mixes_singly(p->mixed), s));
+    QB_TRY(qb__streams_create(plan, p->mixed, &p->streams));
     QB_TRY(QB_NEW(&p->mask, p->n_cells, "mask"));
     QB_TRY(QB_NEW(&p->fed, plan->batch * w->n_feed_max, "tokens of a batch"));
     QB_TRY(QB_NEW(&p->target, p->chunk_rows, "targets"));
@@ -142,6 +144,7 @@ static qb_status create_passes(const qb_sensitivity_plan *plan, qb_sensitivity *
 
 static void destroy_passes(passes *p)
 {
+    qb__streams_destroy(p->streams);
     qb_engine_destroy(p->mixed);
     void *blocks[] = {p->mask, p->fed, p->target, p->stats, p->full, p->scheme, p->now, p->counts};
     for (size_t i = 0; i < QB_COUNT(blocks); i++) qb_free(blocks[i]);
@@ -175,7 +178,7 @@ static qb_status pass(passes *p, double *sums)
         for (size_t i = 0; i < batch; i++)
             qb_window_tokens(p->plan->stream, &w->items[first + i], p->fed + i * n_feed, NULL);
         QB_TRY(qb_interrupt_check());
-        QB_TRY(qb_engine_prefill(p->mixed, p->fed, batch, n_feed));
+        QB_TRY(qb__streams_prefill(p->streams, p->mixed, p->mask, first, p->fed, batch, n_feed));
         for (size_t i = 0; i < batch; i++)
             QB_TRY(sum_window(p, &w->items[first + i], i * n_feed, &sums[first + i]));
     }

@@ -66,6 +66,21 @@ void qb_sensitivity_deinit(qb_sensitivity *sensitivity); /* accepts a zeroed one
 /* The object of docs/analyze.md, without `scheme`. */
 json_t *qb_sensitivity_to_json(const qb_sensitivity *sensitivity);
 
+/* ---- infer/sensitivity_streams.c ---- */
+
+/* Residual streams of the passes of full precision and of the whole scheme: another pass need only
+ * run from the first block on that differs from one of them. */
+typedef struct qb__streams qb__streams;
+/* *out = NULL where nothing would be gained or they would be too large. */
+qb_status qb__streams_create(const qb_sensitivity_plan *plan, const qb_engine *mixed,
+                             qb__streams **out);
+void qb__streams_destroy(qb__streams *streams); /* accepts NULL */
+/* Runs windows [first, ...) with the layers of the mask (n_layers, QB_ROLE_COUNT), which the engine
+ * has, from as far on as is known; a pass with none or all of them is kept. streams may be NULL. */
+qb_status qb__streams_prefill(qb__streams *streams, qb_engine *mixed, const uint8_t *mask,
+                              size_t first_window, const int32_t *tokens, size_t batch,
+                              size_t n_tokens);
+
 /* ---- infer/sensitivity_probe.c ---- */
 
 /* Fills the figures of products and their inputs from one forward call of (batch, n_tokens)
