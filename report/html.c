@@ -156,6 +156,7 @@ static const struct {
     {"latency", "Latency", qb_page_has_latency, qb_page_latency},
     {"memory", "Memory", qb_page_has_memory, qb_page_memory},
     {"profile", "Where the time goes", qb_page_has_profile, qb_page_profile},
+    {"sensitivity", "What each part costs", qb_page_has_sensitivity, qb_page_sensitivity},
     {"layers", "Layer by layer", qb_page_has_analysis, qb_page_analyses},
     {"maps", "Attention and hidden states", qb_page_has_maps, qb_page_maps},
     {"training", "Training", qb_page_has_training, qb_page_training},

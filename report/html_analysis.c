@@ -1,5 +1,8 @@
-/* report/html_analysis.c - outliers and attention layer by layer, as columns. */
+/* report/html_analysis.c - outliers and attention layer by layer as columns; what each part of a
+ * model costs as bars. */
 #include "report/html_internal.h"
+
+#include "core/memory.h"
 
 #include <math.h>
 #include <string.h>
@@ -141,5 +144,108 @@ qb_status qb_page_analyses(qb_page *page)
     fputs("</div>\n<p class=\"note\">Kurtosis over the channels of the residual stream after each "
           "layer: 3 for a Gaussian; what is far above it makes a tensor hard to quantise.</p>\n",
           page->out);
+    return QB_OK;
+}
+
+/* ---- sensitivity: what each part costs alone, and how hard its input is ---- */
+
+static bool has_penalty(const qb_analysis_record *a)
+{
+    for (size_t i = 0; i < a->n_parts; i++)
+        if (qb_is_drawable(a->parts[i].penalty)) return true;
+    return false;
+}
+
+bool qb_page_has_sensitivity(const qb_page *page)
+{
+    for (size_t i = 0; i < qb_page_n_analyses(page); i++)
+        if (has_penalty(&page->report->analyses[i])) return true;
+    return false;
+}
+
+static const char *or_unnamed(const char *name)
+{
+    return name ? name : "unnamed";
+}
+
+/* Of penalties with their intervals, or of kurtoses; without those that were not measured. */
+static size_t fill_parts(qb_page *page, const qb_analysis_record *a, bool kurtosis, qb_bar *bars)
+{
+    char name[QB_NAME_BYTES], t[QB_FORMAT_BYTES];
+    size_t n = 0;
+    for (size_t i = 0; i < a->n_parts; i++) {
+        const qb_analysis_part *p = &a->parts[i];
+        double value = kurtosis ? p->input_kurtosis : p->penalty;
+        if (!qb_is_drawable(value)) continue;
+        qb_bar *b = &bars[n++];
+        *b = (qb_bar){.colour = qb_page_colour(page, or_unnamed(a->scheme)), .value = value};
+        b->ci = kurtosis ? (qb_interval){NAN, NAN} : p->penalty_ci95;
+        snprintf(b->label, sizeof b->label, "%s", qb_shorten(or_unnamed(p->name), 30, name));
+        snprintf(b->text, sizeof b->text, "%s",
+                 kurtosis ? qb_format_significant(value, t) : qb_format_signed(value, t));
+    }
+    return n;
+}
+
+static void write_parts_table(qb_page *page, const char *title, const qb_analysis_record *a)
+{
+    char t[QB_FORMAT_BYTES];
+    qb_page_details_open(page);
+    qb_page_table_open(page, title,
+                       "part|#penalty|#95 % from|#to|#share of the sum|#SQNR, dB|#kurtosis of its "
+                       "input");
+    for (size_t i = 0; i < a->n_parts; i++) {
+        const qb_analysis_part *p = &a->parts[i];
+        qb_page_row_open(page, or_unnamed(p->name));
+        qb_page_number(page, qb_format_signed(p->penalty, t));
+        qb_page_number(page, qb_format_signed(p->penalty_ci95.low, t));
+        qb_page_number(page, qb_format_signed(p->penalty_ci95.high, t));
+        qb_page_number(page, qb_format_percent(p->share, t));
+        qb_page_number(page, qb_format_significant(p->sqnr_db, t));
+        qb_page_number(page, qb_format_significant(p->input_kurtosis, t));
+        qb_page_row_close(page);
+    }
+    qb_page_table_close(page);
+    qb_page_details_close(page);
+}
+
+static void write_parts(qb_page *page, size_t i, bool kurtosis, qb_bar *bars)
+{
+    const qb_analysis_record *a = &page->report->analyses[i];
+    char name[QB_NAME_BYTES], title[2 * QB_NAME_BYTES];
+    size_t n = fill_parts(page, a, kurtosis, bars);
+    if (!n) return;
+    qb_page_analysis(page, i, name);
+    if (kurtosis)
+        snprintf(title, sizeof title, "Kurtosis of each part's input: %s", name);
+    else
+        snprintf(title, sizeof title, "Penalty of each part alone: %s, %.60s", name,
+                 or_unnamed(a->scheme));
+    qb_page_bars(page, bars, n, QB_SCALE_SYMLOG, kurtosis ? "kurtosis" : "penalty, perplexity",
+                 title,
+                 kurtosis ? "Bars show the kurtosis of what goes into a part: far above 3 a few "
+                            "values are much larger than the rest."
+                          : "Bars show the perplexity that a part adds when it alone is quantised; "
+                            "the thin line over each is its 95 % interval.");
+    qb_page_figure_caption(page, title);
+    if (n > QB_PAGE_MAX_BARS)
+        fprintf(page->out, "<p class=\"note\">The first %d of %zu are drawn.</p>\n",
+                QB_PAGE_MAX_BARS, n);
+    write_parts_table(page, title, a);
+    qb_page_figure_close(page);
+}
+
+qb_status qb_page_sensitivity(qb_page *page)
+{
+    fputs("<div class=\"figures\">\n", page->out);
+    for (size_t i = 0; i < qb_page_n_analyses(page); i++) {
+        qb_bar *bars;
+        if (!has_penalty(&page->report->analyses[i])) continue;
+        QB_TRY(QB_NEW(&bars, page->report->analyses[i].n_parts, "bars"));
+        write_parts(page, i, false, bars);
+        write_parts(page, i, true, bars);
+        qb_free(bars);
+    }
+    fputs("</div>\n", page->out);
     return QB_OK;
 }

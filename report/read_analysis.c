@@ -186,6 +186,56 @@ static qb_status read_heads(const json_t *root, qb_analysis_record *out)
     return QB_OK;
 }
 
+/* ---- sensitivity ---- */
+
+static qb_status read_interval(const json_t *object, const char *key, qb_interval *out)
+{
+    const json_t *list;
+    *out = (qb_interval){NAN, NAN};
+    QB_TRY(get_list(object, key, 2, &list));
+    const json_t *low = json_array_get(list, 0), *high = json_array_get(list, 1);
+    if (!list || json_is_null(low) || json_is_null(high)) return QB_OK;
+    if (!json_is_number(low) || !json_is_number(high))
+        return QB_FAIL(QB_ERR_FORMAT, "%s: expected [number, number]", key);
+    *out = (qb_interval){json_number_value(low), json_number_value(high)};
+    return QB_OK;
+}
+
+static qb_status read_part(const json_t *object, qb_analysis_part *part)
+{
+    const struct {
+        const char *key;
+        double *at;
+    } reals[] = {{"penalty", &part->penalty},
+                 {"share", &part->share},
+                 {"sqnr_db", &part->sqnr_db},
+                 {"input_kurtosis", &part->input_kurtosis}};
+    if (!json_is_object(object)) return QB_FAIL(QB_ERR_FORMAT, "found no object, expected one");
+    QB_TRY(copy_text(object, "name", &part->name));
+    for (size_t i = 0; i < QB_COUNT(reals); i++) {
+        *reals[i].at = NAN;
+        QB_TRY(qb_json_get_double(object, reals[i].key, -INFINITY, INFINITY, reals[i].at));
+    }
+    return read_interval(object, "penalty_ci95", &part->penalty_ci95);
+}
+
+static qb_status read_sensitivity(const json_t *root, qb_analysis_record *out)
+{
+    const json_t *sensitivity = json_object_get(root, "sensitivity"), *list;
+    QB_TRY(get_list(sensitivity, "parts", QB_ANALYSIS_MAX_PARTS, &list));
+    if (!list) return QB_OK;
+    QB_TRY(copy_text(json_object_get(sensitivity, "scheme"), "name", &out->scheme));
+    QB_TRY(QB_NEW_ZERO(&out->parts, json_array_size(list), "parts"));
+    out->n_parts = json_array_size(list);
+    for (size_t i = 0; i < out->n_parts; i++) {
+        char where[40];
+        qb_status status = read_part(json_array_get(list, i), &out->parts[i]);
+        snprintf(where, sizeof where, "sensitivity.parts[%zu]", i);
+        if (status != QB_OK) return qb_error_prefix(status, where);
+    }
+    return QB_OK;
+}
+
 /* ---- the file ---- */
 
 static qb_status read_names(const json_t *root, qb_analysis_record *out)
@@ -211,6 +261,7 @@ qb_status qb_analysis_record_read(const json_t *root, const char *what, qb_analy
     if (status == QB_OK) status = read_layers(root, &record);
     if (status == QB_OK) status = read_maps(root, &record);
     if (status == QB_OK) status = read_heads(root, &record);
+    if (status == QB_OK) status = read_sensitivity(root, &record);
     if (status != QB_OK) {
         qb_analysis_record_deinit(&record);
         return qb_error_prefix(status, what);
@@ -221,12 +272,14 @@ qb_status qb_analysis_record_read(const json_t *root, const char *what, qb_analy
 
 void qb_analysis_record_deinit(qb_analysis_record *r)
 {
-    char *const texts[] = {r->model, r->sha256, r->text, r->command};
+    char *const texts[] = {r->model, r->sha256, r->text, r->command, r->scheme};
     for (size_t i = 0; i < QB_COUNT(texts); i++) qb_free(texts[i]);
     for (size_t i = 0; i < r->n_maps; i++) {
         qb_free(r->maps[i].attention.cells);
         qb_free(r->maps[i].hidden.cells);
     }
+    for (size_t i = 0; i < r->n_parts; i++) qb_free(r->parts[i].name);
+    qb_free(r->parts);
     qb_free(r->maps);
     qb_free(r->values);
     qb_free(r->heads.cells);

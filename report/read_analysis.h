@@ -36,6 +36,14 @@ typedef struct qb_analysis_map {
     qb_grid hidden;    /* positions, channels */
 } qb_analysis_map;
 
+/* What one part (a linear layer, a block, a role) costs when it alone is quantised. NaN = not
+ * measured. */
+typedef struct qb_analysis_part {
+    char *name;
+    double penalty, share, sqnr_db, input_kurtosis;
+    qb_interval penalty_ci95;
+} qb_analysis_part;
+
 typedef struct qb_analysis_record {
     char *model, *sha256, *text, *command;
     int64_t context, channels; /* what maps span; -1 = not known */
@@ -44,10 +52,18 @@ typedef struct qb_analysis_record {
     qb_grid heads;  /* (n_layers, heads): mean weight on the first token */
     qb_analysis_map *maps;
     size_t n_maps;
+    char *scheme; /* of the sensitivity */
+    qb_analysis_part *parts;
+    size_t n_parts;
 } qb_analysis_record;
 
 #define QB_ANALYSIS_SCHEMA "qbench.analysis/1"
-enum { QB_ANALYSIS_MAX_LAYERS = 1000, QB_ANALYSIS_MAX_CELLS = 64, QB_ANALYSIS_MAX_MAPS = 16 };
+enum {
+    QB_ANALYSIS_MAX_LAYERS = 1000,
+    QB_ANALYSIS_MAX_CELLS = 64,
+    QB_ANALYSIS_MAX_MAPS = 16,
+    QB_ANALYSIS_MAX_PARTS = 1 << 14
+};
 
 /* `what` opens messages. *out is set on success alone. */
 qb_status qb_analysis_record_read(const json_t *root, const char *what, qb_analysis_record *out);

@@ -100,7 +100,7 @@ qb_scale qb_scale_from_zero(const qb_range *range)
     double low = fmin(range->low, 0), high = fmax(range->high, 0), most = fmax(-low, high);
     if (!(range->smallest > 0) || most < 50 * range->smallest)
         return qb_scale_make(QB_SCALE_LINEAR, low, high, 0);
-    double linear_to = pow(10, ceil(log10(fmax(range->smallest, most * 1e-3))));
+    double linear_to = pow(10, ceil(log10(fmax(range->smallest, most * 1e-5))));
     return qb_scale_make(QB_SCALE_SYMLOG, low, high, linear_to);
 }
 
@@ -165,6 +165,15 @@ size_t qb_scale_ticks(const qb_scale *s, double *ticks)
     return n;
 }
 
+/* "2e5", "−1e5" */
+static char *powers_text(double tick, char *text)
+{
+    int decade = decade_of(fabs(tick));
+    snprintf(text, QB_FORMAT_BYTES, "%s%.3ge%d", tick < 0 ? "−" : "", fabs(tick) / pow(10, decade),
+             decade);
+    return text;
+}
+
 char *qb_scale_tick_text(const qb_scale *s, double tick, char *text)
 {
     double unit = s->kind == QB_SCALE_LINEAR ? s->step : fabs(tick), size = fabs(tick);
@@ -172,10 +181,8 @@ char *qb_scale_tick_text(const qb_scale *s, double tick, char *text)
     const char *minus = tick < 0 ? "−" : "";
     char digits[QB_FORMAT_BYTES];
     int decade = decade_of(unit);
-    if (size >= 1e7 || size < 1e-5)
-        snprintf(digits, sizeof digits, "%.3ge%d", size / pow(10, decade_of(size)),
-                 decade_of(size));
-    else if (decade < 0)
+    if (size >= 1e7 || size < 1e-5) return powers_text(tick, text);
+    if (decade < 0)
         snprintf(digits, sizeof digits, "%.*f", -decade, size);
     else
         qb_format_count((int64_t)llround(size), digits);
@@ -267,7 +274,9 @@ void qb_svg_axes(FILE *out, qb_plot *p, const char *x_name, const char *y_name)
     for (size_t i = 0; i < n; i++) {
         double at = qb_scale_at(&p->y, ticks[i]);
         qb_svg_line(out, p->x.from, at, p->x.to, at, fabs(ticks[i]) > 0 ? "grid" : "zero");
-        qb_svg_text(out, p->left - 6, at + 4, "end", qb_scale_tick_text(&p->y, ticks[i], text));
+        qb_scale_tick_text(&p->y, ticks[i], text);
+        if (CHAR_WIDTH * (double)strlen(text) > p->left) powers_text(ticks[i], text);
+        qb_svg_text(out, p->left - 6, at + 4, "end", text);
     }
     qb_svg_text(out, 2, 14, "start name", y_name);
 }

@@ -63,8 +63,12 @@ def analysis(n_layers=8, n_cells=32):
                "attn_first_share": 0.05 * i} for i in range(n_layers)]
     heads = [{"layer": i + 1, "head": h + 1, "attn_first_share": (i + 1) * (h + 1) / 40}
              for i in range(n_layers) for h in range(4)]
+    parts = [{"name": f"{i + 1}.{role}", "penalty": 3.0 / 2**k, "penalty_ci95": [2.5 / 2**k, 3.5 / 2**k],
+              "share": 0.5**(k + 1), "sqnr_db": 20.0 + k, "input_kurtosis": 200.0 / (k + 1)}
+             for k, (i, role) in enumerate((i, role) for i in range(n_layers) for role in ("qkv", "fc"))]
     return {"schema": "qbench.analysis/1", "model": {"name": "gpt2-8m"}, "layers": layers,
             "texts": [{"name": "text", "protocol": {"context": 256}}], "heads": heads,
+            "sensitivity": {"scheme": {"name": "coarse"}, "by": "linear", "parts": parts},
             "maps": {"channels": 256,
                      "layers": [{"layer": layer, "attention": attention(depth), "hidden": hidden(depth)}
                                 for layer, depth in ((None, 0.3), (n_layers, 1))]},

@@ -169,6 +169,20 @@ def test_report_of_analyses_and_profiles(own):
     assert b"broken.json: layers[1]: layer: found 7, expected 2" in done.err
 
 
+def test_report_of_a_sensitivity(own):
+    path = own / "s.json"
+    expect(qbench("analyze", "--quiet", "--max-tokens", 520, "--sensitivity", "--by", "role", "--scheme",
+                  "coarse", "--json", path, MODELS / "gpt2-8m-vanilla.bin"))
+    page = page_of(own, path)
+    assert sections(page) == ["sensitivity", "layers", "maps", "reproduce"]
+    parts = json.loads(path.read_text())["sensitivity"]["parts"]
+    rows = cells_of_html(page.text)[0][2:]
+    assert [row[0] for row in rows] == [part["name"] for part in parts]
+    for row, part in zip(rows, parts):
+        assert abs(float(row[1].replace(",", "")) - part["penalty"]) <= max(
+            0.006 * abs(part["penalty"]), 0.0001), (row, part)
+
+
 def test_report_pareto_front(own):
     root = with_speed(records())
     root["results"] = root["results"][:4]
@@ -299,7 +313,8 @@ def test_report_refuses(own):
 def test_report_example_is_of_today(own):
     """docs/example-report.html is what docs/report.md's command writes."""
     page = (ROOT / "docs" / "report.md").read_text()
-    command = re.search(r"^    build/qbench report (.*) -o docs/example-report.html$", page, re.M)[1]
+    command = re.search(r"^    build/qbench report ((?:.*\\\n)?.*) -o docs/example-report.html$", page, re.M)[1]
+    command = command.replace("\\\n", " ")
     files = [path for word in command.split() for path in sorted(ROOT.glob(word))]
     expect(qbench("report", *files, "-o", own / "page.html"))
     assert (own / "page.html").read_text() == (ROOT / "docs/example-report.html").read_text(), \

@@ -249,6 +249,8 @@ static const char analysis[] =
     "{\"layer\": 1, \"kurt_token_first\": 3, \"max_abs_rest\": null},"
     "{\"layer\": 2, \"kurt_token_first\": 300, \"attn_first_share\": 0.25}],"
     " \"heads\": [{\"layer\": 2, \"head\": 3, \"attn_first_share\": 0.5}],"
+    " \"sensitivity\": {\"scheme\": {\"name\": \"fine\"}, \"parts\": [{\"name\": \"1.qkv\","
+    " \"penalty\": 0.5, \"penalty_ci95\": [0.25, 0.75], \"input_kurtosis\": null}]},"
     " \"maps\": {\"channels\": 8, \"layers\": [{\"layer\": null,"
     " \"attention\": [[1, 0], [0.5, 0.004]], \"hidden\": [[1, 2, null], [30, 4, 5]]}]}}";
 static const char profile[] =
@@ -282,6 +284,8 @@ static void analyses_and_profiles_are_read(void **state)
     assert_true(a.maps[0].layer == -1 && a.maps[0].attention.cells[3] == 0.004);
     assert_true(a.maps[0].hidden.n_cols == 3 && isnan(a.maps[0].hidden.cells[2]));
     assert_true(a.context == 16 && a.channels == 8);
+    assert_true(a.parts[0].penalty == 0.5 && a.parts[0].penalty_ci95.high == 0.75);
+    assert_true(isnan(a.parts[0].input_kurtosis));
     root = parsed(profile);
     QB_CHECK_OK(qb_profile_seen_read(root, "p.json", &p));
     json_decref(root);
@@ -307,6 +311,7 @@ static void bad_analyses_and_profiles_are_refused(void **state)
         {"[0.5, 0.004]", "[0.5]", "f: maps.layers[0]: attention[1]: found 1 columns, expected 2"},
         {"[30, 4, 5]", "[30, 4, \"5\"]", "f: maps.layers[0]: hidden[1][2]: expected a number"},
         {"\"layers\": [{\"layer\": 1", "\"layers_\": [{\"layer\": 1", "f: layers: found nothing"},
+        {"[0.25, 0.75]", "[0.25, []]", "f: sensitivity.parts[0]: penalty_ci95: expected"},
         {"\"phases\": [{", "\"phases\": [1, {",
          "f: operations[0]: full: phases[0]: found no object"},
         {"\"ms\": 2", "\"ms\": \"2\"", "f: operations[0]: full: key \"ms\""},
