@@ -40,6 +40,16 @@ bool qb_analyze_wants_interventions(const qb_cli *cli);
 qb_status qb_analyze_check_interventions(qb_analyze *a);
 qb_status qb_analyze_add_interventions(qb_analyze *a, json_t *root);
 
+/* ---- cli/analyze_weights.c ---- */
+
+qb_status qb_analyze_add_weights(qb_analyze *a, json_t *root);
+
+/* ---- cli/analyze_basis.c ---- */
+
+bool qb_analyze_wants_basis(const qb_cli *cli);
+qb_status qb_analyze_check_basis(const qb_analyze *a); /* before the long work */
+qb_status qb_analyze_add_basis(qb_analyze *a, json_t *root);
+
 /* ---- cli/cmd_analyze.c ---- */
 
 /* Runs all texts through the engine. nll_sums (n_texts), of the scored tokens, or NULL: no losses.
@@ -48,7 +58,7 @@ qb_status qb_analyze_pass(qb_analyze *a, const char *label, double *nll_sums);
 
 /* A section of the result beside the metrics: adds its keys to root. */
 typedef struct qb_analyze_section {
-    bool (*wanted)(const qb_cli *cli); /* by its options */
+    bool (*wanted)(const qb_cli *cli); /* by its options; NULL = always */
     bool losses;                       /* needs nll_sums */
     qb_status (*add)(qb_analyze *a, json_t *root);
 } qb_analyze_section;

@@ -16,6 +16,8 @@
 #include <time.h>
 
 static const qb_analyze_section sections[] = {
+    {NULL, false, qb_analyze_add_weights},
+    {qb_analyze_wants_basis, false, qb_analyze_add_basis},
     {qb_analyze_wants_interventions, true, qb_analyze_add_interventions},
     {qb_analyze_wants_sensitivity, false, qb_analyze_add_sensitivity},
     {0},
@@ -62,10 +64,15 @@ qb_status qb_analyze_pass(qb_analyze *a, const char *label, double *nll_sums)
     return QB_OK;
 }
 
+static bool is_wanted(const qb_analyze_section *s, const qb_cli *cli)
+{
+    return !s->wanted || s->wanted(cli);
+}
+
 static bool wants_losses(const qb_cli *cli)
 {
     for (const qb_analyze_section *s = sections; s->add; s++)
-        if (s->losses && s->wanted(cli)) return true;
+        if (s->losses && is_wanted(s, cli)) return true;
     return false;
 }
 
@@ -104,6 +111,7 @@ static qb_status prepare(qb_analyze *a)
     QB_TRY(qb_cli_prepare(a->cli, &a->device, &a->pool));
     QB_TRY(qb_model_open(qb_cli_arg(a->cli, 0), &a->model));
     QB_TRY(qb_analyze_check_interventions(a));
+    QB_TRY(qb_analyze_check_basis(a));
     QB_TRY(qb_analyze_open_texts(a));
     QB_TRY(create_engine(a));
     QB_TRY(create_analysis(a));
@@ -190,7 +198,7 @@ static qb_status fill(qb_analyze *a, json_t *root)
     json_object_set_new(root, "schema", json_string("qbench.analysis/1"));
     QB_TRY(qb_analysis_to_json(a->analysis, root));
     for (const qb_analyze_section *s = sections; s->add; s++)
-        if (s->wanted(a->cli)) QB_TRY(s->add(a, root));
+        if (is_wanted(s, a->cli)) QB_TRY(s->add(a, root));
     QB_TRY(describe(a, root));
     return qb_json_check_memory(mark, "analysis");
 }

@@ -410,6 +410,10 @@ const qb_option qb_options[] = {
     /* analyze */
     {"maps", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
         "attention and hidden states of the first window, in cells, too", NULL},
+    {"rotate-output-basis", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "kurtosis of what each product adds, in the basis that OrthoAdam stepped in", NULL},
+    {"checkpoint", 0, QB_OPTION_STRING, ON(ANALYZE), "FILE", NULL, 0, 0,
+        "training checkpoint of MODEL (step-N.ckpt): the optimiser's moments of each matrix, too", NULL},
     {"zero-massive", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
         "perplexity with the massive activations found set to 0", NULL},
     {"mean-massive", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,

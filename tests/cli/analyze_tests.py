@@ -2,8 +2,11 @@
 batch and number of threads, what options add, errors."""
 import importlib.util
 import json
+import math
 import re
 import signal
+import statistics
+import struct
 import sys
 import time
 
@@ -99,6 +102,57 @@ def test_analyze_interventions(own):
     assert b"\nattn:1 " in screen.out, screen
     for wrong in ("mlp:2", "head:1.3", "head:1", "tail:1", "mlp:1,"):
         expect(qbench("analyze", "--remove", wrong, path), 2)
+
+
+def numbers_of(path, name):
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    tensor = json.loads(data[8:8 + size])[name]
+    begin, end = (8 + size + offset for offset in tensor["data_offsets"])
+    return struct.unpack(f"<{(end - begin) // 4}f", data[begin:end])
+
+
+def test_analyze_weights(own):
+    made = models(own)
+    found = analyze(own, "--max-tokens", 300, made["hf"])
+    listed = {weight["name"]: weight for weight in found["weights"]}
+    assert len(listed) == len(found["weights"]) and listed["tok_embd"]["layer"] is None
+    x = numbers_of(made["safetensors"], "transformer.h.0.mlp.c_proj.weight")
+    down, mean = listed["h.0.mlp.down"], statistics.fmean(x)
+    second, fourth = (sum((v - mean) ** k for v in x) / len(x) for k in (2, 4))
+    for key, value in {"norm": math.hypot(*x), "rms": math.hypot(*x) / math.sqrt(len(x)),
+                       "max_abs": max(map(abs, x)), "kurt": fourth / second ** 2}.items():
+        assert abs(down[key] / value - 1) < 1e-9, (key, down[key], value)
+
+
+def test_analyze_a_run_with_its_checkpoint_and_bases(own):
+    """Moments of the optimiser's states, and the bases that OrthoAdam stepped in."""
+    for optimizer in ("orthoadam", "rmsprop"):
+        expect(qbench("train", "--quiet", "--preset", "bb-1l", "--context", 16, "--batch", 2,
+                      "--steps", 2, "--warmup", 1, "--optimizer", optimizer, "--out",
+                      own / optimizer))
+    tokens = own / "in.safetensors"
+    ids = struct.pack("<48i", *(i * 7 % 67 for i in range(48)))
+    tokens.write_bytes(tiny_models.safetensors({"tokens": ("I32", [3, 16], ids)}))
+    run = own / "orthoadam"
+    ckpt = "step-00000002.ckpt"
+    found = analyze(own, "--tokens", tokens, "--rotate-output-basis", "--checkpoint", run / ckpt,
+                    run / "model.bin")
+    assert found["checkpoint"]["optimizer"] == "orthoadam" and found["checkpoint"]["step"] == 2
+    assert all(w["first_moment_rms"] > 0 and w["second_moment_mean"] > 0 for w in found["weights"])
+    parts = [(one["layer"], one["part"]) for one in found["output_basis"]]
+    assert parts == [(1, "attn"), (1, "mlp")]
+    for one in found["output_basis"]:
+        assert 1 < one["q"]["rest"] < 12 and one["v"]["rest"] > one["own"]["rest"]
+    other = own / "rmsprop"
+    found = analyze(own, "--tokens", tokens, "--checkpoint", other / ckpt, other / "model.bin")
+    assert found["weights"][0]["first_moment_rms"] is None
+    assert found["weights"][0]["second_moment_mean"] > 0
+    for wrong in (["--checkpoint", other / "model.bin", other / "model.bin"],
+                  ["--checkpoint", other / ckpt, models(own)["gguf"]],
+                  ["--rotate-output-basis", other / "model.bin"],
+                  ["--rotate-output-basis", own / "tiny-gguf"]):
+        expect(qbench("analyze", "--tokens", tokens, *wrong), 3)
 
 
 def test_analyze_equals_an_independent_computation(own):
