@@ -43,7 +43,8 @@ def test_paper_runs_from_texts_to_tables(folder):
     def paper_runs(*args, code=0):
         return script("bench/paper_runs.py", "--program", support.QBENCH, "--corpus", corpus, "--work",
                       folder / "work", "--results", results, "--vocab", "300", "--tokens", "1280",
-                      "--first-mark", "640", "--eval-tokens", "300", *args, "--", *TINY, code=code)
+                      "--first-mark", "640", "--eval-tokens", "300", "--schemes",
+                      "fine,moderate,coarse,zeropoint4", *args, "--", *TINY, code=code)
 
     paper_runs("--only", "speed-gpt2-60m")  # needs no text
     some = ("--only", "gpt2-60m-both,speed-gpt2-60m")
