@@ -76,34 +76,22 @@ racecheck_options() {
     case $sanitizer_help in *--racecheck-fence-proxy-async*) echo --racecheck-fence-proxy-async no ;; esac
 }
 
-# Kernels in which racecheck finds races that are none: in each a lane arrives at an mbarrier for
-# its warp, behind __syncwarp, which the tool does not carry into the arrival (docs/cuda.md).
-known_races() {
-    cat <<EOT
-qb_chain::chain_product<
-::backward_short(
-EOT
-}
-
 run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-sanitizer's
-    local options=() most=20 # reports that are printed
+    local options=()
     case $1 in
     plain)
         timeout -k 2 "$3" "./$2"
         return
         ;;
     memcheck) options=(--report-api-errors no) ;; # the tests' own matter: some provoke them
-    racecheck)
-        most=0 # all, to tell the known ones
-        read -ra options <<<"$(racecheck_options | tr '\n' ' ')"
-        ;;
+    racecheck) read -ra options <<<"$(racecheck_options | tr '\n' ' ')" ;;
     initcheck) # the tests copy whole buffers back, with what no kernel has to write
         export QB_TEST_BARE=1
         options=(--check-api-memory-access no)
         ;;
     esac
     QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
-        timeout -k 2 "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit $most \
+        timeout -k 2 "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit 20 \
         --max-connections 100 ${options[@]+"${options[@]}"} "./$2"
 }
 
@@ -145,15 +133,6 @@ report_plain() { # report_plain PROGRAM LOG CODE SECONDS
     sed -n 's/^skipped: /        skipped: /p' "$2" | sort -u | head -n 8
 }
 
-is_known() { # is_known TOOL LOG: whether all that the tool reports is of known_races
-    local kernels
-    [ "$1" = racecheck ] || return 1
-    ! grep -aqE '={9} Target application returned' "$2" || return 1
-    ! grep -aE '={9} (Error|Warning|Internal)' "$2" | grep -aqv 'Race reported' || return 1
-    kernels=$(grep -aE '={9} .* access at ' "$2" | sed 's/.* access at //; s/+0x.*//' | sort -u)
-    [ -n "$kernels" ] && ! echo "$kernels" | grep -qvF "$(known_races)"
-}
-
 report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     local state=ok summary
     if grep -aq 'terminated before first instrumented API call' "$3"; then
@@ -164,12 +143,6 @@ report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     summary=$(grep -aE '(ERROR|RACECHECK) SUMMARY' "$3" | sed 's/^=* *//' | tr '\n' ';')
     if [ "$4" -eq 0 ]; then
         passed=$((passed + 1))
-    elif [ "$4" -eq 86 ] && is_known "$2" "$3"; then
-        passed=$((passed + 1))
-        say ok "$1 $2" "$summary $5 s; known, and no races (docs/cuda.md):"
-        grep -aE '={9} .*reported .* access at ' "$3" | sed 's/.* access at /    | /; s/+0x.*//' |
-            sort | uniq -c | sed 's/^ *\([0-9]*\) *| \(.*\)/        \1 of \2/'
-        return
     else
         failed=$((failed + 1)) state=FAILED
         [ "$4" -ne 124 ] || state=late

@@ -84,10 +84,9 @@ __device__ __forceinline__ void fetch_chunk(const qb__chain_product &p, head *h,
     }
 }
 
-/* A slot's turn: all warps have left it (empty: an arrival of each one's lane 0, behind its lanes'
- * reads), its bytes are asked for, they are there (full: each reader waits for itself). The wait is
- * lane 0's, and __syncwarp passes it on to the lanes that copy. docs/cuda.md has why racecheck
- * nevertheless reports it. */
+/* A slot's turn: all lanes have left it (empty: an arrival of each, docs/cuda.md), its bytes are
+ * asked for, they are there (full: each reader waits for itself). The wait is lane 0's, and
+ * __syncwarp passes it on to the lanes that copy. */
 __device__ __forceinline__ void fetch_weights(const qb__chain_product &p, head *h, char *smem,
                                               const tile_run &run, const k_part &part, int lane)
 {

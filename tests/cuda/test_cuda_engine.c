@@ -215,7 +215,7 @@ static double decode_gap(const rig *r, const char *name, bool fake, size_t batch
 {
     size_t vocab = r->model->config.vocab;
     float *want = run(r, r->gpu, qb_scheme_find(name), fake, false), got[BATCH * 61];
-    int32_t start[BATCH * 9], next[BATCH];
+    int32_t start[ROWS], next[BATCH];
     double worst = 0, top = 0;
     qb_engine *e;
     qb_engine_options options = {.scheme = qb_scheme_find(name),
@@ -223,10 +223,11 @@ static double decode_gap(const rig *r, const char *name, bool fake, size_t batch
                                  .cache_batch = BATCH,
                                  .cache_context = TOKENS};
     QB_CHECK_OK(qb_engine_create(r->gpu, &options, &e));
+    const size_t prompt = qb_test_is_small() ? TOKENS - 2 : 9;
     for (size_t b = 0; b < batch; b++)
-        memcpy(start + b * 9, r->tokens + b * TOKENS, 9 * sizeof *start);
-    QB_CHECK_OK(qb_engine_prefill(e, start, batch, 9));
-    for (size_t t = 9; t < TOKENS; t++) {
+        memcpy(start + b * prompt, r->tokens + b * TOKENS, prompt * sizeof *start);
+    QB_CHECK_OK(qb_engine_prefill(e, start, batch, prompt));
+    for (size_t t = prompt; t < TOKENS; t++) {
         for (size_t b = 0; b < batch; b++) next[b] = r->tokens[b * TOKENS + t];
         QB_CHECK_OK(qb_engine_decode_step(e, next));
         QB_CHECK_OK(qb_engine_head(e, 0, 0, 1, batch));
