@@ -3,15 +3,15 @@
 
     bench/bb_record.py results/bb
 
-Reads runs.jsonl of that folder (bench/bb_runs.py) and writes README.md, one-block.svg and
-three-blocks.svg beside it. Standard library only."""
+Reads runs.jsonl of that folder (bench/bb_runs.py), torch.jsonl if there is one (lines of
+bench/peers/bb_torch.py), and writes README.md, one-block.svg and three-blocks.svg beside them. Standard library only."""
 import html
 import math
 import pathlib
 import json
 import sys
 
-from bb_variants import TRUTH, VARIANTS, figure, is_seed, judge, of_evaluation
+from bb_variants import SHORT_STEPS, TRUTH, VARIANTS, figure, is_seed, judge, of_evaluation
 
 # ---- tables ----
 
@@ -62,17 +62,30 @@ def left_out(records):
     return table(["run", "left out", *(f"`{k}`" for k in keys)], rows)
 
 
+TREATED = ["l1-adamw", "l1-softmax1", "l1-orthoadam", "l1-both", "l3-minimal",
+           "l3-minimal-softmax1", "l3-minimal-orthoadam", "l3-minimal-both"]
+TREATED_COLUMNS = ["backcopy_risk", "attn_bos_1", "value_bos_1", "attn_bos_2", "value_bos_2",
+                   "stream_gap_1", "max_abs_first", "kurt_token_first", "kurt_token_rest"]
+
+
+def treated(records):
+    rows = []
+    for r in records:
+        values = [figure(r, f"step {SHORT_STEPS} {c}") for c in TREATED_COLUMNS]
+        if r["name"] in TREATED and not math.isnan(values[0]):
+            rows.append([r["name"], VARIANTS[r["name"]][2], *map(number, values)])
+    return table(["run", "", *(f"`{c}`" for c in TREATED_COLUMNS)], rows)
+
+
 SEED_STEPS = [250, 1000]
 SEED_COLUMNS = ["attn_bos_1", "attn_triggers_1", "value_bos_1", "value_triggers_1", "value_rest_1"]
 
 
-def seeds(records):
-    rows = []
-    for r in records:
-        if is_seed(r) or any(o["name"].startswith(r["name"] + "-seed") for o in records):
-            rows += [[VARIANTS[r["name"]][2], str(step),
-                      *(number(figure(r, f"step {step} {c}")) for c in SEED_COLUMNS)]
-                     for step in SEED_STEPS]
+def seeds(records, peers):
+    shown = [(VARIANTS[r["name"]][2], r) for r in records if r["name"] == "l1-adamw" or is_seed(r)]
+    shown += [(f"PyTorch, {r['name']} of bench/peers/bb_torch.py", r) for r in peers]
+    rows = [[what, str(step), *(number(figure(r, f"step {step} {c}")) for c in SEED_COLUMNS)]
+            for what, r in shown for step in SEED_STEPS]
     return table(["", "step", *(f"`{c}`" for c in SEED_COLUMNS)], rows)
 
 
@@ -80,7 +93,7 @@ def distinct(values):
     return " and ".join(str(v) for v in sorted(set(values)))
 
 
-def write_readme(folder, everything):
+def write_readme(folder, everything, peers):
     records = [r for r in everything if not is_seed(r)]
     timed = [r["seconds"] for r in everything if r["seconds"] is not None]  # one cut off has none
     of_all = f"{len(everything)} runs"
@@ -104,18 +117,21 @@ we know of. {of_all} took {sum(timed):,.0f} s together, {distinct(r["runs_at_a_t
 {last_figures(records)}
 ## Against what is published
 
-Seeds and random numbers differ from the publication's, and many of its values are read from figures:
+The sequences are not the publication's, and many of its values are read from figures:
 hence the ranges (bench/bb_variants.py). `expected_bigram_risk` is the excess above the truth's own risk, plus
 the expectation of that, {TRUTH} nats: 512 windows' own differs by 0.005 from one batch to the next.
 
 {judgements(records)}
+## Softmax-1 and OrthoAdam after {SHORT_STEPS:,} steps
+
+{treated(records)}
 ## Seeds
 
 Nothing needs the values of the triggers either, whose next token is a copy of the one before: which of
 them and `<s>` become the place for attention that has nothing to do is decided by the initial weights.
 Seed 42 begins with the publication's (`init` pytorch draws PyTorch's own numbers).
 
-{seeds(everything)}
+{seeds(everything, peers)}
 ## With parts left out
 
 The trained model, and a block's attention or MLP or both adding nothing.
@@ -222,14 +238,18 @@ THREE_BLOCKS = [("norm of the stream at <s> after block 1", "stream_bos_1", Fals
                 ("bigram risk above the truth's, nats", "bigram_excess", True)]
 
 
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit("usage: bench/bb_record.py FOLDER")
     folder = pathlib.Path(sys.argv[1])
-    records = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    records, peers = read(folder / "runs.jsonl"), read(folder / "torch.jsonl")
     order = list(VARIANTS)
     records.sort(key=lambda r: (r["name"][:3], order.index(r["name"])))
-    write_readme(folder, records)
+    write_readme(folder, records, peers)
     for name, start, panels in (("one-block", "l1-", ONE_BLOCK), ("three-blocks", "l3-", THREE_BLOCKS)):
         these = [r for r in records if r["name"].startswith(start) and not is_seed(r)]
         if these:

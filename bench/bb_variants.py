@@ -18,7 +18,8 @@ import math
 # the decay into the gradient, where a momentum of 0.9 makes it ten times as much.
 SGD = ["--optimizer", "sgd_momentum", "--lr", "0.03", "--momentum", "0.9", "--weight-decay", "1e-3"]
 # The rate is constant, so a short run is the beginning of a long one.
-SHORT = ["--steps", "3000"]
+SHORT_STEPS = 3000
+SHORT = ["--steps", str(SHORT_STEPS)]
 SOFTMAX1, ORTHOADAM = ["--softmax", "softmax1"], ["--optimizer", "orthoadam"]
 # The least bigram risk, mean over all sequences of 256: from the counts, by the probabilities of each
 # pair of tokens at each position. In batches of 512 it varies by 0.005; the excess above it hardly.
