@@ -9,6 +9,7 @@
 #include "cli/output.h"
 #include "cli/prepare.h"
 #include "core/memory.h"
+#include "report/html.h"
 #include "report/write_analysis.h"
 
 #include <math.h>
@@ -97,7 +98,8 @@ static qb_status create_analysis(qb_analyze *a)
                                          .context = a->context,
                                          .texts = a->names,
                                          .n_texts = a->n_texts,
-                                         .maps = qb_cli_flag(a->cli, "maps"),
+                                         .maps = qb_cli_flag(a->cli, "maps") ||
+                                                 qb_cli_is_set(a->cli, "html"),
                                          .pool = a->pool};
     return qb_analysis_create(a->model, &options, &a->analysis);
 }
@@ -208,6 +210,20 @@ static qb_status write_json(const void *what, FILE *stream)
     return qb_json_write_lines(what, "analysis", stream);
 }
 
+static qb_status write_html(const void *what, FILE *stream)
+{
+    return qb_report_write_html(what, "qbench analyze", stream);
+}
+
+static qb_status write_page(const char *path, const json_t *root)
+{
+    qb_report report = {0};
+    qb_status status = qb_report_add_analysis(&report, root, "analysis");
+    if (status == QB_OK) status = qb_cli_write(path, write_html, &report);
+    qb_report_deinit(&report);
+    return status;
+}
+
 static qb_status write_screen(const void *what, FILE *stream)
 {
     return qb_analysis_write_screen(what, stream);
@@ -215,14 +231,16 @@ static qb_status write_screen(const void *what, FILE *stream)
 
 static qb_status write_outputs(const qb_cli *cli, const json_t *root)
 {
-    const char *json = qb_cli_string(cli, "json");
+    const char *json = qb_cli_string(cli, "json"), *html = qb_cli_string(cli, "html");
     if (json) QB_TRY(qb_cli_write(json, write_json, root));
-    return qb_cli_is_stdout(json) ? QB_OK : qb_cli_write("-", write_screen, root);
+    if (html) QB_TRY(write_page(html, root));
+    return qb_cli_is_stdout(json) || qb_cli_is_stdout(html) ? QB_OK
+                                                            : qb_cli_write("-", write_screen, root);
 }
 
 qb_status qb_cmd_analyze(const qb_cli *cli)
 {
-    static const char *const outputs[] = {"json", NULL};
+    static const char *const outputs[] = {"json", "html", NULL};
     qb_analyze a = {.cli = cli};
     QB_TRY(qb_cli_check_outputs(cli, outputs));
     json_t *root = json_object();

@@ -296,6 +296,8 @@ const qb_option qb_options[] = {
     /* results */
     {"json", 0, QB_OPTION_STRING, WINDOWS | ON(PROFILE) | COMPARING | ON(TABLE) | ON(INSPECT) | ON(DATA) | ON(DOCTOR), "FILE|-", NULL, 0, 0,
         "write the result as JSON", NULL},
+    {"html", 0, QB_OPTION_STRING, ON(ANALYZE), "FILE|-", NULL, 0, 0,
+        "write figures and tables as one page (with --maps)", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT) | ON(TABLE), "FILE|-", NULL, 0, 0,
         "write the results as CSV", NULL},
     {"md", 0, QB_OPTION_STRING, ON(REPORT), "FILE|-", NULL, 0, 0,

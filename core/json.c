@@ -192,6 +192,18 @@ qb_status qb_json_get_string(const json_t *object, const char *key, const char *
     return QB_OK;
 }
 
+double qb_json_real_at(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+const char *qb_json_text_at(const json_t *object, const char *key)
+{
+    const char *text = json_string_value(json_object_get(object, key));
+    return text ? text : "-";
+}
+
 json_t *qb_json_real(double value)
 {
     return isfinite(value) ? json_real(value) : json_null();

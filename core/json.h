@@ -52,6 +52,9 @@ qb_status qb_json_get_double(const json_t *object, const char *key, double min, 
 qb_status qb_json_get_bool(const json_t *object, const char *key, bool *out);
 /* Borrowed from the object. */
 qb_status qb_json_get_string(const json_t *object, const char *key, const char **out);
+/* For who only shows a value: NaN where it is no number, "-" where it is no text (borrowed). */
+double qb_json_real_at(const json_t *object, const char *key);
+const char *qb_json_text_at(const json_t *object, const char *key);
 /* A number, or null where it is NaN or infinite (the contract: not measured is null, never 0). */
 json_t *qb_json_real(double value);
 

@@ -37,7 +37,7 @@ static qb_status check_files(size_t n, const char *path)
                    QB_REPORT_MAX_FILES);
 }
 
-static qb_status add_analysis(qb_report *report, const json_t *root, const char *path)
+qb_status qb_report_add_analysis(qb_report *report, const json_t *root, const char *path)
 {
     QB_TRY(check_files(report->n_analyses, path));
     QB_TRY(qb_realloc((void **)&report->analyses, report->n_analyses, report->n_analyses + 1,
@@ -64,7 +64,7 @@ static qb_status add_json(qb_report *report, const char *text, size_t bytes, con
     QB_TRY(qb_json_parse(text, bytes, QB_RESULTS_MAX_BYTES, path, &root));
     const char *schema = json_string_value(json_object_get(root, "schema"));
     qb_status status =
-        schema && !strcmp(schema, QB_ANALYSIS_SCHEMA)  ? add_analysis(report, root, path)
+        schema && !strcmp(schema, QB_ANALYSIS_SCHEMA)  ? qb_report_add_analysis(report, root, path)
         : schema && !strcmp(schema, QB_PROFILE_SCHEMA) ? add_profile(report, root, path)
                                                        : add_results(report, root, path);
     json_decref(root);
@@ -158,6 +158,7 @@ static const struct {
     {"profile", "Where the time goes", qb_page_has_profile, qb_page_profile},
     {"sensitivity", "What each part costs", qb_page_has_sensitivity, qb_page_sensitivity},
     {"layers", "Layer by layer", qb_page_has_analysis, qb_page_analyses},
+    {"effects", "Massive activations, norms and weights", qb_page_has_effects, qb_page_effects},
     {"maps", "Attention and hidden states", qb_page_has_maps, qb_page_maps},
     {"training", "Training", qb_page_has_training, qb_page_training},
     {"environment", "Environment and trust", has_records, qb_page_environment},

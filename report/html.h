@@ -36,6 +36,8 @@ enum { QB_REPORT_MAX_FILES = 64 }; /* of analyses, and of profiles */
 /* Adds what is in `path`, told by its content: results of `run --json`, a run's metrics.jsonl, what
  * `analyze --json` or `profile --json` wrote, or a folder that holds a metrics.jsonl. */
 qb_status qb_report_add(qb_report *report, const char *path);
+/* The same of a JSON object of `analyze` in memory; `what` opens messages. */
+qb_status qb_report_add_analysis(qb_report *report, const json_t *root, const char *what);
 void qb_report_deinit(qb_report *report); /* accepts a zeroed one */
 
 qb_status qb_report_write_html(const qb_report *report, const char *title, FILE *stream);

@@ -111,6 +111,8 @@ bool qb_page_has_profile(const qb_page *page);
 qb_status qb_page_profile(qb_page *page);
 bool qb_page_has_analysis(const qb_page *page);
 qb_status qb_page_analyses(qb_page *page);
+bool qb_page_has_effects(const qb_page *page);
+qb_status qb_page_effects(qb_page *page);
 bool qb_page_has_sensitivity(const qb_page *page);
 qb_status qb_page_sensitivity(qb_page *page);
 bool qb_page_has_maps(const qb_page *page);

@@ -266,12 +266,14 @@ qb_status qb_analysis_record_read(const json_t *root, const char *what, qb_analy
         qb_analysis_record_deinit(&record);
         return qb_error_prefix(status, what);
     }
+    record.root = json_incref((json_t *)(uintptr_t)root); /* the count is all that changes */
     *out = record;
     return QB_OK;
 }
 
 void qb_analysis_record_deinit(qb_analysis_record *r)
 {
+    json_decref(r->root);
     char *const texts[] = {r->model, r->sha256, r->text, r->command, r->scheme};
     for (size_t i = 0; i < QB_COUNT(texts); i++) qb_free(texts[i]);
     for (size_t i = 0; i < r->n_maps; i++) {

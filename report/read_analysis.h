@@ -52,6 +52,7 @@ typedef struct qb_analysis_record {
     qb_grid heads;  /* (n_layers, heads): mean weight on the first token */
     qb_analysis_map *maps;
     size_t n_maps;
+    json_t *root; /* all of it, for what is shown as it stands; shared with the reader's caller */
     char *scheme; /* of the sensitivity */
     qb_analysis_part *parts;
     size_t n_parts;

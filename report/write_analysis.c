@@ -7,18 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-static double real_at(const json_t *object, const char *key)
-{
-    const json_t *value = json_object_get(object, key);
-    return json_is_number(value) ? json_number_value(value) : NAN;
-}
-
-static const char *text_at(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "-";
-}
-
 /* ---- layers ---- */
 
 static const struct {
@@ -36,7 +24,7 @@ static void write_row(const char *name, const json_t *layer, FILE *stream)
     char text[QB_FORMAT_BYTES];
     fprintf(stream, "%-8s", name);
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
-        double value = real_at(layer, columns[i].key);
+        double value = qb_json_real_at(layer, columns[i].key);
         if (columns[i].percent)
             qb_format_percent(value, text);
         else
@@ -73,11 +61,12 @@ static void write_texts(const json_t *root, FILE *stream)
     {
         char tokens[QB_FORMAT_BYTES], windows[QB_FORMAT_BYTES], ppl[QB_FORMAT_BYTES];
         const json_t *protocol = json_object_get(text, "protocol");
-        double loss = real_at(text, "ppl");
-        fprintf(stream, "text     %s: %s tokens, %s windows of %.0f (%s)", text_at(text, "name"),
-                qb_format_count((int64_t)real_at(text, "tokens"), tokens),
-                qb_format_count((int64_t)real_at(protocol, "windows"), windows),
-                real_at(protocol, "context"), text_at(protocol, "name"));
+        double loss = qb_json_real_at(text, "ppl");
+        fprintf(stream, "text     %s: %s tokens, %s windows of %.0f (%s)",
+                qb_json_text_at(text, "name"),
+                qb_format_count((int64_t)qb_json_real_at(text, "tokens"), tokens),
+                qb_format_count((int64_t)qb_json_real_at(protocol, "windows"), windows),
+                qb_json_real_at(protocol, "context"), qb_json_text_at(protocol, "name"));
         if (!isnan(loss)) fprintf(stream, ", perplexity %s", qb_format_perplexity(loss, ppl));
         fputc('\n', stream);
     }
@@ -89,11 +78,11 @@ static void write_summary(const json_t *root, FILE *stream)
     const json_t *correlation = json_object_get(root, "kurt_norm_ratio_correlation"),
                  *sinks = json_object_get(root, "sinks");
     fprintf(stream, "\nsinks    %s %% of (window, head) have alpha_1 > %.1f over %.0f tokens\n",
-            qb_format_significant(real_at(sinks, "sink_1"), a), real_at(sinks, "eps"),
-            real_at(sinks, "tokens"));
+            qb_format_significant(qb_json_real_at(sinks, "sink_1"), a),
+            qb_json_real_at(sinks, "eps"), qb_json_real_at(sinks, "tokens"));
     fprintf(stream, "kurtosis and max|x|/||x|| correlate over layers: first %s, rest %s\n",
-            qb_format_significant(real_at(correlation, "first"), a),
-            qb_format_significant(real_at(correlation, "rest"), b));
+            qb_format_significant(qb_json_real_at(correlation, "first"), a),
+            qb_format_significant(qb_json_real_at(correlation, "rest"), b));
 }
 
 enum { SHOWN_MASSIVE = 5 };
@@ -108,14 +97,15 @@ static void write_massive(const json_t *root, FILE *stream)
     {
         char mean[QB_FORMAT_BYTES], deviation[QB_FORMAT_BYTES], first[QB_FORMAT_BYTES];
         if (i == SHOWN_MASSIVE) {
-            fprintf(stream, "         %.0f places in all\n", real_at(root, "massive_places"));
+            fprintf(stream, "         %.0f places in all\n",
+                    qb_json_real_at(root, "massive_places"));
             break;
         }
         fprintf(stream, "%-8s layer %.0f channel %.0f: %s +- %s, %s of them on first tokens\n",
-                i ? "" : "massive", real_at(m, "layer"), real_at(m, "channel"),
-                qb_format_significant(real_at(m, "mean"), mean),
-                qb_format_significant(real_at(m, "std"), deviation),
-                qb_format_percent(real_at(m, "first_share"), first));
+                i ? "" : "massive", qb_json_real_at(m, "layer"), qb_json_real_at(m, "channel"),
+                qb_format_significant(qb_json_real_at(m, "mean"), mean),
+                qb_format_significant(qb_json_real_at(m, "std"), deviation),
+                qb_format_percent(qb_json_real_at(m, "first_share"), first));
     }
 }
 
@@ -130,19 +120,19 @@ static void write_interventions(const json_t *root, FILE *stream)
     json_array_foreach(list, i, one)
     {
         char ppl[QB_FORMAT_BYTES], before[QB_FORMAT_BYTES], loss[QB_FORMAT_BYTES];
-        fprintf(stream, "%-20s %12s %12s %14s\n", text_at(one, "name"),
-                qb_format_perplexity(real_at(one, "ppl"), ppl),
-                qb_format_perplexity(real_at(one, "ppl_untouched"), before),
-                qb_format_signed(real_at(one, "loss_increase"), loss));
+        fprintf(stream, "%-20s %12s %12s %14s\n", qb_json_text_at(one, "name"),
+                qb_format_perplexity(qb_json_real_at(one, "ppl"), ppl),
+                qb_format_perplexity(qb_json_real_at(one, "ppl_untouched"), before),
+                qb_format_signed(qb_json_real_at(one, "loss_increase"), loss));
     }
 }
 
 qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
 {
     const json_t *model = json_object_get(root, "model");
-    fprintf(stream, "%s  %s, %.0f layers, d %.0f, %s\n", text_at(model, "name"),
-            text_at(model, "arch"), real_at(model, "n_layers"), real_at(model, "d_model"),
-            text_at(model, "softmax"));
+    fprintf(stream, "%s  %s, %.0f layers, d %.0f, %s\n", qb_json_text_at(model, "name"),
+            qb_json_text_at(model, "arch"), qb_json_real_at(model, "n_layers"),
+            qb_json_real_at(model, "d_model"), qb_json_text_at(model, "softmax"));
     write_texts(root, stream);
     write_layers(root, stream);
     write_summary(root, stream);

@@ -104,6 +104,22 @@ def test_analyze_interventions(own):
         expect(qbench("analyze", "--remove", wrong, path), 2)
 
 
+def test_analyze_page(own):
+    """--html: the report's page of this one analysis, with what only interventions bring."""
+    path, page = models(own)["gguf"], own / "a.html"
+    for name, text in (("a", "Once upon a time. " * 60), ("b", "x = [1, 2, 3]; " * 60)):
+        (own / name).write_text(text)
+    expect(qbench("analyze", "--quiet", "--text", f"{own / 'a'},{own / 'b'}", "--remove", "mlp:1",
+                  "--html", page, path))
+    html = page.read_text()
+    for words in ("What an intervention costs", "<td>mlp:1</td>", "Norm of values by position",
+                  "Root mean square of weights by layer", "Attention of", "Hidden state of"):
+        assert words in html, words
+    done = expect(qbench("analyze", "--quiet", "--max-tokens", 300, "--html", "-", path))
+    assert done.out.startswith(b"<!DOCTYPE html>") and b"script" not in done.out.lower()
+    expect(qbench("analyze", "--html", "-", "--json", "-", path), 2)
+
+
 def numbers_of(path, name):
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]

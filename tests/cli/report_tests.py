@@ -148,8 +148,8 @@ def test_report_says_what_the_records_say(own):
 def test_report_of_analyses_and_profiles(own):
     ours, vanilla = analysis_of(own, "gpt2-8m-ours"), analysis_of(own, "gpt2-8m-vanilla")
     page = page_of(own, ours, vanilla, made_up_profile(own))
-    assert sections(page) == ["profile", "layers", "maps", "reproduce"]
-    assert len(page.figures) == 4 + 6 + 2 + 2 * 2 * 6
+    assert sections(page) == ["profile", "layers", "effects", "maps", "reproduce"]
+    assert len(page.figures) == 4 + 6 + (3 + 2) + 2 + 2 * 2 * 6
     words = " ".join(page.words)
     layers = json.loads(vanilla.read_text())["layers"]
     table = re.search(r"Kurtosis by layer, first token</caption>.*?</table>", page.text, re.S)[0]
@@ -174,7 +174,7 @@ def test_report_of_a_sensitivity(own):
     expect(qbench("analyze", "--quiet", "--max-tokens", 520, "--sensitivity", "--by", "role", "--scheme",
                   "coarse", "--json", path, MODELS / "gpt2-8m-vanilla.bin"))
     page = page_of(own, path)
-    assert sections(page) == ["sensitivity", "layers", "maps", "reproduce"]
+    assert sections(page) == ["sensitivity", "layers", "effects", "maps", "reproduce"]
     parts = json.loads(path.read_text())["sensitivity"]["parts"]
     rows = cells_of_html(page.text)[0][2:]
     assert [row[0] for row in rows] == [part["name"] for part in parts]

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH = 2, TOKENS = 70, ROWS = BATCH * TOKENS, MOST_VIEWS = 100 };
+enum { BATCH = 2, TOKENS = 19, ROWS = BATCH * TOKENS, MOST_VIEWS = 100 };
 
 typedef struct seen {
     float *views[MOST_VIEWS];
