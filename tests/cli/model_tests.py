@@ -214,7 +214,7 @@ def documented_examples():
         yield from expect(qbench("help", verb)).out.decode().split("\nexamples:\n")[1].splitlines()
     for page in ("README.md", "docs/compare.md", "docs/ci.md", "docs/watch.md", "docs/report.md",
                  "docs/reproduction.md", "docs/profile.md"):
-        text = (support.ROOT / page).read_text()
+        text = re.sub(r"\\\n +", "", (support.ROOT / page).read_text())  # lines that go on
         yield from (line.replace("build/qbench", "qbench")
                     for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))
 
@@ -237,7 +237,9 @@ def test_documented_examples_run(folder):
         (folder / "runs" / run).mkdir(parents=True)
         (folder / "runs" / run / "metrics.jsonl").write_text(
             '{"kind": "train", "step": 1, "loss": 3.5, "tokens": 512}\n')
-    (folder / "docs").mkdir()
+    for side in ("docs", "before", "after"):
+        (folder / side).mkdir()
+    shutil.copy(folder / "fresh.json", folder / "after" / "r.json")
     if (support.ROOT / "share" / "models").exists():
         (folder / "share").symlink_to(support.ROOT / "share")
     bin_folder = folder / "bin"
