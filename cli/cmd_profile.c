@@ -90,8 +90,8 @@ static qb_status get_peaks(const qb_cli *cli, const qb_device *device, qb_pool *
 static void print_peaks(const qb_kept_peaks *kept)
 {
     const qb_peaks *p = &kept->peaks;
-    printf("copying            %10.1f GB/s\nreading            %10.1f GB/s\n", p->copy_gb_per_s,
-           p->read_gb_per_s);
+    printf("copying            %10.1f GB/s\n", p->copy_gb_per_s);
+    if (!isnan(p->read_gb_per_s)) printf("reading            %10.1f GB/s\n", p->read_gb_per_s);
     if (!isnan(p->cache_gb_per_s))
         printf("reading in cache   %10.1f GB/s (of %.0f MB)\n", p->cache_gb_per_s,
                1e-6 * p->cache_bytes);

@@ -156,7 +156,7 @@ qb_status qb_profile_figures(const qb_profiled *seen, const qb_engine *engine, c
     out->slices = seen->n_slices;
     out->n_layers = qb_engine_model(engine)->config.n_layers;
     out->weights_bytes = (double)memory.weights_bytes;
-    out->in_cache = out->weights_bytes < 0.75 * peaks->cache_bytes;
+    out->in_cache = peaks->cache_gb_per_s > 0 && out->weights_bytes < 0.75 * peaks->cache_bytes;
     QB_TRY(summarize(seen, keep_samples, out));
     QB_TRY(sum_spans(seen, peaks, out));
     out->gaps_ms = out->ms - out->covered_ms;

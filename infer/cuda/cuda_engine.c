@@ -556,6 +556,7 @@ void qb__cuda_engine_destroy(qb_engine *engine)
     if (e->decode) e->decode_row->destroy(e->decode);
     if (e->prefill.exec) cudaGraphExecDestroy(e->prefill.exec);
     if (e->single_step.exec) cudaGraphExecDestroy(e->single_step.exec);
+    if (e->timed.exec) cudaGraphExecDestroy(e->timed.exec);
     qb_free(e->decode_layers);
     qb_cuda_free(e->k_cache);
     qb_cuda_free(e->v_cache);
@@ -620,4 +621,6 @@ const qb_backend qb__cuda_backend = {.name = "cuda",
                                      .head = qb__cuda_head,
                                      .compare = qb__cuda_compare,
                                      .sync = sync,
+                                     .timeline_clock = qb__cuda_timeline_clock,
+                                     .peaks = qb__cuda_peaks,
                                      .memory = get_memory};

@@ -83,6 +83,9 @@ typedef struct cuda_graph {
     size_t batch, n_tokens;
     size_t layout; /* of the backbone when it was captured */
     bool last_only;
+    const qb_timeline *timeline; /* NULL = none */
+    size_t version;              /* of the timeline */
+    size_t n_spans, n_stamps;    /* that it had when all was captured */
 } cuda_graph;
 
 /* The products of a block. */
@@ -112,6 +115,7 @@ typedef struct cuda_engine {
     qb_cuda_decode *decode; /* of one sequence; NULL = single kernels under a graph */
     qb_cuda_decode_layer *decode_layers;
     cuda_graph prefill, single_step; /* single_step: where no row takes the step */
+    cuda_graph timed;                /* either with the engine's timeline */
 } cuda_engine;
 
 static inline cuda_backbone *qb__cuda_backbone(qb_backbone *backbone)
@@ -189,6 +193,17 @@ qb_status qb__cuda_linear_run(const qb_cuda_linear *linear, const cuda_input *in
                               const cuda_output *out, cuda_backbone *b);
 /* How the next pass has to finish the output. */
 qb_cuda_pending qb__cuda_pending(const qb_cuda_linear *linear, const cuda_output *out);
+
+/* ---- cuda_timeline.c ---- */
+
+qb_status qb__cuda_timeline_clock(qb_backbone *backbone, size_t n_stamps, qb_timeline_clock *out);
+/* The product that was run last. */
+qb_work qb__cuda_linear_work(const qb_cuda_linear *linear, const cuda_input *in,
+                             const cuda_output *out, int layer, int role);
+
+/* ---- cuda_peaks.c ---- */
+
+qb_status qb__cuda_peaks(int device_idx, qb_peaks *out);
 
 /* ---- cuda_forward.c ---- */
 

@@ -8,6 +8,8 @@
  */
 #include "infer/cuda/cuda_engine.h"
 
+#include "kernels/running.h"
+
 #include <cuda_runtime_api.h>
 #include <math.h>
 
@@ -51,6 +53,47 @@ static qb_status show_x(const forward *f, qb_tap tap, qb_role role)
 static qb_status show_normed(const forward *f, qb_role role, const qb_cuda_stage *stage)
 {
     return show(f, QB_TAP_NORMED, role, stage->y, stage->type, f->c->d_model, stage->stride);
+}
+
+/* ---- timeline (infer/timeline.h) ---- */
+
+static int layer_of(const forward *f)
+{
+    return f->layer < f->c->n_layers ? (int)f->layer : -1;
+}
+
+static void open_part(const forward *f)
+{
+    qb__timeline_open(f->e->base.timeline, layer_of(f), false);
+}
+
+/* A pass over rows of `width` that reads and writes so many bytes an element. */
+static void close_pass(const forward *f, qb_phase phase, size_t width, size_t elem_bytes)
+{
+    if (!qb__timeline_is_open(f->e->base.timeline)) return;
+    const qb_kernel_info *row = QB_KERNEL_PICK(qb_cuda_pointwise_kernels);
+    const qb_work work = {.phase = phase,
+                          .layer = layer_of(f),
+                          .role = -1,
+                          .kernel = row->name,
+                          .bytes = (double)(f->m * width) * (double)elem_bytes};
+    qb__timeline_close(f->e->base.timeline, &work, 1);
+}
+
+static size_t staged_bytes(const qb_cuda_stage *stage)
+{
+    return stage->kind == QB_STAGE_FLOAT || stage->fake ? qb_cuda_dtype_bytes(stage->type) : 1;
+}
+
+static qb_status run_linear(const forward *f, const qb_cuda_linear *l, qb_role role,
+                            const cuda_input *in, const cuda_output *out)
+{
+    open_part(f);
+    QB_TRY(qb__cuda_linear_run(l, in, out, f->b));
+    if (!qb__timeline_is_open(f->e->base.timeline)) return QB_OK;
+    const qb_work work = qb__cuda_linear_work(l, in, out, layer_of(f), (int)role);
+    qb__timeline_close(f->e->base.timeline, &work, 1);
+    return QB_OK;
 }
 
 /* ---- staging ---- */
@@ -115,7 +158,7 @@ static qb_status show_into_x(forward *f, const qb_cuda_linear *l, const cuda_inp
     bool is_down = l == &f->block->down;
     cuda_output out = {
         .y = f->b->out, .stride = qb_cuda_stride(f->c->d_model), .type = QB_CUDA_F32};
-    QB_TRY(qb__cuda_linear_run(l, in, &out, f->b));
+    QB_TRY(run_linear(f, l, is_down ? QB_ROLE_DOWN : QB_ROLE_O, in, &out));
     QB_TRY(show(f, QB_TAP_ADDED, is_down ? QB_ROLE_DOWN : QB_ROLE_O, out.y, out.type, f->c->d_model,
                 out.stride));
     f->pending = qb__cuda_pending(l, &out);
@@ -133,7 +176,7 @@ static qb_status run_into_x(forward *f, const qb_cuda_linear *l, const cuda_inpu
         out = (cuda_output){.type = QB_CUDA_F32, .residual = f->x, .residual_stride = f->x_stride};
     else
         f->pending = qb__cuda_pending(l, &out);
-    return qb__cuda_linear_run(l, in, &out, f->b);
+    return run_linear(f, l, l == &f->block->down ? QB_ROLE_DOWN : QB_ROLE_O, in, &out);
 }
 
 /* ---- passes ---- */
@@ -153,7 +196,11 @@ static qb_status embed(const forward *f)
                                .table_stride = b->table_stride,
                                .x = f->x,
                                .x_stride = f->x_stride};
-    return qb_cuda_embed(&args, b->stream);
+    open_part(f);
+    QB_TRY(qb_cuda_embed(&args, b->stream));
+    close_pass(f, QB_PHASE_EMBEDDING, f->c->d_model,
+               sizeof(float) + qb_cuda_dtype_bytes(f->e->type));
+    return QB_OK;
 }
 
 static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_stage *stage,
@@ -170,7 +217,11 @@ static qb_status add_norm(const forward *f, const cuda_norm *w, const qb_cuda_st
                               .eps = (float)f->c->norm_eps,
                               .stage = *stage,
                               .cleared = cleared};
-    return qb_cuda_add_norm(&args, f->b->stream);
+    open_part(f);
+    QB_TRY(qb_cuda_add_norm(&args, f->b->stream));
+    size_t added = f->pending.y ? 2 * sizeof(float) : 0;
+    close_pass(f, QB_PHASE_NORM, f->c->d_model, sizeof(float) + added + staged_bytes(stage));
+    return QB_OK;
 }
 
 /* Where attention finds q, k and v; k_new: the token's own, for attention to put with the others.
@@ -290,7 +341,12 @@ static qb_status position(const forward *f, const qb_cuda_pending *qkv, const qk
                                   .v_out = place->v,
                                   .kv_stride = place->kv_stride,
                                   .kv_batch_stride = place->kv_batch_stride};
-    return qb_cuda_position(&args, f->b->stream);
+    open_part(f);
+    QB_TRY(qb_cuda_position(&args, f->b->stream));
+    bool requantises = f->block->qkv.requant != QB_CUDA_REQUANT_NONE;
+    close_pass(f, requantises ? QB_PHASE_REQUANTISE : QB_PHASE_POSITION, f->qkv_width,
+               qb_cuda_dtype_bytes(qkv->type) + qb_cuda_dtype_bytes(e->type));
+    return QB_OK;
 }
 
 /* Zeroes the columns from the width to the stride: what attention and the products write stops at
@@ -304,10 +360,31 @@ static qb_status clear_padding(const forward *f, void *y, size_t width)
     return QB_OK;
 }
 
+/* A captured step is for any position: the present one stands for it. */
+static void close_attention(const forward *f)
+{
+    if (!qb__timeline_is_open(f->e->base.timeline)) return;
+    size_t past = f->past_dev ? f->e->base.position : f->past;
+    double n = (double)f->n_tokens, keys = (double)past + n, batch = (double)f->batch;
+    double pairs = n * (double)past + n * (n + 1) / 2; /* causal */
+    double elems = 2 * keys * (double)f->kv_width + 2 * n * (double)f->q_width;
+    const qb_work work = {.phase = QB_PHASE_ATTENTION,
+                          .layer = layer_of(f),
+                          .role = -1,
+                          .kernel = qb_kernel_last(),
+                          .rate = f->e->type == QB_CUDA_BF16 ? QB_RATE_BF16 : QB_RATE_F32,
+                          .bytes = batch * elems * (double)qb_cuda_dtype_bytes(f->e->type),
+                          .ops = 4 * batch * (double)f->q_width * pairs};
+    qb__timeline_close(f->e->base.timeline, &work, 1);
+}
+
 static qb_status attend(const forward *f, const qkv_place *place)
 {
     const qb_cuda_attention_args args = attention_args(f, place);
-    return qb_cuda_attention(&args, f->b->stream);
+    open_part(f);
+    QB_TRY(qb_cuda_attention(&args, f->b->stream));
+    close_attention(f);
+    return QB_OK;
 }
 
 /* Behind the last layer's attention only the rows that are asked for go on: in the final hidden
@@ -350,7 +427,20 @@ static qb_status gate_heads(const forward *f)
                                     .type = f->e->type,
                                     .y = f->att,
                                     .y_stride = qb_cuda_stride(f->q_width)};
-    return qb_cuda_head_gates(&args, b->stream);
+    open_part(f);
+    QB_TRY(qb_cuda_head_gates(&args, b->stream));
+    close_pass(f, QB_PHASE_ATTENTION, f->q_width, 2 * qb_cuda_dtype_bytes(f->e->type));
+    return QB_OK;
+}
+
+static qb_status run_act(const forward *f, const qb_cuda_act_args *args)
+{
+    open_part(f);
+    QB_TRY(qb_cuda_act(args, f->b->stream));
+    size_t parts = args->apply && args->act == QB_ACT_SWIGLU ? 2 : 1;
+    close_pass(f, args->apply ? QB_PHASE_ACTIVATION : QB_PHASE_QUANTISE, args->width,
+               parts * qb_cuda_dtype_bytes(args->in.type) + staged_bytes(&args->stage));
+    return QB_OK;
 }
 
 static qb_status attention_part(forward *f)
@@ -364,7 +454,7 @@ static qb_status attention_part(forward *f)
     const qkv_place place = place_of_layer(f);
     out.cache = cache_of(f, &place);
     if (!qb__cuda_linear_caches(qkv, &in, &out)) out.cache = (qb_cuda_gemm_s8_cache){0};
-    QB_TRY(qb__cuda_linear_run(qkv, &in, &out, f->b));
+    QB_TRY(run_linear(f, qkv, QB_ROLE_QKV, &in, &out));
     qb_cuda_pending pending = qb__cuda_pending(qkv, &out);
     if (!out.cache.n_tokens && !place.k_new) QB_TRY(position(f, &pending, &place));
     QB_TRY(show(f, QB_TAP_QKV, QB_ROLE_QKV, place.q, f->e->type, f->qkv_width, place.q_stride));
@@ -383,7 +473,7 @@ static qb_status attention_part(forward *f)
             .width = f->q_width,
             .in = {.y = f->att, .type = f->e->type, .stride = qb_cuda_stride(f->q_width)},
             .stage = next};
-        QB_TRY(qb_cuda_act(&args, f->b->stream));
+        QB_TRY(run_act(f, &args));
     }
     in = qb__cuda_staged(o, &next, f->m, f->b);
     return run_into_x(f, o, &in);
@@ -413,7 +503,7 @@ static qb_status mlp_part(forward *f)
         out.row_max_bits = f->b->row_max_bits;
     QB_TRY(add_norm(f, &f->e->norms[2 * f->layer + 1], &stage, out.row_max_bits));
     QB_TRY(show_normed(f, QB_ROLE_NORM2, &stage));
-    QB_TRY(qb__cuda_linear_run(up, &in, &out, f->b));
+    QB_TRY(run_linear(f, up, QB_ROLE_UP, &in, &out));
     qb_cuda_stage next = qb__cuda_stage(f->e, down, f->b->act);
     if (acted && down->input == QB_STAGE_FLOAT) {
         next.y = f->b->ff;
@@ -426,7 +516,7 @@ static qb_status mlp_part(forward *f)
                                  .in = qb__cuda_pending(up, &out),
                                  .row_max_bits = out.row_max_bits,
                                  .stage = next};
-        QB_TRY(qb_cuda_act(&args, f->b->stream));
+        QB_TRY(run_act(f, &args));
     }
     in = qb__cuda_staged(down, &next, f->m, f->b);
     return run_into_x(f, down, &in);
@@ -448,6 +538,7 @@ static qb_status keep_last_rows_here(forward *f)
 
 static qb_status run_layers(forward *f)
 {
+    f->layer = f->c->n_layers; /* none yet */
     QB_TRY(embed(f));
     QB_TRY(show_x(f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD));
     for (f->layer = 0; f->layer < f->c->n_layers; f->layer++) {
@@ -511,21 +602,38 @@ static qb_status capture(forward *f, cuda_graph *g)
     return status;
 }
 
+static bool is_of(const cuda_graph *g, const forward *f)
+{
+    const qb_timeline *timeline = f->e->base.timeline;
+    return g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout &&
+           g->last_only == f->last_only && g->timeline == timeline &&
+           (!timeline || g->version == qb_timeline_version(timeline));
+}
+
 /* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
- * call of a shape runs as it is and the second is captured. */
+ * call of a shape runs as it is and the second is captured. With a timeline its events are nodes of
+ * the graph. */
 static qb_status run_captured(forward *f, cuda_graph *g)
 {
-    bool same = g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout &&
-                g->last_only == f->last_only;
-    if (!same) {
+    qb_timeline *timeline = f->e->base.timeline;
+    if (timeline) g = &f->e->timed;
+    if (!is_of(g, f)) {
         if (g->exec) cudaGraphExecDestroy(g->exec);
         *g = (cuda_graph){.batch = f->batch,
                           .n_tokens = f->n_tokens,
                           .layout = f->b->layout,
-                          .last_only = f->last_only};
+                          .last_only = f->last_only,
+                          .timeline = timeline,
+                          .version = timeline ? qb_timeline_version(timeline) : 0};
+        qb__timeline_restart(timeline, 0, 0);
         return run_layers(f);
     }
-    if (!g->exec) QB_TRY(capture(f, g));
+    if (!g->exec) {
+        qb__timeline_restart(timeline, 0, 0);
+        QB_TRY(capture(f, g));
+        if (timeline) qb__timeline_count(timeline, &g->n_spans, &g->n_stamps);
+    }
+    qb__timeline_restart(timeline, g->n_spans, g->n_stamps);
     QB_CUDA_TRY(cudaGraphLaunch(g->exec, f->b->stream));
     return QB_OK;
 }
@@ -545,16 +653,35 @@ static qb_status send_step(cuda_engine *e, const int32_t *tokens, size_t batch, 
     return qb_cuda_upload(e->step, host, (1 + batch) * sizeof *host, b->stream);
 }
 
+/* A step by a row of decode.h: one section. */
+static qb_status run_row(cuda_engine *e, size_t past)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    qb_timeline *timeline = e->base.timeline;
+    qb__timeline_restart(timeline, 0, 0);
+    qb__timeline_open(timeline, -1, false);
+    QB_TRY(e->decode_row->step(e->decode, e->step + 1, e->step, e->hidden, b->slots[0], b->stream));
+    b->slot_owner = &e->base;
+    if (!qb__timeline_is_open(timeline)) return QB_OK;
+    const qb_config *c = b->base.config;
+    double keys = (double)((past + 1) * c->n_layers);
+    const qb_work work = {.phase = QB_PHASE_FUSED,
+                          .layer = -1,
+                          .role = -1,
+                          .kernel = e->decode_row->info.name,
+                          .rate = e->base.scheme.input.bits ? QB_RATE_S8 : QB_RATE_BF16,
+                          .bytes = (double)e->base.weights_bytes +
+                                   2 * keys * (double)(e->kv_stride * qb_cuda_dtype_bytes(e->type)),
+                          .ops = 2 * e->base.macs + 4 * keys * (double)(c->n_heads * c->head_dim)};
+    qb__timeline_close(timeline, &work, 1);
+    return QB_OK;
+}
+
 static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, size_t past)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     QB_TRY(send_step(e, tokens, batch, past));
-    if (e->decode && batch == 1) {
-        QB_TRY(e->decode_row->step(e->decode, e->step + 1, e->step, e->hidden, b->slots[0],
-                                   b->stream));
-        b->slot_owner = &e->base;
-        return QB_OK;
-    }
+    if (e->decode && batch == 1) return run_row(e, past);
     forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
     f.tokens = e->step + 1;
     f.past_dev = e->step;

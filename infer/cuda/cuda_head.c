@@ -101,9 +101,16 @@ qb_status qb__cuda_head(qb_engine *engine, size_t slot, size_t first_row, size_t
     QB_TRY(qb_cuda_use(b->base.device_idx));
     if (slot == 0 && b->slot_owner == engine && first_row == 0 && row_step == 1) return QB_OK;
     cuda_output out;
+    qb__timeline_open(engine->timeline, -1, false);
     if (!e->head_ready) QB_TRY(prepare_head(e, slot));
     QB_TRY(run_head(e, slot, first_row, row_step, n_rows, &out));
-    return requantise(e, &out, n_rows);
+    QB_TRY(requantise(e, &out, n_rows));
+    if (!qb__timeline_is_open(engine->timeline)) return QB_OK;
+    const cuda_input in = {.m = n_rows, .type = e->type};
+    qb_work work = qb__cuda_linear_work(head_of(e), &in, &out, -1, QB_ROLE_HEAD);
+    work.phase = QB_PHASE_HEAD;
+    qb__timeline_close(engine->timeline, &work, 1);
+    return QB_OK;
 }
 
 static qb_status download_rows(cuda_backbone *b, size_t n_rows, float *logits)

@@ -1,6 +1,7 @@
 /* kernels/cuda/attention.c - the table of attention.h, the choice of a row, what rows share on the
  * host. */
 #include "kernels/cuda/attention_internal.h"
+#include "kernels/running.h"
 
 const char *qb__cuda_attention_misaligned(const qb_cuda_attention_args *a)
 {
@@ -77,7 +78,9 @@ qb_status qb_cuda_attention(const qb_cuda_attention_args *args, qb_cuda_stream s
 {
     if (args->batch == 0 || args->n_q == 0) return QB_OK;
     const qb_cuda_attention_row *row = row_for(args);
-    if (row) return row->run(args, stream);
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "attention on the GPU: no row for head_dim %zu, type %d",
-                   args->head_dim, (int)args->type);
+    if (!row)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "attention on the GPU: no row for head_dim %zu, type %d",
+                       args->head_dim, (int)args->type);
+    qb_kernel_runs(&row->info);
+    return row->run(args, stream);
 }

@@ -1,6 +1,8 @@
 /* kernels/cuda/gemm_float.c - the table of the float products and the choice of a row. */
 #include "kernels/cuda/gemm_float_internal.h"
 
+#include "kernels/running.h"
+
 static const char *refuse_nothing(const qb_cuda_gemm_float_args *args)
 {
     (void)args;
@@ -27,7 +29,9 @@ qb_status qb_cuda_gemm_float(const qb_cuda_gemm_float_args *args, qb_cuda_stream
         why = qb_kernel_refusal(&row->info);
         if (!why) why = row->refuse(args);
         if (!why && row->is_slower && row->is_slower(args)) why = "a later row is as fast";
-        if (!why) return row->run(args, stream);
+        if (why) continue;
+        qb_kernel_runs(&row->info);
+        return row->run(args, stream);
     }
     return QB_FAIL(QB_ERR_DEVICE, "gemm_float: %s", why);
 }

@@ -1,6 +1,8 @@
 /* kernels/cuda/gemm_s8.c - the table of the int8 products and the choice of a row. */
 #include "kernels/cuda/gemm_s8_internal.h"
 
+#include "kernels/running.h"
+
 const qb_cuda_gemm_s8_row qb_cuda_gemm_s8_kernels[] = {
     {{"gemm_s8/gemv", "cuda", QB_CUDA_SM80}, qb__gemm_s8_refuse_gemv, qb__gemm_s8_run_gemv},
     {{"gemm_s8/sm90", "cuda", QB_CUDA_SM90A}, qb__gemm_s8_refuse_sm90, qb__gemm_s8_run_sm90},
@@ -34,5 +36,7 @@ qb_status qb_cuda_gemm_s8(const qb_cuda_gemm_s8_args *args, qb_cuda_stream strea
     const char *why;
     if (args->m == 0 || args->n == 0) return QB_OK;
     const qb_cuda_gemm_s8_row *row = find_row(args, &why);
-    return row ? row->run(args, stream) : QB_FAIL(QB_ERR_DEVICE, "gemm_s8: %s", why);
+    if (!row) return QB_FAIL(QB_ERR_DEVICE, "gemm_s8: %s", why);
+    qb_kernel_runs(&row->info);
+    return row->run(args, stream);
 }

@@ -1,5 +1,6 @@
 /* kernels/cuda/gemm_u4.cu - the rows of gemm_u4.h, and scales per input channel. */
 #include "kernels/cuda/gemm_u4_internal.h"
+#include "kernels/running.h"
 
 #include <cuda_runtime.h>
 
@@ -29,8 +30,10 @@ qb_status qb_cuda_gemm_u4(const qb_cuda_gemm_u4_args *args, qb_cuda_stream strea
     if (why) return QB_FAIL(QB_ERR_SHAPE, "gemm_u4: %zu x %zu: %s", args->m, args->w->n, why);
     for (const qb_cuda_gemm_u4_row *row = qb_cuda_gemm_u4_kernels; row->info.name; row++)
         if (!qb_kernel_refusal(&row->info) && !row->refuse(args) &&
-            !(row->is_slower && row->is_slower(args)))
+            !(row->is_slower && row->is_slower(args))) {
+            qb_kernel_runs(&row->info);
             return row->run(args, stream);
+        }
     return QB_FAIL(QB_ERR_DEVICE, "gemm_u4: no row for this GPU");
 }
 
