@@ -121,11 +121,16 @@ static double check_rows(const pass *p, char *text)
     return share * idle;
 }
 
+/* Where passes that norm or activate make the codes too, what they take beyond full precision's. */
 static double check_quantise(const pass *p, char *text)
 {
-    double share = share_of(p, QB_PHASE_QUANTISE);
-    if (!p->full || !(share > 0.08)) return -1;
+    static const qb_phase shared[] = {QB_PHASE_NORM, QB_PHASE_ACTIVATION};
+    if (!p->full) return -1;
     double ms = p->run->phases[QB_PHASE_QUANTISE].ms;
+    for (size_t i = 0; i < QB_COUNT(shared); i++)
+        ms += fmax(p->run->phases[shared[i]].ms - p->full->phases[shared[i]].ms, 0);
+    double share = ms / p->run->ms;
+    if (!(share > 0.08)) return -1;
     double gained = p->full->phases[QB_PHASE_GEMM].ms - p->run->phases[QB_PHASE_GEMM].ms;
     say(text,
         "making codes of the inputs takes %.3f ms, %.0f %% of the pass; the products gain "

@@ -18,7 +18,7 @@ typedef struct event_clock {
 static qb_status record(void *context, size_t i)
 {
     const event_clock *c = context;
-    cudaStreamCaptureStatus capture;
+    enum cudaStreamCaptureStatus capture;
     QB_CUDA_TRY(cudaStreamIsCapturing(c->stream, &capture));
     unsigned flags =
         capture == cudaStreamCaptureStatusActive ? cudaEventRecordExternal : cudaEventRecordDefault;

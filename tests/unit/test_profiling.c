@@ -1,0 +1,214 @@
+/* tests/unit/test_profiling.c - the timeline of an engine: same logits with it as without, spans
+ * that lie in order and cover a pass, slices, threads; and profiles of real models on the
+ * processor whose cause is known. */
+#include "support.h"
+#include "tiny_model.h"
+
+#include "core/clock.h"
+#include "core/interrupt.h"
+#include "core/memory.h"
+#include "infer/profiling.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { BATCH = 2, TOKENS = 9, CONTEXT = 16 };
+
+typedef struct rig {
+    qb_pool *pool;
+    qb_model *model;
+    qb_backbone *backbone;
+    qb_engine *engine;
+    qb_timeline *timeline;
+    qb_calibration *calibration;
+    int32_t tokens[BATCH * CONTEXT];
+} rig;
+
+static rig rig_create(const qb_config *config, const char *scheme)
+{
+    rig r = {0};
+    QB_CHECK_OK(qb_pool_create(2, &r.pool));
+    r.model = qb_test_tiny_model(config, 3);
+    qb_backbone_options wide = {
+        .max_tokens = BATCH * CONTEXT, .pool = r.pool, .logit_slots = 1, .logit_rows = BATCH};
+    QB_CHECK_OK(qb_backbone_create(r.model, &wide, &r.backbone));
+    r.calibration = qb_test_constant_calibration(config);
+    qb_engine_options o = {.scheme = qb_scheme_find(scheme),
+                           .calibration = r.calibration,
+                           .cache_batch = BATCH,
+                           .cache_context = CONTEXT};
+    QB_CHECK_OK(qb_engine_create(r.backbone, &o, &r.engine));
+    QB_CHECK_OK(qb_timeline_create(r.backbone, &r.timeline));
+    qb_test_tokens(config, r.tokens, BATCH * CONTEXT, 5);
+    return r;
+}
+
+static void rig_destroy(rig *r)
+{
+    qb_timeline_destroy(r->timeline);
+    qb_engine_destroy(r->engine);
+    qb_calibration_destroy(r->calibration);
+    qb_backbone_destroy(r->backbone);
+    qb_model_close(r->model);
+    qb_pool_destroy(r->pool);
+}
+
+/* A prefill, two steps, and the logits of both, which are (3, BATCH, V). */
+static float *run(rig *r)
+{
+    size_t vocab = r->model->config.vocab, n = BATCH * vocab;
+    float *logits;
+    QB_CHECK_OK(QB_NEW(&logits, 3 * n, "logits"));
+    QB_CHECK_OK(qb_engine_prefill_last(r->engine, r->tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_logits(r->engine, 0, BATCH, logits));
+    for (size_t i = 1; i < 3; i++) {
+        QB_CHECK_OK(qb_engine_decode_step(r->engine, r->tokens + i * BATCH));
+        QB_CHECK_OK(qb_engine_logits(r->engine, 0, BATCH, logits + i * n));
+    }
+    return logits;
+}
+
+static void check_spans(const rig *r, double wall_us)
+{
+    const qb_timespan *spans;
+    size_t n, n_layers = r->model->config.n_layers, heads = 0, gemms = 0;
+    double at = 0;
+    QB_CHECK_OK(qb_timeline_read(r->timeline, &spans, &n));
+    for (size_t i = 0; i < n; i++) {
+        assert_true(spans[i].begin_us >= at - 1e-6 && spans[i].end_us >= spans[i].begin_us);
+        assert_non_null(spans[i].work.kernel);
+        assert_true(spans[i].work.layer < (int)n_layers);
+        heads += spans[i].work.phase == QB_PHASE_HEAD;
+        gemms += spans[i].work.phase == QB_PHASE_GEMM;
+        if (spans[i].work.phase == QB_PHASE_GEMM)
+            assert_true(spans[i].work.ops > 0 && spans[i].work.bytes > 0);
+        at = spans[i].end_us;
+    }
+    assert_int_equal(heads, 1);
+    assert_true(gemms >= 2 * n_layers && at <= wall_us);
+}
+
+static void check_config(const qb_config *config, const char *what)
+{
+    static const char *const schemes[] = {"full", "fine", "coarse", "zeropoint4"};
+    for (size_t s = 0; s < QB_COUNT(schemes); s++) {
+        rig r = rig_create(config, schemes[s]);
+        size_t bytes = 3 * BATCH * config->vocab * sizeof(float);
+        float *want = run(&r);
+        qb_engine_set_timeline(r.engine, r.timeline);
+        int64_t start = qb_now_ns();
+        float *got = run(&r);
+        check_spans(&r, 1e-3 * (double)(qb_now_ns() - start));
+        if (memcmp(want, got, bytes)) fail_msg("%s, %s: other logits", what, schemes[s]);
+        size_t blocks = qb_memory_live_blocks();
+        qb_memory_fail_at(1); /* a pass with a timeline allocates nothing */
+        QB_CHECK_OK(qb_engine_prefill_last(r.engine, r.tokens, BATCH, TOKENS));
+        qb_memory_fail_at(0);
+        assert_int_equal(qb_memory_live_blocks(), blocks);
+        qb_free(want);
+        qb_free(got);
+        rig_destroy(&r);
+    }
+}
+
+static void logits_are_the_same_with_a_timeline(void **state)
+{
+    (void)state;
+    qb_test_each_tiny_config(check_config);
+}
+
+/* Which phases a scheme has: of coarse all, of full no codes. */
+static void phases_are_those_of_the_scheme(void **state)
+{
+    (void)state;
+    static const char *const schemes[] = {"full", "fine", "coarse"};
+    for (size_t s = 0; s < QB_COUNT(schemes); s++) {
+        qb_config config = qb_test_tiny_config("gpt2");
+        rig r = rig_create(&config, schemes[s]);
+        const qb_timespan *spans;
+        size_t n, count[QB_PHASE_COUNT] = {0};
+        qb_engine_set_timeline(r.engine, r.timeline);
+        QB_CHECK_OK(qb_engine_prefill(r.engine, r.tokens, BATCH, TOKENS));
+        QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &n));
+        for (size_t i = 0; i < n; i++) count[spans[i].work.phase]++;
+        size_t layers = config.n_layers;
+        assert_int_equal(count[QB_PHASE_EMBEDDING], 1);
+        assert_int_equal(count[QB_PHASE_NORM], 2 * layers + 1);
+        assert_int_equal(count[QB_PHASE_GEMM], 4 * layers);
+        assert_int_equal(count[QB_PHASE_QUANTISE] > 0, s > 0);
+        assert_int_equal(count[QB_PHASE_REQUANTISE], s == 2 ? 4 * layers : 0);
+        assert_int_equal(count[QB_PHASE_HEAD], 0); /* no logits were asked for */
+        rig_destroy(&r);
+    }
+}
+
+static void slices_share_out_the_layers(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("gpt2");
+    rig r = rig_create(&config, "fine");
+    size_t sum = 0, all, n;
+    const qb_timespan *spans;
+    qb_engine_set_timeline(r.engine, r.timeline);
+    QB_CHECK_OK(qb_engine_prefill(r.engine, r.tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &all));
+    for (size_t slice = 0; slice < 2; slice++) {
+        qb_timeline_set_slice(r.timeline, slice, 2);
+        QB_CHECK_OK(qb_engine_prefill(r.engine, r.tokens, BATCH, TOKENS));
+        QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &n));
+        for (size_t i = 0; i < n; i++) {
+            int layer = spans[i].work.layer;
+            assert_true(layer < 0 ? slice == 0 : (size_t)layer % 2 == slice);
+        }
+        sum += n;
+    }
+    assert_int_equal(sum, all);
+    rig_destroy(&r);
+}
+
+static void a_profile_adds_up(void **state)
+{
+    (void)state;
+    for (int decode = 0; decode < 2; decode++) {
+        qb_config config = qb_test_tiny_config("llama");
+        rig r = rig_create(&config, "coarse");
+        qb_profiling_plan plan = {.decode = decode,
+                                  .batch = BATCH,
+                                  .context = TOKENS,
+                                  .decode_steps = CONTEXT - TOKENS,
+                                  .with_timeline = true,
+                                  .engines = &r.engine,
+                                  .n_engines = 1,
+                                  .label = "test"};
+        qb_profiled seen;
+        QB_CHECK_OK(qb_profiling_run(&plan, &seen));
+        assert_true(seen.undisturbed.n >= 3 && seen.undisturbed.n == seen.instrumented.n);
+        assert_true(seen.undisturbed.tokens_per_sample == (decode ? BATCH : BATCH * TOKENS));
+        assert_true(seen.n_threads == 2 && seen.n_spans > 0);
+        for (size_t i = 0; i < seen.n_spans; i++)
+            assert_true(seen.spans[i].n >= 3 && seen.spans[i].typical_us >= 0);
+        qb_profiled_deinit(&seen);
+        size_t blocks = qb_memory_live_blocks();
+        qb_interrupt_set(true);
+        assert_int_equal(qb_profiling_run(&plan, &seen), QB_ERR_INTERRUPTED);
+        qb_interrupt_set(false);
+        for (size_t n = 1; n <= 12; n++) {
+            qb_memory_fail_at(n);
+            assert_int_equal(qb_profiling_run(&plan, &seen), QB_ERR_MEMORY);
+            qb_memory_fail_at(0);
+            assert_int_equal(qb_memory_live_blocks(), blocks);
+        }
+        rig_destroy(&r);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_are_the_same_with_a_timeline),
+        cmocka_unit_test(phases_are_those_of_the_scheme),
+        cmocka_unit_test(slices_share_out_the_layers),
+        cmocka_unit_test(a_profile_adds_up),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
