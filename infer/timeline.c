@@ -6,6 +6,7 @@
 #include "infer/backend.h"
 #include "infer/nvtx.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 enum {
@@ -60,6 +61,12 @@ static void host_destroy(void *context)
 
 /* ---- making ---- */
 
+static size_t new_version(void)
+{
+    static atomic_size_t last;
+    return atomic_fetch_add(&last, 1) + 1;
+}
+
 static qb_status allocate(qb_timeline *t)
 {
     size_t n = t->max_sections;
@@ -79,6 +86,7 @@ qb_status qb_timeline_create(qb_backbone *backbone, qb_timeline **out)
     qb_timeline *t;
     QB_TRY(QB_NEW_ZERO(&t, 1, "timeline"));
     t->n_slices = 1;
+    t->version = new_version();
     t->n_threads = qb_pool_n_threads(backbone->pool);
     t->max_sections = SECTIONS_A_LAYER * backbone->config->n_layers + MORE_SECTIONS;
     t->clock = (qb_timeline_clock){
@@ -112,7 +120,7 @@ void qb_timeline_set_slice(qb_timeline *t, size_t slice, size_t n_slices)
 {
     t->slice = slice;
     t->n_slices = n_slices;
-    t->version++;
+    t->version = new_version();
 }
 
 bool qb_timeline_on_host(const qb_timeline *t)
@@ -122,7 +130,7 @@ bool qb_timeline_on_host(const qb_timeline *t)
 
 size_t qb_timeline_version(const qb_timeline *t)
 {
-    return t->version;
+    return t ? t->version : 0;
 }
 
 /* ---- a pass ---- */

@@ -63,7 +63,8 @@ void qb_timeline_destroy(qb_timeline *timeline); /* accepts NULL */
 void qb_timeline_set_slice(qb_timeline *timeline, size_t slice, size_t n_slices);
 /* Instants are of the processor's clock: a pass that is timed alone has no wait in it. */
 bool qb_timeline_on_host(const qb_timeline *timeline);
-/* Changes with each qb_timeline_set_slice: what was captured before times other layers. */
+/* Never the same for two timelines, and another after each qb_timeline_set_slice: what was captured
+ * before stamps elsewhere or times other layers. 0 for NULL. */
 size_t qb_timeline_version(const qb_timeline *timeline);
 /* The spans of the last pass, in order; waits for it. Borrowed until the next pass. */
 qb_status qb_timeline_read(qb_timeline *timeline, const qb_timespan **spans, size_t *n_spans);

@@ -83,9 +83,8 @@ typedef struct cuda_graph {
     size_t batch, n_tokens;
     size_t layout; /* of the backbone when it was captured */
     bool last_only;
-    const qb_timeline *timeline; /* NULL = none */
-    size_t version;              /* of the timeline */
-    size_t n_spans, n_stamps;    /* that it had when all was captured */
+    size_t version;           /* of the timeline; 0 = none */
+    size_t n_spans, n_stamps; /* that it had when all was captured */
 } cuda_graph;
 
 /* The products of a block. */
@@ -116,6 +115,7 @@ typedef struct cuda_engine {
     qb_cuda_decode_layer *decode_layers;
     cuda_graph prefill, single_step; /* single_step: where no row takes the step */
     cuda_graph timed;                /* either with the engine's timeline */
+    size_t row_spans, row_stamps;    /* of the row's step with it */
 } cuda_engine;
 
 static inline cuda_backbone *qb__cuda_backbone(qb_backbone *backbone)
@@ -200,6 +200,9 @@ qb_status qb__cuda_timeline_clock(qb_backbone *backbone, size_t n_stamps, qb_tim
 /* The product that was run last. */
 qb_work qb__cuda_linear_work(const qb_cuda_linear *linear, const cuda_input *in,
                              const cuda_output *out, int layer, int role);
+
+/* A kernel of a step of one sequence. */
+qb_work qb__cuda_part_work(const cuda_engine *e, int layer, qb_cuda_decode_part part);
 
 /* ---- cuda_peaks.c ---- */
 

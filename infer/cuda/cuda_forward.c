@@ -604,10 +604,8 @@ static qb_status capture(forward *f, cuda_graph *g)
 
 static bool is_of(const cuda_graph *g, const forward *f)
 {
-    const qb_timeline *timeline = f->e->base.timeline;
     return g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout &&
-           g->last_only == f->last_only && g->timeline == timeline &&
-           (!timeline || g->version == qb_timeline_version(timeline));
+           g->last_only == f->last_only && g->version == qb_timeline_version(f->e->base.timeline);
 }
 
 /* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
@@ -623,8 +621,7 @@ static qb_status run_captured(forward *f, cuda_graph *g)
                           .n_tokens = f->n_tokens,
                           .layout = f->b->layout,
                           .last_only = f->last_only,
-                          .timeline = timeline,
-                          .version = timeline ? qb_timeline_version(timeline) : 0};
+                          .version = qb_timeline_version(timeline)};
         qb__timeline_restart(timeline, 0, 0);
         return run_layers(f);
     }
@@ -653,27 +650,51 @@ static qb_status send_step(cuda_engine *e, const int32_t *tokens, size_t batch, 
     return qb_cuda_upload(e->step, host, (1 + batch) * sizeof *host, b->stream);
 }
 
-/* A step by a row of decode.h: one section. */
-static qb_status run_row(cuda_engine *e, size_t past)
+/* A step by a row of decode.h, whose kernels are the sections: `captured` once they were told. */
+typedef struct row_watch {
+    cuda_engine *e;
+    bool captured;
+} row_watch;
+
+static void row_begins(void *context, int layer)
+{
+    row_watch *w = context;
+    if (!w->captured) qb__timeline_restart(w->e->base.timeline, 0, 0);
+    w->captured = true;
+    qb__timeline_open(w->e->base.timeline, layer, false);
+}
+
+static void row_ended(void *context, int layer, qb_cuda_decode_part part)
+{
+    const row_watch *w = context;
+    qb_timeline *timeline = w->e->base.timeline;
+    if (!qb__timeline_is_open(timeline)) return;
+    const qb_work work = qb__cuda_part_work(w->e, layer, part);
+    qb__timeline_close(timeline, &work, 1);
+}
+
+static qb_status run_watched(cuda_engine *e)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
-    qb_timeline *timeline = e->base.timeline;
-    qb__timeline_restart(timeline, 0, 0);
-    qb__timeline_open(timeline, -1, false);
-    QB_TRY(e->decode_row->step(e->decode, e->step + 1, e->step, e->hidden, b->slots[0], b->stream));
+    row_watch w = {.e = e};
+    const qb_cuda_decode_watch watch = {.context = &w,
+                                        .version = qb_timeline_version(e->base.timeline),
+                                        .begins = row_begins,
+                                        .ended = row_ended};
+    QB_TRY(e->decode_row->watched_step(e->decode, e->step + 1, e->step, e->hidden, b->slots[0],
+                                       &watch, b->stream));
+    if (w.captured) qb__timeline_count(e->base.timeline, &e->row_spans, &e->row_stamps);
+    qb__timeline_restart(e->base.timeline, e->row_spans, e->row_stamps);
+    return QB_OK;
+}
+
+static qb_status run_row(cuda_engine *e)
+{
+    cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    QB_TRY(e->base.timeline ? run_watched(e)
+                            : e->decode_row->step(e->decode, e->step + 1, e->step, e->hidden,
+                                                  b->slots[0], b->stream));
     b->slot_owner = &e->base;
-    if (!qb__timeline_is_open(timeline)) return QB_OK;
-    const qb_config *c = b->base.config;
-    double keys = (double)((past + 1) * c->n_layers);
-    const qb_work work = {.phase = QB_PHASE_FUSED,
-                          .layer = -1,
-                          .role = -1,
-                          .kernel = e->decode_row->info.name,
-                          .rate = e->base.scheme.input.bits ? QB_RATE_S8 : QB_RATE_BF16,
-                          .bytes = (double)e->base.weights_bytes +
-                                   2 * keys * (double)(e->kv_stride * qb_cuda_dtype_bytes(e->type)),
-                          .ops = 2 * e->base.macs + 4 * keys * (double)(c->n_heads * c->head_dim)};
-    qb__timeline_close(timeline, &work, 1);
     return QB_OK;
 }
 
@@ -681,7 +702,7 @@ static qb_status decode(cuda_engine *e, const int32_t *tokens, size_t batch, siz
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     QB_TRY(send_step(e, tokens, batch, past));
-    if (e->decode && batch == 1) return run_row(e, past);
+    if (e->decode && batch == 1) return run_row(e);
     forward f = make_forward(e, batch, 1, e->base.cache_context - 1);
     f.tokens = e->step + 1;
     f.past_dev = e->step;

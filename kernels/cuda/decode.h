@@ -41,6 +41,23 @@ typedef struct qb_cuda_decode_model { /* host struct; pointers in it are on the 
 
 typedef struct qb_cuda_decode qb_cuda_decode;
 
+typedef enum {
+    QB_CUDA_DECODE_QKV,
+    QB_CUDA_DECODE_ATTENTION,
+    QB_CUDA_DECODE_O,
+    QB_CUDA_DECODE_UP,
+    QB_CUDA_DECODE_DOWN,
+    QB_CUDA_DECODE_HEAD
+} qb_cuda_decode_part;
+/* Who wants to know of each kernel while a step is captured, to queue stamps beside it. */
+typedef struct qb_cuda_decode_watch {
+    void *context;
+    size_t version; /* a step that was captured for another is captured anew */
+    /* layer -1: the head. */
+    void (*begins)(void *context, int layer);
+    void (*ended)(void *context, int layer, qb_cuda_decode_part part);
+} qb_cuda_decode_watch;
+
 typedef struct qb_cuda_decode_row {
     qb_kernel_info info;
     const char *(*refuse)(const qb_cuda_decode_model *model); /* NULL = takes it */
@@ -54,6 +71,10 @@ typedef struct qb_cuda_decode_row {
      * the first call with other pointers than the one before. */
     qb_status (*step)(qb_cuda_decode *decode, const int32_t *token_dev, const int32_t *position_dev,
                       float *hidden_dev, float *logits_dev, qb_cuda_stream stream);
+    /* The same, watched: captured on `stream`, which must not be the default one. */
+    qb_status (*watched_step)(qb_cuda_decode *decode, const int32_t *token_dev,
+                              const int32_t *position_dev, float *hidden_dev, float *logits_dev,
+                              const qb_cuda_decode_watch *watch, qb_cuda_stream stream);
 } qb_cuda_decode_row;
 extern const qb_cuda_decode_row qb_cuda_decode_kernels[]; /* ends with a zero row */
 

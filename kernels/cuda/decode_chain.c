@@ -20,7 +20,8 @@ struct qb_cuda_decode {
     void *scratch_dev;
     size_t bytes;
     qb_cuda_stream stream; /* to capture on */
-    cudaGraphExec_t exec;
+    cudaGraphExec_t exec, watched;
+    size_t version; /* of who watched */
 };
 typedef struct qb_cuda_decode chain;
 
@@ -191,10 +192,17 @@ static size_t cut_scratch(chain *c, char *base)
     return at;
 }
 
+static void forget_graphs(chain *c)
+{
+    if (c->exec) cudaGraphExecDestroy(c->exec);
+    if (c->watched) cudaGraphExecDestroy(c->watched);
+    c->exec = c->watched = NULL;
+}
+
 static void destroy(chain *c)
 {
     if (!c) return;
-    if (c->exec) cudaGraphExecDestroy(c->exec);
+    forget_graphs(c);
     qb_cuda_stream_destroy(c->stream);
     qb_cuda_free(c->scratch_dev);
     qb_free(c->attentions);
@@ -248,52 +256,88 @@ static size_t scratch_bytes(const chain *c)
 
 /* ---- a step ---- */
 
-static qb_status queue(const chain *c)
+static void begins(const qb_cuda_decode_watch *watch, int layer)
 {
+    if (watch) watch->begins(watch->context, layer);
+}
+
+static void ended(const qb_cuda_decode_watch *watch, int layer, qb_cuda_decode_part part)
+{
+    if (watch) watch->ended(watch->context, layer, part);
+}
+
+/* A stamp before the first kernel leaves it something to overlap. */
+static qb_status queue(const chain *c, const qb_cuda_decode_watch *watch, qb_cuda_stream stream)
+{
+    static const qb_cuda_decode_part parts[] = {QB_CUDA_DECODE_QKV, QB_CUDA_DECODE_O,
+                                                QB_CUDA_DECODE_UP, QB_CUDA_DECODE_DOWN};
     const size_t n_layers = c->m.n_layers;
-    for (size_t i = 0; i < 4 * n_layers + 1; i++) {
-        QB_TRY(qb__chain_launch_product(&c->products[i], i == 0, c->stream));
-        if (i % 4 == 0 && i / 4 < n_layers)
-            QB_TRY(qb__chain_launch_attention(&c->attentions[i / 4], c->stream));
+    for (size_t i = 0; i < 4 * n_layers; i++) {
+        const int layer = (int)(i / 4);
+        begins(watch, layer);
+        QB_TRY(qb__chain_launch_product(&c->products[i], i == 0, stream));
+        ended(watch, layer, parts[i % 4]);
+        if (i % 4) continue;
+        begins(watch, layer);
+        QB_TRY(qb__chain_launch_attention(&c->attentions[layer], stream));
+        ended(watch, layer, QB_CUDA_DECODE_ATTENTION);
     }
-    if (c->finish.requant.n) QB_TRY(qb__chain_launch_finish(&c->finish, c->stream));
+    begins(watch, -1);
+    QB_TRY(qb__chain_launch_product(&c->products[4 * n_layers], false, stream));
+    if (c->finish.requant.n) QB_TRY(qb__chain_launch_finish(&c->finish, stream));
+    ended(watch, -1, QB_CUDA_DECODE_HEAD);
     return QB_OK;
 }
 
-static qb_status capture(chain *c)
+static qb_status capture(chain *c, const qb_cuda_decode_watch *watch, qb_cuda_stream stream,
+                         cudaGraphExec_t *exec)
 {
     cudaGraph_t graph = NULL;
-    QB_CUDA_TRY(cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
-    qb_status status = queue(c);
-    int code = cudaStreamEndCapture(c->stream, &graph);
+    QB_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    qb_status status = queue(c, watch, stream);
+    int code = cudaStreamEndCapture(stream, &graph);
     if (status == QB_OK) status = qb_cuda_check(code, "cudaStreamEndCapture");
     if (status == QB_OK)
-        status = qb_cuda_check(cudaGraphInstantiate(&c->exec, graph, 0), "cudaGraphInstantiate");
+        status = qb_cuda_check(cudaGraphInstantiate(exec, graph, 0), "cudaGraphInstantiate");
     if (graph) cudaGraphDestroy(graph);
     return status;
 }
 
-/* Whether the graph was made for these arguments; else they are set, and the graph is none. */
-static bool same_arguments(chain *c, const int32_t *token, const int32_t *position, float *hidden,
-                           float *logits)
+/* Graphs made for other arguments are forgotten. */
+static void set_arguments(chain *c, const int32_t *token, const int32_t *position, float *hidden,
+                          float *logits)
 {
     qb__chain_product *first = c->products, *head = c->products + 4 * c->m.n_layers;
-    if (c->exec && first->token == token && first->position == position && head->hidden == hidden &&
+    if (first->token == token && first->position == position && head->hidden == hidden &&
         head->y == logits)
-        return true;
-    if (c->exec) cudaGraphExecDestroy(c->exec);
-    c->exec = NULL;
+        return;
+    forget_graphs(c);
     first->token = token, first->position = position;
     head->hidden = hidden, head->y = logits, c->finish.y = logits;
     for (size_t i = 0; i < c->m.n_layers; i++) c->attentions[i].position = position;
-    return false;
 }
 
 static qb_status step(chain *c, const int32_t *token_dev, const int32_t *position_dev,
                       float *hidden_dev, float *logits_dev, qb_cuda_stream stream)
 {
-    if (!same_arguments(c, token_dev, position_dev, hidden_dev, logits_dev)) QB_TRY(capture(c));
+    set_arguments(c, token_dev, position_dev, hidden_dev, logits_dev);
+    if (!c->exec) QB_TRY(capture(c, NULL, c->stream, &c->exec));
     QB_CUDA_TRY(cudaGraphLaunch(c->exec, stream));
+    return QB_OK;
+}
+
+static qb_status watched_step(chain *c, const int32_t *token_dev, const int32_t *position_dev,
+                              float *hidden_dev, float *logits_dev,
+                              const qb_cuda_decode_watch *watch, qb_cuda_stream stream)
+{
+    set_arguments(c, token_dev, position_dev, hidden_dev, logits_dev);
+    if (c->watched && c->version != watch->version) {
+        cudaGraphExecDestroy(c->watched);
+        c->watched = NULL;
+    }
+    c->version = watch->version;
+    if (!c->watched) QB_TRY(capture(c, watch, stream, &c->watched));
+    QB_CUDA_TRY(cudaGraphLaunch(c->watched, stream));
     return QB_OK;
 }
 
@@ -303,6 +347,7 @@ const qb_cuda_decode_row qb_cuda_decode_kernels[] = {
      create,
      destroy,
      scratch_bytes,
-     step},
-    {{0}, 0, 0, 0, 0, 0},
+     step,
+     watched_step},
+    {{0}, 0, 0, 0, 0, 0, 0},
 };
