@@ -80,6 +80,11 @@ static qb_status get_peaks(const qb_cli *cli, const qb_device *device, qb_pool *
     qb_peaks_key(device, pool, key);
     if (!qb_cli_flag(cli, "peaks")) QB_TRY(qb_peaks_load(key, out, &found));
     if (found) return QB_OK;
+    qb_machine machine;
+    qb_machine_read(&machine);
+    if (machine.load > 0.5 * (double)machine.n_cpus)
+        qb_cli_note(cli, "the peaks are measured now, at a load of %.1f: --peaks does it again",
+                    machine.load);
     QB_TRY(qb_peaks_measure(device, pool, &out->peaks));
     utc_now(out->time_utc);
     if (qb_peaks_store(key, out) != QB_OK)
@@ -163,8 +168,7 @@ static void add_notes(qb_profile *p)
         p->notes[p->n_notes++] =
             "norms and activations make the next product's codes in the same kernel, and "
             "requantise "
-            "what they read: what that costs is their difference to full precision; a step by the "
-            "fused chain is not split";
+            "what they read: what that costs is their difference to full precision";
 }
 
 typedef struct profiling {

@@ -549,6 +549,7 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
         memcpy(f.b->x, engine->stream, f.m * c->d_model * sizeof *f.b->x);
     } else {
         run_rows(&f, embed_rows, QB_PHASE_EMBEDDING, NULL, NULL);
+        f.layer = 0;
         show_rows(&f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD, f.b->x);
     }
     for (f.layer = engine->first_block; f.layer < c->n_layers; f.layer++) {

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double turn_ms = 120; /* that each peak is sought for */
+static const double turn_ms = 80; /* that each peak is sought for */
 enum {
     MIN_TURNS = 3,
     SPAN_ELEMS = 1 << 16,

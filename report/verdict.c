@@ -58,7 +58,7 @@ static qb_profile_part weights_part(const qb_profile_run *run)
 
 static double check_launch(const pass *p, char *text)
 {
-    const double most_call_us = 25, least_gaps = 0.15, small_roof = 0.3;
+    const double most_call_us = 25, tiny_call_us = 0.5, least_gaps = 0.15, small_roof = 0.3;
     const qb_profile_run *r = p->run;
     double calls = 0, covered = 0;
     for (size_t i = 0; i < QB_PHASE_COUNT; i++) {
@@ -66,14 +66,14 @@ static double check_launch(const pass *p, char *text)
         covered += r->phases[i].ms;
     }
     double call_us = 1e3 * covered / calls, gaps = r->gaps_ms / r->ms, roof = r->roof_ms / r->ms;
-    bool short_calls = call_us < most_call_us && roof < small_roof;
+    bool short_calls = call_us < tiny_call_us || (call_us < most_call_us && roof < small_roof);
     if (!(gaps > least_gaps) && !short_calls) return -1;
     say(text,
         "%.0f steps a pass of %.1f us on average; %.0f %% of the pass lies between them, and all "
         "of "
         "it could take %.0f %% of its time: what a step costs to start outweighs its work",
         calls, call_us, percent(fmax(gaps, 0)), percent(roof));
-    return fmax(gaps, short_calls ? 1 - roof : 0);
+    return fmax(gaps, short_calls ? fmax(1 - roof, 0) : 0);
 }
 
 static double check_bandwidth(const pass *p, char *text)

@@ -540,6 +540,7 @@ static qb_status run_layers(forward *f)
 {
     f->layer = f->c->n_layers; /* none yet */
     QB_TRY(embed(f));
+    f->layer = 0;
     QB_TRY(show_x(f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD));
     for (f->layer = 0; f->layer < f->c->n_layers; f->layer++) {
         f->block = &f->e->blocks[f->layer];
@@ -609,8 +610,8 @@ static bool is_of(const cuda_graph *g, const forward *f)
 }
 
 /* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
- * call of a shape runs as it is and the second is captured. With a timeline its events are nodes of
- * the graph. */
+ * call of a shape runs as it is and the second is captured. With a timeline its stamps are kernels
+ * of the graph. */
 static qb_status run_captured(forward *f, cuda_graph *g)
 {
     qb_timeline *timeline = f->e->base.timeline;

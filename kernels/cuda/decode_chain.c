@@ -266,7 +266,6 @@ static void ended(const qb_cuda_decode_watch *watch, int layer, qb_cuda_decode_p
     if (watch) watch->ended(watch->context, layer, part);
 }
 
-/* A stamp before the first kernel leaves it something to overlap. */
 static qb_status queue(const chain *c, const qb_cuda_decode_watch *watch, qb_cuda_stream stream)
 {
     static const qb_cuda_decode_part parts[] = {QB_CUDA_DECODE_QKV, QB_CUDA_DECODE_O,

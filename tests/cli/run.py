@@ -24,6 +24,7 @@ import gate_tests
 import live_tests
 import model_tests
 import pair_tests
+import profile_tests
 import ranks_tests
 import report_tests
 import run_verb_tests
@@ -37,7 +38,7 @@ import watch_tests
 def collect(names):
     for module in (analyze_tests, front_tests, model_tests, convert_tests, data_tests, bad_input_tests,
                    tokenize_tests, run_verb_tests, gate_tests, watch_tests, device_tests, train_tests,
-                   ranks_tests, pair_tests, report_tests, live_tests, table_tests):
+                   ranks_tests, pair_tests, profile_tests, report_tests, live_tests, table_tests):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if name.startswith("test_") and (not names or any(n in name for n in names)):
                 yield name, function

@@ -1,0 +1,177 @@
+"""qbench profile: figures that add up, files by their schema, a trace, kept peaks, sweeps, ends."""
+import json
+import os
+import signal
+import time
+
+import schema_check
+import support
+import tiny_models
+from support import expect, qbench
+
+QUICK = ["--budget", "0", "--threads", "1", "--quiet"]
+SHIPPED = support.ROOT / "share" / "models" / "gpt2-8m-vanilla.bin"
+
+
+def profile(own, model, *args):
+    """The JSON of a profile, checked against the schema."""
+    env = cache(own)
+    done = expect(qbench("profile", model, "--json", own / "p.json", *QUICK, *args, env=env))
+    faults = schema_check.check(support.ROOT / "docs" / "profile.schema.json", own / "p.json")
+    assert not faults, faults
+    return json.loads((own / "p.json").read_text()), done.out.decode()
+
+
+def cache(own):
+    """The tests share their peaks, which take a second."""
+    return {"XDG_CACHE_HOME": str(own.parent / "cache")}
+
+
+def runs(p):
+    for operation in p["operations"]:
+        for run in (operation["full"], operation["scheme"]):
+            if run:
+                yield operation, run
+
+
+def test_profile_adds_up(own):
+    p, screen = profile(own, tiny_models.write_hf_folder(own / "m"), "--scheme", "coarse",
+                        "--batch", "2", "--context", "16", "--samples")
+    assert [o["operation"] for o in p["operations"]] == ["prefill", "decode"]
+    assert p["operations"][0]["rows"] == 32 and p["operations"][1]["rows"] == 2
+    for operation, run in runs(p):
+        phases = {x["phase"]: x for x in run["phases"]}
+        assert "gemm" in phases and "head" in phases and "fused" not in phases
+        assert ("requantise" in phases) == (run["scheme"] == "coarse"), run["scheme"]
+        covered = sum(x["ms"] for x in run["phases"])
+        assert abs(covered - run["covered_ms"]) < 1e-9 + 1e-6 * covered
+        assert abs(run["ms"] - covered - run["gaps_ms"]) < 1e-9 + 1e-6 * run["ms"]
+        assert abs(covered - sum(x["ms"] for x in run["kernels"])) < 1e-9 + 1e-6 * covered
+        in_layers = sum(x["ms"] for x in run["layers"])
+        assert 0 < in_layers < covered and len(run["layers"]) == p["model"]["n_layers"]
+        assert len(run["samples_ms"]) == run["samples"] == sum(x["n"] for x in run["histogram"])
+        assert abs(run["tok_per_s"] * run["ms"] / 1e3 - operation["tokens"]) < 1e-6
+        for kernel in run["kernels"]:
+            assert kernel["p50_us"] <= kernel["p90_us"] <= kernel["p99_us"], kernel
+    for operation in p["operations"]:
+        sums = sum(x["difference_ms"] for x in operation["difference"])
+        assert abs(sums - (operation["scheme"]["ms"] - operation["full"]["ms"])) < 1e-6
+        assert operation["difference"][-1]["phase"] == "gaps"
+    assert "prefill, 2 x 16 tokens" in screen and "requantise" in screen and "peaks" in screen
+
+
+def test_profile_of_a_shipped_model_knows_why(own):
+    """The products of a prefill are more than the rest; the logits are one product."""
+    if not SHIPPED.exists():
+        raise support.Skip("share/models is not here")
+    p, _ = profile(own, SHIPPED, "--scheme", "fine", "--context", "64")
+    for operation, run in runs(p):
+        phases = {x["phase"]: x for x in run["phases"]}
+        if operation["operation"] == "prefill":
+            assert phases["gemm"]["ms"] > 0.25 * run["covered_ms"], phases
+        assert phases["gemm"]["calls"] == 4 * p["model"]["n_layers"]
+        assert phases["head"]["calls"] == 1 and ("quantise" in phases) == (run["scheme"] == "fine")
+        weights = phases["gemm"]["bytes"] + phases["head"]["bytes"]
+        assert weights > 0.9 * p["model"]["n_params"] * (4 if run["scheme"] == "full" else 1)
+    rows = [f for f in p["verdict"] if f["rule"] == "too few rows"]
+    assert all(f["operation"] == "decode" and f["engine"] == "scheme" for f in rows), p["verdict"]
+
+
+def test_profile_of_a_tiny_model_is_launch_bound(own):
+    """Four steps of a microsecond each are no work: what it says must be that."""
+    p, screen = profile(own, tiny_models.write_hf_folder(own / "m"), "--scheme", "fine",
+                        "--context", "4")
+    found = {(f["operation"], f["rule"]) for f in p["verdict"]}
+    assert ("decode", "launch-bound") in found, p["verdict"]
+    assert "decode, full: launch-bound" in screen, screen
+
+
+def test_profile_trace(own):
+    profile(own, tiny_models.write_hf_folder(own / "m"), "--scheme", "fine", "--trace",
+            own / "t.json", "--context", "16", "--batch", "4", "--threads", "2")
+    events = json.loads((own / "t.json").read_text())["traceEvents"]
+    names = {e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert {"prefill, full", "prefill, fine", "decode, full", "decode, fine", "phases",
+            "thread 0", "thread 1"} <= names, names
+    for process in range(4):
+        at = 0
+        for e in events:
+            if e["ph"] == "X" and e["pid"] == process and e["tid"] == 0:
+                assert e["ts"] >= at - 1e-6 and e["dur"] >= 0 and e["args"]["kernel"], e
+                at = e["ts"] + e["dur"]
+        assert at > 0
+
+
+def test_profile_keeps_peaks(own):
+    env = {"XDG_CACHE_HOME": str(own / "not" / "yet")}
+    done = expect(qbench("profile", "--peaks", "--threads", "1", env=env))
+    assert b"copying" in done.out and b"s8   product" in done.out, done
+    folder = own / "not" / "yet" / "qbench"
+    kept, = folder.iterdir()
+    peaks = json.loads(kept.read_text())
+    assert peaks["schema"] == "qbench.peaks/1" and peaks["read_gb_per_s"] > 0
+    peaks["s8_gops_per_s"] = 123456  # is taken from there, until it is spoilt
+    kept.write_text(json.dumps(peaks))
+    model = tiny_models.write_hf_folder(own / "m")
+    args = ["profile", model, "--budget", "0", "--threads", "1", "--context", "4", "--quiet"]
+    assert b"s8 123,456 Gop/s" in expect(qbench(*args, env=env)).out
+    for spoilt in (kept.read_bytes()[:-9], kept.read_bytes().replace(b"peaks/1", b"peaks/9")):
+        kept.write_bytes(spoilt)
+        done = expect(qbench(*args, env=env))
+        assert b"123,456" not in done.out and json.loads(kept.read_text())["key"] == peaks["key"]
+    support.no_leftovers(own)
+    kept.unlink()
+    folder.rmdir()
+    folder.write_text("no folder")
+    done = expect(qbench(*args[:-1], env=env))
+    assert b"note: the peaks are not kept: " in done.err, done
+
+
+def test_profile_sweep(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    p, screen = profile(own, model, "--scheme", "fine", "--context", "8",
+                        "--sweep", "batch=1..3", "context=4..1000000")
+    rows = p["sweep"]["rows"]
+    assert [r["batch"] for r in rows[:4]] == [1, 2, 3, 1]
+    assert rows[0]["context"] == 4 and rows[-1]["context"] == 1000000
+    assert rows[-1]["skipped"] and rows[-1]["decode_tok_per_s"] is None
+    assert rows[0]["skipped"] is None and rows[0]["full_decode_tok_per_s"] > 0
+    assert len(p["sweep"]["crossover"]) == 2 * len({r["context"] for r in rows})
+    assert "sweep, tokens a second" in screen
+
+
+def test_profile_markdown_and_full_alone(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    done = expect(qbench("profile", model, *QUICK, "--scheme", "full", "--context", "4", "--md", "-",
+                         env=cache(own)))
+    text = done.out.decode()
+    assert text.startswith("# Profile of ") and "| phase | full ms |" in text, text
+    assert "more ms" not in text
+
+
+def test_profile_refuses(own):
+    model = tiny_models.write_hf_folder(own / "m")
+    env = cache(own)
+    for args, says in ((["profile"], b"found no MODEL"),
+                       (["profile", model, "more"], b"found 'more' behind MODEL"),
+                       (["profile", model, "--sweep", "batch=0..4"], b"found 'batch=0..4'"),
+                       (["profile", model, "--sweep", "batch=4..1"], b"found 'batch=4..1'"),
+                       (["profile", model, "--sweep", "width=1"], b"found 'width=1'"),
+                       (["profile", model, "--scheme", "nosuch"], b"nosuch"),
+                       (["profile", model, "--json", "-", "--md", "-"], b"standard output")):
+        done = expect(qbench(*args, env=env), 2)
+        assert says in done.err, done
+    expect(qbench("profile", own / "absent.bin", env=env), 3)
+    expect(qbench("profile", model, "--json", own / "no" / "x.json", env=env), 3)
+    expect(qbench("profile", model, "--device", "cuda", env=env), 4)
+
+
+def test_profile_stops(own):
+    process = support.start("profile", tiny_models.write_hf_folder(own / "m"), "--budget", "60",
+                            "--json", own / "p.json", env=cache(own))
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert not os.path.exists(own / "p.json")
+    support.no_leftovers(own)
