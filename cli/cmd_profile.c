@@ -9,9 +9,11 @@
 #include "cli/prepare.h"
 #include "cli/profile_figures.h"
 #include "cli/profile_sweep.h"
+#include "core/clock.h"
 #include "core/memory.h"
 #include "infer/environment.h"
 #include "infer/peaks.h"
+#include "infer/sampler.h"
 #include "report/verdict.h"
 
 #include "version.h"
@@ -203,6 +205,34 @@ static qb_status add_operation(profiling *s, size_t i, const qb_profile_engines 
     op->tokens = (double)(plan.batch * (plan.decode ? 1 : plan.context));
     op->rows = plan.batch * (plan.decode ? 1 : plan.context);
     op->context = plan.context;
+    op->sampling_us = NAN;
+    return status;
+}
+
+/* As `qbench generate` draws; the median of many. */
+static qb_status measure_sampling(const profiling *s, const qb_profile_engines *engines,
+                                  double *out)
+{
+    enum { DRAWS = 25 };
+    const qb_sampler_options options = {.temperature = 0.8, .top_p = 0.95, .seed = 1};
+    qb_sampler *sampler = NULL;
+    float *logits = NULL;
+    double us[DRAWS];
+    qb_status status;
+    size_t vocab = s->c.model->config.vocab;
+    QB_TRY_GOTO(status, QB_NEW(&logits, vocab * s->c.batch, "logits"), done);
+    QB_TRY_GOTO(status, qb_sampler_create(vocab, &options, &sampler), done);
+    QB_TRY_GOTO(status, qb_engine_logits(engines->items[0], 0, s->c.batch, logits), done);
+    for (size_t i = 0; i < DRAWS; i++) {
+        int64_t start = qb_now_ns();
+        qb_sampler_next(sampler, logits);
+        us[i] = 1e-3 * (double)(qb_now_ns() - start);
+    }
+    qb_sort(us, DRAWS);
+    *out = qb_quantile(us, DRAWS, 0.5);
+done:
+    qb_sampler_destroy(sampler);
+    qb_free(logits);
     return status;
 }
 
@@ -216,6 +246,9 @@ static qb_status measure(profiling *s)
         if (i == QB_PROFILE_DECODE && !s->c.decode_steps) continue;
         status = add_operation(s, i, &engines);
     }
+    qb_profile_operation *decode = &s->profile.operations[QB_PROFILE_DECODE];
+    if (status == QB_OK && decode->measured)
+        status = measure_sampling(s, &engines, &decode->sampling_us);
     qb_profile_engines_destroy(&engines);
     return status;
 }

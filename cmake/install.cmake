@@ -21,7 +21,7 @@ install(CODE "
 set(QB_DATA ${CMAKE_INSTALL_DATADIR}/qbench)
 install(DIRECTORY share/models share/baselines share/examples share/text DESTINATION ${QB_DATA}
         PATTERN "*.metrics.jsonl" EXCLUDE)
-install(FILES docs/result.schema.json DESTINATION ${QB_DATA})
+install(FILES docs/result.schema.json docs/profile.schema.json DESTINATION ${QB_DATA})
 install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 

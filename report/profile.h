@@ -73,9 +73,11 @@ typedef struct qb_profile_run {
 
 typedef struct qb_profile_operation {
     bool measured;
-    double tokens;  /* a pass */
-    size_t rows;    /* that products see: tokens of a prefill, sequences of a step */
-    size_t context; /* tokens a sequence before and in the pass */
+    double tokens;      /* a pass */
+    size_t rows;        /* that products see: tokens of a prefill, sequences of a step */
+    size_t context;     /* tokens a sequence before and in the pass */
+    double sampling_us; /* drawing a token from its logits on the processor, which is no part of a
+                           pass; NaN = not measured */
     qb_profile_run full, scheme;
 } qb_profile_operation;
 

@@ -114,7 +114,7 @@ static void write_speed(const page *p, const qb_profile_run *run)
         p->markdown ? "- " : "  ", run->scheme, qb_format_significant(run->tok_per_s, t[0]),
         qb_format_significant(run->ms, t[1]), qb_format_significant(run->p90_ms, t[2]),
         qb_format_significant(run->p99_ms, t[3]), run->n_samples, 100 * run->overhead);
-    if (run->slices > 1) fprintf(p->stream, " (every %zuth layer a pass)", run->slices);
+    if (run->slices > 1) fprintf(p->stream, " (one in %zu layers a pass)", run->slices);
     fputc('\n', p->stream);
 }
 
@@ -222,6 +222,10 @@ static void write_operation(const page *p, const qb_profile *profile, size_t i)
             i == QB_PROFILE_DECODE ? " before" : "", p->markdown ? "\n" : "");
     write_speed(p, &op->full);
     if (op->scheme.measured) write_speed(p, &op->scheme);
+    if (!isnan(op->sampling_us))
+        fprintf(p->stream,
+                "%sdrawing a token from the logits takes %.1f us, which is not in a pass\n",
+                p->markdown ? "- " : "  ", op->sampling_us);
     write_phases(p, op);
     write_kernels(p, &op->full);
     if (op->scheme.measured) write_kernels(p, &op->scheme);

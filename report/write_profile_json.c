@@ -187,6 +187,7 @@ static json_t *operations_to_json(const qb_profile *p)
         set_real(o, "tokens", op->tokens);
         set_count(o, "rows", op->rows);
         set_count(o, "context", op->context);
+        set_real(o, "sampling_us", op->sampling_us);
         set(o, "full", run_to_json(&op->full));
         set(o, "scheme", run_to_json(&op->scheme));
         set(o, "difference", difference_to_json(op));

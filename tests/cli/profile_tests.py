@@ -69,6 +69,9 @@ def test_profile_of_a_shipped_model_knows_why(own):
         phases = {x["phase"]: x for x in run["phases"]}
         if operation["operation"] == "prefill":
             assert phases["gemm"]["ms"] > 0.25 * run["covered_ms"], phases
+            assert phases["gemm"]["limit"] == "compute" and operation["sampling_us"] is None
+        else:
+            assert phases["gemm"]["limit"] == "memory" and operation["sampling_us"] > 0
         assert phases["gemm"]["calls"] == 4 * p["model"]["n_layers"]
         assert phases["head"]["calls"] == 1 and ("quantise" in phases) == (run["scheme"] == "fine")
         weights = phases["gemm"]["bytes"] + phases["head"]["bytes"]
