@@ -154,8 +154,24 @@ static bool beats_the_peaks(const qb_profile *p)
     return beats;
 }
 
+/* The processor overlaps nothing, so its phases cannot take longer than the pass. */
+static bool is_disturbed(const qb_profile *p)
+{
+    bool disturbed = false;
+    for (size_t i = 0; i < QB_PROFILE_OPERATIONS; i++) {
+        const qb_profile_operation *op = &p->operations[i];
+        disturbed |= op->full.gaps_ms < -0.08 * op->full.ms;
+        disturbed |= op->scheme.gaps_ms < -0.08 * op->scheme.ms;
+    }
+    return disturbed && !strcmp(p->device, "cpu");
+}
+
 static void add_notes(qb_profile *p)
 {
+    if (is_disturbed(p))
+        p->notes[p->n_notes++] =
+            "phases add up to more than an undisturbed pass: other work disturbed "
+            "these passes; profile again on a quiet machine";
     if (beats_the_peaks(p))
         p->notes[p->n_notes++] = "products beat the kept peaks, which were then measured on a busy "
                                  "machine: measure them again (--peaks)";

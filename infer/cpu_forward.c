@@ -348,13 +348,14 @@ static qb_work product_work(qb_linear *const *linears, size_t n, size_t m, int l
 {
     const qb_linear *l = linears[0];
     bool is_s8 = l->kind == QB_LINEAR_S8, is_u4 = l->kind == QB_LINEAR_U4;
+    bool in_integers = is_s8 || (is_u4 && l->u4->prepared_bytes(m, l->k));
     qb_work work = {.phase = QB_PHASE_GEMM,
                     .layer = layer,
                     .role = role,
                     .kernel = is_s8   ? l->s8->info.name
                               : is_u4 ? l->u4->info.name
                                       : l->f32->info.name,
-                    .rate = is_s8 ? QB_RATE_S8 : QB_RATE_F32,
+                    .rate = in_integers ? QB_RATE_S8 : QB_RATE_F32,
                     .bytes = (double)(m * l->k) * (is_s8 ? 1 : sizeof(float))};
     for (size_t i = 0; i < n; i++) {
         work.ops += 2.0 * (double)m * (double)linears[i]->n * (double)l->k;

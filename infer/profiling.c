@@ -24,6 +24,7 @@ enum {
 };
 static const double run_ms = 8;           /* of a sample of decoding */
 static const double most_overhead = 0.02; /* of a pass that times all layers */
+static const double long_ms = 3;          /* of a pass that readings of a clock do not lengthen */
 
 typedef struct profiler {
     const qb_profiling_plan *plan;
@@ -220,28 +221,36 @@ static qb_status set_slice(profiler *p, size_t slice)
     return run_round(p, &ignored);
 }
 
-/* So many slices that their share of the overhead of timing all layers is what is allowed; by the
- * shortest times, which a busy machine disturbs least. */
-static qb_status choose_slices(profiler *p)
+/* What timing all layers adds to a pass of the engine that it adds most to: medians of rounds. */
+static qb_status probe_overhead(profiler *p, double *worst)
 {
-    enum { PROBES = 5 };
-    double worst = 0;
-    round_times least = {{INFINITY, INFINITY}, {INFINITY, INFINITY}};
-    size_t n_layers = qb_engine_model(p->plan->engines[0])->config.n_layers;
+    enum { PROBES = 15 };
+    double ratio[QB_PROFILED_ENGINES][PROBES];
+    *worst = 0;
     for (size_t i = 0; i < PROBES; i++) {
         round_times t;
         QB_TRY(run_round(p, &t));
-        for (size_t e = 0; e < p->plan->n_engines; e++) {
-            least.undisturbed[e] = fmin(least.undisturbed[e], t.undisturbed[e]);
-            least.instrumented[e] = fmin(least.instrumented[e], t.instrumented[e]);
-        }
+        for (size_t e = 0; e < p->plan->n_engines; e++)
+            ratio[e][i] = t.instrumented[e] / t.undisturbed[e] - 1;
     }
-    for (size_t e = 0; e < p->plan->n_engines; e++)
-        worst = fmax(worst, least.instrumented[e] / least.undisturbed[e] - 1);
-    double n = ceil(worst / most_overhead);
-    p->n_slices = n < 1 ? 1 : n < (double)n_layers ? (size_t)n : n_layers;
-    if (p->n_slices > 1) QB_TRY(set_slice(p, 0));
+    for (size_t e = 0; e < p->plan->n_engines; e++) {
+        qb_sort(ratio[e], PROBES);
+        *worst = fmax(*worst, ratio[e][PROBES / 2]);
+    }
     return QB_OK;
+}
+
+/* So many slices that their share of that is what is allowed. Readings of the processor's clock are
+ * nothing in a long pass, where noise would be taken for them. */
+static qb_status choose_slices(profiler *p, const round_times *last)
+{
+    double overhead;
+    size_t n_layers = qb_engine_model(p->plan->engines[0])->config.n_layers;
+    if (qb_timeline_on_host(p->timelines[0]) && last->undisturbed[0] > long_ms) return QB_OK;
+    QB_TRY(probe_overhead(p, &overhead));
+    double n = ceil(overhead / most_overhead);
+    p->n_slices = n < 1 ? 1 : n < (double)n_layers ? (size_t)n : n_layers;
+    return p->n_slices > 1 ? set_slice(p, 0) : QB_OK;
 }
 
 static qb_status keep_round(profiler *p, const round_times *t)
@@ -329,7 +338,7 @@ static qb_status run(profiler *p)
     round_times t;
     QB_TRY(create(p));
     QB_TRY(warm_up(p, &t));
-    if (p->plan->with_timeline) QB_TRY(choose_slices(p));
+    if (p->plan->with_timeline) QB_TRY(choose_slices(p, &t));
     QB_TRY(run_rounds(p));
     for (size_t e = 0; e < p->plan->n_engines; e++) {
         p->out[e].n_slices = p->n_slices;
