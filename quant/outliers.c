@@ -3,6 +3,7 @@
 
 #include "core/memory.h"
 #include "kernels/gemm_f32.h"
+#include "kernels/pointwise.h"
 
 #include <math.h>
 #include <string.h>
@@ -70,6 +71,7 @@ enum { QUERY_BLOCK = 64 };
 typedef struct heads {
     const qb_config *c;
     const qb_gemm_f32_row *gemm;
+    const qb_pointwise_row *pointwise;
     const float *qkv, *sink;
     size_t context, width;
     float *scratch; /* of each thread: keys, packed keys, queries, scores */
@@ -95,19 +97,19 @@ static double weight_of(const qb_config *c, double score, double log_sum, size_t
 }
 
 /* silent: a logit beside the keys', -inf = none. */
-static verdict judge(const qb_config *c, const float *s, size_t seen, double silent)
+static verdict judge(const heads *h, const float *s, size_t seen, double silent)
 {
-    double others = -INFINITY, sum = 0;
-    for (size_t j = 1; j < seen; j++) others = s[j] > others ? s[j] : others;
-    double top = s[0] > others ? s[0] : others;
-    top = silent > top ? silent : top;
-    for (size_t j = 0; j < seen; j++) sum += exp(s[j] - top);
-    sum += exp(silent - top);
-    double log_sum = top + log(sum), first = weight_of(c, s[0], log_sum, seen);
+    const qb_config *c = h->c;
+    int32_t top;
+    double log_sum = h->pointwise->logsumexp(s, seen, &top);
+    if (silent > log_sum)
+        log_sum = silent + log1p(exp(log_sum - silent));
+    else
+        log_sum += log1p(exp(silent - log_sum));
+    double first = weight_of(c, s[0], log_sum, seen);
     /* Only these two make one weight of several scores. */
     bool ties = c->softmax == QB_SOFTMAX_RELU || c->softmax == QB_SOFTMAX_CLIPPED;
-    bool is_argmax = s[0] >= others;
-    if (ties) is_argmax = first >= weight_of(c, others, log_sum, seen);
+    bool is_argmax = ties ? first >= weight_of(c, s[top], log_sum, seen) : s[0] >= s[top];
     bool is_sum = c->softmax == QB_SOFTMAX1 || c->softmax == QB_SOFTMAX_SINK;
     return (verdict){is_argmax, first, is_sum ? exp(silent - log_sum) : 0, log_sum};
 }
@@ -171,7 +173,7 @@ static void look_at_query(const heads *h, size_t head, size_t query, const float
 {
     size_t seen = query + 1 > h->c->free_prefix ? query + 1 : h->c->free_prefix;
     if (seen > h->context) seen = h->context;
-    verdict v = judge(h->c, s, seen, silent);
+    verdict v = judge(h, s, seen, silent);
     const qb_first_key_view *view = h->wishes.view;
     size_t at = head * h->context + query;
     if (view) view->weight[at] = (float)v.first;
@@ -240,6 +242,7 @@ qb_status qb_attention_figures(const qb_config *config, const float *qkv, const 
 {
     heads h = {.c = config,
                .gemm = QB_KERNEL_PICK(qb_gemm_f32_kernels),
+               .pointwise = QB_KERNEL_PICK(qb_pointwise_kernels),
                .qkv = qkv,
                .sink = sink,
                .context = context,

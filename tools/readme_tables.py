@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the measured tables of README.md and docs/reproduction.md from results/ and share/models, between
-marker lines, so that no number is typed by hand.
+"""Writes the measured tables of README.md, docs/reproduction.md and docs/analyze.md from results/ and
+share/models, between marker lines, so that no number is typed by hand.
 
     tools/readme_tables.py [--check] [--qbench build/qbench]
 
@@ -226,7 +226,30 @@ def reproduction(text, qbench):
     return fill(text, "growth of the runs", growth_of_runs())
 
 
+# ---- docs/analyze.md ----
+
+def interventions(results=ROOT / "results"):
+    """Perplexity of the untouched models, and under each intervention."""
+    names = ("zero-massive", "mean-massive", "zero-first-value", "drop-first-key")
+    rows = [["", "massive activations", "untouched", *names]]
+    for path in sorted(results.glob("interventions_*.json")):
+        record = json.loads(path.read_text())
+        done = {one["name"]: one for one in record["interventions"]}
+        largest = next(iter(record["massive"]), None)
+        what = "none" if not largest else (
+            f"{record['massive_places']} places; layer {largest['layer']}, channel {largest['channel']}: "
+            f"{largest['mean']:,.0f} ± {largest['std']:,.0f}, {100 * largest['first_share']:.0f} % on first "
+            "tokens")
+        rows.append([record["model"]["name"], what, number(done[names[0]]["ppl_untouched"]),
+                     *(number(done[name]["ppl"]) for name in names)])
+    return markdown(rows)
+
+
 # ---- pages ----
+
+def analysis(text, _):
+    return fill(text, "interventions", interventions())
+
 
 def readme(text, _):
     return fill(fill(text, "pair", pair()), "measured", measured())
@@ -238,7 +261,7 @@ def fill(text, name, lines):
     return head + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
 
 
-PAGES = {"README.md": readme, "docs/reproduction.md": reproduction}
+PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/analyze.md": analysis}
 
 
 def main():
