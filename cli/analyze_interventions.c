@@ -94,7 +94,6 @@ qb_status qb_analyze_add_interventions(qb_analyze *a, json_t *root)
 {
     qb_massive_place *places = NULL;
     all these = {.options = {.max_rows = a->max_rows, .pool = a->pool}, .list = json_array()};
-    json_object_set_new(root, "interventions", these.list);
     qb_status status;
     QB_TRY_GOTO(status, qb_analysis_massive(a->analysis, &places, &these.options.n_places), done);
     QB_TRY_GOTO(status, QB_NEW(&these.nll_sums, a->n_texts, "losses"), done);
@@ -104,6 +103,7 @@ qb_status qb_analyze_add_interventions(qb_analyze *a, json_t *root)
             qb_cli_note(a->cli, "no massive activation was found: nothing is set");
     status = each(a, run_one, &these);
 done:
+    json_object_set_new(root, "interventions", these.list);
     qb_free(these.nll_sums);
     qb_free(places);
     return status;

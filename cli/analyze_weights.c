@@ -161,7 +161,6 @@ qb_status qb_analyze_add_weights(qb_analyze *a, json_t *root)
     state s = {0};
     json_t *list = json_array();
     size_t most = QB_ROLE_COUNT * (a->model->config.n_layers + 1);
-    json_object_set_new(root, "weights", list);
     qb_status status;
     QB_TRY_GOTO(status, QB_NEW(&tensors, most, "matrices"), done);
     QB_TRY_GOTO(status, QB_NEW_ZERO(&found, most, "matrices"), done);
@@ -172,6 +171,7 @@ qb_status qb_analyze_add_weights(qb_analyze *a, json_t *root)
         json_array_append_new(list, record(tensors[i], &found[i], path ? &s : NULL));
     if (path) add_checkpoint(&s, path, root);
 done:
+    json_object_set_new(root, "weights", list);
     qb_params_destroy(&s.params);
     qb_checkpoint_close(&s.checkpoint);
     qb_free(tensors);

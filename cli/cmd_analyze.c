@@ -178,16 +178,18 @@ static qb_status describe(const qb_analyze *a, json_t *root)
     static const char *const keys[] = {"model",          "environment", "time_utc",
                                        "qbench_version", "git_commit",  "command"};
     json_t *texts = json_array();
-    json_object_set_new(root, "texts", texts);
-    for (size_t i = 0; i < a->n_texts; i++) {
+    qb_status status = QB_OK;
+    for (size_t i = 0; i < a->n_texts && status == QB_OK; i++) {
         json_t *record;
-        QB_TRY(common_record(a, &a->texts[i], &record));
+        status = common_record(a, &a->texts[i], &record);
+        if (status != QB_OK) break;
         for (size_t k = 0; i == 0 && k < QB_COUNT(keys); k++)
             json_object_set(root, keys[k], json_object_get(record, keys[k]));
         add_text(a, i, record, texts);
         json_decref(record);
     }
-    return QB_OK;
+    json_object_set_new(root, "texts", texts);
+    return status;
 }
 
 static qb_status fill(qb_analyze *a, json_t *root)

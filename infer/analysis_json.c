@@ -224,9 +224,8 @@ static qb_status add_massive(const qb_analysis *a, json_t *root)
 {
     listed *list;
     size_t n = 0;
-    json_t *array = json_array();
-    json_object_set_new(root, "massive", array);
     QB_TRY(QB_NEW(&list, a->c->n_layers * a->c->d_model, "massive activations"));
+    json_t *array = json_array();
     for (size_t i = 0; i < a->c->n_layers; i++)
         for (size_t c = 0; c < a->c->d_model; c++)
             if (a->layers[i].massive_channels[c].n > 0)
@@ -234,6 +233,7 @@ static qb_status add_massive(const qb_analysis *a, json_t *root)
     qsort(list, n, sizeof *list, by_value);
     for (size_t i = 0; i < n && i < ANALYSIS_LISTED_MASSIVE; i++)
         json_array_append_new(array, one_massive(a, &list[i]));
+    json_object_set_new(root, "massive", array);
     set_size(root, "massive_places", n);
     qb_free(list);
     return QB_OK;
@@ -335,21 +335,21 @@ static qb_status mean_map(const qb_analysis *a, json_t **out)
 
 static qb_status add_maps(const qb_analysis *a, json_t *root)
 {
-    json_t *maps = json_object(), *list = json_array(), *mean;
-    json_object_set_new(root, "maps", a->options.maps && a->n_windows ? maps : json_null());
+    json_t *mean;
     if (!a->options.maps || !a->n_windows) {
-        json_decref(maps);
-        json_decref(list);
+        json_object_set_new(root, "maps", json_null());
         return QB_OK;
     }
-    json_object_set_new(maps, "layers", list);
-    set_size(maps, "channels", a->c->d_model);
     QB_TRY(mean_map(a, &mean));
+    json_t *maps = json_object(), *list = json_array();
+    set_size(maps, "channels", a->c->d_model);
     json_array_append_new(list, mean);
     for (size_t i = 0; i < a->c->n_layers; i++)
         if (is_shown(i, a->c->n_layers))
             json_array_append_new(
                 list, one_map(a, i + 1, a->layers[i].attention_map, a->layers[i].stream_map));
+    json_object_set_new(maps, "layers", list);
+    json_object_set_new(root, "maps", maps);
     return QB_OK;
 }
 
