@@ -64,7 +64,13 @@ package:
 	@$(MAKE) all PRESET=package
 	cd build-package && SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} cpack -B packages
 
+# Packages built twice, in folders of other names, have the same bytes; with CUDA where nvcc is, which
+# takes its time: CMAKE_OPTIONS=-DQB_CUDA=OFF leaves it out.
+reproducible:
+	@tools/setup.sh build
+	JOBS=$(JOBS) tools/reproducible.sh $(CMAKE_OPTIONS)
+
 clean:
 	rm -rf build build-*
 
-.PHONY: all demo test test-cuda fuzz coverage fetch-smollm2 format install package clean
+.PHONY: all demo test test-cuda fuzz coverage fetch-smollm2 format install package reproducible clean
