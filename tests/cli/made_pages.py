@@ -40,7 +40,8 @@ def profile():
                       "s8_gops_per_s": 900.0, "time_utc": "2026-01-01T00:00:00Z"},
             "operations": [{"operation": name, "tokens": 256, "rows": 256, "context": 256,
                             "full": run("full", name, 150), "scheme": run("fine", name, 400),
-                            "difference": None} for name in ("prefill", "decode")],
+                            "difference": None, "sampling_us": None}
+                           for name in ("prefill", "decode")],
             "verdict": [{"rule": "bandwidth-bound", "operation": "decode", "engine": "full",
                          "weight": 0.55, "text": "products wait for weights", "help": "a larger batch"}],
             "notes": [], "sweep": None, "time_utc": "2026-01-01T00:00:00Z", "qbench_version": "0",
