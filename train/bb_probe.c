@@ -44,25 +44,6 @@ static double value_of(const mean *m) /* 0 / 0 = NaN */
 
 enum { SPAN_ROWS = 64 };
 
-typedef struct norm_rows {
-    const float *x;
-    size_t width;
-    double *norms;
-} norm_rows;
-
-static void norm_task(void *context, size_t begin, size_t end)
-{
-    const norm_rows *r = context;
-    for (size_t row = begin; row < end; row++) {
-        double sum = 0;
-        for (size_t i = 0; i < r->width; i++) {
-            double x = r->x[row * r->width + i];
-            sum += x * x;
-        }
-        r->norms[row] = sqrt(sum);
-    }
-}
-
 static const int32_t *window_of(const qb_bb_probe *p, size_t window)
 {
     return p->tokens + window * (p->context + 1);
@@ -73,16 +54,16 @@ static const int32_t *window_of(const qb_bb_probe *p, size_t window)
 static qb_status add_norms(qb_bb_probe *p, const float *x, size_t first, size_t n_rows,
                            size_t width, mean sums[2], mean *triggers)
 {
-    norm_rows rows = {.x = x, .width = width};
-    QB_TRY(QB_NEW(&rows.norms, n_rows, "norms"));
-    qb_parallel_spans(p->pool, n_rows, SPAN_ROWS, norm_task, &rows);
+    qb_token_figures *rows;
+    QB_TRY(QB_NEW(&rows, n_rows, "norms"));
+    qb_token_figures_of(x, n_rows, width, p->pool, rows);
     for (size_t row = 0; row < n_rows; row++) {
         size_t t = row % p->context;
-        add(&sums[t > 0], rows.norms[row]);
+        add(&sums[t > 0], rows[row].norm);
         if (triggers && p->bb->is_trigger[window_of(p, first + row / p->context)[t]])
-            add(triggers, rows.norms[row]);
+            add(triggers, rows[row].norm);
     }
-    qb_free(rows.norms);
+    qb_free(rows);
     return QB_OK;
 }
 
