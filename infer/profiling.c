@@ -298,7 +298,7 @@ static int by_length(const void *a, const void *b)
 
 /* Medians of spans would not add up to the median of passes, since what disturbs a pass hits
  * another span each time: so a span's length is its mean over the passes that were neither among
- * the quickest nor among the slowest quarter. */
+ * the quickest nor among the slowest third. */
 static void find_typical(qb_profiled_span *spans, size_t n_spans)
 {
     ranked_pass passes[MAX_ROUNDS];
@@ -308,7 +308,7 @@ static void find_typical(qb_profiled_span *spans, size_t n_spans)
         for (size_t s = 0; s < n_spans; s++) passes[i].us += spans[s].us[i];
     }
     qsort(passes, n, sizeof *passes, by_length);
-    size_t from = n / 4, to = n - n / 4;
+    size_t from = n / 3, to = n - n / 3;
     for (size_t s = 0; s < n_spans; s++) {
         double sum = 0;
         for (size_t i = from; i < to; i++) sum += spans[s].us[passes[i].i];

