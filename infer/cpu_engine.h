@@ -60,8 +60,8 @@ typedef struct cpu_engine {
 
     float *k_cache, *v_cache; /* (n_layers, cache_batch, cache_context, Hkv D); NULL = none */
 
-    float *hidden;             /* (max_tokens, C) after the final norm */
-    float head_in_scale;       /* of the last call, where the head's input has one dynamic scale */
+    float *hidden;       /* (max_tokens, C) after the final norm */
+    float head_in_scale; /* of the last call, where the head's input has one dynamic scale */
     qb_outlier_set head_outliers; /* likewise, where it has outliers; owned */
     bool head_ready;
     float *head_chunk; /* (HEAD_CHUNK_ROWS, V): the pass that finds the head's largest output */
@@ -84,6 +84,25 @@ qb_status qb__cpu_head(qb_engine *engine, size_t slot, size_t first_row, size_t 
                        size_t n_rows);
 qb_status qb__cpu_compare(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
                           const int32_t *target, qb_logit_stats *out);
+
+/* ---- cpu_work.c ---- */
+
+enum { QB_ROW_WORKS = 3 };
+/* A pass over m rows of `width` (of the staged input where there is one). */
+typedef struct cpu_pass {
+    qb_phase phase;
+    int layer;
+    size_t m, width;
+    const char *kernel;
+} cpu_pass;
+/* The pass with the requantising of `before` and the staging for `after` (NULL = none), in their
+ * order. */
+size_t qb__cpu_row_works(const cpu_pass *pass, const qb_linear *before, const qb_linear *after,
+                         qb_work works[QB_ROW_WORKS]);
+qb_work qb__cpu_attention_work(const qb_attention_args *args, const qb_attention_row *row,
+                               int layer);
+/* Products of one input of m rows. */
+qb_work qb__cpu_product_work(qb_linear *const *linears, size_t n, size_t m, int layer, int role);
 
 enum { HEAD_CHUNK_ROWS = 16 };
 

@@ -92,35 +92,6 @@ static int layer_of(const forward *f)
     return f->layer < f->c->n_layers ? (int)f->layer : -1;
 }
 
-/* What a pass over the rows does beside `phase`: `before` is requantised, `after` staged. Between
- * them a row stays in the cache. */
-static void close_rows(const forward *f, qb_phase phase, const qb_linear *before,
-                       const qb_linear *after)
-{
-    qb_work works[3];
-    size_t n = 0;
-    double elems = (double)(f->m * (after ? after->k : f->c->d_model));
-    bool quantises = after && after->input.bits;
-    if (before && before->output.bits)
-        works[n++] = (qb_work){.phase = QB_PHASE_REQUANTISE,
-                               .layer = layer_of(f),
-                               .role = -1,
-                               .kernel = before->quantize->info.name,
-                               .bytes = (double)(f->m * before->n) * sizeof(float)};
-    works[n++] = (qb_work){.phase = phase,
-                           .layer = layer_of(f),
-                           .role = -1,
-                           .kernel = f->b->pointwise->info.name,
-                           .bytes = elems * sizeof(float) * (quantises ? 2 : 3)};
-    if (quantises)
-        works[n++] = (qb_work){.phase = QB_PHASE_QUANTISE,
-                               .layer = layer_of(f),
-                               .role = -1,
-                               .kernel = after->quantize->info.name,
-                               .bytes = elems};
-    qb__timeline_close(f->timeline, works, n);
-}
-
 /* A pass over the rows, timed. */
 static void run_rows(forward *f, qb_span_task task, qb_phase phase, const qb_linear *before,
                      const qb_linear *after)
@@ -128,7 +99,10 @@ static void run_rows(forward *f, qb_span_task task, qb_phase phase, const qb_lin
     bool splits = (before && before->output.bits) || (after && after->input.bits);
     qb__timeline_open(f->timeline, layer_of(f), splits);
     qb__for_rows(f->b->base.pool, f->m, task, f);
-    if (qb__timeline_is_open(f->timeline)) close_rows(f, phase, before, after);
+    if (!qb__timeline_is_open(f->timeline)) return;
+    qb_work works[QB_ROW_WORKS];
+    const cpu_pass pass = {phase, layer_of(f), f->m, f->c->d_model, f->b->pointwise->info.name};
+    qb__timeline_close(f->timeline, works, qb__cpu_row_works(&pass, before, after, works));
 }
 
 /* ---- embedding and norms ---- */
@@ -252,24 +226,6 @@ static void position_rows(void *context, size_t m0, size_t m1)
     qb_lap_end(&lap);
 }
 
-/* Scores and sums of the keys that each query sees; keys and values are read once a sequence. */
-static void close_attention(const forward *f, const qb_attention_args *args)
-{
-    double pairs = 0, head_dim = (double)args->head_dim;
-    for (size_t i = 0; i < args->n_q; i++) pairs += (double)qb_attention_n_keys(args, i);
-    double kv = 2.0 * (double)((args->n_past + args->n_q) * f->kv_width);
-    double rows = 2.0 * (double)(args->n_q * f->q_width);
-    const qb_work work = {.phase = QB_PHASE_ATTENTION,
-                          .layer = layer_of(f),
-                          .role = -1,
-                          .kernel = f->b->attention->info.name,
-                          .rate = QB_RATE_F32,
-                          .bytes = (double)args->batch * (kv + rows) * sizeof(float),
-                          .ops =
-                              4.0 * (double)args->batch * (double)args->n_heads * head_dim * pairs};
-    qb__timeline_close(f->timeline, &work, 1);
-}
-
 static void attention(forward *f)
 {
     cpu_engine *e = f->e;
@@ -305,7 +261,9 @@ static void attention(forward *f)
     }
     qb__timeline_open(f->timeline, layer_of(f), false);
     qb_attention_run(b->attention, &args, b->base.pool);
-    if (qb__timeline_is_open(f->timeline)) close_attention(f, &args);
+    if (!qb__timeline_is_open(f->timeline)) return;
+    const qb_work work = qb__cpu_attention_work(&args, b->attention, layer_of(f));
+    qb__timeline_close(f->timeline, &work, 1);
 }
 
 /* Each head's output times its gate, where there are gates. */
@@ -344,27 +302,6 @@ static void finish_stage(const forward *f, const qb_linear *l)
     qb__timeline_close(f->timeline, &work, 1);
 }
 
-static qb_work product_work(qb_linear *const *linears, size_t n, size_t m, int layer, int role)
-{
-    const qb_linear *l = linears[0];
-    bool is_s8 = l->kind == QB_LINEAR_S8, is_u4 = l->kind == QB_LINEAR_U4;
-    bool in_integers = is_s8 || (is_u4 && l->u4->prepared_bytes(m, l->k));
-    qb_work work = {.phase = QB_PHASE_GEMM,
-                    .layer = layer,
-                    .role = role,
-                    .kernel = is_s8   ? l->s8->info.name
-                              : is_u4 ? l->u4->info.name
-                                      : l->f32->info.name,
-                    .rate = in_integers ? QB_RATE_S8 : QB_RATE_F32,
-                    .bytes = (double)(m * l->k) * (is_s8 ? 1 : sizeof(float))};
-    for (size_t i = 0; i < n; i++) {
-        work.ops += 2.0 * (double)m * (double)linears[i]->n * (double)l->k;
-        work.bytes +=
-            (double)qb_linear_bytes(linears[i]) + (double)(m * linears[i]->n) * sizeof(float);
-    }
-    return work;
-}
-
 static void run_products(forward *f, qb_linear *const *linears, const qb_role *roles,
                          const qb_linear_output *outputs, size_t n)
 {
@@ -374,7 +311,7 @@ static void run_products(forward *f, qb_linear *const *linears, const qb_role *r
     qb__timeline_open(f->timeline, layer_of(f), false);
     qb_linear_run(linears, outputs, n, &f->input, f->b->base.pool);
     if (qb__timeline_is_open(f->timeline)) {
-        const qb_work work = product_work(linears, n, f->m, layer_of(f), (int)roles[0]);
+        const qb_work work = qb__cpu_product_work(linears, n, f->m, layer_of(f), (int)roles[0]);
         qb__timeline_close(f->timeline, &work, 1);
     }
     for (size_t i = 0; i < n; i++)
@@ -658,7 +595,7 @@ qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, flo
     run_logits(e, first_row, n_rows, logits);
     if (!qb__timeline_is_open(engine->timeline)) return QB_OK;
     qb_linear *head = e->own_head.n ? &e->own_head : &qb__cpu_backbone(engine->backbone)->head;
-    qb_work work = product_work(&head, 1, n_rows, -1, QB_ROLE_HEAD);
+    qb_work work = qb__cpu_product_work(&head, 1, n_rows, -1, QB_ROLE_HEAD);
     work.phase = QB_PHASE_HEAD;
     qb__timeline_close(engine->timeline, &work, 1);
     return QB_OK;
