@@ -17,7 +17,6 @@ typedef struct qb_analyze {
     qb_pool *pool;
     qb_model *model;
     qb_analyze_text *texts;
-    const char **names; /* of the texts */
     size_t n_texts, max_rows, context;
     qb_backbone *backbone;
     qb_engine *engine; /* full precision in f32 */

@@ -88,12 +88,10 @@ qb_status qb_analyze_open_texts(qb_analyze *a)
         return QB_FAIL(QB_ERR_USAGE, "analyze: --text and --tokens: found both, expected one");
     a->n_texts = n ? n : 1;
     QB_TRY(QB_NEW_ZERO(&a->texts, a->n_texts, "texts"));
-    QB_TRY(QB_NEW_ZERO(&a->names, a->n_texts, "texts"));
     for (size_t i = 0; i < a->n_texts; i++) {
         qb_run_text *r = &a->texts[i].run;
         QB_TRY(open_one(a, i));
         if (r->batch > r->windows.n) r->batch = r->windows.n;
-        a->names[i] = a->texts[i].text.name;
         size_t rows = r->batch * r->windows.n_feed_max;
         if (rows > a->max_rows) a->max_rows = rows;
         if (r->windows.n_feed_max > a->context) a->context = r->windows.n_feed_max;
@@ -108,5 +106,4 @@ void qb_analyze_close_texts(qb_analyze *a)
         qb_text_deinit(&a->texts[i].text);
     }
     qb_free(a->texts);
-    qb_free(a->names);
 }

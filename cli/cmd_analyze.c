@@ -96,7 +96,6 @@ static qb_status create_analysis(qb_analyze *a)
 {
     const qb_analysis_options options = {.max_rows = a->max_rows,
                                          .context = a->context,
-                                         .texts = a->names,
                                          .n_texts = a->n_texts,
                                          .maps = qb_cli_flag(a->cli, "maps") ||
                                                  qb_cli_is_set(a->cli, "html"),
@@ -138,7 +137,8 @@ static void destroy(qb_analyze *a)
 static qb_status common_record(const qb_analyze *a, const qb_analyze_text *t, json_t **out)
 {
     char sha256[65];
-    bool is_file = !qb_is_folder(a->model->path);
+    bool is_first = t == a->texts; /* the model is told of once */
+    bool is_file = is_first && !qb_is_folder(a->model->path);
     if (is_file) {
         qb_file file;
         QB_TRY(qb_file_open(a->model->path, &file));

@@ -19,8 +19,7 @@ typedef struct qb_analysis qb_analysis;
 typedef struct qb_analysis_options {
     size_t max_rows;          /* most rows (windows x tokens) of a call */
     size_t context;           /* most tokens of a window */
-    const char *const *texts; /* (n_texts) names: heads are told apart by text; borrowed */
-    size_t n_texts;
+    size_t n_texts; /* heads are told apart by text */
     bool maps;     /* of the first window, too */
     qb_pool *pool; /* borrowed; NULL = one thread */
 } qb_analysis_options;

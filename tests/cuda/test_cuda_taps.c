@@ -110,10 +110,12 @@ static double difference(const float *a, const float *b, size_t n)
 
 static void check_config(const qb_config *config, const char *what)
 {
+    /* bf16 rounds each step to 1/256, and scores of these models are large: what it holds is that
+     * the views are the right ones, which are else no nearer than 1. */
     static const struct {
         const char *scheme;
         double bound;
-    } kinds[] = {{"full-f32", 2e-5}, {"full", 6e-2}};
+    } kinds[] = {{"full-f32", 2e-5}, {"full", 0.3}};
     rig r = rig_create(config);
     for (size_t k = 0; k < QB_COUNT(kinds); k++)
         for (int edit = 0; edit < 2; edit++) {
@@ -153,9 +155,8 @@ static void views_and_edits_equal_the_cpus(void **state)
 
 static json_t *analyse(const rig *r, qb_backbone *backbone)
 {
-    static const char *const texts[] = {"tokens"};
     const qb_analysis_options options = {
-        .max_rows = ROWS, .context = TOKENS, .texts = texts, .n_texts = 1, .pool = r->pool};
+        .max_rows = ROWS, .context = TOKENS, .n_texts = 1, .pool = r->pool};
     qb_analysis *a;
     json_t *root = json_object();
     QB_CHECK_OK(qb_analysis_create(r->model, &options, &a));

@@ -15,9 +15,8 @@ enum { BATCH = 3, TOKENS = 21, ROWS = BATCH * TOKENS };
 
 static qb_status analyse(const qb_model *model, bool maps, json_t *root)
 {
-    static const char *const texts[] = {"tokens"};
     const qb_analysis_options options = {
-        .max_rows = ROWS, .context = TOKENS, .texts = texts, .n_texts = 1, .maps = maps};
+        .max_rows = ROWS, .context = TOKENS, .n_texts = 1, .maps = maps};
     int32_t tokens[ROWS];
     qb_backbone *backbone = NULL;
     qb_engine *e = NULL;
