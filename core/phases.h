@@ -17,7 +17,6 @@ typedef enum qb_phase {
     QB_PHASE_ATTENTION,
     QB_PHASE_ACTIVATION,
     QB_PHASE_HEAD,  /* logits of the rows asked for */
-    QB_PHASE_FUSED, /* a kernel that does several of these and cannot be split */
     QB_PHASE_COUNT
 } qb_phase;
 /* "embedding", "norm", ..., as in JSON. */

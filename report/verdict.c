@@ -39,7 +39,7 @@ static double percent(double share)
 /* The products and the head: what reads the weights. */
 static qb_profile_part weights_part(const qb_profile_run *run)
 {
-    static const qb_phase phases[] = {QB_PHASE_GEMM, QB_PHASE_HEAD, QB_PHASE_FUSED};
+    static const qb_phase phases[] = {QB_PHASE_GEMM, QB_PHASE_HEAD};
     qb_profile_part sum = {0};
     for (size_t i = 0; i < QB_COUNT(phases); i++) {
         const qb_profile_part *part = &run->phases[phases[i]];
