@@ -73,21 +73,27 @@ static void utc_now(char text[32])
     strftime(text, 32, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
 }
 
-/* Those of the cache; measured where there are none or --peaks asks for it. */
+/* Those of the cache; measured where there are none or --peaks asks for it, and then the higher of
+ * both: other work on a machine hides its peaks. */
 static qb_status get_peaks(const qb_cli *cli, const qb_device *device, qb_pool *pool,
                            qb_kept_peaks *out)
 {
     char key[QB_PEAKS_KEY_BYTES];
-    bool found = false;
+    qb_kept_peaks kept;
+    bool found;
     qb_peaks_key(device, pool, key);
-    if (!qb_cli_flag(cli, "peaks")) QB_TRY(qb_peaks_load(key, out, &found));
-    if (found) return QB_OK;
+    QB_TRY(qb_peaks_load(key, &kept, &found));
+    if (found && !qb_cli_flag(cli, "peaks")) {
+        *out = kept;
+        return QB_OK;
+    }
     qb_machine machine;
     qb_machine_read(&machine);
     if (machine.load > 0.5 * (double)machine.n_cpus)
         qb_cli_note(cli, "the peaks are measured now, at a load of %.1f: --peaks does it again",
                     machine.load);
     QB_TRY(qb_peaks_measure(device, pool, &out->peaks));
+    if (found) qb_peaks_raise(&kept.peaks, &out->peaks);
     utc_now(out->time_utc);
     if (qb_peaks_store(key, out) != QB_OK)
         qb_cli_note(cli, "the peaks are not kept: %s", qb_error_message());

@@ -133,7 +133,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "Runs MODEL in full precision and under a scheme in turns, prefill and decode, and says what "
         "each phase takes, how far that is from the measured peaks of this machine, and why the "
         "scheme is faster or slower. --sweep finds the batch from which on it wins. Peaks are kept in "
-        "$XDG_CACHE_HOME/qbench; --peaks measures them anew, and alone without MODEL.",
+        "$XDG_CACHE_HOME/qbench; --peaks measures them again, and alone without MODEL.",
         {"qbench profile model.bin --scheme fine --trace trace.json",
          "qbench profile model.bin --scheme coarse --sweep batch=1..16,context=128"},
         0, 3, qb_cmd_profile},
@@ -355,7 +355,7 @@ const qb_option qb_options[] = {
     {"trace", 0, QB_OPTION_STRING, ON(PROFILE), "FILE|-", NULL, 0, 0,
         "write the last pass of each kind as a trace for Perfetto or chrome://tracing", NULL},
     {"peaks", 0, QB_OPTION_FLAG, ON(PROFILE), NULL, NULL, 0, 0,
-        "measure the machine's peaks anew, kept or not", NULL},
+        "measure the machine's peaks again and keep the higher ones", NULL},
     {"sweep", 0, QB_OPTION_LIST, ON(PROFILE), "batch=A..B,context=A..B", NULL, 0, 0,
         "speeds over these, each next twice the one before", NULL},
     {"budget", 0, QB_OPTION_DOUBLE, ON(PROFILE), "S", "3", 0, 3600,

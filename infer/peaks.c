@@ -237,6 +237,15 @@ qb_status qb_peaks_measure(const qb_device *device, qb_pool *pool, qb_peaks *out
     return QB_OK;
 }
 
+void qb_peaks_raise(const qb_peaks *other, qb_peaks *out)
+{
+    out->copy_gb_per_s = fmax(out->copy_gb_per_s, other->copy_gb_per_s);
+    out->read_gb_per_s = fmax(out->read_gb_per_s, other->read_gb_per_s);
+    out->cache_gb_per_s = fmax(out->cache_gb_per_s, other->cache_gb_per_s);
+    for (size_t i = 0; i < QB_RATE_COUNT; i++)
+        out->gops_per_s[i] = fmax(out->gops_per_s[i], other->gops_per_s[i]);
+}
+
 void qb_peaks_key(const qb_device *device, const qb_pool *pool, char key[QB_PEAKS_KEY_BYTES])
 {
     qb_machine machine;

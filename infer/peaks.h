@@ -16,6 +16,9 @@ extern "C" {
 /* QB_ERR_INTERRUPTED on Ctrl-C. */
 qb_status qb_peaks_measure(const qb_device *device, qb_pool *pool, qb_peaks *out);
 
+/* Raises *out to what `other` has higher. */
+void qb_peaks_raise(const qb_peaks *other, qb_peaks *out);
+
 enum { QB_PEAKS_KEY_BYTES = 512 };
 /* What the peaks depend on: processor, threads, kernel rows, GPU and driver. Equal keys, equal
  * machines. */

@@ -130,6 +130,8 @@ def test_profile_keeps_peaks(own):
     model = tiny_models.write_hf_folder(own / "m")
     args = ["profile", model, "--budget", "0", "--threads", "1", "--context", "4", "--quiet"]
     assert b"s8 123,456 Gop/s" in expect(qbench(*args, env=env)).out
+    assert b"s8   product           123456 Gop/s" in expect(  # the higher one stays
+        qbench("profile", "--peaks", "--threads", "1", env=env)).out
     for spoilt in (kept.read_bytes()[:-9], kept.read_bytes().replace(b"peaks/1", b"peaks/9")):
         kept.write_bytes(spoilt)
         done = expect(qbench(*args, env=env))
