@@ -112,6 +112,27 @@ class Tree(Installed):
         self.assertEqual(names, {f"{name}@@QBENCH_1" for name in declared})
 
 
+class CudaObjects(unittest.TestCase):
+    def test_the_same_bytes_in_any_folder(self):
+        """Of a static kernel, which nvcc alone names by its file's path."""
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
+        if not nvcc:
+            self.skipTest("there is no nvcc here")
+        made = []
+        with tempfile.TemporaryDirectory() as holder:
+            for name in ("one", "another-name"):
+                source = pathlib.Path(holder) / name / "kernels" / "k.cu"
+                source.parent.mkdir(parents=True)
+                source.write_text("static __global__ void k(int *x) { *x = 1; }\n"
+                                  "void f(int *x) { k<<<1, 1>>>(x); }\n")
+                run(ROOT / "cmake" / "nvcc_placeless.py", source.parent.parent, nvcc, "-O3",
+                    "--objdir-as-tempdir", "-frandom-seed=k", "-MD", "-MT", "k.o", "-MF",
+                    source.with_suffix(".d"), "-x", "cu", "-c", source, "-o", source.with_suffix(".o"))
+                self.assertIn("k.cu", source.with_suffix(".d").read_text())
+                made.append(source.with_suffix(".o").read_bytes())
+        self.assertEqual(made[0], made[1])
+
+
 class Packages(Installed):
     def test_twice_the_same_bytes(self):
         again = make_packages(self.folder / "again", "-G", "TGZ")
