@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Launcher of nvcc whose objects do not depend on the folder of the source: nvcc_placeless.py SOURCE
-NVCC ARGUMENT... nvcc names static kernels by a hash of their file's absolute path, which no option
+NVCC ARGUMENT... nvcc names kernels of a file alone by a hash of their file's absolute path, which no option
 of it changes. So it says what it would run (--dryrun), and that is run here with the path as it is
 within SOURCE."""
 import os

@@ -114,7 +114,7 @@ class Tree(Installed):
 
 class CudaObjects(unittest.TestCase):
     def test_the_same_bytes_in_any_folder(self):
-        """Of a static kernel, which nvcc alone names by its file's path."""
+        """Of a kernel without a name outside, which nvcc names by its file's path."""
         nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin:/opt/cuda/bin")
         if not nvcc:
             self.skipTest("there is no nvcc here")
@@ -123,7 +123,7 @@ class CudaObjects(unittest.TestCase):
             for name in ("one", "another-name"):
                 source = pathlib.Path(holder) / name / "kernels" / "k.cu"
                 source.parent.mkdir(parents=True)
-                source.write_text("static __global__ void k(int *x) { *x = 1; }\n"
+                source.write_text("namespace { __global__ void k(int *x) { *x = 1; } }\n"
                                   "void f(int *x) { k<<<1, 1>>>(x); }\n")
                 run(ROOT / "cmake" / "nvcc_placeless.py", source.parent.parent, nvcc, "-O3",
                     "--objdir-as-tempdir", "-frandom-seed=k", "-MD", "-MT", "k.o", "-MF",
