@@ -1,6 +1,5 @@
 /* tests/unit/test_profiling.c - the timeline of an engine: same logits with it as without, spans
- * that lie in order and cover a pass, slices, threads; and profiles of real models on the
- * processor whose cause is known. */
+ * that lie in order, shares, slices, threads; a profile of rounds, and its ends. */
 #include "support.h"
 #include "tiny_model.h"
 
@@ -166,6 +165,51 @@ static void slices_share_out_the_layers(void **state)
     rig_destroy(&r);
 }
 
+static void spin(int64_t ns)
+{
+    for (int64_t start = qb_now_ns(); qb_now_ns() - start < ns;) {
+    }
+}
+
+/* Twice as long for the second: also where another process came between, since both clocks saw it.
+ */
+static void a_section_is_shared_by_what_was_counted(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("gpt2");
+    rig r = rig_create(&config, "fine");
+    const qb_work works[] = {{.phase = QB_PHASE_NORM}, {.phase = QB_PHASE_QUANTISE}};
+    const qb_timespan *spans;
+    size_t n;
+    qb_lap lap;
+    qb__timeline_restart(r.timeline, 0, 0);
+    qb__timeline_open(r.timeline, 0, true);
+    int64_t at[3];
+    qb_lap_begin(&lap, r.timeline);
+    at[0] = qb_now_ns();
+    spin(400000);
+    qb_lap_mark(&lap, QB_PHASE_NORM);
+    at[1] = qb_now_ns();
+    spin(800000);
+    qb_lap_mark(&lap, QB_PHASE_QUANTISE);
+    at[2] = qb_now_ns();
+    qb_lap_end(&lap);
+    qb__timeline_close(r.timeline, works, 2);
+    qb__timeline_open(r.timeline, 1, false); /* one work takes all, lap or not */
+    qb_lap_begin(&lap, r.timeline);
+    qb_lap_mark(&lap, QB_PHASE_QUANTISE);
+    qb_lap_end(&lap);
+    qb__timeline_close(r.timeline, works, 1);
+    QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &n));
+    assert_int_equal(n, 3);
+    assert_true(spans[0].is_share && spans[1].is_share && !spans[2].is_share);
+    double first = spans[0].end_us - spans[0].begin_us, both = spans[1].end_us - spans[0].begin_us;
+    double want = (double)(at[1] - at[0]) / (double)(at[2] - at[0]);
+    assert_true(fabs(first / both - want) < 0.02 && both > 1200);
+    assert_true(spans[1].begin_us == spans[0].end_us && spans[2].begin_us >= spans[1].end_us);
+    rig_destroy(&r);
+}
+
 static void a_profile_adds_up(void **state)
 {
     (void)state;
@@ -208,6 +252,7 @@ int main(void)
         cmocka_unit_test(logits_are_the_same_with_a_timeline),
         cmocka_unit_test(phases_are_those_of_the_scheme),
         cmocka_unit_test(slices_share_out_the_layers),
+        cmocka_unit_test(a_section_is_shared_by_what_was_counted),
         cmocka_unit_test(a_profile_adds_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
