@@ -188,17 +188,23 @@ void qb_analysis_begin_text(qb_analysis *a, size_t text_idx)
 
 /* ---- massive activations ---- */
 
+static size_t count_massive(const qb_analysis *a)
+{
+    size_t n = 0;
+    for (size_t layer = 0; layer < a->c->n_layers; layer++)
+        for (size_t c = 0; c < a->c->d_model; c++) n += a->layers[layer].massive_channels[c].n > 0;
+    return n;
+}
+
 qb_status qb_analysis_massive(const qb_analysis *a, qb_massive_place **places, size_t *n)
 {
-    size_t width = a->c->d_model, found = 0;
     qb_massive_place *p;
-    QB_TRY(QB_NEW(&p, width, "massive activations"));
-    for (size_t c = 0; c < width; c++)
-        for (size_t layer = 0; layer < a->c->n_layers; layer++) {
+    size_t found = 0;
+    QB_TRY(QB_NEW(&p, count_massive(a), "massive activations"));
+    for (size_t layer = 0; layer < a->c->n_layers; layer++)
+        for (size_t c = 0; c < a->c->d_model; c++) {
             const massive_sums *m = &a->layers[layer].massive_channels[c];
-            if (m->n == 0) continue;
-            p[found++] = (qb_massive_place){layer, c, m->sum / m->n, m->least};
-            break;
+            if (m->n > 0) p[found++] = (qb_massive_place){layer, c, m->sum / m->n, m->least};
         }
     *places = p;
     *n = found;

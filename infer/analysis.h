@@ -17,11 +17,11 @@ extern "C" {
 
 typedef struct qb_analysis qb_analysis;
 typedef struct qb_analysis_options {
-    size_t max_rows;          /* most rows (windows x tokens) of a call */
-    size_t context;           /* most tokens of a window */
-    size_t n_texts; /* heads are told apart by text */
-    bool maps;     /* of the first window, too */
-    qb_pool *pool; /* borrowed; NULL = one thread */
+    size_t max_rows; /* most rows (windows x tokens) of a call */
+    size_t context;  /* most tokens of a window */
+    size_t n_texts;  /* heads are told apart by text */
+    bool maps;       /* of the first window, too */
+    qb_pool *pool;   /* borrowed; NULL = one thread */
 } qb_analysis_options;
 /* The model is borrowed and must outlive the analysis. */
 qb_status qb_analysis_create(const qb_model *model, const qb_analysis_options *options,
@@ -38,7 +38,7 @@ qb_status qb_analysis_to_json(const qb_analysis *analysis, json_t *root);
 
 /* Where massive activations were found: for interventions. */
 typedef struct qb_massive_place {
-    size_t layer, channel; /* from 0: the first block whose stream holds one in this channel */
+    size_t layer, channel; /* from 0: the stream after this block holds one in this channel */
     double mean;           /* of their values there */
     double least;          /* smallest |value| that counted */
 } qb_massive_place;

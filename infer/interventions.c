@@ -44,7 +44,8 @@ static void clear(qb_intervention *i, const qb_tap_view *v, size_t from, size_t 
 
 /* ---- massive activations ---- */
 
-/* Where a channel first holds them, so that what follows is made from the changed stream. */
+/* In every layer that holds them: where they are zero once, later layers hold none, unless they
+ * make them anew. */
 static void set_massive(qb_intervention *i, const qb_tap_view *v, bool to_mean)
 {
     for (size_t p = 0; p < i->options.n_places; p++) {
