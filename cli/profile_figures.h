@@ -1,5 +1,5 @@
-/* cli/profile_figures.h - the parts of `qbench profile` (cli/cmd_profile.c): from what engines were seen to
- * do to figures and a trace. */
+/* cli/profile_figures.h - the parts of `qbench profile` (cli/cmd_profile.c): from what engines were
+ * seen to do to figures and a trace. */
 #ifndef QB_CLI_PROFILE_FIGURES_H
 #define QB_CLI_PROFILE_FIGURES_H
 

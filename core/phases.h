@@ -16,7 +16,7 @@ typedef enum qb_phase {
     QB_PHASE_POSITION,   /* rotary positions, keys and values into the cache */
     QB_PHASE_ATTENTION,
     QB_PHASE_ACTIVATION,
-    QB_PHASE_HEAD,  /* logits of the rows asked for */
+    QB_PHASE_HEAD, /* logits of the rows asked for */
     QB_PHASE_COUNT
 } qb_phase;
 /* "embedding", "norm", ..., as in JSON. */

@@ -7,8 +7,8 @@
  * counted for each by qb_lap. All memory is there before the pass.
  *
  * A backend says how an instant is taken: the processor reads a clock; CUDA queues a kernel of one
- * thread, whose number is read when the pass is over. Spans are of the last pass: a prefill or decode step and
- * the head behind it. */
+ * thread, whose number is read when the pass is over. Spans are of the last pass: a prefill or
+ * decode step and the head behind it. */
 #ifndef QB_INFER_TIMELINE_H
 #define QB_INFER_TIMELINE_H
 
