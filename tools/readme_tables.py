@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the measured tables of README.md, docs/reproduction.md and docs/analyze.md from results/ and
-share/models, between marker lines, so that no number is typed by hand.
+"""Writes the measured tables of README.md, docs/reproduction.md, docs/schemes.md and docs/analyze.md from
+results/ and share/models, between marker lines, so that no number is typed by hand.
 
     tools/readme_tables.py [--check] [--qbench build/qbench]
 
@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench/peers"), str(ROOT / "tools")]
 import gpu_table  # noqa: E402
 import pair_report  # noqa: E402
+import scheme_tables  # noqa: E402
 import train_table  # noqa: E402
 
 
@@ -248,7 +249,8 @@ def interventions(results=ROOT / "results"):
 # ---- pages ----
 
 def analysis(text, _):
-    return fill(text, "interventions", interventions())
+    parts = markdown(scheme_tables.sensitivities(ROOT / "results"))
+    return fill(fill(text, "interventions", interventions()), "sensitivity", parts)
 
 
 def readme(text, _):
@@ -261,7 +263,12 @@ def fill(text, name, lines):
     return head + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1]
 
 
-PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/analyze.md": analysis}
+def schemes(text, _):
+    return fill(text, "baselines", markdown(scheme_tables.baselines(ROOT / "results")))
+
+
+PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
+         "docs/analyze.md": analysis}
 
 
 def main():

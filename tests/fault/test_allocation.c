@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "infer/calibrate.h"
 #include "infer/nll_file.h"
+#include "infer/sensitivity.h"
 #include "model/export_hf.h"
 #include "model/model_bin.h"
 #include "model/safetensors.h"
@@ -175,6 +176,52 @@ static qb_status run_engines(void)
     return status;
 }
 
+static qb_calibration *constant; /* for what needs calibration */
+
+static qb_status take_apart(const qb_sensitivity_plan *plan)
+{
+    qb_sensitivity s;
+    QB_TRY(qb_sensitivity_measure(plan, &s));
+    size_t mark = qb_json_mark();
+    json_t *json = qb_sensitivity_to_json(&s);
+    qb_status status = qb_json_check_memory(mark, "sensitivity");
+    json_decref(json);
+    qb_sensitivity_deinit(&s);
+    return status;
+}
+
+static qb_status measure_sensitivity(const char *scheme, bool quantize_head, qb_backbone *backbone)
+{
+    int32_t ids[8] = {1, 2, 3, 4, 3, 2, 1, 0};
+    qb_stream stream = {.tokens = {.ids = ids, .n = 8}};
+    qb_window items[] = {{.first_target = 1, .n_feed = 3, .n_scored = 3, .first_id = -1},
+                         {.first_target = 5, .n_feed = 3, .n_scored = 3, .first_id = -1}};
+    qb_windows windows = {.items = items, .n = 2, .n_feed_max = 3, .context = 3, .n_scored = 6};
+    qb_sensitivity_plan plan = {.stream = &stream, .windows = &windows, .batch = 1};
+    qb_engine_options options = {.scheme = qb_scheme_find("full"), .calibration = constant};
+    QB_TRY(qb_engine_create(backbone, &options, &plan.full));
+    options.scheme = qb_scheme_find(scheme);
+    options.quantize_head = quantize_head;
+    qb_status status = qb_engine_create(backbone, &options, &plan.scheme);
+    plan.probe_full = plan.full;
+    plan.probe = plan.scheme;
+    if (status == QB_OK) status = take_apart(&plan);
+    qb_engine_destroy(plan.scheme);
+    qb_engine_destroy(plan.full);
+    return status;
+}
+
+static qb_status find_sensitivity(void)
+{
+    qb_backbone *backbone;
+    const qb_backbone_options options = {.max_tokens = 4, .logit_slots = 1, .logit_rows = 2};
+    QB_TRY(qb_backbone_create(tiny, &options, &backbone));
+    qb_status status = measure_sensitivity("llm-int8", true, backbone);
+    if (status == QB_OK) status = measure_sensitivity("smoothquant", false, backbone);
+    qb_backbone_destroy(backbone);
+    return status;
+}
+
 static qb_status calibrate(void)
 {
     qb_calibration *calibration = NULL, *back = NULL;
@@ -335,6 +382,7 @@ WORK(read_text_file)
 WORK(describe_config)
 WORK(quantize)
 WORK(run_engines)
+WORK(find_sensitivity)
 WORK(calibrate)
 WORK(train)
 WORK(tabulate)
@@ -379,6 +427,7 @@ static int make_files(void **state)
     if (!mkdtemp(folder)) return -1;
     qb_config config = qb_test_tiny_config("gpt2");
     tiny = qb_test_tiny_model(&config, 1);
+    constant = qb_test_constant_calibration(&config);
     tiny->tokenizer = letters();
     tiny->training = json_pack("{s:s}", "optimizer", "adam");
     qb_model *codes;
@@ -405,6 +454,7 @@ static int remove_files(void **state)
     char command[300];
     snprintf(command, sizeof command, "rm -r '%s'", folder);
     qb_model_close(tiny);
+    qb_calibration_destroy(constant);
     return system(command);
 }
 
@@ -426,6 +476,7 @@ int main(void)
         cmocka_unit_test(test_describe_config),
         cmocka_unit_test(test_quantize),
         cmocka_unit_test(test_run_engines),
+        cmocka_unit_test(test_find_sensitivity),
         cmocka_unit_test(test_calibrate),
         cmocka_unit_test(test_train),
         cmocka_unit_test(test_tabulate),

@@ -5,6 +5,7 @@
 
 #include "core/memory.h"
 #include "infer/sensitivity.h"
+#include "infer/taps.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -129,6 +130,40 @@ static void layers_behind_one_norm_stay_together(void **state)
     mask[QB_ROLE_V] = 1;
     QB_CHECK_OK(qb_engine_mix(r.mixed, mask));
     rig_destroy(&r);
+}
+
+static qb_status keep_first_stream(void *context, const qb_tap_view *v)
+{
+    if (v->layer == 0)
+        for (size_t r = 0; r < BATCH * TOKENS; r++)
+            memcpy((float *)context + r * v->width, v->x + r * v->stride, v->width * sizeof(float));
+    return QB_OK;
+}
+
+static void a_pass_goes_on_from_a_stream(void **state)
+{
+    (void)state;
+    static float want[N_LOGITS], got[N_LOGITS], stream[BATCH * TOKENS * 64];
+    for (int arch = 0; arch < 2; arch++) {
+        rig r = rig_create(arch ? "llama" : "gpt2", "fine");
+        const qb_taps taps = {
+            .sees = QB_TAP_BIT(QB_TAP_STREAM), .see = keep_first_stream, .context = stream};
+        assert_true(r.model->config.d_model <= 64 && qb_engine_resumes(r.scheme));
+        QB_CHECK_OK(qb_engine_observe(r.scheme, &taps));
+        run(&r, r.scheme, want);
+        QB_CHECK_OK(qb_engine_observe(r.scheme, NULL));
+        memset(got, 0, sizeof got);
+        QB_CHECK_OK(qb_engine_prefill_from(r.scheme, r.tokens, BATCH, TOKENS, 1, stream));
+        QB_CHECK_OK(qb_engine_logits(r.scheme, 0, BATCH * TOKENS, got));
+        assert_memory_equal(got, want, sizeof got);
+        stream[0] += 1;
+        QB_CHECK_OK(qb_engine_prefill_from(r.scheme, r.tokens, BATCH, TOKENS, 1, stream));
+        QB_CHECK_OK(qb_engine_logits(r.scheme, 0, BATCH * TOKENS, got));
+        assert_memory_not_equal(got, want, sizeof got);
+        run(&r, r.scheme, got); /* nothing is left of it */
+        assert_memory_equal(got, want, sizeof got);
+        rig_destroy(&r);
+    }
 }
 
 /* ---- sensitivity ---- */
@@ -257,6 +292,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mixed_engines_have_the_chosen_layers),
         cmocka_unit_test(layers_behind_one_norm_stay_together),
+        cmocka_unit_test(a_pass_goes_on_from_a_stream),
         cmocka_unit_test(figures_are_those_of_single_engines),
         cmocka_unit_test(smoothed_layers_are_one_part),
         cmocka_unit_test(nothing_leaks),

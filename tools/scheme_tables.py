@@ -1,0 +1,55 @@
+"""Tables of what schemes cost and where: rows for tools/readme_tables.py, from records in results/."""
+import json
+
+MODELS = {"gpt2-8m-vanilla": "vanilla", "gpt2-8m-ours": "ours"}
+
+
+def number(x):
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.1f}" if x >= 100 else f"{x:.2f}"
+
+
+def signed(x):
+    return ("+" if x >= 0 else "-") + number(abs(x))
+
+
+def interval(value, ci95):
+    return signed(value) + (f" [{signed(ci95[0])}, {signed(ci95[1])}]" if ci95 else "")
+
+
+def name_of(model):
+    return MODELS.get(model["name"], model["name"])
+
+
+def baselines(results):
+    rows = [["model", "scheme", "perplexity", "penalty [95 %]", "tokens", "commit"]]
+    for path in sorted(results.glob("*_baselines.json")):
+        for r in json.loads(path.read_text())["results"]:
+            q, s = r["quality"], r["scheme"]
+            rows.append([name_of(r["model"]), f"{s['name']} (a8/{s['act_axis']}, {s['act_scale']})",
+                         number(q["ppl"]), interval(q["penalty"], q["penalty_ci95"]),
+                         f"{r['protocol']['scored_tokens']:,}", r["git_commit"]])
+    return rows
+
+
+def most_of_it(kept):
+    """The fewest parts in full precision that take away 80 % of the penalty."""
+    for k in kept:
+        if k["removed"] >= 0.8:
+            return f"{k['n']} ({100 * k['removed']:.0f} %)"
+    return "–"
+
+
+def sensitivities(results):
+    rows = [["model", "scheme", "by", "penalty [95 %]", "first part: share", "its SQNR, dB",
+             "its input: kurtosis, amax / p99.9", "enough for 80 %", "tokens", "commit"]]
+    for path in sorted(results.glob("sensitivity_*.json")):
+        record = json.loads(path.read_text())
+        s = record["sensitivity"]
+        first = s["parts"][0]
+        rows.append([name_of(record["model"]), s["scheme"]["name"], s["by"],
+                     interval(s["penalty"], s["penalty_ci95"]),
+                     f"`{first['name']}`: {100 * first['share']:.0f} %", number(first["sqnr_db"]),
+                     f"{number(first['input_kurtosis'])}, {number(first['amax_ratio'])}",
+                     f"{most_of_it(s['kept'])} of {len(s['parts'])}", f"{s['scored_tokens']:,}",
+                     record["git_commit"]])
+    return rows
