@@ -71,11 +71,11 @@ __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) a.scale[blockIdx.x] = scale;
     for (int c = threadIdx.x; c < (int)a.x_stride; c += THREADS) {
         const bool in = c < (int)a.k && !is_outlier[c];
-        const float code = in ? qb_code_divided(x[c], scale) : 0.0f;
+        const int code = in ? (int)qb_code_divided(x[c], scale) : 0; /* of -0.3 not -0 */
         if (a.q)
             a.q[blockIdx.x * a.x_stride + c] = (int8_t)code;
         else if (in)
-            x[c] = code * scale;
+            x[c] = (float)code * scale;
     }
 }
 
