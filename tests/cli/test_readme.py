@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The measured tables of README.md and docs/reproduction.md are those of results/: no number is typed by
+"""The measured tables of README.md and of pages in docs/ are those of results/: no number is typed by
 hand."""
 import pathlib
 import subprocess
