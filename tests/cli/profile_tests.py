@@ -94,6 +94,7 @@ def test_profile_of_a_shipped_model_knows_why(own):
 
 def test_profile_of_a_tiny_model_is_launch_bound(own):
     """Four steps of a microsecond each are no work: what it says must be that."""
+    known_peaks(own)
     p, screen = profile(own, tiny_models.write_hf_folder(own / "m"), "--scheme", "fine",
                         "--context", "4")
     found = {(f["operation"], f["rule"]) for f in p["verdict"]}
