@@ -1,5 +1,5 @@
-/* infer/cpu_engine.h - the CPU's engine: what cpu_engine.c (making), cpu_forward.c (running) and
- * calibrate.c share. */
+/* infer/cpu_engine.h - the CPU's engine: what cpu_engine.c (making), cpu_forward.c and cpu_head.c
+ * (running) and calibrate.c share. */
 #ifndef QB_INFER_CPU_ENGINE_H
 #define QB_INFER_CPU_ENGINE_H
 
@@ -79,6 +79,8 @@ static inline cpu_engine *qb__cpu_engine(qb_engine *engine)
 /* cpu_forward.c */
 qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
                           size_t past, bool last_only);
+
+/* cpu_head.c */
 qb_status qb__cpu_logits(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
 qb_status qb__cpu_head(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
                        size_t n_rows);
