@@ -104,6 +104,14 @@ def test_analyze_interventions(own):
         expect(qbench("analyze", "--remove", wrong, path), 2)
 
 
+def test_analyze_memory_does_not_grow_with_the_text(own):
+    path, text = models(own)["gguf"], own / "t"
+    text.write_text("Once upon a time there was a king. " * 3000)
+    peaks = [expect(qbench("analyze", "--quiet", "--threads", 2, "--text", text, "--max-tokens", n,
+                           path)).peak_bytes for n in (4000, 60000)]
+    assert peaks[1] < peaks[0] + 2e6, peaks  # the tokens themselves: four bytes each
+
+
 def test_analyze_page(own):
     """--html: the report's page of this one analysis, with what only interventions bring."""
     path, page = models(own)["gguf"], own / "a.html"
@@ -145,7 +153,8 @@ def test_analyze_a_run_with_its_checkpoint_and_bases(own):
     """Moments of the optimiser's states, and the bases that OrthoAdam stepped in."""
     for optimizer in ("orthoadam", "rmsprop"):
         expect(qbench("train", "--quiet", "--preset", "bb-1l", "--context", 16, "--batch", 2,
-                      "--steps", 2, "--warmup", 1, "--optimizer", optimizer, "--out",
+                      "--steps", 2, "--warmup", 1, "--d-model", 32, "--d-ff", 64, "--head-dim", 32,
+                      "--eval-windows", 4, "--optimizer", optimizer, "--out",
                       own / optimizer))
     tokens = own / "in.safetensors"
     ids = struct.pack("<48i", *(i * 7 % 67 for i in range(48)))
