@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Tables of what schemes cost and where: rows for tools/readme_tables.py, from records in results/.
 
-    scheme_tables.py RECORD.json...   adds records of `analyze --sensitivity` to results/sensitivity.jsonl
-                                      (what belongs to it), those of `run` to results/baselines.jsonl"""
+    scheme_tables.py RECORD.json...
+
+adds records of `analyze --sensitivity` to results/sensitivity.jsonl (what belongs to it), those of `run` to
+results/baselines.jsonl."""
 import json
 import pathlib
 import sys
 
-KEPT = ("schema", "sensitivity", "texts", "model", "environment", "time_utc", "qbench_version", "git_commit",
-        "command")
+KEPT = ("schema", "sensitivity", "texts", "model", "environment", "time_utc", "qbench_version",
+        "git_commit", "command")
 
 MODELS = {"gpt2-8m-vanilla": "vanilla", "gpt2-8m-ours": "ours"}
 
