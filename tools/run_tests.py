@@ -39,7 +39,7 @@ class Tally:
         self.failed_suites = []
         self.lock = threading.Lock()
 
-    def add(self, suite, passed, failed, skipped, seconds, note=""):
+    def add(self, suite, passed, failed, skipped, seconds=0.0, cpu_s=0.0, note=""):
         with self.lock:
             self.passed += passed
             self.failed += failed
@@ -49,25 +49,32 @@ class Tally:
                 self.failed_suites.append(suite)
             counts = f"{passed} passed" + (f", {failed} failed" if failed else "") + (
                 f", {skipped} skipped" if skipped else "")
-            print(f"{state:6} {suite:38} {counts:30} {seconds:5.1f} s{note}", flush=True)
+            print(f"{state:6} {suite:38} {counts:30} {seconds:5.1f} s {cpu_s:6.1f} cpu s{note}",
+                  flush=True)
 
 
 TALLY = Tally()
 
 
 def run_logged(suite, command, cwd=ROOT, env=None, timeout=600):
-    """Runs the command without input; returns (exit code, output, seconds). The output goes to a
-    log file too."""
+    """Runs the command without input; returns (exit code, output, seconds on the clock, seconds of
+    processors). The output goes to a log file."""
     start = time.monotonic()
-    try:
-        done = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, timeout=timeout,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        code, output = done.returncode, done.stdout.decode("utf-8", "replace")
-    except subprocess.TimeoutExpired as late:
-        code, output = 124, (late.stdout or b"").decode("utf-8", "replace") + "\ntimed out\n"
     LOGS.mkdir(parents=True, exist_ok=True)
-    (LOGS / (suite.replace("/", "-") + ".log")).write_text(output)
-    return code, output, time.monotonic() - start
+    log = LOGS / (suite.replace("/", "-") + ".log")
+    with open(log, "wb") as out:
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out,
+                                   stderr=subprocess.STDOUT)
+        timer = threading.Timer(timeout, process.kill)
+        timer.start()
+        _, status, used = os.wait4(process.pid, 0)
+        in_time = timer.is_alive()
+        timer.cancel()
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+    output = log.read_text(errors="replace")
+    if not in_time:
+        code, output = 124, output + "\ntimed out\n"
+    return code, output, time.monotonic() - start, used.ru_utime + used.ru_stime
 
 
 def show_tail(output, lines=40):
@@ -77,7 +84,7 @@ def show_tail(output, lines=40):
 def build(name):
     folder, settings = BUILDS[name]
     path = ROOT / folder
-    start = time.monotonic()
+    seconds = cpu_s = 0.0
     target = ["--target", "fuzzers"] if name == "fuzz" else []
     commands = [["cmake", "--build", str(path), "--parallel", str(JOBS), *target]]
     cache = path / "CMakeCache.txt"
@@ -86,12 +93,13 @@ def build(name):
     elif name != "fuzz" and "CMOCKA_FOUND:INTERNAL=1" not in cache.read_text():
         commands.insert(0, ["cmake", str(path)])  # `make` did without the tests
     for command in commands:
-        code, output, _ = run_logged(f"build/{name}", command)
+        code, output, took, used = run_logged(f"build/{name}", command)
+        seconds, cpu_s = seconds + took, cpu_s + used
         if code:
             show_tail(output)
-            TALLY.add(f"build/{name}", 0, 1, 0, time.monotonic() - start)
+            TALLY.add(f"build/{name}", 0, 1, 0, seconds, cpu_s)
             return False
-    TALLY.add(f"build/{name}", 1, 0, 0, time.monotonic() - start)
+    TALLY.add(f"build/{name}", 1, 0, 0, seconds, cpu_s)
     return True
 
 
@@ -124,11 +132,11 @@ def count(code, output):
 
 
 def run_suite(suite, command, cwd=ROOT, env=None, timeout=600):
-    code, output, seconds = run_logged(suite, command, cwd, env, timeout)
+    code, output, seconds, cpu_s = run_logged(suite, command, cwd, env, timeout)
     passed, failed, skipped = count(code, output)
     reasons = sorted(set(re.findall(r"^skipped: (.*)$", output, re.M)))
     note = "".join(f"\n         skipped: {reason}" for reason in reasons[:8])
-    TALLY.add(suite, passed, failed, skipped, seconds, note)
+    TALLY.add(suite, passed, failed, skipped, seconds, cpu_s, note)
     if failed:
         with TALLY.lock:
             show_tail(output)
@@ -159,10 +167,11 @@ def fuzz_suites(seconds):
     seeds = folder / "seeds"
     make_seeds = ROOT / "tests" / "fuzz" / "make_seeds.py"
     if make_seeds.exists():
-        code, output, spent = run_logged("fuzz/seeds", [sys.executable, str(make_seeds), str(seeds)])
+        command = [sys.executable, str(make_seeds), str(seeds)]
+        code, output, seconds_made, cpu_s = run_logged("fuzz/seeds", command)
         if code:
             show_tail(output)
-            TALLY.add("fuzz/seeds", 0, 1, 0, spent)
+            TALLY.add("fuzz/seeds", 0, 1, 0, seconds_made, cpu_s)
     for target in sorted(path for path in folder.rglob("fuzz_*")
                          if path.is_file() and os.access(path, os.X_OK)):
         corpus = folder / "corpus" / target.name
@@ -208,7 +217,7 @@ def main():
         suites += ctest_suites("sanitize")
     if "fuzz" in parts:
         if not shutil.which("clang"):
-            TALLY.add("fuzz", 0, 0, 1, 0, "\n         skipped: clang is not installed")
+            TALLY.add("fuzz", 0, 0, 1, note="\n         skipped: clang is not installed")
         elif build("fuzz"):
             suites += fuzz_suites(options.fuzz_seconds)
     run_all(suites)

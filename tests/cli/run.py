@@ -49,9 +49,11 @@ def run_one(name, function, folder):
     own = pathlib.Path(folder) / name
     own.mkdir()
     start = time.monotonic()
+    support.SPENT.cpu_s = 0.0
     try:
         function(own)
-        return "passed", f"passed: {name} ({time.monotonic() - start:.1f} s)"
+        return "passed", (f"passed: {name} ({time.monotonic() - start:.1f} s, "
+                          f"{support.SPENT.cpu_s:.1f} of processors)")
     except support.Skip as reason:
         return "skipped", f"skipped: {name}: {reason}"
     except Exception:

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GOLDEN = pathlib.Path(os.environ.get("QB_GOLDEN", ROOT.parent / "shared" / "golden"))
 SMOLLM2 = ROOT / "models" / "smollm2.bin"
 QBENCH = ""  # set by run.py
+SPENT = threading.local()  # .cpu_s: seconds of processors of what this thread ran to its end
 
 VERBS = ["run", "generate", "data", "convert", "inspect", "verify", "tokenize", "logits",
          "analyze", "train",
@@ -60,6 +61,7 @@ def run(*command, stdin=b"", env=None, timeout=120):
         timer.start()
         _, status, usage = os.wait4(process.pid, 0)
         timer.cancel()
+        SPENT.cpu_s = getattr(SPENT, "cpu_s", 0) + usage.ru_utime + usage.ru_stime
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
