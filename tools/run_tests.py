@@ -198,7 +198,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="order,release,sanitize,fuzz,cli",
                         help="comma list of: order, release, sanitize, fuzz, cli")
-    parser.add_argument("--fuzz-seconds", type=int, default=5, help="seconds a fuzz target")
+    parser.add_argument("--fuzz-seconds", type=int, default=2, help="seconds a fuzz target")
     options = parser.parse_args()
     parts = options.only.split(",")
     start = time.monotonic()

@@ -94,14 +94,18 @@ def test_pair_goes_on_where_it_stopped(folder):
             "--vocab", "300", "data", "train"]
     interrupt(args, vanilla, "--", *TINY, "--steps", "1000000", "--eval-every", "0")
     steps = [steps_of(vanilla)]
-    script(*args, "--minutes", "0.02", code=3)
+    for minutes in (0.02, 0.1, 0.5):  # a busy machine spends the few before the first step
+        script(*args, "--minutes", minutes, code=3)
+        if steps_of(vanilla) > steps[0]:
+            break
     steps.append(steps_of(vanilla))
     interrupt(args, vanilla)  # the minutes of the call before do not hold
     steps.append(steps_of(vanilla))
     assert 0 <= steps[0] < steps[1] < steps[2] < 1000000, steps
     lines = [json.loads(s) for s in (vanilla / "sessions.jsonl").read_text().splitlines()]
-    assert [line["exit"] for line in lines] == [130, 0, 130], lines
-    assert lines[2]["command"] == "qbench train --resume vanilla --minutes 0", lines
+    exits = [line["exit"] for line in lines]
+    assert exits == [130, *[0] * (len(lines) - 2), 130] and len(lines) > 2, lines
+    assert lines[-1]["command"] == "qbench train --resume vanilla --minutes 0", lines
 
 
 def interrupt(args, run, *more):
