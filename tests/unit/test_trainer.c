@@ -136,6 +136,14 @@ static void check_tensor(fixture *f, const qb_param *p, const char *what)
     free(minus);
 }
 
+/* Sanitizers watch the trainer's step, which is whole; what compares it is code of this test, slow
+ * under them, and the plain build runs it for every tensor. */
+#ifdef __SANITIZE_ADDRESS__
+enum { TENSOR_STEP = 7 };
+#else
+enum { TENSOR_STEP = 1 };
+#endif
+
 static void check_gradients(const qb_config *config, size_t context, const char *what)
 {
     qb_trainer_options options = options_of("sgd");
@@ -146,7 +154,8 @@ static void check_gradients(const qb_config *config, size_t context, const char 
     if (!(fabs(stats.loss / loss - 1) < 1e-5))
         fail_msg("%s: loss %.9g, not %.9g", what, stats.loss, loss);
     QB_CHECK_OK(qb_trainer_get_gradients(f.trainer, f.gradients));
-    for (size_t i = 0; i < f.params->n; i++) check_tensor(&f, &f.params->list[i], what);
+    for (size_t i = 0; i < f.params->n; i += TENSOR_STEP)
+        check_tensor(&f, &f.params->list[i], what);
     fixture_destroy(&f);
 }
 
