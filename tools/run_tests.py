@@ -184,7 +184,9 @@ def fuzz_suites(seconds):
         yield f"fuzz/{target.name}", command, folder, sanitizer_env()
 
 
-LONG = ("test_smollm2", "test_model_bin", "cli")  # started first, so that none is left at the end
+# Started first, so that none is left at the end.
+LONG = ("test_smollm2", "cli", "test_model_bin", "test_engine", "test_trainer", "test_package",
+        "test_python", "test_quality", "test_attention")
 
 
 def run_all(suites):

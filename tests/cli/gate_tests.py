@@ -308,16 +308,16 @@ def shipped():
 
 
 def test_gate_catches_a_slower_kernel(own):
-    """On a model so large that the reference takes several times as long: also where other programs
-    make the times noisy."""
+    """On a model so large that the reference takes many times as long, with a limit that noise of
+    other programs does not reach."""
     model, _ = shipped()
     if b"gemm_s8/avx" not in expect(qbench("kernels")).out:
         raise support.Skip("this processor has no row that is faster than the reference")
     alone = ["--threads", 1]  # two that others stop wait for each other
     base = record(model, own / "base.json", "--scheme", "fine", "--no-quality", "--speed-context", 8, *alone)
-    done = qbench("gate", "--quiet", "--baseline", base, "--max-slowdown", "3%", "--kernel", "gemm_s8/ref",
+    done = qbench("gate", "--quiet", "--baseline", base, "--max-slowdown", "30%", "--kernel", "gemm_s8/ref",
                   *alone, model)
-    assert done.code == 1 and b"broken " in done.out, done
+    assert done.code == 1 and b"broken     gpt2-8m-ours, fine: prefill" in done.out, done
 
 
 def test_gate_of_a_shipped_model(own):
