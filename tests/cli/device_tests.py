@@ -8,6 +8,7 @@ import subprocess
 import support
 from support import Skip, expect, models, qbench
 
+QUALITY = ["--no-speed", "--no-fake", "--max-tokens", "200"]
 VERBS = {"run": ["--no-quality", "--speed-context", "16"],
          "analyze": ["--max-tokens", "100"],
          "generate": ["--prompt", "a", "--max-tokens", "1"]}
@@ -36,14 +37,13 @@ def test_device_auto_is_the_processor_without_a_gpu(folder):
     path = models(folder)["model.bin"]
     for device in ("auto", "cpu"):
         file = folder / f"{device}.json"
-        done = expect(qbench("--no-quality", "--speed-context", 16, "--device", device, "--json",
-                             file, path))
+        done = expect(qbench(*QUALITY, "--device", device, "--json", file, path))
         record = json.loads(file.read_text())["results"][0]["environment"]
         assert record["device"] == "cpu" and record["gpu"] is None, record
         notes = re.findall(rb"^qbench: note: no GPU is used: (.*)$", done.err, re.M)
         assert len(notes) <= (device == "auto"), done
         assert all(re.match(REASONS, note) for note in notes), done
-    done = expect(qbench("--quiet", "--no-quality", "--speed-context", 16, path))
+    done = expect(qbench("--quiet", *QUALITY, path))
     assert done.err == b"", done
 
 
