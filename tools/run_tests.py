@@ -131,7 +131,7 @@ def count(code, output):
     return passed, failed, skipped
 
 
-def run_suite(suite, command, cwd=ROOT, env=None, timeout=600):
+def run_suite(suite, command, cwd=ROOT, env=None, timeout=1800):  # a busy machine takes long
     code, output, seconds, cpu_s = run_logged(suite, command, cwd, env, timeout)
     passed, failed, skipped = count(code, output)
     reasons = sorted(set(re.findall(r"^skipped: (.*)$", output, re.M)))

@@ -219,6 +219,9 @@ def documented_examples():
                     for line in re.findall(r"^    ((?:build/)?qbench .*)$", text, re.M))
 
 
+FEW = ["--max-tokens", "2000"]  # of the built-in text: what is shown is that the examples run
+
+
 def test_documented_examples_run(folder):
     """On tiny models that have the names of the examples."""
     made = models(folder)
@@ -230,7 +233,7 @@ def test_documented_examples_run(folder):
     (folder / "my.txt.gz").write_bytes(gzip.compress(b"A text of my own. " * 200))
     (folder / "train-0.txt.xz").write_bytes(lzma.compress(data_tests.document(1, 1500).encode()))
     (folder / "valid.txt").write_text(data_tests.document(2, 500))
-    expect(qbench("run", "--quiet", "--speed-context", "32", "--json", folder / "fresh.json",
+    expect(qbench("run", "--quiet", "--speed-context", "32", *FEW, "--json", folder / "fresh.json",
                   folder / "model.bin"))
     gate_tests.edit(folder / "fresh.json", folder / "before.json", gate_tests.slower(1))
     for run in ("vanilla", "ours"):
@@ -257,6 +260,7 @@ def test_documented_examples_run(folder):
             continue  # test_gate_of_a_shipped_model runs it
         if re.search(r"qbench (run )?--scheme|qbench model", line):
             line += " --no-speed"  # the rest of the tests measure speed
+            line += "" if FEW[0] in line else " " + " ".join(FEW)
         if "qbench profile" in line:
             line += " --budget 0 --threads 1"  # two threads that others stop often wait long
         if "qbench train" in line:
