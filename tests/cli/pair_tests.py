@@ -19,7 +19,7 @@ import model_card  # noqa: E402
 import pair_report as report  # noqa: E402
 
 TINY = ["--n-layers", "2", "--d-model", "16", "--context", "16", "--batch", "4", "--steps", "40",
-        "--warmup", "4", "--eval-every", "10", "--log-every", "1", "--device", "cpu"]
+        "--warmup", "4", "--eval-every", "10", "--log-every", "1", "--device", "cpu", "--threads", "1"]
 
 
 def script(name, *args, code=0):

@@ -16,7 +16,9 @@ import support
 import tiny_models
 from support import expect, golden, no_leftovers, qbench, start
 
-TINY = ["--preset", "bb-1l", "--d-model", "32", "--context", "16", "--batch", "4", "--quiet"]
+# One thread: with so little work others spend most of the time waiting.
+TINY = ["--preset", "bb-1l", "--d-model", "32", "--context", "16", "--batch", "4", "--threads", "1",
+        "--quiet"]
 WORDS = "sun moon tree river stone walks sleeps over under the a old bright".split()
 
 
