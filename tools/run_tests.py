@@ -78,7 +78,8 @@ def run_logged(suite, command, cwd=ROOT, env=None, timeout=600):
 
 
 def show_tail(output, lines=40):
-    print("".join("    | " + line + "\n" for line in output.splitlines()[-lines:]), end="")
+    told = [line for line in output.splitlines() if not line.startswith("passed: ")]
+    print("".join("    | " + line + "\n" for line in told[-lines:]), end="")
 
 
 def build(name):
