@@ -36,7 +36,7 @@ qb_status qb__attention_train_backward_short(const qb_cuda_attention_train_args 
                                              qb_cuda_stream stream);
 /* The same for some hundred tokens, two tiles of keys at a time; workspace. */
 #define QB__ATTENTION_TRAIN_WHOLE                                                                  \
-    1024 /* tokens; what blocks keep beyond them leaves the L2 cache */
+    640 /* tokens; what blocks keep beyond them leaves the L2 cache */
 #define QB__ATTENTION_TRAIN_BLOCKS 132 /* at most */
 const char *qb__attention_train_refuse_whole(const qb_cuda_attention_train_args *args);
 size_t qb__attention_train_whole_workspace(const qb_cuda_attention_train_args *args);

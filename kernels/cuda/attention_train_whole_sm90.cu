@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(THREADS, 1) backward_whole(const __grid_consta
 
 const char *qb__attention_train_refuse_whole(const qb_cuda_attention_train_args *args)
 {
-    if (args->n_tokens > QB__ATTENTION_TRAIN_WHOLE) return "more than 1024 tokens a sequence";
+    if (args->n_tokens > QB__ATTENTION_TRAIN_WHOLE) return "more than 640 tokens a sequence";
     if (const char *why = refuse_head(args)) return why;
     /* whole heads keep all blocks busy where they are many, or nearly so in each round */
     const size_t items = args->batch * args->n_heads, blocks = QB__ATTENTION_TRAIN_BLOCKS;
