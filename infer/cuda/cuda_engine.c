@@ -1,273 +1,10 @@
-/* infer/cuda/cuda_engine.c - making backbones and engines on a GPU: everything that allocates. */
+/* infer/cuda/cuda_engine.c - making engines on a GPU: products, cache, the row that decodes. */
 #include "infer/cuda/cuda_engine.h"
 
 #include "core/memory.h"
-#include "kernels/attention.h"
-#include "kernels/cuda/cublaslt.h"
-#include "kernels/cuda/logits.h"
 #include "quant/quantize_model.h"
 
 #include <cuda_runtime_api.h>
-#include <string.h>
-
-/* ---- backbone: weights that stay float ---- */
-
-static qb_status load_norm(const qb_model *model, qb_role role, size_t layer, cuda_norm *out)
-{
-    out->kind = model->config.norm;
-    QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, role, layer), &out->gain));
-    return qb__cuda_upload_vector(qb_model_tensor(model, (qb_role)(role + 1), layer), &out->bias);
-}
-
-static qb_status load_norms(cuda_backbone *b)
-{
-    size_t n_layers = b->base.config->n_layers;
-    const qb_model *model = b->base.model;
-    QB_TRY(QB_NEW_ZERO(&b->norms, 2 * n_layers + 1, "norms"));
-    for (size_t layer = 0; layer < n_layers; layer++) {
-        QB_TRY(load_norm(model, QB_ROLE_NORM1, layer, &b->norms[2 * layer]));
-        QB_TRY(load_norm(model, QB_ROLE_NORM2, layer, &b->norms[2 * layer + 1]));
-    }
-    return load_norm(model, QB_ROLE_NORM_F, 0, &b->norms[2 * n_layers]);
-}
-
-static qb_status load_gates(cuda_backbone *b)
-{
-    const qb_config *c = b->base.config;
-    const qb_model *model = b->base.model;
-    if (!c->attn_gate) return QB_OK;
-    QB_TRY(QB_NEW_ZERO(&b->gates, c->n_layers, "gates"));
-    for (size_t layer = 0; layer < c->n_layers; layer++) {
-        cuda_gate *gate = &b->gates[layer];
-        QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, QB_ROLE_ATTN_GATE, layer), &gate->w));
-        QB_TRY(qb__cuda_upload_vector(qb_model_tensor(model, QB_ROLE_ATTN_GATE_B, layer),
-                                      &gate->bias));
-    }
-    return QB_OK;
-}
-
-static qb_status load_sinks(cuda_backbone *b)
-{
-    const qb_config *c = b->base.config;
-    if (c->softmax != QB_SOFTMAX_SINK) return QB_OK;
-    QB_TRY(QB_NEW_ZERO(&b->sinks, c->n_layers, "sink logits"));
-    for (size_t layer = 0; layer < c->n_layers; layer++)
-        QB_TRY(qb__cuda_upload_vector(qb_model_tensor(b->base.model, QB_ROLE_SINK, layer),
-                                      &b->sinks[layer]));
-    return QB_OK;
-}
-
-/* Tables and the full-precision head of one activation type, made by the first engine of it. */
-static qb_status need_tables(cuda_backbone *b, qb_cuda_dtype type)
-{
-    const qb_model *model = b->base.model;
-    const qb_config *c = b->base.config;
-    if (b->head[type].n) return QB_OK;
-    const qb_tensor *embd = qb_model_tensor(model, QB_ROLE_TOK_EMBD, 0);
-    const qb_tensor *pos = qb_model_tensor(model, QB_ROLE_POS_EMBD, 0);
-    const qb_tensor *head = qb_model_head(model);
-    if (!b->tok_embd[type])
-        QB_TRY(qb__cuda_upload_float(&embd, 1, type, b->base.pool, &b->tok_embd[type]));
-    if (!b->pos_embd[type] && pos->data)
-        QB_TRY(qb__cuda_upload_float(&pos, 1, type, b->base.pool, &b->pos_embd[type]));
-    void *w = b->tok_embd[type];
-    if (head != embd) QB_TRY(qb__cuda_upload_float(&head, 1, type, b->base.pool, &w));
-    b->head[type] = (qb_cuda_linear){.kind = QB_CUDA_LINEAR_FLOAT,
-                                     .n = c->vocab,
-                                     .k = c->d_model,
-                                     .segments = {1, {(int)c->vocab}},
-                                     .type = type,
-                                     .w = w,
-                                     .w_stride = b->table_stride};
-    return QB_OK;
-}
-
-static qb_status make_rope(cuda_backbone *b, size_t n_positions)
-{
-    const qb_config *c = b->base.config;
-    if (c->pos != QB_POS_ROPE || n_positions <= b->n_rope) return QB_OK;
-    size_t half = c->head_dim / 2, n = n_positions * half;
-    float *host;
-    QB_TRY(qb_cuda_sync(b->stream));
-    b->layout++;
-    qb_cuda_free(b->cosine);
-    qb_cuda_free(b->sine);
-    b->cosine = b->sine = NULL;
-    b->n_rope = 0;
-    QB_TRY(QB_CUDA_NEW(&b->cosine, n, "rotary table"));
-    QB_TRY(QB_CUDA_NEW(&b->sine, n, "rotary table"));
-    QB_TRY(QB_NEW(&host, 2 * n, "rotary table"));
-    qb_rope_table(&c->rope, c->head_dim, n_positions, host, host + n);
-    qb_status status = qb_cuda_upload(b->cosine, host, n * sizeof *host, b->stream);
-    if (status == QB_OK) status = qb_cuda_upload(b->sine, host + n, n * sizeof *host, b->stream);
-    if (status == QB_OK) status = qb_cuda_sync(b->stream);
-    qb_free(host);
-    b->n_rope = n_positions;
-    return status;
-}
-
-/* ---- backbone: scratch ---- */
-
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-/* Zeroed, so that padding columns are 0 and no kernel reads what nothing wrote. */
-static qb_status new_rows(cuda_backbone *b, size_t rows, size_t width, size_t elem_bytes, void *out)
-{
-    size_t elems;
-    if (!qb_mul_size(rows + QB_CUDA_ROW_PAD, qb_cuda_stride(width), &elems))
-        return QB_FAIL(QB_ERR_MEMORY, "scratch: %zu rows of %zu overflow", rows, width);
-    b->scratch_bytes += elems * elem_bytes;
-    return qb_cuda_alloc_zero(out, elems, elem_bytes, "scratch of a forward call");
-}
-
-static qb_status make_scratch(cuda_backbone *b)
-{
-    const qb_config *c = b->base.config;
-    size_t rows = b->base.max_tokens, q_width = c->n_heads * c->head_dim;
-    size_t qkv_width = q_width + 2 * c->n_kv_heads * c->head_dim;
-    size_t widest = max_size(max_size(c->d_model, q_width), c->d_ff);
-    QB_TRY(new_rows(b, rows, c->d_model, 4, &b->x));
-    QB_TRY(new_rows(b, rows, c->d_model, 4, &b->normed));
-    QB_TRY(new_rows(b, rows, c->d_model, 4, &b->out));
-    QB_TRY(new_rows(b, rows, qkv_width, 4, &b->qkv));
-    QB_TRY(new_rows(b, rows, qkv_width, 4, &b->rotated));
-    QB_TRY(new_rows(b, rows, q_width, 4, &b->att));
-    QB_TRY(new_rows(b, rows, c->act == QB_ACT_SWIGLU ? 2 * c->d_ff : c->d_ff, 4, &b->ff));
-    QB_TRY(new_rows(b, rows, widest, 4, &b->act));
-    QB_TRY(new_rows(b, rows, widest, 1, &b->q));
-    size_t padded = rows + QB_CUDA_ROW_PAD;
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->scale, padded, "row scales"));
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->row_stats, 2 * padded, "row statistics"));
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->row_max_bits, padded, "row maxima"));
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->max_bits, 3 * QB_CUDA_SEGMENTS, "maxima"));
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->tokens, padded, "tokens"));
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->head_scale, 1, "head scale"));
-    float one = 1.0f;
-    QB_TRY(QB_CUDA_NEW(&b->one, 1, "scale"));
-    QB_TRY(qb_cuda_upload(b->one, &one, sizeof one, b->stream));
-    return qb_cuda_sync(b->stream);
-}
-
-enum { MIN_LOGIT_ROWS = 64 }; /* a decode step of any batch leaves its logits in slot 0 */
-
-static qb_status make_slots(cuda_backbone *b)
-{
-    if (!b->base.logit_slots) b->base.logit_slots = 1;
-    b->base.logit_rows = max_size(b->base.logit_rows, MIN_LOGIT_ROWS);
-    size_t rows = b->base.logit_rows;
-    b->slot_stride = qb_cuda_stride(b->base.config->vocab);
-    for (size_t i = 0; i < b->base.logit_slots; i++)
-        QB_TRY(new_rows(b, rows, b->base.config->vocab, sizeof(float), &b->slots[i]));
-    QB_TRY(new_rows(b, rows, b->base.config->d_model, 4, &b->head_x));
-    QB_TRY(new_rows(b, rows, b->base.config->d_model, 1, &b->head_q));
-    QB_TRY(QB_CUDA_NEW_ZERO(&b->target, rows, "targets"));
-    return QB_CUDA_NEW_ZERO(&b->stats, rows, "statistics of logits");
-}
-
-static qb_status need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t batch, size_t n_q,
-                                size_t n_past)
-{
-    const qb_config *c = b->base.config;
-    qb_cuda_attention_args args = {.type = type,
-                                   .batch = batch,
-                                   .n_q = n_q,
-                                   .n_past = n_past,
-                                   .n_heads = c->n_heads,
-                                   .n_kv_heads = c->n_kv_heads,
-                                   .head_dim = c->head_dim,
-                                   .softmax = c->softmax};
-    size_t bytes = qb_cuda_attention_workspace(&args);
-    if (bytes <= b->attention_workspace_bytes) return QB_OK;
-    QB_TRY(qb_cuda_sync(b->stream));
-    b->layout++;
-    qb_cuda_free(b->attention_workspace);
-    b->attention_workspace = NULL;
-    b->attention_workspace_bytes = 0;
-    QB_TRY(qb_cuda_alloc(&b->attention_workspace, bytes, 1, "attention workspace"));
-    b->attention_workspace_bytes = bytes;
-    return QB_OK;
-}
-
-static qb_status create_outliers(size_t k, qb_cuda_outliers *out)
-{
-    QB_TRY(QB_CUDA_NEW_ZERO(&out->is_outlier, k, "outliers"));
-    QB_TRY(QB_CUDA_NEW_ZERO(&out->channel, k, "outliers"));
-    return QB_CUDA_NEW_ZERO(&out->n, 1, "outliers");
-}
-
-static void destroy_outliers(qb_cuda_outliers *o)
-{
-    qb_cuda_free(o->is_outlier);
-    qb_cuda_free(o->channel);
-    qb_cuda_free(o->n);
-}
-
-static void destroy_backbone(qb_backbone *backbone)
-{
-    cuda_backbone *b = qb__cuda_backbone(backbone);
-    for (size_t i = 0; b->norms && i < 2 * b->base.config->n_layers + 1; i++) {
-        qb_cuda_free(b->norms[i].gain);
-        qb_cuda_free(b->norms[i].bias);
-    }
-    qb_free(b->norms);
-    for (size_t i = 0; i < b->base.config->n_layers; i++) {
-        if (b->sinks) qb_cuda_free(b->sinks[i]);
-        if (!b->gates) continue;
-        qb_cuda_free(b->gates[i].w);
-        qb_cuda_free(b->gates[i].bias);
-    }
-    qb_free(b->gates);
-    qb_free(b->sinks);
-    for (size_t i = 0; i < CUDA_TYPES; i++) {
-        if (b->head[i].w != b->tok_embd[i]) qb_cuda_free(b->head[i].w);
-        qb_cuda_free(b->tok_embd[i]);
-        qb_cuda_free(b->pos_embd[i]);
-    }
-    void *const blocks[] = {b->cosine,   b->sine,      b->one,
-                            b->x,        b->normed,    b->out,
-                            b->qkv,      b->rotated,   b->att,
-                            b->ff,       b->act,       b->q,
-                            b->scale,    b->row_stats, b->row_max_bits,
-                            b->max_bits, b->u4_x,      b->tokens,
-                            b->target,   b->stats,     b->head_scale,
-                            b->head_x,   b->head_q,    b->slots[0],
-                            b->slots[1], b->slots[2],  b->attention_workspace,
-                            b->outlier_w};
-    for (size_t i = 0; i < QB_COUNT(blocks); i++) qb_cuda_free(blocks[i]);
-    destroy_outliers(&b->outliers);
-    qb_cublaslt_forget(b->stream);
-    qb_cuda_stream_destroy(b->stream);
-    qb_free(b);
-}
-
-static qb_status create_backbone(const qb_backbone *base, qb_backbone **out)
-{
-    const qb_config *c = base->config;
-    cuda_backbone *b;
-    if (c->head_dim > QB_ATTENTION_MAX_HEAD_DIM)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", base->model->path,
-                       c->head_dim, QB_ATTENTION_MAX_HEAD_DIM);
-    QB_TRY(qb_cuda_use(base->device_idx));
-    QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
-    b->base = *base;
-    b->table_stride = qb_cuda_stride(c->d_model);
-    qb_status status;
-    QB_TRY_GOTO(status, qb_cuda_stream_create(&b->stream), failed);
-    QB_TRY_GOTO(status, load_norms(b), failed);
-    QB_TRY_GOTO(status, load_gates(b), failed);
-    QB_TRY_GOTO(status, load_sinks(b), failed);
-    QB_TRY_GOTO(status, make_rope(b, b->base.max_tokens), failed);
-    QB_TRY_GOTO(status, make_scratch(b), failed);
-    QB_TRY_GOTO(status, make_slots(b), failed);
-    *out = &b->base;
-    return QB_OK;
-failed:
-    destroy_backbone(&b->base);
-    return status;
-}
 
 /* ---- engine ---- */
 
@@ -339,7 +76,7 @@ static qb_status make_head(cuda_engine *e, const qb_model *codes, const qb_engin
 {
     static const qb_role head[] = {QB_ROLE_HEAD};
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
-    QB_TRY(need_tables(b, e->type));
+    QB_TRY(qb__cuda_need_tables(b, e->type));
     if (o->quantize_head && e->base.scheme.weights.bits)
         return make_product(e, codes, head, 1, 0, o, &e->own_head);
     qb__engine_count_linear(&e->base, b->head[e->type].n, b->head[e->type].k, false);
@@ -354,8 +91,10 @@ static qb_status need_scaled_inputs(cuda_engine *e)
     const qb_config *c = b->base.config;
     const qb_weight_quant *weights = &e->base.scheme.weights;
     if (weights->bits != 4 || weights->axis != QB_AXIS_IN || e->fake || b->u4_x) return QB_OK;
-    size_t widest = max_size(max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
-    return new_rows(b, max_size(b->base.max_tokens, b->base.logit_rows), widest, 2, &b->u4_x);
+    size_t widest =
+        qb__cuda_max_size(qb__cuda_max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
+    return qb__cuda_new_rows(b, qb__cuda_max_size(b->base.max_tokens, b->base.logit_rows), widest,
+                             2, &b->u4_x);
 }
 
 /* What layers with outliers need beside their input, sized for any layer of the model. */
@@ -364,7 +103,7 @@ static qb_status need_outliers(cuda_engine *e)
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
     const qb_config *c = b->base.config;
     if (!(e->base.scheme.input.bits && e->base.scheme.input.outlier_min > 0)) return QB_OK;
-    if (e->own_head.n) QB_TRY(create_outliers(e->own_head.k, &e->head_outliers));
+    if (e->own_head.n) QB_TRY(qb__cuda_outliers_create(e->own_head.k, &e->head_outliers));
     size_t q_width = c->n_heads * c->head_dim, qkv = q_width + 2 * c->n_kv_heads * c->head_dim;
     const size_t shapes[][2] = {{qkv, c->d_model},
                                 {c->d_model, q_width},
@@ -373,9 +112,10 @@ static qb_status need_outliers(cuda_engine *e)
                                 {e->own_head.n, c->d_model}};
     size_t bytes = 0;
     for (size_t i = 0; i < QB_COUNT(shapes); i++)
-        bytes = max_size(bytes, shapes[i][0] * shapes[i][1]);
+        bytes = qb__cuda_max_size(bytes, shapes[i][0] * shapes[i][1]);
     if (!b->outliers.n)
-        QB_TRY(create_outliers(max_size(max_size(c->d_model, q_width), c->d_ff), &b->outliers));
+        QB_TRY(qb__cuda_outliers_create(
+            qb__cuda_max_size(qb__cuda_max_size(c->d_model, q_width), c->d_ff), &b->outliers));
     if (bytes <= b->outlier_w_bytes) return QB_OK;
     QB_TRY(qb_cuda_sync(b->stream));
     b->layout++;
@@ -406,8 +146,8 @@ static qb_status make_cache(cuda_engine *e)
     QB_TRY(qb_cuda_host_alloc((void **)&e->step_host, RING * (batch + 1), sizeof *e->step_host,
                               "tokens of a step"));
     QB_TRY(QB_CUDA_NEW_ZERO(&e->step, batch + 1, "tokens of a step"));
-    QB_TRY(make_rope(b, context));
-    return need_attention(b, e->type, batch, 1, context - 1);
+    QB_TRY(qb__cuda_make_rope(b, context));
+    return qb__cuda_need_attention(b, e->type, batch, 1, context - 1);
 }
 
 static void describe_layers(cuda_engine *e)
@@ -524,8 +264,8 @@ static qb_status build(cuda_engine *e, const qb_engine_options *o)
     QB_TRY_GOTO(status, make_head(e, codes, o), done);
     QB_TRY_GOTO(status, need_scaled_inputs(e), done);
     QB_TRY_GOTO(status, need_outliers(e), done);
-    QB_TRY_GOTO(status, need_attention(b, e->type, b->base.max_tokens, 1, 0), done);
-    QB_TRY_GOTO(status, need_attention(b, e->type, 1, b->base.max_tokens, 0), done);
+    QB_TRY_GOTO(status, qb__cuda_need_attention(b, e->type, b->base.max_tokens, 1, 0), done);
+    QB_TRY_GOTO(status, qb__cuda_need_attention(b, e->type, 1, b->base.max_tokens, 0), done);
     size_t hidden = (b->base.max_tokens + QB_CUDA_ROW_PAD) * b->table_stride;
     QB_TRY_GOTO(status, QB_CUDA_NEW_ZERO(&e->hidden, hidden, "hidden states"), done);
     QB_TRY_GOTO(status, make_cache(e), done);
@@ -551,7 +291,7 @@ void qb__cuda_engine_destroy(qb_engine *engine)
     }
     qb_free(e->blocks);
     qb__cuda_destroy_norms(e);
-    destroy_outliers(&e->head_outliers);
+    qb__cuda_outliers_destroy(&e->head_outliers);
     qb__cuda_linear_destroy(&e->own_head);
     if (e->decode) e->decode_row->destroy(e->decode);
     if (e->prefill.exec) cudaGraphExecDestroy(e->prefill.exec);
@@ -610,8 +350,8 @@ const qb_backend qb__cuda_backend = {.name = "cuda",
                                      .count = qb_cuda_count_alike,
                                      .logit_bytes = 256 << 20,
                                      .taps = QB_TAP_BIT(QB_TAP_INPUT) - 1,
-                                     .backbone_create = create_backbone,
-                                     .backbone_destroy = destroy_backbone,
+                                     .backbone_create = qb__cuda_backbone_create,
+                                     .backbone_destroy = qb__cuda_backbone_destroy,
                                      .engine_create = create_engine,
                                      .engine_destroy = qb__cuda_engine_destroy,
                                      .mixed_create = qb__cuda_mixed_create,

@@ -127,6 +127,25 @@ static inline cuda_engine *qb__cuda_engine(qb_engine *engine)
     return (cuda_engine *)engine;
 }
 
+static inline size_t qb__cuda_max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* ---- cuda_backbone.c ---- */
+
+/* What a backbone has of these grows to what the engine that asks needs. */
+qb_status qb__cuda_need_tables(cuda_backbone *b, qb_cuda_dtype type);
+qb_status qb__cuda_make_rope(cuda_backbone *b, size_t n_positions);
+qb_status qb__cuda_new_rows(cuda_backbone *b, size_t rows, size_t width, size_t elem_bytes,
+                            void *out);
+qb_status qb__cuda_need_attention(cuda_backbone *b, qb_cuda_dtype type, size_t batch, size_t n_q,
+                                  size_t n_past);
+qb_status qb__cuda_outliers_create(size_t k, qb_cuda_outliers *out);
+void qb__cuda_outliers_destroy(qb_cuda_outliers *o);
+void qb__cuda_backbone_destroy(qb_backbone *backbone);
+qb_status qb__cuda_backbone_create(const qb_backbone *base, qb_backbone **out);
+
 /* ---- cuda_engine.c ---- */
 
 void qb__cuda_engine_destroy(qb_engine *engine);
