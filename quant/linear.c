@@ -343,17 +343,9 @@ typedef struct rows_job {
     const qb_linear_input *input;
 } rows_job;
 
-static size_t n_row_tasks(size_t m)
+static void finish_rows(void *context, size_t m0, size_t m1)
 {
-    return (m + ROWS_A_TASK - 1) / ROWS_A_TASK;
-}
-
-static void finish_task(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
     const rows_job *job = context;
-    size_t m0 = i * ROWS_A_TASK,
-           m1 = m0 + ROWS_A_TASK < job->input->m ? m0 + ROWS_A_TASK : job->input->m;
     quantize_rows(job->linear, job->input, job->input->scratch->q_scale, m0, m1);
 }
 
@@ -367,7 +359,7 @@ void qb_linear_stage_finish(const qb_linear *l, const qb_linear_input *in, qb_po
     qb_linear_scratch *s = in->scratch;
     s->q_scale[0] = l->quantize->absmax(s->row_max, in->m) / 127.0f;
     rows_job job = {l, in};
-    qb_parallel_for(pool, n_row_tasks(in->m), finish_task, &job);
+    qb_parallel_spans(pool, in->m, ROWS_A_TASK, finish_rows, &job);
 }
 
 /* ---- product ---- */
@@ -413,12 +405,10 @@ static void run_s8(qb_linear *const *linears, const qb_linear_output *out, size_
     for (size_t i = 0; i < n_linears; i++) qb__linear_add_outliers(linears[i], &out[i], in, pool);
 }
 
-static void prepare_task(void *context, size_t i, size_t thread_idx)
+static void prepare_rows(void *context, size_t m0, size_t m1)
 {
-    (void)thread_idx;
     const rows_job *job = context;
     const qb_linear_input *in = job->input;
-    size_t m0 = i * ROWS_A_TASK, m1 = m0 + ROWS_A_TASK < in->m ? m0 + ROWS_A_TASK : in->m;
     job->linear->u4->prepare(in->x, in->k, m0, m1, in->m, in->k, job->linear->packed,
                              in->scratch->prepared);
 }
@@ -439,7 +429,7 @@ static void run_u4(qb_linear *const *linears, const qb_linear_output *out, size_
         n = u4_together(linears, n_linears);
         bool prepared = linears[0]->u4->prepared_bytes(in->m, in->k) > 0;
         rows_job prepare = {linears[0], in};
-        if (prepared) qb_parallel_for(pool, n_row_tasks(in->m), prepare_task, &prepare);
+        if (prepared) qb_parallel_spans(pool, in->m, ROWS_A_TASK, prepare_rows, &prepare);
         for (size_t i = 0; i < n; i++)
             jobs[i] = (qb_gemm_u4_args){.m = in->m,
                                         .n = linears[i]->n,

@@ -26,17 +26,10 @@ typedef struct outlier_rows {
     const qb_outlier_set *outliers;
 } outlier_rows;
 
-static size_t n_row_tasks(size_t m)
+static void mark_rows(void *context, size_t m0, size_t m1)
 {
-    return (m + ROWS_A_TASK - 1) / ROWS_A_TASK;
-}
-
-static void mark_task(void *context, size_t i, size_t thread_idx)
-{
-    (void)thread_idx;
     const outlier_rows *job = context;
     const qb_linear_input *in = job->input;
-    size_t m0 = i * ROWS_A_TASK, m1 = m0 + ROWS_A_TASK < in->m ? m0 + ROWS_A_TASK : in->m;
     for (size_t m = m0; m < m1; m++)
         for (size_t c = 0; c < in->k; c++)
             if (fabsf(in->x[m * in->k + c]) >= job->linear->input.outlier_min)
@@ -48,7 +41,7 @@ void qb_linear_find_outliers(const qb_linear *l, const qb_linear_input *in, qb_o
 {
     outlier_rows job = {l, in, out};
     memset(out->is_outlier, 0, in->k);
-    qb_parallel_for(pool, n_row_tasks(in->m), mark_task, &job);
+    qb_parallel_spans(pool, in->m, ROWS_A_TASK, mark_rows, &job);
     out->n = 0;
     for (size_t c = 0; c < in->k; c++)
         if (out->is_outlier[c]) out->channel[out->n++] = (uint32_t)c;
@@ -60,15 +53,14 @@ static const qb_outlier_set *outliers_of(const qb_linear_input *in)
 }
 
 /* Rows per token, outliers left out of scale and codes; a twin's rows keep them as they are. */
-static void inliers_task(void *context, size_t i, size_t thread_idx)
+static void inlier_rows(void *context, size_t m0, size_t m1)
 {
     const outlier_rows *job = context;
     const qb_linear *l = job->linear;
     const qb_linear_input *in = job->input;
     qb_linear_scratch *s = in->scratch;
-    size_t m0 = i * ROWS_A_TASK, m1 = m0 + ROWS_A_TASK < in->m ? m0 + ROWS_A_TASK : in->m;
     size_t k = in->k, stride = qb_gemm_s8_x_stride(k);
-    float *row = s->inliers + thread_idx * k;
+    float *row = s->inliers + qb_thread_idx() * k;
     for (size_t m = m0; m < m1; m++) {
         float *x = in->x + m * k;
         memcpy(row, x, k * sizeof *row);
@@ -89,7 +81,7 @@ void qb__linear_stage_inliers(const qb_linear *l, const qb_linear_input *in, qb_
 {
     outlier_rows job = {l, in, outliers_of(in)};
     if (!in->fixed_outliers) qb_linear_find_outliers(l, in, &in->scratch->outliers, pool);
-    qb_parallel_for(pool, n_row_tasks(in->m), inliers_task, &job);
+    qb_parallel_spans(pool, in->m, ROWS_A_TASK, inlier_rows, &job);
 }
 
 enum { OUTLIER_BLOCK = 256 };

@@ -86,7 +86,8 @@ def gpu_line(record):
     words = [gpu.get("name") or "unknown GPU", f"driver {gpu.get('driver')}"]
     if clocks:
         words.append(f"SM clock {clocks['sm_mhz']['median']:,.0f} MHz under load")
-    versions = ", ".join(f"{name} {v}" for name, v in record["versions"].items() if v)
+    versions = ", ".join(v if v.startswith(name) else f"{name} {v}"
+                         for name, v in record["versions"].items() if v)
     return [f"{', '.join(words)}; `{record['command']}`, {record['time_utc'][:10]}, commit",
             f"{(record['git_commit'] or 'unknown')[:12]}; {versions}."]
 
