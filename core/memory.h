@@ -65,6 +65,10 @@ static inline size_t qb_round_up(size_t n, size_t multiple)
 {
     return (n + multiple - 1) / multiple * multiple;
 }
+static inline size_t qb_max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
 
 #ifdef __cplusplus
 }

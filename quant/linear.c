@@ -216,25 +216,21 @@ size_t qb_linear_bytes(const qb_linear *l)
 
 /* ---- scratch ---- */
 
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 void qb_linear_need_add(const qb_linear *l, size_t max_rows, size_t n_threads, qb_linear_need *need)
 {
-    need->max_k = max_size(need->max_k, l->k);
+    need->max_k = qb_max_size(need->max_k, l->k);
     if (l->kind == QB_LINEAR_U4)
         need->prepared_bytes =
-            max_size(need->prepared_bytes, l->u4->prepared_bytes(max_rows, l->k));
+            qb_max_size(need->prepared_bytes, l->u4->prepared_bytes(max_rows, l->k));
     if (l->input.outlier_min > 0) {
-        need->outlier_k = max_size(need->outlier_k, l->k);
-        need->inlier_elems = max_size(need->inlier_elems, n_threads * l->k);
+        need->outlier_k = qb_max_size(need->outlier_k, l->k);
+        need->inlier_elems = qb_max_size(need->inlier_elems, n_threads * l->k);
     }
     if (l->kind != QB_LINEAR_FAKE) return;
     size_t chunk = qb_round_up(32, l->f32->pack_n_align);
-    need->fake_rows_elems = max_size(need->fake_rows_elems, n_threads * chunk * l->k);
-    need->fake_packed_bytes = max_size(need->fake_packed_bytes, l->f32->packed_bytes(l->n, l->k));
+    need->fake_rows_elems = qb_max_size(need->fake_rows_elems, n_threads * chunk * l->k);
+    need->fake_packed_bytes =
+        qb_max_size(need->fake_packed_bytes, l->f32->packed_bytes(l->n, l->k));
 }
 
 static qb_status grow_block(void *block, size_t elems, size_t elem_bytes, size_t *total)

@@ -18,16 +18,11 @@ enum {
 
 /* ---- operands ---- */
 
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* The largest packed operand of a layer of (n, k) in its three products. */
 static size_t packed_bytes(const qb_train_device *d, size_t n, size_t k, size_t rows)
 {
-    size_t most = max_size(d->gemm->packed_bytes(n, k), d->gemm->packed_bytes(k, n));
-    return max_size(most, d->gemm->packed_bytes(k, rows));
+    size_t most = qb_max_size(d->gemm->packed_bytes(n, k), d->gemm->packed_bytes(k, n));
+    return qb_max_size(most, d->gemm->packed_bytes(k, rows));
 }
 
 qb_status qb__cpu_linear_create(qb_train_device *d)
@@ -40,11 +35,11 @@ qb_status qb__cpu_linear_create(qb_train_device *d)
     d->head_rows = head_rows < rows ? head_rows : rows;
     size_t head = packed_bytes(d, c->vocab, c->d_model, d->head_rows);
     size_t bytes = packed_bytes(d, qb_train_qkv_width(c), c->d_model, rows);
-    bytes = max_size(bytes, packed_bytes(d, c->n_heads, c->d_model, rows));
-    bytes = max_size(bytes, packed_bytes(d, c->d_model, q_width, rows));
-    bytes = max_size(bytes, packed_bytes(d, qb_train_pre_width(c), c->d_model, rows));
-    bytes = max_size(bytes, packed_bytes(d, c->d_model, c->d_ff, rows));
-    QB_TRY(qb__cpu_alloc(d, max_size(bytes, head), 1, "packed operands", (void **)&d->packed));
+    bytes = qb_max_size(bytes, packed_bytes(d, c->n_heads, c->d_model, rows));
+    bytes = qb_max_size(bytes, packed_bytes(d, c->d_model, q_width, rows));
+    bytes = qb_max_size(bytes, packed_bytes(d, qb_train_pre_width(c), c->d_model, rows));
+    bytes = qb_max_size(bytes, packed_bytes(d, c->d_model, c->d_ff, rows));
+    QB_TRY(qb__cpu_alloc(d, qb_max_size(bytes, head), 1, "packed operands", (void **)&d->packed));
     QB_TRY(qb__cpu_alloc(d, head, 1, "packed operands", (void **)&d->packed_head));
     QB_TRY(qb__cpu_alloc(d, head, 1, "packed operands", (void **)&d->packed_back));
     return qb__cpu_alloc(d, d->head_rows * c->vocab, sizeof(float), "logits", (void **)&d->logits);

@@ -119,7 +119,7 @@ static qb_status make_scratch(cuda_backbone *b)
     const qb_config *c = b->base.config;
     size_t rows = b->base.max_tokens, q_width = c->n_heads * c->head_dim;
     size_t qkv_width = q_width + 2 * c->n_kv_heads * c->head_dim;
-    size_t widest = qb__cuda_max_size(qb__cuda_max_size(c->d_model, q_width), c->d_ff);
+    size_t widest = qb_max_size(qb_max_size(c->d_model, q_width), c->d_ff);
     QB_TRY(qb__cuda_new_rows(b, rows, c->d_model, 4, &b->x));
     QB_TRY(qb__cuda_new_rows(b, rows, c->d_model, 4, &b->normed));
     QB_TRY(qb__cuda_new_rows(b, rows, c->d_model, 4, &b->out));
@@ -147,7 +147,7 @@ enum { MIN_LOGIT_ROWS = 64 }; /* a decode step of any batch leaves its logits in
 static qb_status make_slots(cuda_backbone *b)
 {
     if (!b->base.logit_slots) b->base.logit_slots = 1;
-    b->base.logit_rows = qb__cuda_max_size(b->base.logit_rows, MIN_LOGIT_ROWS);
+    b->base.logit_rows = qb_max_size(b->base.logit_rows, MIN_LOGIT_ROWS);
     size_t rows = b->base.logit_rows;
     b->slot_stride = qb_cuda_stride(b->base.config->vocab);
     for (size_t i = 0; i < b->base.logit_slots; i++)

@@ -91,10 +91,9 @@ static qb_status need_scaled_inputs(cuda_engine *e)
     const qb_config *c = b->base.config;
     const qb_weight_quant *weights = &e->base.scheme.weights;
     if (weights->bits != 4 || weights->axis != QB_AXIS_IN || e->fake || b->u4_x) return QB_OK;
-    size_t widest =
-        qb__cuda_max_size(qb__cuda_max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
-    return qb__cuda_new_rows(b, qb__cuda_max_size(b->base.max_tokens, b->base.logit_rows), widest,
-                             2, &b->u4_x);
+    size_t widest = qb_max_size(qb_max_size(c->d_model, c->n_heads * c->head_dim), c->d_ff);
+    return qb__cuda_new_rows(b, qb_max_size(b->base.max_tokens, b->base.logit_rows), widest, 2,
+                             &b->u4_x);
 }
 
 /* What layers with outliers need beside their input, sized for any layer of the model. */
@@ -112,10 +111,10 @@ static qb_status need_outliers(cuda_engine *e)
                                 {e->own_head.n, c->d_model}};
     size_t bytes = 0;
     for (size_t i = 0; i < QB_COUNT(shapes); i++)
-        bytes = qb__cuda_max_size(bytes, shapes[i][0] * shapes[i][1]);
+        bytes = qb_max_size(bytes, shapes[i][0] * shapes[i][1]);
     if (!b->outliers.n)
-        QB_TRY(qb__cuda_outliers_create(
-            qb__cuda_max_size(qb__cuda_max_size(c->d_model, q_width), c->d_ff), &b->outliers));
+        QB_TRY(qb__cuda_outliers_create(qb_max_size(qb_max_size(c->d_model, q_width), c->d_ff),
+                                        &b->outliers));
     if (bytes <= b->outlier_w_bytes) return QB_OK;
     QB_TRY(qb_cuda_sync(b->stream));
     b->layout++;

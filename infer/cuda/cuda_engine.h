@@ -127,11 +127,6 @@ static inline cuda_engine *qb__cuda_engine(qb_engine *engine)
     return (cuda_engine *)engine;
 }
 
-static inline size_t qb__cuda_max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* ---- cuda_backbone.c ---- */
 
 /* What a backbone has of these grows to what the engine that asks needs. */
