@@ -70,6 +70,8 @@ const qb_kernel_op qb_kernel_ops[] = {
         {NONE, ONE("train_softmax")}},
     {"train_update", "norms of gradients, steps of the optimisers", {NONE, ONE("train_update")}},
     {"ranks", "sums over the ranks of a training run", {NONE, ONE("ranks")}},
+    {"outliers", "products whose outlying input channels stay float", {NONE, ONE("outliers")}},
+    {"stamp", "the time on the device, for profiles", {NONE, ONE("stamp")}},
     {"logits", "statistics of rows of logits", {NONE, CUDA(logits)}},
     {"decode", "one token of one sequence through a whole model", {NONE, CUDA(decode)}},
 #endif
