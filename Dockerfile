@@ -8,11 +8,11 @@
 FROM debian:12 AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
         gcc g++ make cmake git ca-certificates pkg-config python3 \
-        zlib1g-dev liblzma-dev libjansson-dev libpcre2-dev libssl-dev libmicrohttpd-dev \
+        zlib1g-dev liblzma-dev libjansson-dev libpcre2-dev libssl-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY . /src
 WORKDIR /src
-RUN cmake --preset package -DQB_CUDA=OFF -DQB_SERVE=ON \
+RUN cmake --preset package -DQB_CUDA=OFF \
     && cmake --build build-package --parallel "$(nproc)" \
     && cmake --install build-package --prefix /opt/qbench
 

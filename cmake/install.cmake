@@ -24,7 +24,6 @@ install(DIRECTORY share/models share/baselines share/examples share/text DESTINA
 install(FILES docs/result.schema.json docs/profile.schema.json DESTINATION ${QB_DATA})
 install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
-
 if(QB_LIBRARY AND NOT QB_SANITIZE)
   include(cmake/library.cmake)
 endif()
@@ -45,4 +44,6 @@ if(QB_SHLIBDEPS) # the packages of the libraries, else the user sees to them
   set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 endif()
 set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON) # ldconfig is run
+# Found when the program runs, where dpkg-shlibdeps cannot see it: train --serve.
+set(CPACK_DEBIAN_PACKAGE_RECOMMENDS "libmicrohttpd12 | libmicrohttpd12t64")
 include(CPack)

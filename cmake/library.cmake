@@ -11,10 +11,6 @@ target_link_options(qbench_shared PRIVATE -Wl,--version-script=${CMAKE_SOURCE_DI
 if(QB_MPI AND MPI_C_FOUND)
   target_link_libraries(qbench_shared PRIVATE MPI::MPI_C)
 endif()
-if(QB_SERVE AND HTTP_FOUND)
-  target_link_libraries(qbench_shared PRIVATE ${HTTP_LIBRARIES})
-  target_link_directories(qbench_shared PRIVATE ${HTTP_LIBRARY_DIRS})
-endif()
 set_target_properties(qbench_shared PROPERTIES OUTPUT_NAME qbench VERSION ${PROJECT_VERSION}
                       SOVERSION ${PROJECT_VERSION_MAJOR} LINKER_LANGUAGE C
                       LINK_DEPENDS ${CMAKE_SOURCE_DIR}/api/qbench.map
@@ -34,9 +30,6 @@ if(QB_WITH_CUDA)
 endif()
 if(QB_MPI AND MPI_C_FOUND)
   list(APPEND QB_STATIC_LINKS ${MPI_C_LIBRARIES})
-endif()
-if(QB_SERVE AND HTTP_FOUND)
-  list(APPEND QB_STATIC_LINKS ${HTTP_LDFLAGS})
 endif()
 list(JOIN QB_STATIC_LINKS " " QB_STATIC_LINKS_LINE)
 set(QB_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/qbench)

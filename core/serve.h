@@ -30,10 +30,11 @@ typedef struct qb_serve_page {
 
 typedef struct qb_server qb_server;
 
-/* NULL = this build can serve, else why not. */
+/* NULL = pages can be served here, else why not. libmicrohttpd is looked for in the folder
+ * $QB_MICROHTTPD_PATH, or without it where the loader looks. */
 const char *qb_server_refusal(void);
 /* Takes the port (0 = any that is free). QB_ERR_USAGE: it is in use, or not ours to take;
- * QB_ERR_UNSUPPORTED: a build without libmicrohttpd. */
+ * QB_ERR_UNSUPPORTED: there is no libmicrohttpd here. */
 qb_status qb_server_open(uint16_t port, qb_server **out);
 uint16_t qb_server_port(const qb_server *server);
 /* Begins to answer, until the close; pages and context are borrowed. */

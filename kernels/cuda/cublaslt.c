@@ -32,7 +32,7 @@ static void load(void)
         "cublasLt" #name, &lt.api.name                                                             \
     }
     static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
-    const qb_cuda_entry entries[] = {
+    const qb_library_entry entries[] = {
         ENTRY(Create),
         ENTRY(GetVersion),
         ENTRY(GetStatusName),

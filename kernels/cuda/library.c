@@ -3,39 +3,12 @@
 
 #include "core/status.h"
 
-#include <dlfcn.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
-static void *open_in(const char *folder, const char *name)
-{
-    char path[1024];
-    int n = snprintf(path, sizeof path, "%s%s%s", folder, *folder ? "/" : "", name);
-    return n > 0 && (size_t)n < sizeof path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-}
-
-static void *open_library(const char *variable, const char *const *names, size_t n_names)
-{
-    const char *folders[] = {getenv(variable), "", "/usr/local/cuda/lib64",
-                             "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"};
-    for (size_t i = 0; i < n_names; i++)
-        for (size_t j = 0; j < QB_COUNT(folders); j++) {
-            void *library = folders[j] ? open_in(folders[j], names[i]) : NULL;
-            if (library) return library;
-        }
-    return NULL;
-}
 
 const char *qb_cuda_library_load(const char *variable, const char *const *names, size_t n_names,
-                                 const qb_cuda_entry *entries, size_t n_entries)
+                                 const qb_library_entry *entries, size_t n_entries)
 {
-    void *library = open_library(variable, names, n_names);
-    if (!library) return names[0];
-    for (size_t i = 0; i < n_entries; i++) {
-        void *function = dlsym(library, entries[i].name);
-        if (!function) return entries[i].name;
-        memcpy(entries[i].slot, &function, sizeof function);
-    }
-    return NULL;
+    const char *const folders[] = {getenv(variable), "", "/usr/local/cuda/lib64",
+                                   "/usr/local/cuda/targets/x86_64-linux/lib", "/opt/cuda/lib64"};
+    return qb_library_load(folders, QB_COUNT(folders), names, n_names, entries, n_entries);
 }

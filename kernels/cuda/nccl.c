@@ -20,7 +20,7 @@ static void load(void)
     {                                                                                              \
         "nccl" #name, &nccl.api.name                                                               \
     }
-    const qb_cuda_entry entries[] = {
+    const qb_library_entry entries[] = {
         ENTRY(GetErrorString), ENTRY(GetUniqueId), ENTRY(CommInitRank),      ENTRY(CommAbort),
         ENTRY(GroupStart),     ENTRY(GroupEnd),    ENTRY(CommGetAsyncError), ENTRY(Send),
         ENTRY(Recv),           ENTRY(Reduce),      ENTRY(Broadcast),         ENTRY(AllGather),

@@ -18,11 +18,16 @@ from train_tests import TINY
 
 LONG = [word for word in TINY if word != "--quiet"] + ["--steps", "1000000", "--log-every", "2",
                                                        "--save-every", "0", "--threads", "1"]
+WITHOUT = "there is no libmicrohttpd here"
+
+
+def live_page_check(env=None):
+    checks = json.loads(expect(qbench("doctor", "--json", "-", env=env)).out)["checks"]
+    return next(check for check in checks if check["name"] == "live-page")
 
 
 def can_serve():
-    checks = json.loads(expect(qbench("doctor", "--json", "-")).out)["checks"]
-    return next(check for check in checks if check["name"] == "live-page")["state"] == "ok"
+    return live_page_check()["state"] == "ok"
 
 
 class Run:
@@ -69,11 +74,19 @@ class Run:
             time.sleep(0.3)
 
 
+def test_live_page_needs_its_library(own):
+    (own / "empty").mkdir()
+    env = {"QB_MICROHTTPD_PATH": str(own / "empty")}
+    done = expect(qbench("train", *TINY, "--out", own / "r", "--serve", 0, env=env), 3)
+    why = "needs libmicrohttpd: libmicrohttpd.so.12 not found (Debian: libmicrohttpd12)"
+    assert f"--serve: {why}" in done.err.decode() and not (own / "r").exists(), done.err
+    check = live_page_check(env)
+    assert check["state"] == "no" and why in check["found"], check
+
+
 def test_live_page(own):
     if not can_serve():
-        done = expect(qbench("train", *TINY, "--out", own / "r", "--serve", 0), 3)
-        assert b"--serve: built without libmicrohttpd" in done.err and not (own / "r").exists()
-        raise Skip("this build is without libmicrohttpd")
+        raise Skip(WITHOUT)
     with Run(own / "run") as run:
         run.wait_for(20)
         status, headers, text = run.get()
@@ -99,7 +112,7 @@ def test_live_page(own):
 
 def test_live_page_who_may_read(own):
     if not can_serve():
-        raise Skip("this build is without libmicrohttpd")
+        raise Skip(WITHOUT)
     with Run(own / "run") as run:
         for path in ("/x", "/../config.json", "/config.json", "/metrics.jsonl/", "//", "/%2e%2e/"):
             assert run.get(path)[0] == 404, path
@@ -141,7 +154,7 @@ def test_live_page_who_may_read(own):
 def test_live_page_reads_itself_anew(own):
     """Its script, under its policy, in Chromium: the second answer takes the first one's place."""
     if not can_serve():
-        raise Skip("this build is without libmicrohttpd")
+        raise Skip(WITHOUT)
     browser = page_shots.browser()
     with Run(own / "run") as run:
         run.wait_for(4)

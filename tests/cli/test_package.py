@@ -145,6 +145,8 @@ class Packages(Installed):
         self.assertIn("Package: qbench\n", about)
         if shutil.which("dpkg-shlibdeps"):
             self.assertRegex(about, r"Depends: .*libjansson4")
+        self.assertRegex(about, r"Recommends: .*libmicrohttpd12")
+        self.assertNotRegex(about, r"Depends: .*libmicrohttpd")
         run("dpkg-deb", "--extract", self.packages[".deb"], self.folder / "deb")
         program = self.folder / "deb" / "usr" / "bin" / "qbench"
         self.assertEqual(run(program, "--version"), run(self.qbench, "--version"))
