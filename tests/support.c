@@ -7,11 +7,32 @@
 #include "core/memory.h"
 #include "core/rng.h"
 
+#include <fnmatch.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+int qb_test_run(const char *group, const struct CMUnitTest *tests, size_t n,
+                CMFixtureFunction setup, CMFixtureFunction teardown)
+{
+    const char *only = getenv("QB_TEST_ONLY");
+    const bool list = getenv("QB_TEST_LIST") != NULL;
+    size_t n_chosen = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (only && fnmatch(only, tests[i].name, 0)) continue;
+        if (list) printf("%s\n", tests[i].name);
+        n_chosen++;
+    }
+    if (n_chosen == 0) {
+        fprintf(stderr, "QB_TEST_ONLY=%s: none of the program's tests\n", only);
+        return 1;
+    }
+    if (list) return 0;
+    cmocka_set_test_filter(only);
+    return _cmocka_run_group_tests(group, tests, n, setup, teardown);
+}
 
 void qb_test_check_ok(qb_status status, const char *call, const char *file, int line)
 {

@@ -1,5 +1,5 @@
-/* tests/support.h - what the tests share: cmocka in one include, checks of status, guard pages, the
- * folder of golden cases. */
+/* tests/support.h - what the tests share: cmocka in one include, the choice of a program's tests,
+ * checks of status, guard pages, the folder of golden cases. */
 #ifndef QB_TESTS_SUPPORT_H
 #define QB_TESTS_SUPPORT_H
 
@@ -13,6 +13,14 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+
+/* cmocka's runner, with two variables: QB_TEST_LIST=1 prints the names of the tests and runs none;
+ * QB_TEST_ONLY=PATTERN (as a shell's) runs those that match it, and fails where none does. */
+int qb_test_run(const char *group, const struct CMUnitTest *tests, size_t n,
+                CMFixtureFunction setup, CMFixtureFunction teardown);
+#undef cmocka_run_group_tests
+#define cmocka_run_group_tests(tests, setup, teardown)                                             \
+    qb_test_run(#tests, tests, sizeof(tests) / sizeof((tests)[0]), setup, teardown)
 
 /* A call that must succeed; prints the stored message where it does not. */
 #define QB_CHECK_OK(call) qb_test_check_ok((call), #call, __FILE__, __LINE__)

@@ -13,16 +13,17 @@ with the reason. The last line is \`N passed, N failed, N skipped\`.
 
 --sanitize      runs them again under compute-sanitizer's memcheck, racecheck,
                 initcheck and synccheck, at reduced sizes (QB_TEST_SMALL=1) and
-                without cuBLASLt, whose kernels are not ours to check; a program
-                under a tool counts as one test
+                without cuBLASLt, whose kernels are not ours to check; there each
+                test of a program is a process of its own, on the visible GPU with
+                the fewest at the time, and counts as one
 --tools LIST    under these only, of plain,memcheck,racecheck,initcheck,synccheck
 --only PATTERN  only programs whose name matches the shell pattern
---jobs N        programs at a time (default 4)
+--jobs N        processes at a time, on all GPUs together (default 4)
 --budget S      seconds after which nothing more is started; what was running
                 is ended (default: none)
 --logs LOGS     keeps what the programs and the tools say in this folder
 
-A program may take QB_TEST_SECONDS (default 300), under a tool four times that.
+A program may take QB_TEST_SECONDS (default 300), a test under a tool four times that.
 
 exit status: 0 nothing failed, 1 something did, 2 usage or nothing to run
 EOT
@@ -76,11 +77,13 @@ racecheck_options() {
     case $sanitizer_help in *--racecheck-fence-proxy-async*) echo --racecheck-fence-proxy-async no ;; esac
 }
 
-run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-sanitizer's
-    local options=()
+# A unit is a program, or one of its tests as PROGRAM.TEST.
+run_under() { # run_under TOOL UNIT SECONDS; TOOL is plain or one of compute-sanitizer's
+    local options=() program=${2%%.*}
+    [ "$program" = "$2" ] || export QB_TEST_ONLY=${2#*.}
     case $1 in
     plain)
-        timeout -k 2 "$3" "./$2"
+        timeout -k 2 "$3" "./$program"
         return
         ;;
     memcheck) options=(--report-api-errors no) ;; # the tests' own matter: some provoke them
@@ -92,24 +95,24 @@ run_under() { # run_under TOOL PROGRAM SECONDS; TOOL is plain or one of compute-
     esac
     QB_TEST_SMALL=1 QB_DISABLE="${QB_DISABLE:+$QB_DISABLE,}gemm_float/cublaslt,gemm_s8/cublaslt" \
         timeout -k 2 "$3" "$sanitizer" --tool "$1" --error-exitcode 86 --print-limit 20 \
-        --max-connections 100 ${options[@]+"${options[@]}"} "./$2"
+        --max-connections 100 ${options[@]+"${options[@]}"} "./$program"
 }
 
-run_job() { # run_job TOOL PROGRAM: leaves a log, then the exit code
+run_job() { # run_job TOOL UNIT GPU: leaves a log, then the exit code; GPU `all`: as they are visible
     local start=$SECONDS most=$seconds left=$((budget - SECONDS)) code
     [ "$1" = plain ] || most=$((4 * seconds))
     [ "$most" -lt $left ] || most=$left
+    [ "$3" = all ] || export CUDA_VISIBLE_DEVICES=$3
     code=none
     if [ $left -ge 2 ]; then
         run_under "$1" "$2" "$most" >"$logs/$2.$1" 2>&1 </dev/null
         code=$?
-        # ended by the budget, which says nothing about the program
+        # ended by the budget, which says nothing about the unit
         if [ $code -eq 124 ] && [ "$most" -eq $left ]; then code=none; fi
     fi
     echo "$code $((SECONDS - start))" >"$logs/$2.$1.tmp"
     mv "$logs/$2.$1.tmp" "$logs/$2.$1.code"
 }
-
 
 count() { # count WORD LOG: the number of cmocka's summary line, 0 without one
     sed -n "s/^\[  $1 *\] \([0-9]*\) test.*/\1/p" "$2" | tail -n 1 | grep . || echo 0
@@ -133,7 +136,7 @@ report_plain() { # report_plain PROGRAM LOG CODE SECONDS
     sed -n 's/^skipped: /        skipped: /p' "$2" | sort -u | head -n 8
 }
 
-report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
+report_tool() { # report_tool UNIT TOOL LOG CODE SECONDS
     local state=ok summary
     if grep -aq 'terminated before first instrumented API call' "$3"; then
         skipped=$((skipped + 1))
@@ -154,7 +157,7 @@ report_tool() { # report_tool PROGRAM TOOL LOG CODE SECONDS
     grep -aE '\[ +FAILED +\]|error:|\[   LINE' "$3" | head -n 10 | sed 's/^/    | /'
 }
 
-report() { # report TOOL PROGRAM, which has ended
+report() { # report TOOL UNIT, which has ended
     local code spent
     read -r code spent <"$logs/$2.$1.code"
     if [ "$code" = none ]; then
@@ -168,31 +171,69 @@ report() { # report TOOL PROGRAM, which has ended
 }
 
 report_ended() { # those of the jobs in `running` that have ended, and forgets them
-    local job left=()
+    local job tool unit gpu left=()
     for job in ${running[@]+"${running[@]}"}; do
-        # shellcheck disable=SC2086
-        if [ -e "$logs/${job#* }.${job% *}.code" ]; then report $job; else left+=("$job"); fi
+        read -r tool unit gpu <<<"$job"
+        if [ -e "$logs/$unit.$tool.code" ]; then report "$tool" "$unit"; else left+=("$job"); fi
     done
     running=(${left[@]+"${left[@]}"})
 }
 
-run_tools() { # run_tools TOOL...: every program under each, reported as they end
-    local tool program running=()
-    for program in "${programs[@]}"; do
+find_gpus() { # what CUDA_VISIBLE_DEVICES may say to show one GPU; `all` where that is not known
+    local visible=${CUDA_VISIBLE_DEVICES-}
+    [ -n "${CUDA_VISIBLE_DEVICES+set}" ] ||
+        visible=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ',')
+    IFS=, read -ra gpus <<<"$visible"
+    [ ${#gpus[@]} -gt 0 ] || gpus=(all)
+}
+
+idlest_gpu() { # the one with the fewest of the jobs in `running`
+    local gpu job n fewest=$((jobs + 1)) found=all
+    for gpu in "${gpus[@]}"; do
+        n=0
+        for job in ${running[@]+"${running[@]}"}; do [ "${job##* }" != "$gpu" ] || n=$((n + 1)); done
+        [ "$n" -ge $fewest ] || { fewest=$n found=$gpu; }
+    done
+    echo "$found"
+}
+
+units_of() { # units_of PROGRAM: its tests, where they are several
+    local tests
+    mapfile -t tests < <(QB_TEST_LIST=1 timeout 20 "./$1" 2>/dev/null </dev/null | grep -x '[A-Za-z0-9_]*')
+    if [ ${#tests[@]} -gt 1 ]; then echo "${tests[@]/#/$1.}"; else echo "$1"; fi
+}
+
+run_units() { # run_units UNITS TOOL...: every unit under each, reported as they end
+    local tool unit gpu units=$1 running=()
+    shift
+    for unit in $units; do
         for tool in "$@"; do
             while [ ${#running[@]} -ge "$jobs" ]; do
                 wait -n
                 report_ended
             done
-            rm -f "$logs/$program.$tool.code"
-            run_job "$tool" "$program" &
-            running+=("$tool $program")
+            rm -f "$logs/$unit.$tool.code"
+            gpu=$(idlest_gpu)
+            run_job "$tool" "$unit" "$gpu" &
+            running+=("$tool $unit $gpu")
         done
     done
     while [ ${#running[@]} -gt 0 ]; do
         wait -n
         report_ended
     done
+}
+
+run_plain() { # programs, which see all GPUs
+    local gpus=(all)
+    run_units "${programs[*]}" plain
+}
+
+run_tools() { # run_tools TOOL...: tests, each on one GPU
+    local gpus program units=''
+    find_gpus
+    for program in "${programs[@]}"; do units+=" $(units_of "$program")"; done
+    run_units "$units" "$@"
 }
 
 cd "$folder" 2>/dev/null || die "folder $folder: found none, expected that of make test-cuda"
@@ -209,7 +250,7 @@ IFS=, read -ra tools <<<"$tools"
 watched=()
 for tool in "${tools[@]}"; do
     case $tool in
-    plain) run_tools plain ;;
+    plain) run_plain ;;
     memcheck | racecheck | initcheck | synccheck) watched+=("$tool") ;;
     *) die "tool $tool: expected plain, memcheck, racecheck, initcheck or synccheck" ;;
     esac

@@ -641,9 +641,8 @@ static void wide_heads(void **state)
     check_tallies();
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-    if (argc > 1) cmocka_set_test_filter(argv[1]); /* one of them, by name */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_like_gpt2),
         cmocka_unit_test(models_like_llama),
