@@ -70,11 +70,18 @@ find_sanitizer() {
 }
 
 # Options that newer versions have. All blocks run the same code, and a report's place is in the
-# code, so racecheck, which is a hundred times slower than the others, watches the first cluster.
+# code, so racecheck, which is a hundred times slower than the others, watches the first cluster, and
+# no kernel of cuBLASLt's. Its processes slow each other down out of proportion once their threads
+# outnumber the cores.
 racecheck_options() {
-    echo --racecheck-num-workers 4
+    local workers=$(($(nproc) / jobs / 2))
+    echo --racecheck-num-workers $((workers < 1 ? 1 : workers > 4 ? 4 : workers))
     case $sanitizer_help in *--racecheck-filter-cluster-id*) echo --racecheck-filter-cluster-id 0 ;; esac
     case $sanitizer_help in *--racecheck-fence-proxy-async*) echo --racecheck-fence-proxy-async no ;; esac
+    case $sanitizer_help in *--kernel-name-exclude*)
+        echo --kernel-name-exclude kns=cublas,kns=cutlass,kns=nvjet,kns=sgemm,kns=xmma
+        ;;
+    esac
 }
 
 # A unit is a program, or one of its tests as PROGRAM.TEST.
