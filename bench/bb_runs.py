@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the Bigram-Backcopy models (Guo et al. 2024, arXiv:2410.13835) and judges what they show.
 
-    bench/bb_runs.py build/qbench OUT [--only NAME[,NAME...]] [--jobs N] [-- more flags of train]
+    bench/bb_runs.py build/qbench OUT [--only NAME[,NAME...]] [--jobs N] [--gpus 0,1] [-- more flags of train]
 
 Each variant of bb_variants.py is a run in OUT/NAME. What is kept of it is OUT/NAME.json, and of all
 OUT/runs.jsonl, a line a run: its flags, seconds, machine, every evaluation, and the last one's
@@ -10,13 +10,14 @@ bench/bb_record.py makes tables and figures of runs.jsonl. More flags (--steps 3
 for trying the script: the bounds are for the preset's 10,000 steps. Exit code 1: a published value
 was missed. Standard library only."""
 import argparse
-import concurrent.futures
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
 
+import lanes
 import runs
 from bb_variants import VARIANTS, judge
 
@@ -42,16 +43,19 @@ def train(program, out, name, more, about):
         return json.loads(kept.read_text())
     command = ["train", *VARIANTS[name][0], *EVALUATIONS, *more]
     start = time.monotonic()
-    done = subprocess.run([program.path, *command, "--quiet", "--out", out / name], text=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, check=False)
-    if done.returncode:
-        print(f"bb_runs: {name}: {done.stderr.strip()}", file=sys.stderr)
+    shutil.rmtree(out / name, ignore_errors=True)  # of one that was broken off
+    with program.start(*command, "--quiet", "--out", out / name, text=True, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.PIPE) as process:
+        said = process.stderr.read()
+    if process.returncode == runs.INTERRUPTED:
+        raise KeyboardInterrupt
+    if process.returncode:
+        runs.say(f"{name}: {said.strip()}")
     evaluations, parts = read_log(out / name / "metrics.jsonl")
-    record = {"name": name, "command": " ".join(["qbench", *command]), "exit": done.returncode,
+    record = {"name": name, "command": " ".join(["qbench", *command]), "exit": process.returncode,
               "seconds": round(time.monotonic() - start, 1), "evaluations": evaluations,
               "without": parts, **about}
-    if not done.returncode:
+    if not process.returncode:
         kept.write_text(json.dumps(record) + "\n")
     return record
 
@@ -73,22 +77,27 @@ def main():
     parser.add_argument("program", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--only", default="", help="names of variants, with commas")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on each GPU")
+    parser.add_argument("--gpus", help=lanes.HELP)
     words, more = runs.split_more(sys.argv[1:])
     args = parser.parse_args(words)
     wanted = [n for n in VARIANTS if not args.only or n in args.only.split(",")]
-    program = runs.Program(args.program)
+    program, places = runs.Program(args.program), lanes.choose(args.gpus, args.jobs)
     args.out.mkdir(parents=True, exist_ok=True)
-    about = {"version": program.version(), "machine": runs.machine(), "runs_at_a_time": args.jobs,
+    about = {"version": program.version(), "machine": runs.machine(), "runs_at_a_time": len(places),
              "date": time.strftime("%Y-%m-%d", time.gmtime())}
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(train, program, args.out, name, more, about) for name in wanted]
-        records = [job.result() for job in jobs]
+    made = lanes.share(places, wanted,
+                       lambda lane, name: train(program.on(lane, name), args.out, name, more, about))
+    records = [made[name] for name in wanted if made.get(name)]
     with (args.out / "runs.jsonl").open("w") as file:
         for record in records:
             file.write(json.dumps(record) + "\n")
-    return 1 if sum([print_judgement(record) for record in records]) else 0
+    missed = sum([print_judgement(record) for record in records])
+    return 1 if missed or len(records) < len(wanted) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(runs.INTERRUPTED)

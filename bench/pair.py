@@ -3,6 +3,7 @@
 
     bench/pair.py --corpus DIR                      everything, on a machine with a GPU
     bench/pair.py --corpus DIR --minutes 9          the same in pieces: repeat until it is through
+    bench/pair.py --corpus DIR --gpus 0,1           both trainings at the same time
     bench/pair.py --corpus DIR train --only ours    one stage, one of the two models
     bench/pair.py --corpus DIR --work /tmp/try data train convert -- --device cpu --steps 50
 
@@ -19,14 +20,16 @@ where the last one stopped:
 A pair that was trained by hand is taken up at `convert`: WORK/data.json (of qbench data --json), and in
 WORK/vanilla and WORK/ours model.bin, metrics.jsonl and, if there is one, sessions.jsonl (its commands).
 
-Flags behind -- go to both trainings. Exit code: 0 done, 1 judged and missed something, 3 a training
-is not through yet, 130 Ctrl-C: the same command goes on. Standard library only."""
+Flags behind -- go to both trainings. Exit code: 0 done, 1 a training failed, or judged and missed
+something, 3 a training is not through yet, 130 Ctrl-C: the same command goes on. Standard library
+only."""
 import argparse
 import pathlib
 import shutil
 import sys
 import time
 
+import lanes
 import runs
 from runs import ROOT, UNFINISHED, read_json, say, stop, write_json
 
@@ -46,7 +49,7 @@ class Pair:
         self.preset, self.vocab, self.tokens = args.preset, args.vocab, args.eval_tokens
         self.builtin_tokens = args.builtin_tokens
         self.deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
-        self.ship_to, self.more = args.ship_to, more
+        self.ship_to, self.more, self.lanes = args.ship_to, more, lanes.choose(args.gpus)
         self.shards, self.valid, self.models = (self.work / n for n in ("shards", "valid", "models"))
 
 
@@ -58,21 +61,20 @@ def data(p):
 
 # ---- train ----
 
-def train_one(p, which):
+def train_one(p, lane, which):
     run = p.work / which
     if runs.is_through(p.program, run):
-        return say(f"{which}: {runs.state_of(p.program, run)[0]:,} steps, through")
+        say(f"{which}: {runs.state_of(p.program, run)[0]:,} steps, through")
+        return True
     flags = ["--preset", p.preset, "--name", f"{p.preset}-{which}", "--data", p.shards, "--valid", p.valid,
              *FLAGS[which], *p.more]
-    code = runs.train(p.program, run, flags, p.deadline)
-    if code:
-        sys.exit(code)
-    return None
+    runs.ended_well(runs.train(p.program.on(lane, which), run, flags, p.deadline))
+    return True
 
 
 def train(p):
-    for which in p.only:
-        train_one(p, which)
+    if None in lanes.share(p.lanes, p.only, lambda lane, which: train_one(p, lane, which)).values():
+        sys.exit(1)
     behind = []
     for which in report.PAIR:
         done, wanted = runs.state_of(p.program, p.work / which)
@@ -164,6 +166,7 @@ def main():
     parser.add_argument("--corpus", type=pathlib.Path, help="folder of train-*.txt.xz and valid.txt.xz")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("pair"), help="default: pair")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build" / "qbench")
+    parser.add_argument("--gpus", help=lanes.HELP)
     parser.add_argument("--only", help="vanilla or ours: train that one")
     parser.add_argument("--minutes", type=float, help="of training in this call")
     parser.add_argument("--preset", default="gpt2-8m")
@@ -192,5 +195,7 @@ def main():
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except runs.Failed as error:
+        sys.exit(error.code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(runs.INTERRUPTED)

@@ -16,9 +16,15 @@ under all schemes on the held-out text on the same machine right after it, and l
     metrics.jsonl   the training's log, one step in ten
 
 and no model. A run whose run.json is there is not repeated; one that the budget cut off goes on
-where it stopped, on the same machine and in the same WORK. Flags behind -- go to every training. Exit
-code: 0 done, 1 a run failed, 3 something is left to do. Standard library only."""
+where it stopped, on the same machine and in the same WORK. With --gpus 0,1 each of these GPUs has a run
+at a time, and of the processors an equal part; of what fits into the budget the longest go first. Speeds
+(group speed) are measured when nothing else runs: after the others, on the first of the GPUs. Flags
+behind -- go to every training. Exit code: 0 done, 1 a run failed, 3 something is left to do. Standard
+library only."""
 import argparse
+import concurrent.futures
+import copy
+import os
 import pathlib
 import shutil
 import statistics
@@ -26,12 +32,13 @@ import subprocess
 import sys
 import time
 
+import lanes
 import runs
 from paper_variants import GROUPS, RATES, RUNS, SPEED_SECONDS, warmup
 from runs import ROOT, read_json, say, write_json
 
 EVALUATE_SECONDS = 40  # all marks of a run, for planning and as what a training leaves of a budget
-LEAST_SECONDS = 30     # a training is not begun with less
+LEAST_SECONDS = 30     # a training is not begun with less beside that, nor evaluations with less
 
 
 class Paper:
@@ -43,9 +50,15 @@ class Paper:
         self.schemes = args.schemes
         self.first_mark, self.seed, self.more = args.first_mark, args.seed, more
         self.deadline = time.monotonic() + args.budget if args.budget else None
+        self.lanes = lanes.choose(args.gpus)
         self.shards = self.work / "shards"
         at = more.index("--device") if "--device" in more else len(more)
         self.device = more[at:at + 2]  # that of the trainings is that of the evaluations
+
+    def on(self, lane, name):
+        it = copy.copy(self)
+        it.program = self.program.on(lane, name)
+        return it
 
     def left(self):
         return self.deadline - time.monotonic() if self.deadline else float("inf")
@@ -55,6 +68,10 @@ class Paper:
 
     def is_recorded(self, name):
         return (self.results / name / "run.json").exists()
+
+
+def is_speed(name):
+    return RUNS[name].group == "speed"
 
 
 # ---- training ----
@@ -85,13 +102,18 @@ def train_flags(p, name):
 def train(p, name):
     """True: through. False: the budget is spent, or it failed with a message of the program."""
     folder = p.work / name
+    if runs.is_through(p.program, folder):
+        return True
+    if p.left() < EVALUATE_SECONDS + LEAST_SECONDS:
+        return False
+    announce(p, name)
     deadline = p.deadline - EVALUATE_SECONDS if p.deadline else None
-    code = runs.train(p.program, folder, train_flags(p, name), deadline)
-    if code == 130:
-        sys.exit(code)
-    if code:
-        raise RuntimeError(f"{name}: training ended with exit code {code}")
+    runs.ended_well(runs.train(p.program, folder, train_flags(p, name), deadline))
     return runs.is_through(p.program, folder)
+
+
+def announce(p, name):
+    say(f"{name}: {RUNS[name].about}; about {seconds_to_expect(p, name):.0f} s")
 
 
 # ---- evaluation ----
@@ -104,18 +126,41 @@ def marks(p, folder):
     return [(step, found[step]) for step in sorted(wanted | {max(found)})]
 
 
-def evaluate(p, folder, model):
+def evaluate(p, folder, model, text, n_threads):
     """All schemes on the first tokens of the held-out text; what is there is not done again."""
     out = folder / f"{model.stem}.json"
     if not out.exists():
-        (text,) = runs.corpus_texts(p.corpus, "valid")
-        link = folder / text.name  # so that the record of the run names no folder
-        if not link.exists():
-            link.symlink_to(text)
-        p.program.must("--scheme", p.schemes, "--no-speed", "--no-fake", *p.device, "--text", text.name,
-                       "--max-tokens", p.eval_tokens, "--json", out.name, model.name, cwd=folder,
-                       stdout=subprocess.DEVNULL)
-    return read_json(out)["results"]
+        p.program.must("--scheme", p.schemes, "--no-speed", "--no-fake", "--quiet", *p.device, "--threads",
+                       n_threads, "--text", text, "--max-tokens", p.eval_tokens, "--json", out.name,
+                       model.name, cwd=folder, stdout=subprocess.DEVNULL)
+
+
+def analyze(p, folder, model, text, n_threads):
+    """Where the program can; a run is recorded without it, too."""
+    if (folder / "analysis.json").exists() or not p.program.can("help", "analyze"):
+        return
+    code = p.program.call("analyze", "--quiet", model.name, *p.device, "--threads", n_threads, "--text", text,
+                          "--max-tokens", min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
+                          stdout=subprocess.DEVNULL)
+    if code:
+        say(f"{folder.name}: no analysis: exit code {code}")
+
+
+def evaluate_all(p, folder):
+    """Every mark and the analysis of the last one at the same time: each leaves a GPU idle most of its
+    time, and nothing of it is a timing."""
+    start, (text,) = time.monotonic(), runs.corpus_texts(p.corpus, "valid")
+    link = folder / text.name  # so that the record of the run names no folder
+    if not link.exists():
+        link.symlink_to(text)
+    models = [model for _, model in marks(p, folder)]
+    n_threads = max(1, len(os.sched_getaffinity(0)) // (len(models) + 1))
+    with concurrent.futures.ThreadPoolExecutor(len(models) + 1) as pool:
+        jobs = [pool.submit(what, p, folder, model, text.name, n_threads)
+                for what, model in [*((evaluate, model) for model in models), (analyze, models[-1])]]
+    for job in jobs:
+        job.result()
+    say(f"{folder.name}: evaluated at {len(models)} marks in {time.monotonic() - start:.1f} s")
 
 
 def growth(p, folder):
@@ -124,7 +169,7 @@ def growth(p, folder):
     tokens = step_tokens_of(read_json(folder / "config.json"))
     record = []
     for step, model in marks(p, folder):
-        results = evaluate(p, folder, model)
+        results = read_json(folder / f"{model.stem}.json")["results"]
         record.append({**lines.get(step, {}), "step": step, "tokens": step * tokens,
                        "ppl_full": results[0]["quality"]["ppl_full"],
                        "schemes": {r["scheme"]["name"]: {k: r["quality"][k] for k in
@@ -135,19 +180,6 @@ def growth(p, folder):
 
 def step_tokens_of(config):
     return config["batch"] * config["context"]
-
-
-def analyze(p, folder, model):
-    """True where the program can; a run is recorded without it, too."""
-    if not p.program.can("help", "analyze"):
-        return False
-    (text,) = runs.corpus_texts(p.corpus, "valid")
-    code = p.program.call("analyze", model.name, *p.device, "--text", text.name, "--max-tokens",
-                          min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
-                          stdout=subprocess.DEVNULL)
-    if code:
-        say(f"{model}: no analysis: exit code {code}")
-    return code == 0
 
 
 # ---- records ----
@@ -169,13 +201,13 @@ def head(p, name, folder):
 
 def record_training(p, name):
     folder, kept = p.work / name, p.results / name
+    evaluate_all(p, folder)
     grown = growth(p, folder)
     last = marks(p, folder)[-1][1]
-    analysed = analyze(p, folder, last)
     kept.mkdir(parents=True, exist_ok=True)
     seen = p.program.inspect(last)
     write_json(kept / "results.json", read_json(folder / f"{last.stem}.json"))
-    if analysed:
+    if (folder / "analysis.json").exists():
         write_json(kept / "analysis.json", read_json(folder / "analysis.json"))
     runs.keep_metrics(folder / "metrics.jsonl", kept / "metrics.jsonl")
     write_json(kept / "run.json", {
@@ -200,16 +232,18 @@ def record_speed(p, name):
 
 
 def record(p, name):
-    """True: recorded. False: cut off."""
-    if RUNS[name].group == "speed":
+    """True: recorded. False: no time, or cut off."""
+    if is_speed(name):
+        if p.left() < SPEED_SECONDS[RUNS[name].preset]:
+            return False
+        announce(p, name)
         shutil.rmtree(p.work / name, ignore_errors=True)  # a run that was cut off has no use
-        if runs.train(p.program, p.work / name, train_flags(p, name)):
-            raise RuntimeError(f"{name}: training failed")
+        runs.ended_well(runs.train(p.program, p.work / name, train_flags(p, name)))
         record_speed(p, name)
-    elif train(p, name):
-        record_training(p, name)
-    else:
+        return True
+    if not train(p, name) or p.left() < LEAST_SECONDS:
         return False
+    record_training(p, name)
     return True
 
 
@@ -223,12 +257,29 @@ def recorded_rates(p, preset):
             yield kept["training"]["tokens"] / sum(s["seconds"] for s in kept["sessions"])
 
 
+def share_left(p, name):
+    """Of a training that was begun."""
+    done, wanted = runs.state_of(p.program, p.work / name)
+    return 1 - done / wanted if wanted else 1
+
+
 def seconds_to_expect(p, name):
     run = RUNS[name]
-    if run.group == "speed":
+    if is_speed(name):
         return SPEED_SECONDS[run.preset]
     rates = list(recorded_rates(p, run.preset)) or [RATES[run.preset]]
-    return p.tokens_of(name) / statistics.median(rates) + EVALUATE_SECONDS
+    return share_left(p, name) * p.tokens_of(name) / statistics.median(rates) + EVALUATE_SECONDS
+
+
+def in_order(p, wanted):
+    """[(lanes, [(name, seconds)])]: what is not recorded, as it will be taken."""
+    todo = {name: seconds_to_expect(p, name) for name in wanted if not p.is_recorded(name)}
+    is_single = len(p.lanes) == 1
+    shared = [name for name in todo if is_single or not is_speed(name)]
+    alone = [name for name in todo if name not in shared]
+    shared = lanes.order(shared, todo, len(p.lanes), p.left())
+    return [(on, [(name, todo[name]) for name in names])
+            for on, names in ((p.lanes, shared), (lanes.alone(p.lanes), alone)) if names]
 
 
 def choose(only):
@@ -243,38 +294,31 @@ def choose(only):
 
 def show(p, wanted):
     """What there is, and what fits into the budget."""
-    spent = 0.0
+    ends, spent = {}, 0.0
+    for on, todo in in_order(p, wanted):
+        ends |= dict(zip(todo, (spent + end for end in lanes.ends([s for _, s in todo], len(on)))))
+        spent = max(ends.values())
     print(f"{'run':30} {'group':9} {'tokens':>14} {'seconds':>8}  state")
-    for name in wanted:
-        seconds = 0 if p.is_recorded(name) else seconds_to_expect(p, name)
-        spent += seconds
-        state = "recorded" if not seconds else "fits" if spent <= p.left() else "does not fit"
-        tokens = f"{p.tokens_of(name):,}" if RUNS[name].group != "speed" else "random"
+    for (name, seconds), end in [*ends.items(), *(((n, 0), 0) for n in wanted if p.is_recorded(n))]:
+        state = "recorded" if not end else "fits" if end <= p.left() else "does not fit"
+        tokens = "random" if is_speed(name) else f"{p.tokens_of(name):,}"
         print(f"{name:30} {RUNS[name].group:9} {tokens:>14} {seconds:8.0f}  {state}: {RUNS[name].about}")
-    print(f"{spent:,.0f} s to go on one H100, {spent / 60:.0f} minutes")
+    gpus = "one H100" if len(p.lanes) == 1 else f"{len(p.lanes)} H100"
+    print(f"{spent:,.0f} s to go on {gpus}, {spent / 60:.0f} minutes")
 
 
 def run_all(p, wanted):
-    failed = 0
-    todo = [name for name in wanted if not p.is_recorded(name)]
     p.work.mkdir(parents=True, exist_ok=True)
-    if any(RUNS[name].group != "speed" for name in todo):
+    if not all(is_speed(name) or p.is_recorded(name) for name in wanted):
         runs.make_shards(p.program, p.corpus, p.work, p.vocab, p.tokenizer)
         check_data(p)
-    for name in list(todo):
-        if p.left() < LEAST_SECONDS:
-            break
-        say(f"{name}: {RUNS[name].about}; about {seconds_to_expect(p, name):.0f} s if it is new")
-        try:
-            if not record(p, name):
-                break
-        except RuntimeError as error:
-            say(error)
-            failed += 1
-        todo.remove(name)
-    if todo:
-        say(f"left: {', '.join(todo)}; the same command goes on")
-    return 1 if failed else runs.UNFINISHED if todo else 0
+    ended = {}
+    for on, todo in in_order(p, wanted):
+        ended |= lanes.share(on, dict(todo), lambda lane, name: record(p.on(lane, name), name))
+    left = [name for name in wanted if not p.is_recorded(name)]
+    if left:
+        say(f"left: {', '.join(left)}; the same command goes on")
+    return 1 if None in ended.values() else runs.UNFINISHED if left else 0
 
 
 def main():
@@ -283,6 +327,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("paper"), help="default: paper")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results" / "paper")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build" / "qbench")
+    parser.add_argument("--gpus", help=lanes.HELP)
     parser.add_argument("--only", help="groups and names, with commas: " + ", ".join(GROUPS))
     parser.add_argument("--list", action="store_true", help="show runs and what fits, and do nothing")
     parser.add_argument("--budget", type=float, help="seconds of this call")
@@ -304,5 +349,7 @@ def main():
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except runs.Failed as error:
+        sys.exit(error.code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(runs.INTERRUPTED)

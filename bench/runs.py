@@ -1,6 +1,7 @@
 """What the scripts that train models and record them share (pair.py, paper_runs.py, bb_runs.py and, of
 the machine, peers/gpu_sides.py): calling the program, texts to shards, a training that goes on where it
-stopped, and who ran it. Standard library only."""
+stopped, and who ran it; several at the same time are lanes.py's. Standard library only."""
+import copy
 import csv
 import datetime
 import hashlib
@@ -18,8 +19,17 @@ TEXTS = ROOT / "share" / "text"
 UNFINISHED = 3  # exit code: the same command goes on
 
 
+INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
+
+
 def say(text):
-    print(f"{pathlib.Path(sys.argv[0]).stem}: {text}", file=sys.stderr, flush=True)
+    tell(pathlib.Path(sys.argv[0]).stem, text)
+
+
+def tell(who, text):
+    """A line at once, so that those of two threads do not mix."""
+    sys.stderr.write(f"{who}: {text}\n")
+    sys.stderr.flush()
 
 
 def stop(text, code=2):
@@ -73,9 +83,9 @@ def smi(query, units=False, gpu=None):
     return [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines() if line]
 
 
-def gpu():
-    """Names and driver of the GPUs, '' without one."""
-    return "; ".join(sorted({", ".join(row) for row in smi("name,driver_version")}))
+def gpu(which=None):
+    """Names and driver of the GPUs, or of that one; '' without one."""
+    return "; ".join(sorted({", ".join(row) for row in smi("name,driver_version", gpu=which)}))
 
 
 def machine():
@@ -92,29 +102,62 @@ def processor():
 
 # ---- the program ----
 
+class Failed(RuntimeError):
+    """The program ended with an error, which it said itself."""
+
+    def __init__(self, code):
+        super().__init__(f"the program ended with exit code {code}")
+        self.code = code
+
+
+def ended_well(code):
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise Failed(code)
+
+
 class Program:
     def __init__(self, path):
         self.path = path.resolve()
+        self.gpu, self.beside, self.label = None, 1, None
+
+    def on(self, lane, label):
+        """The same on a lane (lanes.py), saying what it says behind a label where there are several."""
+        it = copy.copy(self)
+        it.gpu, it.beside, it.label = lane.gpu, lane.beside, label if lane.beside > 1 else None
+        return it
+
+    def start(self, *args, **more):
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu is not None else None
+        return subprocess.Popen([self.path, *map(str, args)], stdin=subprocess.DEVNULL, env=env, **more)
 
     def call(self, *args, cwd=None, stdout=None):
         """The exit code; output goes where ours goes. Ctrl-C is the program's: it saves, we wait."""
-        process = subprocess.Popen([self.path, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL,
-                                   stdout=stdout)
+        if self.label:
+            return self.call_labelled(args, cwd, stdout)
+        process = self.start(*args, cwd=cwd, stdout=stdout)
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:
                 pass
 
+    def call_labelled(self, args, cwd, stdout):
+        """In a thread, which Ctrl-C does not reach."""
+        to = {"stdout": stdout, "stderr": subprocess.PIPE} if stdout else \
+            {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with self.start(*args, cwd=cwd, text=True, errors="replace", **to) as process:
+            for line in process.stderr or process.stdout:
+                tell(self.label, line.rstrip())
+        return process.returncode
+
     def can(self, *args):
         """Whether it ends well; it prints nothing."""
-        return not subprocess.run([self.path, *map(str, args)], stdin=subprocess.DEVNULL, check=False,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+        return not self.start(*args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait()
 
     def must(self, *args, cwd=None, stdout=None):
-        code = self.call(*args, cwd=cwd, stdout=stdout)
-        if code:
-            sys.exit(code)
+        ended_well(self.call(*args, cwd=cwd, stdout=stdout))
 
     def output(self, *args):
         return subprocess.run([self.path, *map(str, args)], check=True, text=True,
@@ -217,7 +260,8 @@ def session(program, words, now, seconds, code):
     return {"command": " ".join(["qbench", *(w.name if isinstance(w, pathlib.Path) else str(w)
                                               for w in words)]),
             "time_utc": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "seconds": round(seconds, 1), "exit": code,
-            "version": program.version()[0], "gpu": gpu(), "processor": processor()}
+            "version": program.version()[0], "gpu": gpu(program.gpu), "processor": processor(),
+            "runs_at_a_time": program.beside}
 
 
 def train(program, run, flags, deadline=None):

@@ -62,9 +62,9 @@ def test_pair_from_texts_to_card(folder):
                       "--vocab", "300", "--eval-tokens", "600", "--builtin-tokens", "600", "--ship-to", out,
                       *stages, "--", *TINY, code=code)
 
-    assert "ours 0 of ? steps" in pair("data", "train", "--only", "vanilla", code=3).stderr
+    assert "ours 0 of ? steps" in pair("data", "train", "--gpus", "0,1", "--only", "vanilla", code=3).stderr
     before = (work / "vanilla" / "model.bin").read_bytes()
-    done = pair("--minutes", "2", code=1)  # all that is left; such a pair misses what it must show
+    done = pair("--minutes", "2", "--gpus", "0,1", code=1)  # all that is left; such a pair misses what it must show
     assert (work / "vanilla" / "model.bin").read_bytes() == before and not out.exists()
     assert "vanilla: 40 steps, through" in done.stderr and "not shipped" in done.stderr
     assert "MISSED  each was trained on 2,560 tokens" in done.stdout, done.stdout

@@ -1,22 +1,24 @@
 """qbench table: the paper's tables beside records; bench/paper_runs.py makes such records, from texts to
-a table (tiny models); hostile records; the tables of the documentation."""
+a table (tiny models), two at the same time, too; hostile records; the tables of the documentation."""
 import csv
 import io
 import json
 import os
 import re
 import sys
+import threading
 
 import support
-from pair_tests import no_folder_of_this_machine, script, write_corpus
+from pair_tests import interrupt, no_folder_of_this_machine, script, write_corpus
 from support import expect, qbench
 
 sys.path.append(str(support.ROOT / "tools"))
 sys.path.append(str(support.ROOT / "bench"))
+import lanes  # noqa: E402
 import paper_variants  # noqa: E402
 
 TINY = ["--n-layers", "2", "--d-model", "16", "--n-heads", "2", "--head-dim", "8", "--d-ff", "32",
-        "--context", "16", "--batch", "4", "--warmup", "4", "--log-every", "1", "--device", "cpu"]
+        "--context", "16", "--batch", "4", "--warmup", "4", "--log-every", "1", "--device", "cpu", "--threads", "1"]
 TABLES = (1, 2, 3, 4, 5, 6, 9)
 
 
@@ -46,13 +48,13 @@ def test_paper_runs_from_texts_to_tables(folder):
                       "--first-mark", "640", "--eval-tokens", "300", "--schemes",
                       "fine,moderate,coarse,zeropoint4", *args, "--", *TINY, code=code)
 
-    paper_runs("--only", "speed-gpt2-60m")  # needs no text
-    some = ("--only", "gpt2-60m-both,speed-gpt2-60m")
+    paper_runs("--only", "speed-gpt2-1.4b")  # needs no text
+    some = ("--only", "gpt2-60m-both,speed-gpt2-1.4b")
     done = paper_runs(*some, "--budget", "1", code=3)  # no time for any
     assert "left: gpt2-60m-both;" in done.stderr and len(list(results.glob("*/"))) == 1
     paper_runs(*some)
     runs = {path.parent.name: json.loads(path.read_text()) for path in results.glob("*/run.json")}
-    assert sorted(runs) == ["gpt2-60m-both", "speed-gpt2-60m"]
+    assert sorted(runs) == ["gpt2-60m-both", "speed-gpt2-1.4b"]
     both = runs["gpt2-60m-both"]
     assert [mark["step"] for mark in both["growth"]] == [10, 20], both["growth"]
     last = json.loads((results / "gpt2-60m-both" / "results.json").read_text())["results"]
@@ -73,6 +75,88 @@ def test_paper_runs_from_texts_to_tables(folder):
     check_tables(results, both, last)
 
 
+def without_time(path):
+    """What a record says of the model and not of the run's time, place and command."""
+    if path.suffix == ".jsonl":
+        return [{k: v for k, v in json.loads(line).items() if k not in ("tok_per_s", "mfu", "seconds", "memory_bytes")}
+                for line in path.read_text().splitlines()]
+    value = json.loads(path.read_text())
+    for gone in ("sessions", "time_utc", "command", "environment", "memory"):
+        for record in [value, *value.get("results", [])]:
+            record.pop(gone, None)
+    return value
+
+
+def test_paper_runs_two_at_a_time(folder):
+    """The records are those of one run at a time, also when they were broken off; one that fails leaves
+    the others alone; speeds are measured when nothing else runs."""
+    corpus = write_corpus(folder / "corpus")
+    names = ["gpt2-60m", "gpt2-60m-both"]
+
+    def words(where, *args):
+        return ["bench/paper_runs.py", "--program", support.QBENCH, "--corpus", corpus, "--work",
+                folder / where / "work", "--results", folder / where / "paper", "--vocab", "300", "--tokens",
+                "102400", "--first-mark", "51200", "--eval-tokens", "300", "--schemes", "fine", *args, "--",
+                *TINY]
+
+    script(*words("one", "--only", ",".join(names)))
+    (folder / "two" / "work").mkdir(parents=True)
+    for name in ("shards", "valid", "data.json", "valid.json"):
+        os.symlink(folder / "one" / "work" / name, folder / "two" / "work" / name)
+    some = ["--gpus", "0,1", "--only", ",".join([*names, "gpt2-60m-softmax1", "speed-gpt2-1.4b"])]
+    interrupt(words("two", *some), folder / "two" / "work" / names[0])
+    assert not list((folder / "two").rglob("run.json"))
+    (folder / "two" / "work" / "gpt2-60m-softmax1").write_text("in the way")
+    done = script(*words("two", *some), code=1)
+    assert "left: gpt2-60m-softmax1;" in done.stderr, done.stderr
+    assert "\ngpt2-60m-softmax1: qbench: " in done.stderr and "\ngpt2-60m-both: " in done.stderr, done.stderr
+    for name in names:
+        kept = folder / "two" / "paper" / name
+        for path in sorted(kept.iterdir()):
+            assert without_time(path) == without_time(folder / "one" / "paper" / name / path.name), path
+        sessions = json.loads((kept / "run.json").read_text())["sessions"]
+        assert {s["runs_at_a_time"] for s in sessions} == {2}, sessions
+    speed = json.loads((folder / "two" / "paper" / "speed-gpt2-1.4b" / "run.json").read_text())
+    assert speed["sessions"][0]["runs_at_a_time"] == 1
+    assert done.stderr.index("paper_runs: speed-gpt2-1.4b: ") > done.stderr.rindex("evaluated at"), done.stderr
+
+
+def test_lanes(_):
+    """The longest first of what fits; one that fails again and again gets no more."""
+    seconds = {"a": 10, "b": 30, "c": 20, "d": 25, "e": 40}
+    assert lanes.order(seconds, seconds, 1, 50) == ["a", "b", "c", "d", "e"]
+    assert lanes.order(seconds, seconds, 2) == ["e", "b", "d", "c", "a"]
+    assert lanes.order(seconds, seconds, 2, 45) == ["b", "d", "c", "a", "e"]  # by value, then by length
+    assert lanes.order(seconds, seconds, 2, 5) == ["a", "b", "c", "d", "e"]
+    assert lanes.ends([40, 30, 25, 20, 10], 2) == [40, 30, 55, 60, 65]
+    mine = sorted(os.sched_getaffinity(0))
+    found = lanes.choose("3,5", 2)
+    assert [lane.gpu for lane in found] == ["3", "3", "5", "5"] and {lane.beside for lane in found} == {4}
+    assert sorted(c for lane in found for c in lane.cpus or []) == mine or len(mine) < 4
+    assert lanes.choose(None) == [lanes.Lane(None, None, 1)] and lanes.alone(found) == [lanes.Lane("3", None, 1)]
+
+    said, seen, failed = [], [], threading.Semaphore(0)
+
+    def do(lane, name):
+        if lane.gpu == "bad":
+            failed.release()
+            raise RuntimeError("no such GPU")
+        for _ in range(0 if seen else lanes.MOST_FAILED):
+            assert failed.acquire(timeout=60)
+        seen.append((name, os.sched_getaffinity(0)))
+        return name != seen[0][0]
+
+    mend, lanes.say = lanes.say, said.append
+    try:
+        both = [lanes.Lane("bad", None, 2), lanes.Lane("good", mine[:1], 2)]
+        ended = lanes.share(both, "abcdefgh", do)
+    finally:
+        lanes.say = mend
+    assert sorted(map(str, ended.values())) == ["False", *["None"] * 2, *["True"] * 5], ended
+    assert len(said) == 3 and "it gets no more" in said[-1], said
+    assert all(cpus == set(mine[:1]) for _, cpus in seen) and set(os.sched_getaffinity(0)) == set(mine)
+
+
 def check_tables(results, both, last):
     made = table(3, results)
     (ours,), (paper,) = (lines_of(made, "gpt2-60m-both", who) for who in ("ours", "paper"))
@@ -88,9 +172,9 @@ def check_tables(results, both, last):
     assert ours["values"][1:] == [both["evaluation"][key] for key in (
         "kurt_token_first", "kurt_token_rest", "max_abs_first", "max_abs_rest", "attn_first_argmax")]
     made = table(4, results)
-    assert lines_of(made, "gpt2-60m", "ours")[0]["values"][0] > 0
+    assert lines_of(made, "gpt2-1.4b", "ours")[0]["values"][0] > 0
     assert abs(lines_of(made, "gpt2-60m-both", "paper")[0]["values"][2] - 14 / 12) < 1e-12
-    assert len(lines_of(made, "gpt2-60m-both", "not run")) == 1  # its other run has no speed
+    assert len(lines_of(made, "gpt2-1.4b-both", "not run")) == 1  # its other run has no speed
 
 
 def test_paper_runs_are_rows_of_tables(_):

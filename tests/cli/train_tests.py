@@ -439,15 +439,16 @@ def test_presets_are_listed_and_can_be_used(folder):
 
 def test_bb_runs_judges_every_variant(folder):
     done = subprocess.run(
-        [support.ROOT / "bench" / "bb_runs.py", support.QBENCH, folder / "out", "--", "--d-model",
-         "16", "--context", "8", "--batch", "2", "--steps", "12", "--observe-windows", "4",
-         "--eval-windows", "8"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        [support.ROOT / "bench" / "bb_runs.py", support.QBENCH, folder / "out", "--gpus", "0,1",
+         "--", "--device", "cpu", "--d-model", "16", "--context", "8", "--batch", "2", "--steps", "12",
+         "--observe-windows", "4", "--eval-windows", "8"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1 and not done.stderr, done  # two steps reach nothing
     assert "l1-adamw: 12 steps" in done.stdout and "published: 2.2299" in done.stdout, done.stdout
     assert "s: nothing published" in done.stdout, done.stdout
     lines = (folder / "out" / "runs.jsonl").read_text().splitlines()
     records = {r["name"]: r for r in map(json.loads, lines)}
     assert len(records) == 15 and all(r["exit"] == 0 for r in records.values())
+    assert {r["runs_at_a_time"] for r in records.values()} == {2}
     for r in records.values():
         assert [e["step"] for e in r["evaluations"]] == [10, 12], r["name"]
         assert r["evaluations"][-1]["bigram_risk"] > 2
