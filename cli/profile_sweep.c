@@ -15,11 +15,10 @@ enum { DECODE_STEPS = 96, MAX_BATCH = 4096, MAX_CONTEXT = 1 << 24 };
 
 /* ---- one batch and context ---- */
 
-/* Decoding needs room behind the prompt, within positions that are learned. */
+/* Decoding needs room behind the prompt, within what a sequence may have. */
 static void fit_context(qb_profile_case *c, size_t context)
 {
-    const qb_config *config = &c->model->config;
-    size_t most = config->pos == QB_POS_LEARNED ? config->context : SIZE_MAX;
+    size_t most = qb_config_longest(&c->model->config);
     c->context = context < most ? context : most;
     c->decode_steps = DECODE_STEPS < most / 2 ? DECODE_STEPS : most / 2;
     c->decode_from = c->context + c->decode_steps <= most ? c->context : most - c->decode_steps;
@@ -47,7 +46,7 @@ qb_status qb_profile_case_open(const qb_cli *cli, qb_profile_case *c)
     fit_context(c, asked);
     if (c->context < asked)
         qb_cli_note(cli, "--context %zu: %zu tokens are taken, since the model has %zu positions",
-                    asked, c->context, c->model->config.context);
+                    asked, c->context, qb_config_longest(&c->model->config));
     return QB_OK;
 }
 

@@ -14,10 +14,9 @@ static qb_status choose_context(const qb_cli *cli, const qb_model *model, const 
     const qb_config *config = &model->config;
     if (qb_cli_is_set(cli, "context")) {
         *out = qb_cli_size(cli, "context");
-        if (config->pos == QB_POS_LEARNED && *out > config->context)
-            return QB_FAIL(QB_ERR_SHAPE,
-                           "%s: --context: found %zu, expected at most %zu (learned positions)",
-                           model->path, *out, config->context);
+        if (*out > qb_config_longest(config))
+            return QB_FAIL(QB_ERR_SHAPE, "%s: --context: found %zu, expected at most %zu (%s)",
+                           model->path, *out, qb_config_longest(config), qb_config_limit(config));
         if (*out > config->context)
             qb_cli_note(cli, "--context %zu is more than %s was trained with (%zu)", *out,
                         model->name, config->context);

@@ -25,6 +25,12 @@ typedef enum {
     QB_SOFTMAX_SINK,
     QB_SOFTMAX_COUNT
 } qb_softmax_kind;
-typedef enum { QB_ROPE_DEFAULT, QB_ROPE_LINEAR, QB_ROPE_LLAMA3, QB_ROPE_COUNT } qb_rope_kind;
+typedef enum {
+    QB_ROPE_DEFAULT,
+    QB_ROPE_LINEAR,
+    QB_ROPE_LLAMA3,
+    QB_ROPE_YARN,
+    QB_ROPE_COUNT
+} qb_rope_kind;
 
 #endif

@@ -113,9 +113,9 @@ void qb_backbone_destroy(qb_backbone *b)
 
 static qb_status check_cache(const qb_backbone *b, const qb_engine_options *o)
 {
-    if (b->config->pos == QB_POS_LEARNED && o->cache_context > b->config->context)
-        return QB_FAIL(QB_ERR_SHAPE, "%s: context: found %zu, at most %zu (learned positions)",
-                       b->model->path, o->cache_context, b->config->context);
+    if (o->cache_context > qb_config_longest(b->config))
+        return QB_FAIL(QB_ERR_SHAPE, "%s: context: found %zu, at most %zu (%s)", b->model->path,
+                       o->cache_context, qb_config_longest(b->config), qb_config_limit(b->config));
     return QB_OK;
 }
 
@@ -285,10 +285,9 @@ static qb_status prefill(qb_engine *e, const int32_t *tokens, size_t batch, size
     if (!batch || !n_tokens || !qb_mul_size(batch, n_tokens, &rows) || rows > b->max_tokens)
         return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, expected 1 to %zu", batch,
                        n_tokens, b->max_tokens);
-    if (b->config->pos == QB_POS_LEARNED && n_tokens > b->config->context)
-        return QB_FAIL(QB_ERR_SHAPE,
-                       "prefill: found %zu tokens a sequence, at most %zu (learned positions)",
-                       n_tokens, b->config->context);
+    if (n_tokens > qb_config_longest(b->config))
+        return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu tokens a sequence, at most %zu (%s)",
+                       n_tokens, qb_config_longest(b->config), qb_config_limit(b->config));
     if (e->cache_batch && (batch > e->cache_batch || n_tokens > e->cache_context))
         return QB_FAIL(QB_ERR_SHAPE, "prefill: found %zu x %zu tokens, the cache holds %zu x %zu",
                        batch, n_tokens, e->cache_batch, e->cache_context);

@@ -1,10 +1,8 @@
 /* model/arch.c - the architecture table, tensor roles and the configuration's rules. */
-#include "model/arch.h"
-
 #include "core/json.h"
 #include "core/memory.h"
+#include "model/arch_internal.h"
 
-#include <math.h>
 #include <string.h>
 
 const char *const qb_norm_names[QB_NORM_COUNT] = {"layernorm", "rmsnorm", "rmsnorm_single"};
@@ -12,7 +10,6 @@ const char *const qb_act_names[QB_ACT_COUNT] = {"gelu_tanh", "relu", "swiglu"};
 const char *const qb_pos_names[QB_POS_COUNT] = {"learned", "rope", "none"};
 const char *const qb_softmax_names[QB_SOFTMAX_COUNT] = {"softmax", "softmax1", "relu", "clipped",
                                                         "sink"};
-const char *const qb_rope_names[QB_ROPE_COUNT] = {"default", "linear", "llama3"};
 
 /* Of a clipped softmax without others (arXiv:2306.12929, table 1). */
 #define CLIP_GAMMA (-0.025)
@@ -22,7 +19,8 @@ const char *const qb_rope_names[QB_ROPE_COUNT] = {"default", "linear", "llama3"}
 #define ROPE_DEFAULTS                                                                              \
     {                                                                                              \
         .kind = QB_ROPE_DEFAULT, .theta = 10000.0, .factor = 1.0, .low_freq_factor = 1.0,          \
-        .high_freq_factor = 4.0, .original_context = 8192                                          \
+        .high_freq_factor = 4.0, .original_context = 8192, .beta_fast = 32.0, .beta_slow = 1.0,    \
+        .attention_factor = 1.0, .truncate = true                                                  \
     }
 
 const qb_arch qb_archs[] = {
@@ -55,6 +53,21 @@ const qb_arch qb_archs[] = {
      .hf_type = "llama",
      .gguf = "llama",
      .source = "Touvron et al. 2023, arXiv:2302.13971"},
+    {.name = "opt",
+     .defaults = {.norm = QB_NORM_LAYERNORM,
+                  .act = QB_ACT_RELU,
+                  .pos = QB_POS_LEARNED,
+                  .softmax = QB_SOFTMAX,
+                  .softmax_gamma = CLIP_GAMMA,
+                  .softmax_zeta = CLIP_ZETA,
+                  .attn_bias = true,
+                  .mlp_bias = true,
+                  .norm_bias = true,
+                  .tied_head = true,
+                  .norm_eps = 1e-5,
+                  .rope = ROPE_DEFAULTS},
+     .hf_type = "opt",
+     .source = "Zhang et al. 2022, arXiv:2205.01068"},
     {0},
 };
 
@@ -150,7 +163,7 @@ bool qb_config_shape(const qb_config *c, qb_role role, size_t *rows, size_t *col
     case QB_ROLE_O:
         return shape(true, c->d_model, q, rows, cols);
     case QB_ROLE_O_B:
-        return shape(c->attn_bias, 1, c->d_model, rows, cols);
+        return shape(c->attn_bias && !c->qkv_bias_only, 1, c->d_model, rows, cols);
     case QB_ROLE_GATE:
         return shape(gated, c->d_ff, c->d_model, rows, cols);
     case QB_ROLE_GATE_B:
@@ -220,6 +233,17 @@ bool qb_config_has(const qb_config *config, qb_role role, size_t layer_idx)
            (!is_of_attention(role) || qb_config_has_attention(config, layer_idx));
 }
 
+size_t qb_config_longest(const qb_config *config)
+{
+    if (config->pos == QB_POS_LEARNED) return config->context;
+    return config->sliding_window ? config->sliding_window : SIZE_MAX;
+}
+
+const char *qb_config_limit(const qb_config *config)
+{
+    return config->pos == QB_POS_LEARNED ? "learned positions" : "sliding window";
+}
+
 static size_t count_params(const qb_config *config, bool linear_only)
 {
     size_t total = 0;
@@ -250,11 +274,10 @@ enum {
     MAX_LAYERS = 1 << 12,
     MAX_HEADS = 1 << 12,
     MAX_HEAD_DIM = 256, /* what the attention kernels take */
-    MAX_ROWS = 1 << 24, /* vocab, context */
     MAX_CLIP = 16,      /* |gamma|, zeta: far beyond any use */
 };
 
-static qb_status check_range(const char *field, size_t value, size_t max)
+qb_status qb__check_range(const char *field, size_t value, size_t max)
 {
     if (value < 1 || value > max)
         return QB_FAIL(QB_ERR_FORMAT, "%s: found %zu, expected 1 to %zu", field, value, max);
@@ -262,31 +285,11 @@ static qb_status check_range(const char *field, size_t value, size_t max)
 }
 
 /* Written so that NaN fails. */
-static qb_status check_real(const char *field, double value, double min, double max)
+qb_status qb__check_real(const char *field, double value, double min, double max)
 {
     if (!(value >= min && value <= max))
         return QB_FAIL(QB_ERR_FORMAT, "%s: found %g, expected %g to %g", field, value, min, max);
     return QB_OK;
-}
-
-static qb_status check_rope(const qb_config *c)
-{
-    const qb_rope *r = &c->rope;
-    if (c->head_dim % 2)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "head_dim: found %zu, expected an even number for rotary positions",
-                       c->head_dim);
-    QB_TRY(check_real("rope.theta", r->theta, 1e-3, 1e12));
-    if (r->kind == QB_ROPE_DEFAULT) return QB_OK;
-    QB_TRY(check_real("rope.factor", r->factor, 1e-3, 1e6));
-    if (r->kind == QB_ROPE_LINEAR) return QB_OK;
-    QB_TRY(check_real("rope.low_freq_factor", r->low_freq_factor, 1e-3, 1e6));
-    QB_TRY(check_real("rope.high_freq_factor", r->high_freq_factor, 1e-3, 1e6));
-    if (r->low_freq_factor >= r->high_freq_factor)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "rope.low_freq_factor: found %g, expected less than high_freq_factor %g",
-                       r->low_freq_factor, r->high_freq_factor);
-    return check_range("rope.original_context", r->original_context, MAX_ROWS);
 }
 
 /* Engines and metrics have attention to look at in any model. */
@@ -303,54 +306,47 @@ static qb_status check_no_attention(const qb_config *c)
 
 qb_status qb_config_check(const qb_config *c)
 {
-    QB_TRY(check_range("n_layers", c->n_layers, MAX_LAYERS));
-    QB_TRY(check_range("d_model", c->d_model, MAX_WIDTH));
-    QB_TRY(check_range("n_heads", c->n_heads, MAX_HEADS));
-    QB_TRY(check_range("n_kv_heads", c->n_kv_heads, MAX_HEADS));
-    QB_TRY(check_range("head_dim", c->head_dim, MAX_HEAD_DIM));
-    QB_TRY(check_range("d_ff", c->d_ff, MAX_WIDTH));
-    QB_TRY(check_range("vocab", c->vocab, MAX_ROWS));
-    QB_TRY(check_range("context", c->context, MAX_ROWS));
+    QB_TRY(qb__check_range("n_layers", c->n_layers, MAX_LAYERS));
+    QB_TRY(qb__check_range("d_model", c->d_model, MAX_WIDTH));
+    QB_TRY(qb__check_range("n_heads", c->n_heads, MAX_HEADS));
+    QB_TRY(qb__check_range("n_kv_heads", c->n_kv_heads, MAX_HEADS));
+    QB_TRY(qb__check_range("head_dim", c->head_dim, MAX_HEAD_DIM));
+    QB_TRY(qb__check_range("d_ff", c->d_ff, MAX_WIDTH));
+    QB_TRY(qb__check_range("vocab", c->vocab, QB__MAX_ROWS));
+    QB_TRY(qb__check_range("context", c->context, QB__MAX_ROWS));
     if (c->n_heads % c->n_kv_heads)
         return QB_FAIL(QB_ERR_FORMAT, "n_heads: found %zu, expected a multiple of n_kv_heads %zu",
                        c->n_heads, c->n_kv_heads);
-    QB_TRY(check_range("n_heads * head_dim", c->n_heads * c->head_dim, MAX_WIDTH));
-    QB_TRY(check_real("norm_eps", c->norm_eps, 0.0, 1.0));
+    QB_TRY(qb__check_range("n_heads * head_dim", c->n_heads * c->head_dim, MAX_WIDTH));
+    QB_TRY(qb__check_real("norm_eps", c->norm_eps, 0.0, 1.0));
     if (c->norm_bias && c->norm != QB_NORM_LAYERNORM)
         return QB_FAIL(QB_ERR_FORMAT, "norm_bias: found true, expected false with %s",
                        qb_norm_names[c->norm]);
-    QB_TRY(check_real("softmax_gamma", c->softmax_gamma, -MAX_CLIP, 0.0));
-    QB_TRY(check_real("softmax_zeta", c->softmax_zeta, 1.0, MAX_CLIP));
+    QB_TRY(qb__check_real("softmax_gamma", c->softmax_gamma, -MAX_CLIP, 0.0));
+    QB_TRY(qb__check_real("softmax_zeta", c->softmax_zeta, 1.0, MAX_CLIP));
     if (c->free_prefix > c->context)
         return QB_FAIL(QB_ERR_FORMAT, "free_prefix: found %zu, expected at most the context %zu",
                        c->free_prefix, c->context);
     QB_TRY(check_no_attention(c));
-    return c->pos == QB_POS_ROPE ? check_rope(c) : QB_OK;
+    if (c->qkv_bias_only && (!c->attn_bias || c->fused_qkv))
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "qkv_bias_only: found true, expected false without attn_bias or with "
+                       "fused_qkv");
+    if (c->sliding_window && c->sliding_window < c->context)
+        return QB_FAIL(QB_ERR_FORMAT, "context: found %zu, expected at most the sliding window %zu",
+                       c->context, c->sliding_window);
+    return c->pos == QB_POS_ROPE ? qb__rope_check(&c->rope, c->head_dim) : QB_OK;
 }
 
 /* ---- JSON ---- */
-
-/* NULL where memory lacks. */
-static json_t *rope_to_json(const qb_rope *r)
-{
-    json_t *o = json_pack("{s:s, s:f}", "kind", qb_rope_names[r->kind], "theta", r->theta);
-    int failed = !o;
-    if (r->kind != QB_ROPE_DEFAULT)
-        failed |= json_object_set_new(o, "factor", json_real(r->factor));
-    if (r->kind == QB_ROPE_LLAMA3)
-        failed |= json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor)) |
-                  json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor)) |
-                  json_object_set_new(o, "original_context",
-                                      json_integer((json_int_t)r->original_context));
-    if (!failed) return o;
-    json_decref(o);
-    return NULL;
-}
 
 /* What few models have is written where it says something, so that the others' files stay as they
  * were. */
 static void add_attention_flags(const qb_config *c, json_t *o)
 {
+    if (c->qkv_bias_only) json_object_set_new(o, "qkv_bias_only", json_true());
+    if (c->sliding_window)
+        json_object_set_new(o, "sliding_window", json_integer((json_int_t)c->sliding_window));
     if (c->softmax == QB_SOFTMAX_CLIPPED) {
         json_object_set_new(o, "softmax_gamma", json_real(c->softmax_gamma));
         json_object_set_new(o, "softmax_zeta", json_real(c->softmax_zeta));
@@ -381,7 +377,7 @@ qb_status qb_config_to_json(const qb_config *c, json_t **out)
         "mlp_bias", c->mlp_bias, "norm_bias", c->norm_bias, "tied_head", c->tied_head, "fused_qkv",
         c->fused_qkv);
     add_attention_flags(c, o);
-    if (c->pos == QB_POS_ROPE) json_object_set_new(o, "rope", rope_to_json(&c->rope));
+    if (c->pos == QB_POS_ROPE) json_object_set_new(o, "rope", qb__rope_to_json(&c->rope));
     qb_status status = qb_json_check_memory(mark, "configuration");
     if (status != QB_OK)
         json_decref(o);
@@ -390,8 +386,8 @@ qb_status qb_config_to_json(const qb_config *c, json_t **out)
     return status;
 }
 
-static qb_status get_word(const json_t *object, const char *key, const char *const *words,
-                          size_t n_words, int *out)
+qb_status qb__get_word(const json_t *object, const char *key, const char *const *words,
+                       size_t n_words, int *out)
 {
     const char *text = NULL;
     QB_TRY(qb_json_get_string(object, key, &text));
@@ -408,10 +404,10 @@ static qb_status get_word(const json_t *object, const char *key, const char *con
 static qb_status get_kinds(const json_t *object, qb_config *c)
 {
     int norm = c->norm, act = c->act, pos = c->pos, softmax = c->softmax;
-    QB_TRY(get_word(object, "norm", qb_norm_names, QB_NORM_COUNT, &norm));
-    QB_TRY(get_word(object, "act", qb_act_names, QB_ACT_COUNT, &act));
-    QB_TRY(get_word(object, "pos", qb_pos_names, QB_POS_COUNT, &pos));
-    QB_TRY(get_word(object, "softmax", qb_softmax_names, QB_SOFTMAX_COUNT, &softmax));
+    QB_TRY(qb__get_word(object, "norm", qb_norm_names, QB_NORM_COUNT, &norm));
+    QB_TRY(qb__get_word(object, "act", qb_act_names, QB_ACT_COUNT, &act));
+    QB_TRY(qb__get_word(object, "pos", qb_pos_names, QB_POS_COUNT, &pos));
+    QB_TRY(qb__get_word(object, "softmax", qb_softmax_names, QB_SOFTMAX_COUNT, &softmax));
     c->norm = (qb_norm_kind)norm;
     c->act = (qb_act_kind)act;
     c->pos = (qb_pos_kind)pos;
@@ -422,6 +418,7 @@ static qb_status get_kinds(const json_t *object, qb_config *c)
     QB_TRY(qb_json_get_bool(object, "attn_bias", &c->attn_bias));
     QB_TRY(qb_json_get_bool(object, "mlp_bias", &c->mlp_bias));
     QB_TRY(qb_json_get_bool(object, "norm_bias", &c->norm_bias));
+    QB_TRY(qb_json_get_bool(object, "qkv_bias_only", &c->qkv_bias_only));
     QB_TRY(qb_json_get_bool(object, "tied_head", &c->tied_head));
     return qb_json_get_bool(object, "fused_qkv", &c->fused_qkv);
 }
@@ -463,22 +460,11 @@ static qb_status get_sizes(const json_t *object, qb_config *c)
         {"vocab", &c->vocab},
         {"context", &c->context},
         {"free_prefix", &c->free_prefix},
+        {"sliding_window", &c->sliding_window},
     };
     for (size_t i = 0; i < QB_COUNT(sizes); i++)
-        QB_TRY(qb_json_get_size(object, sizes[i].key, 0, MAX_ROWS, sizes[i].value));
+        QB_TRY(qb_json_get_size(object, sizes[i].key, 0, QB__MAX_ROWS, sizes[i].value));
     return qb_json_get_double(object, "norm_eps", 0.0, 1.0, &c->norm_eps);
-}
-
-static qb_status get_rope(const json_t *object, qb_rope *rope)
-{
-    int kind = rope->kind;
-    QB_TRY(get_word(object, "kind", qb_rope_names, QB_ROPE_COUNT, &kind));
-    rope->kind = (qb_rope_kind)kind;
-    QB_TRY(qb_json_get_double(object, "theta", 0.0, 1e12, &rope->theta));
-    QB_TRY(qb_json_get_double(object, "factor", 0.0, 1e6, &rope->factor));
-    QB_TRY(qb_json_get_double(object, "low_freq_factor", 0.0, 1e6, &rope->low_freq_factor));
-    QB_TRY(qb_json_get_double(object, "high_freq_factor", 0.0, 1e6, &rope->high_freq_factor));
-    return qb_json_get_size(object, "original_context", 0, MAX_ROWS, &rope->original_context);
 }
 
 qb_status qb_config_from_json(const json_t *object, qb_config *out)
@@ -487,7 +473,8 @@ qb_status qb_config_from_json(const json_t *object, qb_config *out)
     QB_TRY(qb_json_get_string(object, "arch", &name));
     const qb_arch *arch = name ? qb_arch_find(name) : NULL;
     if (!arch)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "key \"arch\": found \"%.40s\", expected gpt2 or llama",
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "key \"arch\": found \"%.40s\", expected gpt2, llama or opt",
                        name ? name : "nothing");
     qb_config c = arch->defaults;
     c.arch = arch;
@@ -497,44 +484,8 @@ qb_status qb_config_from_json(const json_t *object, qb_config *out)
     const json_t *rope = json_object_get(object, "rope");
     if (rope && !json_is_object(rope))
         return QB_FAIL(QB_ERR_FORMAT, "key \"rope\": expected an object");
-    QB_TRY(get_rope(rope, &c.rope));
+    QB_TRY(qb__rope_from_json(rope, &c.rope));
     QB_TRY(qb_config_check(&c));
     *out = c;
     return QB_OK;
-}
-
-/* ---- rotary frequencies ---- */
-
-/* Llama 3.1's rule: long wavelengths are stretched by `factor`, short ones kept, those between
- * blended linearly in original_context / wavelength. */
-static double stretch_llama3(const qb_rope *r, double inv_freq)
-{
-    double turns = (double)r->original_context * inv_freq / (2.0 * M_PI);
-    if (turns < r->low_freq_factor) return inv_freq / r->factor;
-    if (turns > r->high_freq_factor) return inv_freq;
-    double keep = (turns - r->low_freq_factor) / (r->high_freq_factor - r->low_freq_factor);
-    return (1.0 - keep) * inv_freq / r->factor + keep * inv_freq;
-}
-
-void qb_rope_inv_freq(const qb_rope *rope, size_t head_dim, double *inv_freq)
-{
-    for (size_t i = 0; i < head_dim / 2; i++) {
-        double f = pow(rope->theta, -2.0 * (double)i / (double)head_dim);
-        if (rope->kind == QB_ROPE_LINEAR) f /= rope->factor;
-        if (rope->kind == QB_ROPE_LLAMA3) f = stretch_llama3(rope, f);
-        inv_freq[i] = f;
-    }
-}
-
-void qb_rope_table(const qb_rope *rope, size_t head_dim, size_t n_positions, float *cosine,
-                   float *sine)
-{
-    double inv_freq[QB_ROPE_MAX_HEAD_DIM / 2];
-    size_t half = head_dim / 2;
-    qb_rope_inv_freq(rope, head_dim, inv_freq);
-    for (size_t t = 0; t < n_positions; t++)
-        for (size_t i = 0; i < half; i++) {
-            cosine[t * half + i] = (float)cos((double)t * inv_freq[i]);
-            sine[t * half + i] = (float)sin((double)t * inv_freq[i]);
-        }
 }

@@ -16,8 +16,8 @@
  * could have been seen. A block of no_attention has neither norm1 nor attention, just its MLP
  * (arXiv:2410.13835 removes parts of a model so).
  *
- * GPT2: Radford et al. 2019. Llama: Touvron et al. 2023. Softmax-1, RMSNorm-Single:
- * arXiv:2410.17174. */
+ * GPT2: Radford et al. 2019. Llama: Touvron et al. 2023. OPT: Zhang et al. 2022. Softmax-1,
+ * RMSNorm-Single: arXiv:2410.17174. */
 #ifndef QB_MODEL_ARCH_H
 #define QB_MODEL_ARCH_H
 
@@ -39,14 +39,17 @@ extern const char *const qb_act_names[QB_ACT_COUNT];         /* gelu_tanh relu s
 extern const char *const qb_pos_names[QB_POS_COUNT];         /* learned rope none */
 extern const char *const qb_softmax_names[QB_SOFTMAX_COUNT]; /* softmax softmax1 relu
                                                                 clipped sink */
-extern const char *const qb_rope_names[QB_ROPE_COUNT];       /* default linear llama3 */
+extern const char *const qb_rope_names[QB_ROPE_COUNT];       /* default linear llama3 yarn */
 
 typedef struct qb_rope {
     qb_rope_kind kind;
     double theta;                             /* base, > 0 */
-    double factor;                            /* linear, llama3 */
+    double factor;                            /* all but default */
     double low_freq_factor, high_freq_factor; /* llama3 */
-    size_t original_context;                  /* llama3 */
+    size_t original_context;                  /* llama3, yarn */
+    double beta_fast, beta_slow;              /* yarn: turns in original_context, fast > slow */
+    double attention_factor;                  /* yarn: cosine and sine are multiplied by it */
+    bool truncate;                            /* yarn: the ramp's ends are whole numbers */
 } qb_rope;
 
 typedef struct qb_arch qb_arch;
@@ -64,8 +67,11 @@ typedef struct qb_config {
     size_t free_prefix;                 /* tokens that see each other; 0 = plain causal */
     uint64_t no_attention;              /* bit l: block l (from 0) has no attention; one keeps it */
     bool attn_bias, mlp_bias; /* biases of the linear layers; a LayerNorm's own is norm_bias */
+    bool qkv_bias_only;       /* attn_bias, but attn.o has none (Qwen2) */
     bool norm_bias, tied_head, fused_qkv;
     size_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, vocab, context;
+    size_t sliding_window; /* tokens that a query sees (Mistral), 0 = all. It is not computed: no
+                            * text is longer than it, and within it it changes nothing */
     double norm_eps;
     qb_rope rope; /* where pos is QB_POS_ROPE */
 } qb_config;
@@ -111,7 +117,7 @@ typedef struct qb_role_info {
 extern const qb_role_info qb_roles[QB_ROLE_COUNT];
 
 struct qb_arch {
-    const char *name;    /* "gpt2", "llama" */
+    const char *name;    /* "gpt2", "llama", "opt" */
     qb_config defaults;  /* what a configuration starts from */
     const char *hf_type; /* config.json model_type */
     const char *gguf;    /* general.architecture */
@@ -133,6 +139,10 @@ void qb_role_name(qb_role role, size_t layer_idx, char *text, size_t capacity);
  * such that no product of two fields and 8 can overflow: vocab <= 2^24, d_model, d_ff <= 2^20,
  * n_layers <= 2^12, context <= 2^24, heads <= 2^12. */
 qb_status qb_config_check(const qb_config *config);
+/* Tokens that a sequence may have: beyond learned positions or a sliding window this program would
+ * compute another model. SIZE_MAX where nothing limits them. */
+size_t qb_config_longest(const qb_config *config);
+const char *qb_config_limit(const qb_config *config); /* what it comes from, for messages */
 /* Parameters in all, and in the linear layers of the blocks. */
 size_t qb_config_n_params(const qb_config *config);
 size_t qb_config_n_linear_params(const qb_config *config);
@@ -143,8 +153,8 @@ qb_status qb_config_from_json(const json_t *object, qb_config *out);
 /* inv_freq[i], i < head_dim / 2: angle = position * inv_freq[i] for the pair (i, i + head_dim/2).
  */
 void qb_rope_inv_freq(const qb_rope *rope, size_t head_dim, double *inv_freq);
-/* cosine, sine (n_positions, head_dim / 2) of every angle, made in double so that long contexts
- * keep their precision; head_dim at most QB_ROPE_MAX_HEAD_DIM. */
+/* cosine, sine (n_positions, head_dim / 2) of every angle, times attention_factor with yarn; made
+ * in double so that long contexts keep their precision; head_dim at most QB_ROPE_MAX_HEAD_DIM. */
 #define QB_ROPE_MAX_HEAD_DIM 256
 void qb_rope_table(const qb_rope *rope, size_t head_dim, size_t n_positions, float *cosine,
                    float *sine);

@@ -13,7 +13,7 @@
 
 typedef struct hf_tensor {
     const qb_tensor *tensor;
-    bool transposed;
+    qb__hf_form form;
     char name[112];
 } hf_tensor;
 
@@ -39,7 +39,7 @@ static qb_status add_tensor(const qb_model *model, const qb_tensor *t, hf_list *
                        "write as safetensors",
                        model->path);
     if (!qb__hf_format_name(model->config.arch, t->role, t->layer_idx, h->name, sizeof h->name,
-                            &h->transposed)) {
+                            &h->form)) {
         char role[64];
         qb_role_name(t->role, t->layer_idx, role, sizeof role);
         return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: tensor %s has no name in Hugging Face's %s",
@@ -47,12 +47,12 @@ static qb_status add_tensor(const qb_model *model, const qb_tensor *t, hf_list *
     }
     h->tensor = t;
     qb_st_entry *e = &list->entries[list->n++];
-    bool vector = t->rows == 1 && !h->transposed && t->role != QB_ROLE_TOK_EMBD &&
+    bool vector = t->rows == 1 && !h->form.transposed && t->role != QB_ROLE_TOK_EMBD &&
                   t->role != QB_ROLE_POS_EMBD && t->role != QB_ROLE_HEAD &&
                   t->role != QB_ROLE_ATTN_GATE && !qb_roles[t->role].linear;
     *e = (qb_st_entry){.name = h->name, .dtype = stored_dtype(t), .rank = vector ? 1 : 2};
-    e->shape[0] = vector || h->transposed ? t->cols : t->rows;
-    e->shape[1] = h->transposed ? t->rows : t->cols;
+    e->shape[0] = vector || h->form.transposed ? t->cols : t->rows + h->form.unused_rows;
+    e->shape[1] = h->form.transposed ? t->rows : t->cols;
     return QB_OK;
 }
 
@@ -83,6 +83,19 @@ static qb_status widen(const qb_tensor *t, void **out)
     return QB_OK;
 }
 
+/* Rows that the model does not use are zeros. *at = where the others begin. */
+static qb_status put_unused_rows(const hf_tensor *h, qb_st_writer *writer, size_t i,
+                                 size_t row_bytes, size_t *at)
+{
+    void *zeros;
+    *at = row_bytes * h->form.unused_rows;
+    if (!*at) return QB_OK;
+    QB_TRY(qb_alloc_zero(&zeros, *at, 1, "unused rows"));
+    qb_status status = qb_st_writer_put(writer, i, 0, zeros, *at);
+    qb_free(zeros);
+    return status;
+}
+
 static qb_status put_tensor(const qb_model *model, qb_st_writer *writer, size_t i,
                             const hf_tensor *h)
 {
@@ -95,12 +108,14 @@ static qb_status put_tensor(const qb_model *model, qb_st_writer *writer, size_t 
         data = wide;
     }
     qb_status status = QB_OK;
-    if (h->transposed) {
+    if (h->form.transposed) {
         status = qb_alloc(&turned, bytes, 1, "transposed tensor");
         if (status == QB_OK) qb__transpose(data, t->rows, t->cols, elem, turned);
         data = turned;
     }
-    if (status == QB_OK) status = qb_st_writer_put(writer, i, 0, data, bytes);
+    size_t at = 0;
+    if (status == QB_OK) status = put_unused_rows(h, writer, i, t->cols * elem, &at);
+    if (status == QB_OK) status = qb_st_writer_put(writer, i, at, data, bytes);
     qb_free(turned);
     qb_free(wide);
     qb_tensor_forget(model, t);

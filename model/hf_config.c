@@ -1,9 +1,10 @@
-/* model/hf_config.c - config.json of Hugging Face transformers, both ways. Versions before 5 write
- * rope_theta and rope_scaling, later ones rope_parameters; both are read. What this program would
- * compute differently is refused by its name. */
+/* model/hf_config.c - config.json of Hugging Face transformers, in; out is hf_config_write.c.
+ * Versions before 5 write rope_theta and rope_scaling, later ones rope_parameters; both are read.
+ * What this program would compute differently is refused by its name. */
 #include "core/json.h"
 #include "model/hf_internal.h"
 
+#include <math.h>
 #include <string.h>
 
 #define MAX_SIZE ((size_t)1 << 24)
@@ -27,30 +28,42 @@ static qb_status need_bool(const json_t *root, const char *key, bool value)
     return QB_OK;
 }
 
+/* The same for a number. */
+static qb_status need_number(const json_t *root, const char *key, double value)
+{
+    double found = value;
+    QB_TRY(qb_json_get_double(root, key, -1e12, 1e12, &found));
+    if (found != value)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "key \"%s\": found %g, expected %g", key, found, value);
+    return QB_OK;
+}
+
 /* ---- activations ---- */
 
+/* By how the family's MLP is built: with a gate, or without. */
 static const struct {
-    const char *arch, *name;
+    bool gated;
+    const char *name;
     qb_act_kind act;
 } activations[] = {
-    {"gpt2", "gelu_new", QB_ACT_GELU_TANH}, {"gpt2", "gelu_pytorch_tanh", QB_ACT_GELU_TANH},
-    {"gpt2", "relu", QB_ACT_RELU},          {"llama", "silu", QB_ACT_SWIGLU},
-    {"llama", "swish", QB_ACT_SWIGLU},
+    {false, "gelu_new", QB_ACT_GELU_TANH}, {false, "gelu_pytorch_tanh", QB_ACT_GELU_TANH},
+    {false, "relu", QB_ACT_RELU},          {true, "silu", QB_ACT_SWIGLU},
+    {true, "swish", QB_ACT_SWIGLU},
 };
 
 static qb_status get_activation(const json_t *root, const char *key, qb_config *c)
 {
     const char *name = NULL;
+    bool gated = c->act == QB_ACT_SWIGLU;
     QB_TRY(qb_json_get_string(root, key, &name));
     if (!name) return QB_OK; /* the family's default */
     for (size_t i = 0; i < QB_COUNT(activations); i++)
-        if (!strcmp(activations[i].arch, c->arch->name) && !strcmp(activations[i].name, name)) {
+        if (activations[i].gated == gated && !strcmp(activations[i].name, name)) {
             c->act = activations[i].act;
             return QB_OK;
         }
     return QB_FAIL(QB_ERR_UNSUPPORTED, "key \"%s\": found activation \"%.40s\", expected %s", key,
-                   name,
-                   !strcmp(c->arch->name, "gpt2") ? "gelu_new, gelu_pytorch_tanh or relu" : "silu");
+                   name, gated ? "silu" : "gelu_new, gelu_pytorch_tanh or relu");
 }
 
 /* ---- rotary positions ---- */
@@ -74,32 +87,79 @@ static qb_status get_rope_kind(const json_t *scaling, qb_rope_kind *kind)
             return QB_OK;
         }
     return QB_FAIL(QB_ERR_UNSUPPORTED,
-                   "rope_type: found \"%.40s\", expected default, linear or llama3", name);
+                   "rope_type: found \"%.40s\", expected default, linear, llama3 or yarn", name);
 }
 
-static qb_status get_rope(const json_t *root, qb_rope *rope)
+/* transformers lets one of the model's own keys stand before that of the object, and the context
+ * for both. */
+static qb_status get_original_context(const json_t *root, const json_t *o, size_t context,
+                                      size_t *out)
 {
-    static const char *const places[] = {"rope_scaling", "rope_parameters"};
+    static const char key[] = "original_max_position_embeddings";
+    *out = context;
+    QB_TRY(qb_json_get_size(o, key, 1, MAX_SIZE, out));
+    return qb_json_get_size(root, key, 1, MAX_SIZE, out);
+}
+
+/* YaRN's multiplier of cosine and sine, 0.1 ln(factor) + 1 (arXiv:2309.00071, eq. 22); with mscale
+ * and mscale_all_dim the quotient of two such (DeepSeek). */
+static double yarn_scale(double factor, double mscale)
+{
+    return factor <= 1.0 ? 1.0 : 0.1 * mscale * log(factor) + 1.0;
+}
+
+/* null and 0 mean the default, as in transformers. */
+static qb_status get_yarn(const json_t *o, qb_rope *rope)
+{
+    double scale = 0.0, of_all = 0.0, fast = 0.0, slow = 0.0;
+    QB_TRY(qb_json_get_double(o, "mscale", 0.0, 1e3, &scale));
+    QB_TRY(qb_json_get_double(o, "mscale_all_dim", 0.0, 1e3, &of_all));
+    QB_TRY(qb_json_get_double(o, "beta_fast", 0.0, 1e6, &fast));
+    QB_TRY(qb_json_get_double(o, "beta_slow", 0.0, 1e6, &slow));
+    if (fast > 0.0) rope->beta_fast = fast;
+    if (slow > 0.0) rope->beta_slow = slow;
+    rope->attention_factor = yarn_scale(rope->factor, 1.0);
+    if (scale > 0.0 && of_all > 0.0)
+        rope->attention_factor = yarn_scale(rope->factor, scale) / yarn_scale(rope->factor, of_all);
+    QB_TRY(qb_json_get_double(o, "attention_factor", 0.0, 1e3, &rope->attention_factor));
+    return qb_json_get_bool(o, "truncate", &rope->truncate);
+}
+
+/* Settings of their own for each type of layer (Gemma 3) are objects in the object. */
+static qb_status check_rope_object(const json_t *o, const char *place)
+{
+    const char *key;
+    json_t *value;
+    if (!json_is_object(o)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected an object", place);
+    json_object_foreach((json_t *)o, key, value) if (json_is_object(value)) return QB_FAIL(
+        QB_ERR_UNSUPPORTED,
+        "key \"%s\": found settings for \"%.40s\", expected the same for all "
+        "layers",
+        place, key);
+    return need_number(o, "partial_rotary_factor", 1.0);
+}
+
+/* rope_scaling stands before rope_parameters, and rope_theta in one of them before the model's
+ * own. */
+static qb_status get_rope(const json_t *root, size_t context, qb_rope *rope)
+{
+    const char *place = "rope_scaling";
+    const json_t *o = json_object_get(root, place);
+    if (!o || json_is_null(o) || (json_is_object(o) && !json_object_size(o)))
+        o = json_object_get(root, place = "rope_parameters");
+    QB_TRY(need_number(root, "partial_rotary_factor", 1.0));
     QB_TRY(qb_json_get_double(root, "rope_theta", 0.0, 1e12, &rope->theta));
-    for (size_t i = 0; i < QB_COUNT(places); i++) {
-        const json_t *o = json_object_get(root, places[i]);
-        if (!o || json_is_null(o)) continue;
-        if (!json_is_object(o))
-            return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected an object", places[i]);
-        QB_TRY(get_rope_kind(o, &rope->kind));
-        QB_TRY(qb_json_get_double(o, "rope_theta", 0.0, 1e12, &rope->theta));
-        double rotated = 1.0;
-        QB_TRY(qb_json_get_double(o, "partial_rotary_factor", 0.0, 1.0, &rotated));
-        if (rotated != 1.0)
-            return QB_FAIL(QB_ERR_UNSUPPORTED, "partial_rotary_factor: found %g, expected 1",
-                           rotated);
-        if (rope->kind != QB_ROPE_DEFAULT) QB_TRY(need_double(o, "factor", &rope->factor));
-        if (rope->kind != QB_ROPE_LLAMA3) continue;
-        QB_TRY(need_double(o, "low_freq_factor", &rope->low_freq_factor));
-        QB_TRY(need_double(o, "high_freq_factor", &rope->high_freq_factor));
-        QB_TRY(need_size(o, "original_max_position_embeddings", &rope->original_context));
-    }
-    return QB_OK;
+    if (!o || json_is_null(o)) return QB_OK;
+    QB_TRY(check_rope_object(o, place));
+    QB_TRY(get_rope_kind(o, &rope->kind));
+    QB_TRY(qb_json_get_double(o, "rope_theta", 0.0, 1e12, &rope->theta));
+    if (rope->kind == QB_ROPE_DEFAULT) return QB_OK;
+    QB_TRY(need_double(o, "factor", &rope->factor));
+    if (rope->kind == QB_ROPE_LINEAR) return QB_OK;
+    QB_TRY(get_original_context(root, o, context, &rope->original_context));
+    if (rope->kind == QB_ROPE_YARN) return get_yarn(o, rope);
+    QB_TRY(need_double(o, "low_freq_factor", &rope->low_freq_factor));
+    return need_double(o, "high_freq_factor", &rope->high_freq_factor);
 }
 
 /* ---- families ---- */
@@ -126,7 +186,8 @@ static qb_status read_gpt2(const json_t *root, qb_config *c)
     return need_bool(root, "add_cross_attention", false);
 }
 
-static qb_status read_llama(const json_t *root, qb_config *c)
+/* Llama and what differs from it in a key or two. */
+static qb_status read_gated(const json_t *root, qb_config *c)
 {
     QB_TRY(need_size(root, "vocab_size", &c->vocab));
     QB_TRY(need_size(root, "max_position_embeddings", &c->context));
@@ -146,17 +207,76 @@ static qb_status read_llama(const json_t *root, qb_config *c)
     if (!c->head_dim) c->head_dim = c->d_model / c->n_heads;
     QB_TRY(get_activation(root, "hidden_act", c));
     QB_TRY(qb_json_get_double(root, "rms_norm_eps", 0.0, 1.0, &c->norm_eps));
+    return get_rope(root, c->context, &c->rope);
+}
+
+static qb_status read_llama(const json_t *root, qb_config *c)
+{
     QB_TRY(qb_json_get_bool(root, "attention_bias", &c->attn_bias));
     QB_TRY(qb_json_get_bool(root, "mlp_bias", &c->mlp_bias));
-    return get_rope(root, &c->rope);
+    return read_gated(root, c);
+}
+
+/* A window that masks something shortens the context, to where it does not. */
+static qb_status read_window(const json_t *root, size_t window, qb_config *c)
+{
+    const json_t *v = json_object_get(root, "sliding_window");
+    if (v && json_is_null(v)) return QB_OK;
+    QB_TRY(qb_json_get_size(root, "sliding_window", 1, MAX_SIZE, &window));
+    c->sliding_window = window;
+    if (c->context > window) c->context = window;
+    return QB_OK;
+}
+
+enum { DEFAULT_WINDOW = 4096 }; /* of Mistral and Qwen2, where the key is absent */
+
+static qb_status read_mistral(const json_t *root, qb_config *c)
+{
+    QB_TRY(read_gated(root, c));
+    return read_window(root, DEFAULT_WINDOW, c);
+}
+
+static qb_status read_qwen2(const json_t *root, qb_config *c)
+{
+    bool window = false;
+    c->attn_bias = c->qkv_bias_only = true;
+    QB_TRY(read_gated(root, c));
+    QB_TRY(qb_json_get_bool(root, "use_sliding_window", &window));
+    return window ? read_window(root, DEFAULT_WINDOW, c) : QB_OK;
+}
+
+static qb_status read_opt(const json_t *root, qb_config *c)
+{
+    QB_TRY(need_size(root, "vocab_size", &c->vocab));
+    QB_TRY(need_size(root, "max_position_embeddings", &c->context));
+    QB_TRY(need_size(root, "hidden_size", &c->d_model));
+    QB_TRY(need_size(root, "ffn_dim", &c->d_ff));
+    QB_TRY(need_size(root, "num_hidden_layers", &c->n_layers));
+    QB_TRY(need_size(root, "num_attention_heads", &c->n_heads));
+    if (c->d_model % c->n_heads)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key \"hidden_size\": found %zu, expected a multiple of "
+                       "num_attention_heads %zu",
+                       c->d_model, c->n_heads);
+    c->n_kv_heads = c->n_heads;
+    c->head_dim = c->d_model / c->n_heads;
+    QB_TRY(get_activation(root, "activation_function", c));
+    QB_TRY(need_number(root, "word_embed_proj_dim", (double)c->d_model));
+    QB_TRY(need_bool(root, "do_layer_norm_before", true));
+    QB_TRY(need_bool(root, "_remove_final_layer_norm", false));
+    QB_TRY(need_bool(root, "layer_norm_elementwise_affine", true));
+    QB_TRY(qb_json_get_bool(root, "enable_bias", &c->attn_bias));
+    c->mlp_bias = c->attn_bias;
+    return QB_OK;
 }
 
 static const struct {
-    const char *type, *class_name;
+    const char *type, *arch;
     qb_status (*read)(const json_t *root, qb_config *config);
 } families[] = {
-    {"gpt2", "GPT2LMHeadModel", read_gpt2},
-    {"llama", "LlamaForCausalLM", read_llama},
+    {"gpt2", "gpt2", read_gpt2},        {"llama", "llama", read_llama},
+    {"mistral", "llama", read_mistral}, {"qwen2", "llama", read_qwen2},
+    {"opt", "opt", read_opt},
 };
 
 qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
@@ -167,12 +287,13 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
     if (!type) return QB_FAIL(QB_ERR_FORMAT, "key \"model_type\" is missing");
     const json_t *own = json_object_get(root, "qbench");
     if (!strcmp(type, "qbench") && json_is_object(own)) return qb_config_from_json(own, out);
-    if (json_object_get(root, "quantization_config"))
+    const json_t *quantised = json_object_get(root, "quantization_config");
+    if (quantised && !json_is_null(quantised))
         return QB_FAIL(QB_ERR_UNSUPPORTED,
                        "key \"quantization_config\": expected unquantised weights");
     for (size_t i = 0; i < QB_COUNT(families); i++) {
         if (strcmp(families[i].type, type)) continue;
-        const qb_arch *arch = qb_arch_find(type);
+        const qb_arch *arch = qb_arch_find(families[i].arch);
         qb_config c = arch->defaults;
         c.arch = arch;
         QB_TRY(families[i].read(root, &c));
@@ -181,97 +302,7 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
         *out = c;
         return QB_OK;
     }
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "model_type: found \"%.60s\", expected gpt2 or llama", type);
-}
-
-/* ---- writing ---- */
-
-/* The fields that transformers' own class cannot express must have the class's values. */
-static bool has_plain_attention(const qb_config *c)
-{
-    return c->softmax == QB_SOFTMAX && !c->attn_gate && !c->free_prefix && !c->no_attention;
-}
-
-static bool is_plain_gpt2(const qb_config *c)
-{
-    return c->norm == QB_NORM_LAYERNORM && c->norm_bias && c->attn_bias && c->mlp_bias &&
-           c->fused_qkv && c->pos == QB_POS_LEARNED && has_plain_attention(c) &&
-           c->act != QB_ACT_SWIGLU && c->n_kv_heads == c->n_heads &&
-           c->n_heads * c->head_dim == c->d_model;
-}
-
-static bool is_plain_llama(const qb_config *c)
-{
-    return c->norm == QB_NORM_RMSNORM && !c->norm_bias && !c->fused_qkv && c->pos == QB_POS_ROPE &&
-           has_plain_attention(c) && c->act == QB_ACT_SWIGLU;
-}
-
-static json_t *gpt2_to_json(const qb_config *c)
-{
-    return json_pack("{s:s, s:[s], s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b}", "model_type",
-                     "gpt2", "architectures", "GPT2LMHeadModel", "vocab_size", (json_int_t)c->vocab,
-                     "n_positions", (json_int_t)c->context, "n_embd", (json_int_t)c->d_model,
-                     "n_layer", (json_int_t)c->n_layers, "n_head", (json_int_t)c->n_heads,
-                     "n_inner", (json_int_t)c->d_ff, "activation_function",
-                     c->act == QB_ACT_RELU ? "relu" : "gelu_new", "layer_norm_epsilon", c->norm_eps,
-                     "tie_word_embeddings", c->tied_head);
-}
-
-static int add_llama3(json_t *o, const qb_rope *r)
-{
-    return json_object_set_new(o, "low_freq_factor", json_real(r->low_freq_factor)) |
-           json_object_set_new(o, "high_freq_factor", json_real(r->high_freq_factor)) |
-           json_object_set_new(o, "original_max_position_embeddings",
-                               json_integer((json_int_t)r->original_context));
-}
-
-/* As rope_parameters (with theta) or as rope_scaling. */
-static json_t *rope_to_json(const qb_rope *r, bool with_theta)
-{
-    json_t *o = json_pack("{s:s}", "rope_type", qb_rope_names[r->kind]);
-    int failed = !o;
-    if (with_theta) failed |= json_object_set_new(o, "rope_theta", json_real(r->theta));
-    if (r->kind != QB_ROPE_DEFAULT)
-        failed |= json_object_set_new(o, "factor", json_real(r->factor));
-    if (r->kind == QB_ROPE_LLAMA3) failed |= add_llama3(o, r);
-    if (!failed) return o;
-    json_decref(o);
-    return NULL;
-}
-
-static json_t *llama_to_json(const qb_config *c)
-{
-    json_t *o = json_pack(
-        "{s:s, s:[s], s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:b, s:b, s:b, s:f}",
-        "model_type", "llama", "architectures", "LlamaForCausalLM", "vocab_size",
-        (json_int_t)c->vocab, "max_position_embeddings", (json_int_t)c->context, "hidden_size",
-        (json_int_t)c->d_model, "intermediate_size", (json_int_t)c->d_ff, "num_hidden_layers",
-        (json_int_t)c->n_layers, "num_attention_heads", (json_int_t)c->n_heads,
-        "num_key_value_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim,
-        "hidden_act", "silu", "rms_norm_eps", c->norm_eps, "tie_word_embeddings", c->tied_head,
-        "attention_bias", c->attn_bias, "mlp_bias", c->mlp_bias, "rope_theta", c->rope.theta);
-    int failed = !o || json_object_set_new(o, "rope_parameters", rope_to_json(&c->rope, true));
-    if (c->rope.kind != QB_ROPE_DEFAULT) /* versions before 5 read this one */
-        failed |= json_object_set_new(o, "rope_scaling", rope_to_json(&c->rope, false));
-    if (!failed) return o;
-    json_decref(o);
-    return NULL;
-}
-
-qb_status qb__hf_config_to_json(const qb_config *c, json_t **out, bool *foreign)
-{
-    bool gpt2 = !strcmp(c->arch->name, "gpt2") && is_plain_gpt2(c);
-    bool llama = !strcmp(c->arch->name, "llama") && is_plain_llama(c);
-    json_t *o;
-    if (gpt2 || llama) {
-        o = gpt2 ? gpt2_to_json(c) : llama_to_json(c);
-    } else {
-        json_t *own;
-        QB_TRY(qb_config_to_json(c, &own));
-        o = json_pack("{s:s, s:o}", "model_type", "qbench", "qbench", own);
-    }
-    if (!o) return QB_FAIL(QB_ERR_MEMORY, "config.json: no memory");
-    *foreign = gpt2 || llama;
-    *out = o;
-    return QB_OK;
+    return QB_FAIL(QB_ERR_UNSUPPORTED,
+                   "model_type: found \"%.60s\", expected gpt2, llama, mistral, qwen2 or opt",
+                   type);
 }

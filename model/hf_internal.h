@@ -16,12 +16,17 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out);
 qb_status qb__hf_config_to_json(const qb_config *config, json_t **out, bool *foreign);
 
 typedef enum { QB__HF_UNKNOWN, QB__HF_TENSOR, QB__HF_HARMLESS } qb__hf_kind;
-/* What a tensor's name means. transposed: Conv1D, stored (in, out). */
+/* How a tensor lies in the file. */
+typedef struct qb__hf_form {
+    bool transposed;    /* Conv1D, stored (in, out) */
+    size_t unused_rows; /* stand before the first that the model uses; not with transposed */
+} qb__hf_form;
+/* What a tensor's name means. */
 qb__hf_kind qb__hf_find_name(const qb_arch *arch, const char *name, qb_role *role,
-                             size_t *layer_idx, bool *transposed);
+                             size_t *layer_idx, qb__hf_form *form);
 /* The other way; false where the family has no such tensor. */
 bool qb__hf_format_name(const qb_arch *arch, qb_role role, size_t layer_idx, char *text,
-                        size_t capacity, bool *transposed);
+                        size_t capacity, qb__hf_form *form);
 
 /* dst (cols, rows) = transposed src (rows, cols), elements of 2, 4 or 8 bytes, any alignment. */
 void qb__transpose(const void *src, size_t rows, size_t cols, size_t elem_bytes, void *dst);

@@ -7,7 +7,7 @@
 typedef struct hf_name {
     qb_role role;
     const char *name; /* after the layer's prefix */
-    bool transposed;
+    qb__hf_form form;
 } hf_name;
 
 typedef struct hf_family {
@@ -18,59 +18,97 @@ typedef struct hf_family {
     const char *harmless[4]; /* per-layer buffers that old versions saved */
 } hf_family;
 
+#define PLAIN                                                                                      \
+    {                                                                                              \
+        false, 0                                                                                   \
+    }
+#define TRANSPOSED                                                                                 \
+    {                                                                                              \
+        true, 0                                                                                    \
+    }
+
 static const hf_family families[] = {
     {"gpt2",
      "transformer.",
      "h.",
-     {{QB_ROLE_TOK_EMBD, "wte.weight", false},
-      {QB_ROLE_POS_EMBD, "wpe.weight", false},
-      {QB_ROLE_NORM1, "ln_1.weight", false},
-      {QB_ROLE_NORM1_B, "ln_1.bias", false},
-      {QB_ROLE_QKV, "attn.c_attn.weight", true},
-      {QB_ROLE_QKV_B, "attn.c_attn.bias", false},
-      {QB_ROLE_O, "attn.c_proj.weight", true},
-      {QB_ROLE_O_B, "attn.c_proj.bias", false},
-      {QB_ROLE_NORM2, "ln_2.weight", false},
-      {QB_ROLE_NORM2_B, "ln_2.bias", false},
-      {QB_ROLE_UP, "mlp.c_fc.weight", true},
-      {QB_ROLE_UP_B, "mlp.c_fc.bias", false},
-      {QB_ROLE_DOWN, "mlp.c_proj.weight", true},
-      {QB_ROLE_DOWN_B, "mlp.c_proj.bias", false},
-      {QB_ROLE_NORM_F, "ln_f.weight", false},
-      {QB_ROLE_NORM_F_B, "ln_f.bias", false},
-      {QB_ROLE_HEAD, "lm_head.weight", false},
-      {QB_ROLE_SINK, "attn.sinks", false},
-      {QB_ROLE_ATTN_GATE, "attn.gate.weight", false},
-      {QB_ROLE_ATTN_GATE_B, "attn.gate.bias", false},
-      {QB_ROLE_COUNT, NULL, false}},
+     {{QB_ROLE_TOK_EMBD, "wte.weight", PLAIN},
+      {QB_ROLE_POS_EMBD, "wpe.weight", PLAIN},
+      {QB_ROLE_NORM1, "ln_1.weight", PLAIN},
+      {QB_ROLE_NORM1_B, "ln_1.bias", PLAIN},
+      {QB_ROLE_QKV, "attn.c_attn.weight", TRANSPOSED},
+      {QB_ROLE_QKV_B, "attn.c_attn.bias", PLAIN},
+      {QB_ROLE_O, "attn.c_proj.weight", TRANSPOSED},
+      {QB_ROLE_O_B, "attn.c_proj.bias", PLAIN},
+      {QB_ROLE_NORM2, "ln_2.weight", PLAIN},
+      {QB_ROLE_NORM2_B, "ln_2.bias", PLAIN},
+      {QB_ROLE_UP, "mlp.c_fc.weight", TRANSPOSED},
+      {QB_ROLE_UP_B, "mlp.c_fc.bias", PLAIN},
+      {QB_ROLE_DOWN, "mlp.c_proj.weight", TRANSPOSED},
+      {QB_ROLE_DOWN_B, "mlp.c_proj.bias", PLAIN},
+      {QB_ROLE_NORM_F, "ln_f.weight", PLAIN},
+      {QB_ROLE_NORM_F_B, "ln_f.bias", PLAIN},
+      {QB_ROLE_HEAD, "lm_head.weight", PLAIN},
+      {QB_ROLE_SINK, "attn.sinks", PLAIN},
+      {QB_ROLE_ATTN_GATE, "attn.gate.weight", PLAIN},
+      {QB_ROLE_ATTN_GATE_B, "attn.gate.bias", PLAIN},
+      {QB_ROLE_COUNT, NULL, PLAIN}},
      {"attn.bias", "attn.masked_bias"}},
     {"llama",
      "model.",
      "layers.",
-     {{QB_ROLE_TOK_EMBD, "embed_tokens.weight", false},
-      {QB_ROLE_NORM1, "input_layernorm.weight", false},
-      {QB_ROLE_Q, "self_attn.q_proj.weight", false},
-      {QB_ROLE_Q_B, "self_attn.q_proj.bias", false},
-      {QB_ROLE_K, "self_attn.k_proj.weight", false},
-      {QB_ROLE_K_B, "self_attn.k_proj.bias", false},
-      {QB_ROLE_V, "self_attn.v_proj.weight", false},
-      {QB_ROLE_V_B, "self_attn.v_proj.bias", false},
-      {QB_ROLE_O, "self_attn.o_proj.weight", false},
-      {QB_ROLE_O_B, "self_attn.o_proj.bias", false},
-      {QB_ROLE_NORM2, "post_attention_layernorm.weight", false},
-      {QB_ROLE_GATE, "mlp.gate_proj.weight", false},
-      {QB_ROLE_GATE_B, "mlp.gate_proj.bias", false},
-      {QB_ROLE_UP, "mlp.up_proj.weight", false},
-      {QB_ROLE_UP_B, "mlp.up_proj.bias", false},
-      {QB_ROLE_DOWN, "mlp.down_proj.weight", false},
-      {QB_ROLE_DOWN_B, "mlp.down_proj.bias", false},
-      {QB_ROLE_NORM_F, "norm.weight", false},
-      {QB_ROLE_HEAD, "lm_head.weight", false},
-      {QB_ROLE_SINK, "self_attn.sinks", false},
-      {QB_ROLE_ATTN_GATE, "self_attn.gate.weight", false},
-      {QB_ROLE_ATTN_GATE_B, "self_attn.gate.bias", false},
-      {QB_ROLE_COUNT, NULL, false}},
+     {{QB_ROLE_TOK_EMBD, "embed_tokens.weight", PLAIN},
+      {QB_ROLE_NORM1, "input_layernorm.weight", PLAIN},
+      {QB_ROLE_Q, "self_attn.q_proj.weight", PLAIN},
+      {QB_ROLE_Q_B, "self_attn.q_proj.bias", PLAIN},
+      {QB_ROLE_K, "self_attn.k_proj.weight", PLAIN},
+      {QB_ROLE_K_B, "self_attn.k_proj.bias", PLAIN},
+      {QB_ROLE_V, "self_attn.v_proj.weight", PLAIN},
+      {QB_ROLE_V_B, "self_attn.v_proj.bias", PLAIN},
+      {QB_ROLE_O, "self_attn.o_proj.weight", PLAIN},
+      {QB_ROLE_O_B, "self_attn.o_proj.bias", PLAIN},
+      {QB_ROLE_NORM2, "post_attention_layernorm.weight", PLAIN},
+      {QB_ROLE_GATE, "mlp.gate_proj.weight", PLAIN},
+      {QB_ROLE_GATE_B, "mlp.gate_proj.bias", PLAIN},
+      {QB_ROLE_UP, "mlp.up_proj.weight", PLAIN},
+      {QB_ROLE_UP_B, "mlp.up_proj.bias", PLAIN},
+      {QB_ROLE_DOWN, "mlp.down_proj.weight", PLAIN},
+      {QB_ROLE_DOWN_B, "mlp.down_proj.bias", PLAIN},
+      {QB_ROLE_NORM_F, "norm.weight", PLAIN},
+      {QB_ROLE_HEAD, "lm_head.weight", PLAIN},
+      {QB_ROLE_SINK, "self_attn.sinks", PLAIN},
+      {QB_ROLE_ATTN_GATE, "self_attn.gate.weight", PLAIN},
+      {QB_ROLE_ATTN_GATE_B, "self_attn.gate.bias", PLAIN},
+      {QB_ROLE_COUNT, NULL, PLAIN}},
      {"self_attn.rotary_emb.inv_freq"}},
+    {"opt",
+     "model.decoder.",
+     "layers.",
+     {{QB_ROLE_TOK_EMBD, "embed_tokens.weight", PLAIN},
+      {QB_ROLE_POS_EMBD, "embed_positions.weight", {false, 2}}, /* of padding, from fairseq */
+      {QB_ROLE_NORM1, "self_attn_layer_norm.weight", PLAIN},
+      {QB_ROLE_NORM1_B, "self_attn_layer_norm.bias", PLAIN},
+      {QB_ROLE_Q, "self_attn.q_proj.weight", PLAIN},
+      {QB_ROLE_Q_B, "self_attn.q_proj.bias", PLAIN},
+      {QB_ROLE_K, "self_attn.k_proj.weight", PLAIN},
+      {QB_ROLE_K_B, "self_attn.k_proj.bias", PLAIN},
+      {QB_ROLE_V, "self_attn.v_proj.weight", PLAIN},
+      {QB_ROLE_V_B, "self_attn.v_proj.bias", PLAIN},
+      {QB_ROLE_O, "self_attn.out_proj.weight", PLAIN},
+      {QB_ROLE_O_B, "self_attn.out_proj.bias", PLAIN},
+      {QB_ROLE_NORM2, "final_layer_norm.weight", PLAIN},
+      {QB_ROLE_NORM2_B, "final_layer_norm.bias", PLAIN},
+      {QB_ROLE_UP, "fc1.weight", PLAIN},
+      {QB_ROLE_UP_B, "fc1.bias", PLAIN},
+      {QB_ROLE_DOWN, "fc2.weight", PLAIN},
+      {QB_ROLE_DOWN_B, "fc2.bias", PLAIN},
+      {QB_ROLE_NORM_F, "final_layer_norm.weight", PLAIN},
+      {QB_ROLE_NORM_F_B, "final_layer_norm.bias", PLAIN},
+      {QB_ROLE_HEAD, "lm_head.weight", PLAIN},
+      {QB_ROLE_SINK, "self_attn.sinks", PLAIN},
+      {QB_ROLE_ATTN_GATE, "self_attn.gate.weight", PLAIN},
+      {QB_ROLE_ATTN_GATE_B, "self_attn.gate.bias", PLAIN},
+      {QB_ROLE_COUNT, NULL, PLAIN}},
+     {NULL}},
 };
 
 static const hf_family *family_of(const qb_arch *arch)
@@ -94,7 +132,7 @@ static const char *split_layer(const char *name, const char *layer, size_t *laye
 }
 
 qb__hf_kind qb__hf_find_name(const qb_arch *arch, const char *name, qb_role *role,
-                             size_t *layer_idx, bool *transposed)
+                             size_t *layer_idx, qb__hf_form *form)
 {
     const hf_family *f = family_of(arch);
     if (!f) return QB__HF_UNKNOWN;
@@ -106,7 +144,7 @@ qb__hf_kind qb__hf_find_name(const qb_arch *arch, const char *name, qb_role *rol
         const char *text = qb_roles[n->role].per_layer ? rest : name;
         if (!text || strcmp(text, n->name)) continue;
         *role = n->role;
-        *transposed = n->transposed;
+        *form = n->form;
         return QB__HF_TENSOR;
     }
     for (size_t i = 0; rest && i < QB_COUNT(f->harmless) && f->harmless[i]; i++)
@@ -115,13 +153,13 @@ qb__hf_kind qb__hf_find_name(const qb_arch *arch, const char *name, qb_role *rol
 }
 
 bool qb__hf_format_name(const qb_arch *arch, qb_role role, size_t layer_idx, char *text,
-                        size_t capacity, bool *transposed)
+                        size_t capacity, qb__hf_form *form)
 {
     const hf_family *f = family_of(arch);
     if (!f) return false;
     for (const hf_name *n = f->names; n->name; n++) {
         if (n->role != role) continue;
-        *transposed = n->transposed;
+        *form = n->form;
         if (role == QB_ROLE_HEAD)
             snprintf(text, capacity, "%s", n->name);
         else if (qb_roles[role].per_layer)

@@ -52,9 +52,8 @@ static qb_status set_tensor(hf_import *import, qb_file *file, const qb_st_tensor
     qb_model *model = import->model;
     qb_role role;
     size_t layer_idx;
-    bool transposed;
-    qb__hf_kind kind =
-        qb__hf_find_name(model->config.arch, t->name, &role, &layer_idx, &transposed);
+    qb__hf_form form;
+    qb__hf_kind kind = qb__hf_find_name(model->config.arch, t->name, &role, &layer_idx, &form);
     if (kind == QB__HF_HARMLESS) return QB_OK;
     if (kind == QB__HF_UNKNOWN)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: not a tensor of a %s model", t->name,
@@ -65,10 +64,14 @@ static qb_status set_tensor(hf_import *import, qb_file *file, const qb_st_tensor
         import->spare_head_bytes = t->bytes;
         return QB_OK;
     }
-    if (transposed && t->rank == 2) return set_transposed(model, role, layer_idx, file, t);
-    size_t rows = t->rank == 2 ? t->shape[0] : 1;
-    return qb_model_set(model, role, layer_idx, t->as, rows, t->n_elems / rows, t->data, t->bytes,
-                        t->name);
+    if (form.transposed && t->rank == 2) return set_transposed(model, role, layer_idx, file, t);
+    size_t rows = t->rank == 2 ? t->shape[0] : 1, cols = t->n_elems / rows;
+    if (rows <= form.unused_rows)
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: found %zu rows, expected more than %zu",
+                       t->name, rows, form.unused_rows);
+    size_t unused_bytes = t->bytes / rows * form.unused_rows;
+    return qb_model_set(model, role, layer_idx, t->as, rows - form.unused_rows, cols,
+                        t->data + unused_bytes, t->bytes - unused_bytes, t->name);
 }
 
 /* Sets every tensor and hands the mapping to the model. */

@@ -103,16 +103,17 @@ static void norm(const qb_model *m, qb_role role, size_t layer, const double *x,
 
 static void rotate(const qb_config *c, double *x, size_t n_heads, size_t t)
 {
-    double inv_freq[128];
+    double inv_freq[128], scale = 1;
     size_t half = c->head_dim / 2;
     if (c->pos != QB_POS_ROPE) return;
     qb_rope_inv_freq(&c->rope, c->head_dim, inv_freq);
+    if (c->rope.kind == QB_ROPE_YARN) scale = c->rope.attention_factor;
     for (size_t h = 0; h < n_heads; h++)
         for (size_t i = 0; i < half; i++) {
             double *p = x + h * c->head_dim + i, a = p[0], b = p[half],
                    angle = (double)t * inv_freq[i];
-            p[0] = a * cos(angle) - b * sin(angle);
-            p[half] = b * cos(angle) + a * sin(angle);
+            p[0] = scale * (a * cos(angle) - b * sin(angle));
+            p[half] = scale * (b * cos(angle) + a * sin(angle));
         }
 }
 
@@ -299,6 +300,14 @@ void qb_test_each_tiny_config(void (*check)(const qb_config *config, const char 
     c.attn_bias = true;
     c.tied_head = true;
     check(&c, "llama with biases, tied");
+    c.qkv_bias_only = true;
+    c.sliding_window = c.context;
+    c.rope.kind = QB_ROPE_YARN;
+    c.rope.factor = 4;
+    c.rope.attention_factor = 1.3;
+    check(&c, "llama without a bias of attn.o, yarn");
+    c = qb_test_tiny_config("opt");
+    check(&c, "opt");
 }
 
 qb_scheme qb_test_tiny_scheme(const qb_scheme *row)

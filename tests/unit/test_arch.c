@@ -98,6 +98,7 @@ static void check_refuses_and_names_the_field(void **state)
         {offsetof(qb_config, vocab), (size_t)1 << 25, "vocab"},
         {offsetof(qb_config, context), 0, "context"},
         {offsetof(qb_config, free_prefix), 33, "free_prefix"},
+        {offsetof(qb_config, sliding_window), 31, "sliding window"},
     };
     qb_config good = small("llama");
     QB_CHECK_OK(qb_config_check(&good));
@@ -115,6 +116,14 @@ static void check_refuses_and_names_the_field(void **state)
     assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
     c = good;
     c.norm_bias = true;
+    assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+    c = good;
+    c.qkv_bias_only = true;
+    assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
+    c = good;
+    c.rope.kind = QB_ROPE_YARN;
+    QB_CHECK_OK(qb_config_check(&c));
+    c.rope.beta_slow = c.rope.beta_fast;
     assert_int_equal(qb_config_check(&c), QB_ERR_FORMAT);
     const double bad_gamma[] = {NAN, 0.01, -17, -INFINITY}, bad_zeta[] = {NAN, 0.99, 17, INFINITY};
     for (size_t i = 0; i < QB_COUNT(bad_gamma); i++) {
@@ -135,7 +144,12 @@ static void json_round_trip_keeps_every_field(void **state)
     c.norm = QB_NORM_RMSNORM_SINGLE;
     c.tied_head = c.attn_bias = true;
     c.norm_eps = 1.25e-6;
-    c.rope = (qb_rope){QB_ROPE_LLAMA3, 500000.0, 8.0, 1.5, 4.5, 64};
+    c.rope = (qb_rope){.kind = QB_ROPE_LLAMA3,
+                       .theta = 500000.0,
+                       .factor = 8.0,
+                       .low_freq_factor = 1.5,
+                       .high_freq_factor = 4.5,
+                       .original_context = 64};
     json_t *object, *again;
     qb_config back;
     QB_CHECK_OK(qb_config_to_json(&c, &object));
@@ -157,6 +171,38 @@ static void json_round_trip_keeps_every_field(void **state)
 
 /* Keys that say nothing are not written, and absent ones mean the defaults: files from before the
  * flags read as they did. */
+static void few_models_keys_travel(void **state)
+{
+    (void)state;
+    qb_config c = small("llama"), back;
+    c.attn_bias = c.qkv_bias_only = true;
+    c.sliding_window = 40;
+    c.rope = (qb_rope){.kind = QB_ROPE_YARN,
+                       .theta = 5e5,
+                       .factor = 8,
+                       .low_freq_factor = 1,
+                       .high_freq_factor = 4,
+                       .original_context = 16,
+                       .beta_fast = 20,
+                       .beta_slow = 2,
+                       .attention_factor = 1.25};
+    json_t *object;
+    QB_CHECK_OK(qb_config_to_json(&c, &object));
+    QB_CHECK_OK(qb_config_from_json(object, &back));
+    assert_true(back.qkv_bias_only && back.sliding_window == 40);
+    assert_true(back.rope.beta_fast == 20 && back.rope.beta_slow == 2 && !back.rope.truncate);
+    assert_true(back.rope.attention_factor == 1.25 && back.rope.original_context == 16);
+    assert_int_equal(qb_config_longest(&back), 40);
+    json_decref(object);
+    size_t rows, cols;
+    assert_true(qb_config_shape(&c, QB_ROLE_V_B, &rows, &cols));
+    assert_false(qb_config_shape(&c, QB_ROLE_O_B, &rows, &cols));
+    c = small("llama");
+    assert_true(qb_config_longest(&c) == SIZE_MAX);
+    c = small("opt");
+    assert_int_equal(qb_config_longest(&c), 32);
+}
+
 static void attention_flags_travel_and_default(void **state)
 {
     (void)state;
@@ -211,7 +257,12 @@ static void rope_kinds_give_their_frequencies(void **state)
 {
     (void)state;
     double f[4];
-    qb_rope rope = {QB_ROPE_DEFAULT, 10000.0, 8.0, 1.0, 4.0, 64};
+    qb_rope rope = {.kind = QB_ROPE_DEFAULT,
+                    .theta = 10000.0,
+                    .factor = 8.0,
+                    .low_freq_factor = 1.0,
+                    .high_freq_factor = 4.0,
+                    .original_context = 64};
     qb_rope_inv_freq(&rope, 8, f);
     assert_true(fabs(f[1] - 0.1) < 1e-15 && fabs(f[3] - 0.001) < 1e-17);
     rope.kind = QB_ROPE_LINEAR;
@@ -225,6 +276,27 @@ static void rope_kinds_give_their_frequencies(void **state)
     assert_true(fabs(f[2] - 0.00125) < 1e-15);
 }
 
+/* Values of transformers 5.23, _compute_yarn_parameters, in f32: theta 10000, factor 4, 256 tokens
+ * before. */
+static void yarn_gives_the_frequencies_of_transformers(void **state)
+{
+    (void)state;
+    static const double want[] = {1,      0.25693506, 0.0625, 0.0138349654,
+                                  0.0025, 7.90569e-4, 2.5e-4, 7.90569466e-5};
+    double f[8];
+    float cosine[16], sine[16];
+    qb_rope rope = qb_arch_find("llama")->defaults.rope;
+    rope.kind = QB_ROPE_YARN;
+    rope.factor = 4.0;
+    rope.original_context = 256;
+    rope.attention_factor = 1.138629436111989;
+    qb_rope_inv_freq(&rope, 16, f);
+    for (size_t i = 0; i < 8; i++) assert_true(fabs(f[i] - want[i]) < 1e-6 * want[i]);
+    qb_rope_table(&rope, 16, 2, cosine, sine);
+    assert_true(cosine[0] == (float)rope.attention_factor && sine[0] == 0.0f);
+    assert_true(fabs((double)sine[8] - rope.attention_factor * sin(1.0)) < 1e-7);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,8 +305,10 @@ int main(void)
         cmocka_unit_test(role_names_are_distinct),
         cmocka_unit_test(check_refuses_and_names_the_field),
         cmocka_unit_test(json_round_trip_keeps_every_field),
+        cmocka_unit_test(few_models_keys_travel),
         cmocka_unit_test(attention_flags_travel_and_default),
         cmocka_unit_test(rope_kinds_give_their_frequencies),
+        cmocka_unit_test(yarn_gives_the_frequencies_of_transformers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

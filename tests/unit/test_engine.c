@@ -277,6 +277,15 @@ static void wrong_calls_are_refused(void **state)
     assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS), QB_ERR_SHAPE);
     qb_engine_destroy(e);
     rig_destroy(&r);
+    config = qb_test_tiny_config("llama");
+    config.sliding_window = config.context = TOKENS;
+    r = rig_create(&config, 1);
+    QB_CHECK_OK(
+        qb_engine_create(r.backbone, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &e));
+    QB_CHECK_OK(qb_engine_prefill(e, r.tokens, 1, TOKENS));
+    assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS + 1), QB_ERR_SHAPE);
+    qb_engine_destroy(e);
+    rig_destroy(&r);
 }
 
 static void nothing_leaks(void **state)

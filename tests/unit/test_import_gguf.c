@@ -228,7 +228,12 @@ static void llama3_factors_give_the_rule(void **state)
 {
     (void)state;
     qb_config c = config_of("llama");
-    c.rope = (qb_rope){QB_ROPE_LLAMA3, 500000.0, 8.0, 1.0, 4.0, 8192};
+    c.rope = (qb_rope){.kind = QB_ROPE_LLAMA3,
+                       .theta = 500000.0,
+                       .factor = 8.0,
+                       .low_freq_factor = 1.0,
+                       .high_freq_factor = 4.0,
+                       .original_context = 8192};
     double plain[16], scaled[16];
     float factors[16];
     qb_rope_inv_freq(&c.rope, c.head_dim, scaled);

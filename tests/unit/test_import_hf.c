@@ -63,6 +63,10 @@ static qb_status config_from(const char *text, qb_config *out)
     "\"model_type\":\"gpt2\",\"vocab_size\":100,\"n_positions\":64,\"n_embd\":64,\"n_layer\":2,"   \
     "\"n_head\":4"
 
+#define OPT_SIZES                                                                                  \
+    "\"model_type\":\"opt\",\"vocab_size\":100,\"max_position_embeddings\":64,"                    \
+    "\"hidden_size\":64,\"ffn_dim\":96,\"num_hidden_layers\":2,\"num_attention_heads\":4"
+
 static void configurations_old_and_new_are_read(void **state)
 {
     (void)state;
@@ -86,6 +90,63 @@ static void configurations_old_and_new_are_read(void **state)
     QB_CHECK_OK(
         config_from("{" GPT2_SIZES ",\"n_inner\":null,\"activation_function\":\"relu\"}", &c));
     assert_true(c.act == QB_ACT_RELU && c.d_ff == 256 && c.tied_head && c.norm_eps == 1e-5);
+    QB_CHECK_OK(config_from("{" GPT2_SIZES ",\"quantization_config\":null}", &c));
+    QB_CHECK_OK(config_from("{" OPT_SIZES "}", &c));
+    assert_true(c.act == QB_ACT_RELU && c.tied_head && c.attn_bias && c.mlp_bias && !c.fused_qkv);
+    QB_CHECK_OK(config_from("{" OPT_SIZES ",\"enable_bias\":false}", &c));
+    assert_true(!c.attn_bias && !c.mlp_bias && c.norm_bias);
+}
+
+/* A family that is Llama but for a key or two. */
+#define SIZES_OF(type)                                                                             \
+    "{\"model_type\":\"" type "\",\"vocab_size\":100,\"max_position_embeddings\":64,"              \
+    "\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"                         \
+    "\"num_attention_heads\":4"
+
+static void sliding_windows_shorten_the_context(void **state)
+{
+    (void)state;
+    qb_config c;
+    QB_CHECK_OK(config_from(SIZES_OF("mistral") ",\"sliding_window\":null}", &c));
+    assert_true(!c.sliding_window && c.context == 64 && !c.attn_bias);
+    QB_CHECK_OK(config_from(SIZES_OF("mistral") "}", &c)); /* the class's default */
+    assert_true(c.sliding_window == 4096 && c.context == 64);
+    QB_CHECK_OK(config_from(SIZES_OF("mistral") ",\"sliding_window\":16}", &c));
+    assert_true(c.sliding_window == 16 && c.context == 16 && qb_config_longest(&c) == 16);
+    QB_CHECK_OK(config_from(SIZES_OF("qwen2") ",\"sliding_window\":16}", &c));
+    assert_true(!c.sliding_window && c.context == 64 && c.attn_bias && c.qkv_bias_only);
+    QB_CHECK_OK(
+        config_from(SIZES_OF("qwen2") ",\"sliding_window\":16,\"use_sliding_window\":true}", &c));
+    assert_true(c.sliding_window == 16 && c.context == 16);
+}
+
+static void yarn_settings_are_completed(void **state)
+{
+    (void)state;
+    qb_config c;
+    QB_CHECK_OK(config_from("{" LLAMA_SIZES ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+                            "\"original_max_position_embeddings\":16}}",
+                            &c));
+    assert_true(c.rope.kind == QB_ROPE_YARN && c.rope.original_context == 16);
+    assert_true(c.rope.beta_fast == 32 && c.rope.beta_slow == 1 && c.rope.truncate);
+    assert_true(fabs(c.rope.attention_factor - (0.1 * log(4) + 1)) < 1e-15);
+    QB_CHECK_OK(config_from("{" LLAMA_SIZES ",\"rope_parameters\":{\"rope_type\":\"yarn\","
+                            "\"factor\":4,\"mscale\":0.7,\"mscale_all_dim\":1.2,"
+                            "\"beta_fast\":16,\"truncate\":false}}",
+                            &c));
+    assert_true(c.rope.original_context == 64 && c.rope.beta_fast == 16 && !c.rope.truncate);
+    assert_true(fabs(c.rope.attention_factor - (0.07 * log(4) + 1) / (0.12 * log(4) + 1)) < 1e-15);
+    QB_CHECK_OK(config_from("{" LLAMA_SIZES ",\"original_max_position_embeddings\":32,"
+                            "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,"
+                            "\"original_max_position_embeddings\":16,\"attention_factor\":1.5}}",
+                            &c));
+    assert_true(c.rope.original_context == 32 && c.rope.attention_factor == 1.5);
+    /* rope_scaling stands before rope_parameters, as in transformers */
+    QB_CHECK_OK(config_from("{" LLAMA_SIZES ",\"rope_theta\":7,\"rope_scaling\":{\"type\":"
+                            "\"linear\",\"factor\":2},\"rope_parameters\":{\"rope_type\":"
+                            "\"default\",\"rope_theta\":9}}",
+                            &c));
+    assert_true(c.rope.kind == QB_ROPE_LINEAR && c.rope.theta == 7);
 }
 
 static void configurations_are_refused_by_name(void **state)
@@ -106,7 +167,16 @@ static void configurations_are_refused_by_name(void **state)
         {"{" GPT2_SIZES ",\"layer_norm_epsilon\":-1}", "layer_norm_epsilon"},
         {"{" GPT2_SIZES ",\"n_inner\":-4}", "n_inner"},
         {"{" GPT2_SIZES ",\"quantization_config\":{}}", "quantization_config"},
-        {"{" LLAMA_SIZES ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn"},
+        {"{" LLAMA_SIZES ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}", "dynamic"},
+        {"{" LLAMA_SIZES ",\"rope_scaling\":{\"type\":\"yarn\"}}", "factor"},
+        {"{" LLAMA_SIZES ",\"partial_rotary_factor\":0.5}", "partial_rotary"},
+        {"{" LLAMA_SIZES ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":5}}}",
+         "full_attention"},
+        {"{" OPT_SIZES ",\"do_layer_norm_before\":false}", "do_layer_norm_before"},
+        {"{" OPT_SIZES ",\"word_embed_proj_dim\":32}", "word_embed_proj_dim"},
+        {"{" OPT_SIZES ",\"_remove_final_layer_norm\":true}", "_remove_final_layer_norm"},
+        {"{" OPT_SIZES ",\"layer_norm_elementwise_affine\":false}", "elementwise_affine"},
+        {"{" OPT_SIZES ",\"activation_function\":\"gelu\"}", "\"gelu\""},
         {"{" LLAMA_SIZES ",\"rope_scaling\":{\"type\":\"linear\"}}", "factor"},
         {"{" LLAMA_SIZES ",\"rope_scaling\":7}", "rope_scaling"},
         {"{" LLAMA_SIZES ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8}}",
@@ -165,15 +235,22 @@ static void golden_models_load_as_stored(void **state)
 static void written_folders_give_the_same_model(void **state)
 {
     (void)state;
-    for (int variant = 0; variant < 8; variant++) {
-        qb_config c = qb_test_tiny_config(variant < 3 ? "gpt2" : "llama");
-        bool foreign = variant == 0 || variant == 3;
+    for (int variant = 0; variant < 12; variant++) {
+        qb_config c = qb_test_tiny_config(variant < 3 ? "gpt2" : variant == 11 ? "opt" : "llama");
+        const char *foreign =
+            variant == 0 || variant == 3 || variant == 11 ? c.arch->hf_type : NULL;
         if (variant == 1) c.softmax = QB_SOFTMAX1;
         if (variant == 2) {
             c.norm = QB_NORM_RMSNORM_SINGLE;
             c.norm_bias = c.attn_bias = c.mlp_bias = false;
         }
-        if (variant == 3) c.rope = (qb_rope){QB_ROPE_LLAMA3, 1e4, 8, 1, 4, 64};
+        if (variant == 3)
+            c.rope = (qb_rope){.kind = QB_ROPE_LLAMA3,
+                               .theta = 1e4,
+                               .factor = 8,
+                               .low_freq_factor = 1,
+                               .high_freq_factor = 4,
+                               .original_context = 64};
         if (variant == 4) c.softmax = QB_SOFTMAX_RELU;
         if (variant == 5) c.softmax = QB_SOFTMAX_CLIPPED;
         if (variant == 6) {
@@ -181,6 +258,9 @@ static void written_folders_give_the_same_model(void **state)
             c.attn_gate = true;
         }
         if (variant == 7) c.free_prefix = 3;
+        if (variant == 8) c.attn_bias = c.qkv_bias_only = true, foreign = "qwen2";
+        if (variant == 9) c.sliding_window = c.context, foreign = "mistral";
+        if (variant == 10) c.rope.kind = QB_ROPE_YARN, c.rope.factor = 3, foreign = "llama";
         qb_model *source = qb_test_tiny_model(&c, 9), *read;
         QB_CHECK_OK(qb_model_export_hf(source, in_folder("out")));
         QB_CHECK_OK(qb_model_open(in_folder("out"), &read));
@@ -193,7 +273,7 @@ static void written_folders_give_the_same_model(void **state)
         json_t *config;
         QB_CHECK_OK(qb_json_read_file(in_folder("out/config.json"), 1 << 20, &config));
         assert_string_equal(json_string_value(json_object_get(config, "model_type")),
-                            foreign ? c.arch->hf_type : "qbench");
+                            foreign ? foreign : "qbench");
         json_decref(config);
         qb_model_close(source);
     }
@@ -218,6 +298,23 @@ static void narrow_tensors_and_tokenizers_travel(void **state)
     qb_model_close(source);
 }
 
+static void unused_rows_of_positions_are_kept(void **state)
+{
+    (void)state;
+    qb_config c = qb_test_tiny_config("opt");
+    qb_model *source = qb_test_tiny_model(&c, 9);
+    QB_CHECK_OK(qb_model_export_hf(source, in_folder("opt")));
+    size_t n, width = c.d_model;
+    float *stored = qb_test_safetensor(in_folder("opt/model.safetensors"),
+                                       "model.decoder.embed_positions.weight", "F32", &n);
+    assert_int_equal(n, (c.context + 2) * width);
+    for (size_t i = 0; i < 2 * width; i++) assert_true(stored[i] == 0.0f);
+    assert_memory_equal(stored + 2 * width, qb_model_tensor(source, QB_ROLE_POS_EMBD, 0)->data,
+                        c.context * width * sizeof *stored);
+    qb_free(stored);
+    qb_model_close(source);
+}
+
 /* ---- names, shards, damage ---- */
 
 /* The tiny model's tensors as entries; names without the prefix, as the first GPT2 files had. */
@@ -230,15 +327,14 @@ typedef struct entry_list {
 
 static void add_entry(entry_list *l, const qb_model *m, const qb_tensor *t)
 {
-    bool transposed;
+    qb__hf_form form;
     size_t i = l->n++;
-    assert_true(
-        qb__hf_format_name(m->config.arch, t->role, t->layer_idx, l->names[i], 96, &transposed));
+    assert_true(qb__hf_format_name(m->config.arch, t->role, t->layer_idx, l->names[i], 96, &form));
     const char *name = strncmp(l->names[i], "transformer.", 12) ? l->names[i] : l->names[i] + 12;
     l->entries[i] = (qb_st_entry){name, QB_F32, 2, {t->rows, t->cols}, t->data};
     if (t->rows == 1) l->entries[i] = (qb_st_entry){name, QB_F32, 1, {t->cols}, t->data};
     l->turned[i] = NULL;
-    if (!transposed) return;
+    if (!form.transposed) return;
     l->turned[i] = malloc(t->bytes);
     const float *w = t->data;
     for (size_t r = 0; r < t->rows; r++)
@@ -423,9 +519,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(configurations_old_and_new_are_read),
+        cmocka_unit_test(sliding_windows_shorten_the_context),
+        cmocka_unit_test(yarn_settings_are_completed),
         cmocka_unit_test(configurations_are_refused_by_name),
         cmocka_unit_test(golden_models_load_as_stored),
         cmocka_unit_test(written_folders_give_the_same_model),
+        cmocka_unit_test(unused_rows_of_positions_are_kept),
         cmocka_unit_test(narrow_tensors_and_tokenizers_travel),
         cmocka_unit_test(old_names_extra_buffers_and_heads),
         cmocka_unit_test(shards_are_joined_and_their_names_checked),

@@ -125,7 +125,9 @@ static void check_tensor(fixture *f, const qb_param *p, const char *what)
     memcpy(w, minus, n * sizeof *w);
     change -= loss_of(f);
     memcpy(w, from, n * sizeof *w);
-    double allowed = 2e-4 * sqrt(g_size * way) + 1e-9 * sqrt(way);
+    /* The floor is for the bias of keys without rotary positions: no softmax sees it, so its
+     * gradient is what rounding leaves of a sum that is 0. */
+    double allowed = 2e-4 * sqrt(g_size * way) + 1e-8 * sqrt(way);
     if (!(fabs(change - want) <= allowed)) {
         char name[64];
         qb_role_name(p->role, p->layer_idx, name, sizeof name);
