@@ -41,24 +41,24 @@ qb_status qb_analyze_check_interventions(qb_analyze *a)
     return each(a, check_one, NULL);
 }
 
-static double perplexity(const qb_analyze *a, const double *nll_sums)
+static double mean_loss(const qb_analyze *a, const double *nll_sums)
 {
     double sum = 0, n = 0;
     for (size_t i = 0; i < a->n_texts; i++) {
         sum += nll_sums[i];
         n += (double)a->texts[i].run.windows.n_scored;
     }
-    return exp(sum / n);
+    return sum / n;
 }
 
 static json_t *record(const qb_analyze *a, const char *what, const double *nll_sums, size_t n_edits)
 {
-    double before = perplexity(a, a->nll_sums), after = perplexity(a, nll_sums);
+    double before = mean_loss(a, a->nll_sums), after = mean_loss(a, nll_sums);
     json_t *object = json_object(), *texts = json_array();
     json_object_set_new(object, "name", json_string(what));
-    json_object_set_new(object, "ppl_untouched", qb_json_real(before));
-    json_object_set_new(object, "ppl", qb_json_real(after));
-    json_object_set_new(object, "loss_increase", qb_json_real(log(after / before)));
+    json_object_set_new(object, "ppl_untouched", qb_json_real(exp(before)));
+    json_object_set_new(object, "ppl", qb_json_real(exp(after)));
+    json_object_set_new(object, "loss_increase", qb_json_real(after - before));
     json_object_set_new(object, "values_set", json_integer((json_int_t)n_edits));
     for (size_t i = 0; i < a->n_texts; i++)
         json_array_append_new(

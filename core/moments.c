@@ -46,8 +46,7 @@ void qb_moments_merge(qb_moments *a, const qb_moments *b)
 
 double qb_moments_kurtosis(const qb_moments *m)
 {
-    if (m->n == 0) return NAN;
-    return m->m2 > 0 ? m->n * m->m4 / (m->m2 * m->m2) : 0;
+    return m->n * m->m4 / (m->m2 * m->m2); /* 0 / 0 = NaN */
 }
 
 float qb_max_abs(const float *x, size_t n)

@@ -20,7 +20,7 @@ typedef struct qb_moments {
 qb_moments qb_moments_of(const float *x, size_t n); /* in two passes */
 void qb_moments_add(qb_moments *moments, double x);
 void qb_moments_merge(qb_moments *moments, const qb_moments *more);
-/* Pearson's: 3 for a Gaussian; 0 where all numbers are equal, NaN where there is none. */
+/* Pearson's: 3 for a Gaussian; NaN where all numbers are equal, or there is none. */
 double qb_moments_kurtosis(const qb_moments *moments);
 
 float qb_max_abs(const float *x, size_t n);

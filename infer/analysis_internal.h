@@ -14,6 +14,7 @@ enum {
     ANALYSIS_SINK_BINS = 20,   /* of the distribution of alpha_1 */
     ANALYSIS_MAP_CELLS = 64,   /* a side */
     ANALYSIS_LISTED_MASSIVE = 32,
+    ANALYSIS_ALL_POSITIONS = 64, /* norms at fewer of those beyond */
 };
 #define ANALYSIS_SINK_EPS 0.3
 #define ANALYSIS_MASSIVE_ABS 100.0      /* arXiv:2402.17762, section 2: above this */
@@ -62,9 +63,9 @@ typedef struct head_sums {
 typedef struct layer_sums {
     bool has_attention, is_block; /* is_block: not the embedding */
     qb_outlier_sums outliers;
-    double norm_ratio[2];
+    double norm_ratio[2], n_norm_ratio[2]; /* first tokens, others; a zero has none */
     sample_sums samples[SAMPLE_COUNT];
-    double top[ANALYSIS_TOP], median, massive, peak, n_windows;
+    double top[ANALYSIS_TOP], median, massive, peak, n_peak, n_windows;
     qb_moments *channels;           /* (C) */
     massive_sums *massive_channels; /* (C) */
     norm_sums hidden, key, value;   /* key, value: a mean over heads too */

@@ -19,7 +19,7 @@ static void set_size(json_t *object, const char *key, size_t value)
     json_object_set_new(object, key, json_integer((json_int_t)value));
 }
 
-/* Figures of which few digits are looked at: maps and curves. */
+/* Figures of which few digits are looked at: the cells of maps. */
 static json_t *rounded(double value)
 {
     char text[32];
@@ -30,7 +30,7 @@ static json_t *rounded(double value)
 static json_t *list_of(const double *values, size_t n, double divisor)
 {
     json_t *list = json_array();
-    for (size_t i = 0; i < n; i++) json_array_append_new(list, rounded(values[i] / divisor));
+    for (size_t i = 0; i < n; i++) json_array_append_new(list, qb_json_real(values[i] / divisor));
     return list;
 }
 
@@ -241,18 +241,18 @@ static qb_status add_massive(const qb_analysis *a, json_t *root)
 
 /* ---- norms by position ---- */
 
-/* The first ones, then ever fewer: 1 to 8, 10, 12, 15, ... */
+/* All of the first, then ever fewer: 1 to 64, 76, 91, ... */
 static size_t next_position(size_t t)
 {
-    return t < 8 ? t + 1 : t + 1 + t / 5;
+    return t < ANALYSIS_ALL_POSITIONS ? t + 1 : t + t / 5;
 }
 
 static json_t *norms_of(const qb_analysis *a, const norm_sums *s, double per_window)
 {
     json_t *list = json_array();
     for (size_t t = 0; t < a->options.context && a->position_n[t]; t = next_position(t))
-        json_array_append_new(list,
-                              rounded(s->by_position[t] / ((double)a->position_n[t] * per_window)));
+        json_array_append_new(
+            list, qb_json_real(s->by_position[t] / ((double)a->position_n[t] * per_window)));
     return list;
 }
 

@@ -28,14 +28,14 @@ OUTLIER(attn_first_share)
         (void)a;                                                                                   \
         return (l->sum) / (l->n);                                                                  \
     }
-MEAN(norm_ratio_first, norm_ratio[0], outliers.n_tokens[0])
-MEAN(norm_ratio_rest, norm_ratio[1], outliers.n_tokens[1])
+MEAN(norm_ratio_first, norm_ratio[0], n_norm_ratio[0])
+MEAN(norm_ratio_rest, norm_ratio[1], n_norm_ratio[1])
 MEAN(act_top1, top[0], n_windows)
 MEAN(act_top2, top[1], n_windows)
 MEAN(act_top3, top[2], n_windows)
 MEAN(act_median, median, n_windows)
 MEAN(massive_count, massive, n_windows)
-MEAN(residual_peak, peak, n_windows)
+MEAN(residual_peak, peak, n_peak)
 MEAN(norm_hidden_first, hidden.sum[0], hidden.n[0])
 MEAN(norm_hidden_rest, hidden.sum[1], hidden.n[1])
 MEAN(norm_key_first, key.sum[0], key.n[0])
@@ -71,7 +71,7 @@ static double kurt_channel_top10(const qb_analysis *a, const layer_sums *l)
     size_t n = 0;
     for (size_t c = 0; c < a->c->d_model; c++) {
         double kurt = qb_moments_kurtosis(&l->channels[c]) - 3;
-        if (n == TOP_CHANNELS && !(kurt > top[n - 1])) continue;
+        if (isnan(kurt) || (n == TOP_CHANNELS && !(kurt > top[n - 1]))) continue;
         if (n < TOP_CHANNELS) n++;
         size_t at = n - 1;
         for (; at > 0 && kurt > top[at - 1]; at--) top[at] = top[at - 1];

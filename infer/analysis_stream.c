@@ -22,7 +22,10 @@ static void add_tokens(qb_analysis *a, layer_sums *l, const qb_tap_view *v)
     for (size_t row = 0; row < v->batch * v->n_tokens; row++) {
         const qb_token_figures *t = &a->tokens[row];
         size_t position = row % v->n_tokens;
-        if (t->norm > 0) l->norm_ratio[position > 0] += t->max_abs / t->norm;
+        if (t->norm != 0) {
+            l->norm_ratio[position > 0] += t->max_abs / t->norm;
+            l->n_norm_ratio[position > 0]++;
+        }
         qb__analysis_add_norm(&l->hidden, position, t->norm);
     }
 }
@@ -96,7 +99,7 @@ static double median_of(float *x, size_t n)
     return (lower + upper) / 2;
 }
 
-/* ||h_1|| over the median of the others' norms; NaN for a window of one token. */
+/* ||h_1|| over the median of the others' norms; NaN for a window of one token, or of zeros. */
 static double residual_peak(const qb_token_figures *tokens, size_t n, float *scratch)
 {
     if (n < 2) return NAN;
@@ -154,7 +157,10 @@ static void add_windows(qb_analysis *a, layer_sums *l, const qb_tap_view *v)
         const window_figures *w = &a->windows[b];
         for (size_t i = 0; i < ANALYSIS_TOP; i++) l->top[i] += w->top[i];
         l->median += w->median;
-        l->peak += w->peak;
+        if (!isnan(w->peak)) {
+            l->peak += w->peak;
+            l->n_peak++;
+        }
         l->n_windows++;
         add_massive(l, v, b, (size_t)l->n_windows, w);
     }

@@ -2,7 +2,7 @@
 #include "infer/interventions.h"
 
 #include "core/memory.h"
-#include "quant/outliers.h"
+#include "kernels/attention.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -18,10 +18,11 @@ struct qb_intervention {
     qb_intervention_options options;
     qb_taps taps;
     size_t n_edits;
-    float *weight, *gap;    /* (windows, H, T) of the first key: drop-first-key */
-    qb_head_figures *heads; /* (windows H) */
-    float *first_values;    /* (windows, Hkv D) */
-    float *sink;            /* (H) of the layer at work, where softmax is sink */
+    /* Of drop-first-key: */
+    const qb_attention_row *attention;
+    float *qkv;     /* (max_rows, (H + 2 Hkv) D) of the layer at work */
+    float *scratch; /* of each thread */
+    float *sink;    /* (H) where softmax is sink */
 };
 
 struct kind {
@@ -83,40 +84,50 @@ static qb_status zero_first_value(qb_intervention *i, const qb_tap_view *v)
     return QB_OK;
 }
 
-/* Keeps what the first key does, to be taken away from attention's output. */
-static qb_status look_at_first_key(qb_intervention *i, const qb_tap_view *v)
+/* Keeps what the scores are made of. */
+static void keep_qkv(qb_intervention *i, const qb_tap_view *v)
 {
-    const qb_first_key_view view = {.weight = i->weight};
-    const qb_attention_wishes wishes = {.view = &view};
-    size_t n = i->c->n_kv_heads * i->c->head_dim;
-    const qb_tensor *sink = qb_model_tensor(i->model, QB_ROLE_SINK, v->layer);
-    if (i->sink) qb_tensor_rows_f32(sink, 0, 1, i->sink);
-    for (size_t b = 0; b < v->batch; b++)
-        memcpy(i->first_values + b * n, row_of(v, b * v->n_tokens) + v->width - n,
-               n * sizeof *v->x);
-    return qb_attention_figures(i->c, v->x, i->sink, v->batch, v->n_tokens, i->options.pool,
-                                &wishes, i->heads);
+    for (size_t row = 0; row < v->batch * v->n_tokens; row++)
+        memcpy(i->qkv + row * v->width, row_of(v, row), v->width * sizeof *v->x);
 }
 
-/* out = sum_j p_j v_j: without the first key, whose share the others take in proportion,
- * (out - p_1 v_1) / (1 - p_1). The first query has no other key and stays. */
-static void drop_first_key_row(const qb_intervention *i, size_t b, size_t head, size_t t,
-                               size_t n_tokens, float *out)
+/* A window without its first token: positions are in q and k already, so what is left of the keys
+ * takes the first one's share in proportion. To take p_1 v_1 from the sum and divide by 1 - p_1
+ * would leave nothing but rounding where p_1 is near 1. The first query has no other key and stays.
+ */
+static void attend_without_first(const qb_intervention *i, const qb_tap_view *v, size_t b)
 {
-    size_t dim = i->c->head_dim, group = i->c->n_heads / i->c->n_kv_heads;
-    const float *value = i->first_values + (b * i->c->n_kv_heads + head / group) * dim;
-    double p = i->weight[(b * i->c->n_heads + head) * n_tokens + t];
-    for (size_t d = 0; d < dim && p < 1; d++) out[d] = (float)((out[d] - p * value[d]) / (1 - p));
+    const qb_config *c = i->c;
+    size_t width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+    const float *second = i->qkv + (b * v->n_tokens + 1) * width;
+    const qb_attention_args args = {.batch = 1,
+                                    .n_q = v->n_tokens - 1,
+                                    .n_heads = c->n_heads,
+                                    .n_kv_heads = c->n_kv_heads,
+                                    .head_dim = c->head_dim,
+                                    .softmax = c->softmax,
+                                    .sink = i->sink,
+                                    .scale = 1.0f / sqrtf((float)c->head_dim),
+                                    .q = second,
+                                    .q_stride = width,
+                                    .k = second + c->n_heads * c->head_dim,
+                                    .v = second + (c->n_heads + c->n_kv_heads) * c->head_dim,
+                                    .kv_stride = width,
+                                    .out = row_of(v, b * v->n_tokens + 1),
+                                    .out_stride = v->stride,
+                                    .scratch = i->scratch};
+    qb_attention_run(i->attention, &args, i->options.pool);
 }
 
 static qb_status drop_first_key(qb_intervention *i, const qb_tap_view *v)
 {
-    if (v->tap == QB_TAP_QKV) return look_at_first_key(i, v);
-    for (size_t b = 0; b < v->batch; b++)
-        for (size_t t = 1; t < v->n_tokens; t++)
-            for (size_t h = 0; h < i->c->n_heads; h++)
-                drop_first_key_row(i, b, h, t, v->n_tokens,
-                                   row_of(v, b * v->n_tokens + t) + h * i->c->head_dim);
+    const qb_tensor *sink = qb_model_tensor(i->model, QB_ROLE_SINK, v->layer);
+    if (v->tap == QB_TAP_QKV) {
+        keep_qkv(i, v);
+        return QB_OK;
+    }
+    if (i->sink) qb_tensor_rows_f32(sink, 0, 1, i->sink);
+    for (size_t b = 0; v->n_tokens > 1 && b < v->batch; b++) attend_without_first(i, v, b);
     i->n_edits += v->batch * (v->n_tokens - 1) * v->width;
     return QB_OK;
 }
@@ -221,17 +232,31 @@ qb_status qb_intervention_check(const qb_model *model, const char *what)
     return check(&probe, what);
 }
 
+static qb_status create_attention(qb_intervention *i)
+{
+    const qb_config *c = i->c;
+    size_t rows = i->options.max_rows, width = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
+    const qb_attention_args shape = {.batch = 1,
+                                     .n_q = rows,
+                                     .n_heads = c->n_heads,
+                                     .n_kv_heads = c->n_kv_heads,
+                                     .head_dim = c->head_dim};
+    size_t elems, n_threads = qb_pool_n_threads(i->options.pool);
+    i->attention = QB_KERNEL_PICK(qb_attention_kernels);
+    if (!qb_mul_size(rows, width, &elems))
+        return QB_FAIL(QB_ERR_MEMORY, "drop-first-key: %zu rows overflow", rows);
+    QB_TRY(QB_NEW(&i->qkv, elems, "queries, keys, values"));
+    QB_TRY(QB_NEW(&i->scratch, n_threads * i->attention->scratch_elems(&shape), "scores"));
+    return c->softmax == QB_SOFTMAX_SINK ? QB_NEW(&i->sink, c->n_heads, "sink logits") : QB_OK;
+}
+
 static qb_status create(qb_intervention *i, const char *what)
 {
-    size_t rows = i->options.max_rows, n_heads = i->c->n_heads;
     QB_TRY(check(i, what));
     i->taps = (qb_taps){.sees = i->kind->taps, .edits = i->kind->taps, .see = see, .context = i};
     if (i->kind->edit != drop_first_key) return QB_OK;
     i->taps.edits = QB_TAP_BIT(QB_TAP_ATTENTION);
-    QB_TRY(QB_NEW(&i->weight, rows * n_heads, "weights of the first key"));
-    QB_TRY(QB_NEW(&i->heads, rows * n_heads, "weights of the first key"));
-    QB_TRY(QB_NEW(&i->first_values, rows * i->c->n_kv_heads * i->c->head_dim, "first values"));
-    return i->c->softmax == QB_SOFTMAX_SINK ? QB_NEW(&i->sink, n_heads, "sink logits") : QB_OK;
+    return create_attention(i);
 }
 
 qb_status qb_intervention_create(const qb_model *model, const char *what,
@@ -251,9 +276,8 @@ qb_status qb_intervention_create(const qb_model *model, const char *what,
 void qb_intervention_destroy(qb_intervention *i)
 {
     if (!i) return;
-    qb_free(i->weight);
-    qb_free(i->heads);
-    qb_free(i->first_values);
+    qb_free(i->qkv);
+    qb_free(i->scratch);
     qb_free(i->sink);
     qb_free(i);
 }

@@ -25,6 +25,7 @@ typedef struct output {
     double kurt[N_BASES][2], n[N_BASES][2]; /* first tokens, others */
     double *kept;                           /* (C, n_kept): columns of the first window's X */
     size_t n_kept;
+    bool is_turned; /* kept, into its singular vectors */
     bool is_there;
 } output;
 
@@ -72,19 +73,26 @@ void qb_rotate_to_singular(double *x, size_t n_rows, size_t n_cols)
     }
 }
 
+static void add_token(output *o, int which, bool rest, const qb_moments *m)
+{
+    if (m->m2 == 0) return; /* all channels are equal: there is no kurtosis */
+    o->kurt[which][rest] += qb_moments_kurtosis(m);
+    o->n[which][rest]++;
+}
+
 static void singular_task(void *context, size_t i, size_t thread_idx)
 {
     (void)thread_idx;
     qb_output_basis *basis = context;
     output *o = &basis->outputs[i];
     size_t width = basis->c->d_model;
-    if (!o->n_kept || o->n[SINGULAR][0] > 0) return; /* none, or found before */
+    if (!o->n_kept || o->is_turned) return;
+    o->is_turned = true;
     qb_rotate_to_singular(o->kept, o->n_kept, width);
     for (size_t row = 0; row < o->n_kept; row++) {
         qb_moments m = {0};
         for (size_t c = 0; c < width; c++) qb_moments_add(&m, o->kept[c * o->n_kept + row]);
-        o->kurt[SINGULAR][row > 0] += qb_moments_kurtosis(&m);
-        o->n[SINGULAR][row > 0]++;
+        add_token(o, SINGULAR, row > 0, &m);
     }
 }
 
@@ -95,11 +103,8 @@ static void add_kurtosis(qb_output_basis *basis, output *o, int which, const flo
 {
     size_t rows = v->batch * v->n_tokens;
     qb_token_figures_of(x, rows, v->width, basis->pool, basis->tokens);
-    for (size_t row = 0; row < rows; row++) {
-        bool rest = row % v->n_tokens > 0;
-        o->kurt[which][rest] += qb_moments_kurtosis(&basis->tokens[row].moments);
-        o->n[which][rest]++;
-    }
+    for (size_t row = 0; row < rows; row++)
+        add_token(o, which, row % v->n_tokens > 0, &basis->tokens[row].moments);
 }
 
 static qb_status keep(const qb_output_basis *basis, output *o, const qb_tap_view *v)

@@ -27,7 +27,7 @@ static qb_sensitivity_part *part_of(const probe *p, const qb_tap_view *v)
 
 static void raise_to(double *most, double value)
 {
-    if (!(*most >= value)) *most = value; /* NaN: nothing yet */
+    if (isnan(*most) || value > *most) *most = value; /* NaN: nothing yet */
 }
 
 static void see_input(probe *p, const qb_tap_view *v, qb_sensitivity_part *part)
@@ -59,7 +59,7 @@ static qb_status see_output(probe *p, const qb_tap_view *v, qb_sensitivity_part 
             noise += d * d;
         }
     double sqnr = 10 * log10(signal / noise);
-    if (!(part->sqnr_db <= sqnr)) part->sqnr_db = sqnr;
+    if (isnan(part->sqnr_db) || sqnr < part->sqnr_db) part->sqnr_db = sqnr;
     return QB_OK;
 }
 

@@ -46,7 +46,10 @@ void qb_outlier_add_tokens(qb_outlier_sums *sums, const qb_token_figures *tokens
 {
     for (size_t row = 0; row < batch * context; row++) {
         int rest = row % context > 0;
-        sums->kurt[rest] += qb_moments_kurtosis(&tokens[row].moments);
+        if (tokens[row].moments.m2 != 0) { /* NaN, too, is to be seen */
+            sums->kurt[rest] += qb_moments_kurtosis(&tokens[row].moments);
+            sums->n_kurt[rest]++;
+        }
         sums->max_abs[rest] += tokens[row].max_abs;
         sums->n_tokens[rest]++;
     }
@@ -289,8 +292,8 @@ qb_status qb_outlier_add_attention(qb_outlier_sums *sums, const qb_config *confi
 
 qb_outliers qb_outlier_finish(const qb_outlier_sums *s) /* 0 / 0 = NaN: not measured */
 {
-    return (qb_outliers){.kurt_token_first = s->kurt[0] / s->n_tokens[0],
-                         .kurt_token_rest = s->kurt[1] / s->n_tokens[1],
+    return (qb_outliers){.kurt_token_first = s->kurt[0] / s->n_kurt[0],
+                         .kurt_token_rest = s->kurt[1] / s->n_kurt[1],
                          .max_abs_first = s->max_abs[0] / s->n_tokens[0],
                          .max_abs_rest = s->max_abs[1] / s->n_tokens[1],
                          .attn_first_argmax = s->argmax / s->n_queries,

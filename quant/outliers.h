@@ -3,7 +3,8 @@
  *
  * The hidden state is the residual stream after each block: kurtosis (Pearson: 3 for a Gaussian)
  * and largest absolute value of each token over its channels, averaged over first tokens and,
- * apart, over all others. Attention: over (query, head), queries 2 to T, the share whose largest
+ * apart, over all others; a token whose channels are all equal has no kurtosis and is left out of
+ * that mean. Attention: over (query, head), queries 2 to T, the share whose largest
  * weight is on the first key (ties to the lower index), and the mean weight there. All are means
  * over layers.
  *
@@ -30,7 +31,7 @@ extern const char *const qb_outlier_names[QB_N_OUTLIERS]; /* the fields, in orde
 
 typedef struct qb_outlier_sums {
     double kurt[2], max_abs[2]; /* first tokens, others */
-    double n_tokens[2];
+    double n_kurt[2], n_tokens[2];
     double argmax, share, n_queries;
 } qb_outlier_sums;
 

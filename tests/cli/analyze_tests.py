@@ -180,17 +180,76 @@ def test_analyze_a_run_with_its_checkpoint_and_bases(own):
         expect(qbench("analyze", "--tokens", tokens, *wrong), 3)
 
 
-def test_analyze_equals_an_independent_computation(own):
-    """Every figure, on the models that Hugging Face wrote: tools/check_analysis.py."""
+def check_figures(own, folder, tokens, *options, tolerance=1e-6):
+    """Every figure against float64: tools/check_analysis.py."""
     if not importlib.util.find_spec("numpy"):
         raise support.Skip("NumPy is not here")
+    found = own / "a.json"
+    expect(qbench("analyze", "--quiet", "--json", found, "--tokens", tokens, *options, folder))
+    done = support.run(sys.executable, support.ROOT / "tools" / "check_analysis.py", folder, tokens,
+                       found, "--tolerance", tolerance)
+    assert done.code == 0, f"{folder.name}:\n{done.out.decode()}{done.err.decode()}"
+
+
+def test_analyze_equals_an_independent_computation(own):
+    """On the models that Hugging Face wrote."""
     for name in ("a-gpt2", "a-llama-mha", "a-llama-gqa-tied", "a-llama3-scaled"):
         folder = support.golden(name)
-        tokens, found = folder / "golden.safetensors", own / "a.json"
-        expect(qbench("analyze", "--quiet", "--json", found, "--tokens", tokens, folder))
-        done = support.run(sys.executable, support.ROOT / "tools" / "check_analysis.py", folder,
-                           tokens, found)
-        assert done.code == 0, done.out.decode()
+        check_figures(own, folder, folder / "golden.safetensors", "--zero-first-value",
+                      "--drop-first-key")
+
+
+GPT2, LLAMA = tiny_models.KIND, tiny_models.LLAMA_KIND
+KINDS = {
+    "softmax1": GPT2 | {"softmax": "softmax1", "norm": "rmsnorm_single", "norm_bias": False,
+                        "attn_bias": False, "mlp_bias": False},
+    "relu": GPT2 | {"softmax": "relu", "act": "relu", "pos": "none", "tied_head": False},
+    "clipped": GPT2 | {"softmax": "clipped", "softmax_gamma": -0.03, "softmax_zeta": 1.01},
+    "gated-sink": GPT2 | {"softmax": "sink", "attn_gate": True, "pos": "none"},
+    "free-prefix": GPT2 | {"free_prefix": 5, "no_attention": [2], "pos": "rope",
+                           "rope": {"kind": "default", "theta": 10000.0}},
+    "one-key-head": LLAMA | {"n_kv_heads": 1, "softmax": "softmax1", "tied_head": True},
+    "gqa": LLAMA | {"n_heads": 6, "n_kv_heads": 2, "head_dim": 4},
+}
+
+
+def test_analyze_equals_an_independent_computation_of_every_kind(own):
+    tokens = own / "in.safetensors"
+    tokens.write_bytes(tiny_models.tokens_file(3, 70, 61))
+    for name, config in KINDS.items():
+        options = ["--zero-first-value", "--remove", "head:1.2,mlp:2,attn:3"]
+        if name not in ("relu", "clipped", "free-prefix"):  # weights that sum to one
+            options.append("--drop-first-key")
+        check_figures(own, tiny_models.write_kind_folder(own / name, config), tokens, *options)
+
+
+def erase_first_row(path, name):
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    tensor = json.loads(data[8:8 + size])[name]
+    at, n = 8 + size + tensor["data_offsets"][0], 4 * tensor["shape"][1]
+    path.write_bytes(data[:at] + bytes(n) + data[at + n:])
+
+
+def test_analyze_equals_an_independent_computation_at_the_edges(own):
+    """Few tokens, no spread at all, values that are massive; and what schemes do to products."""
+    tokens = own / "in.safetensors"
+    plain = tiny_models.write_kind_folder(own / "plain", KINDS["gqa"])
+    for batch, n in ((1, 1), (2, 1), (1, 2), (1, 64), (2, 65)):
+        tokens.write_bytes(tiny_models.tokens_file(batch, n, 61))
+        check_figures(own, plain, tokens)
+    blank = tiny_models.write_kind_folder(own / "blank", GPT2 | {"pos": "none"})
+    erase_first_row(blank / "model.safetensors", "transformer.wte.weight")
+    ids = struct.pack("<40i", *range(20), *range(20, 30), 0, *range(30, 39))
+    tokens.write_bytes(tiny_models.safetensors({"tokens": ("I32", [2, 20], ids)}))
+    check_figures(own, blank, tokens)  # token 0 has neither a kurtosis nor a norm
+    tokens.write_bytes(tiny_models.tokens_file(3, 20, 8))
+    massive = tiny_models.write_kind_folder(own / "massive", KINDS["gqa"], spike=4000.0)
+    check_figures(own, massive, tokens, "--zero-massive", "--mean-massive", tolerance=1e-4)
+    zeroed = json.loads((own / "a.json").read_text())["interventions"][0]
+    assert zeroed["values_set"] == 60, zeroed  # where they begin; later blocks then hold none
+    for scheme in ("moderate", "coarse", "zeropoint4"):
+        check_figures(own, plain, tokens, "--sensitivity", "--scheme", scheme)
 
 
 def test_analyze_page_names_every_metric(own):

@@ -124,6 +124,86 @@ def write_flags_folder(folder):
     return folder
 
 
+# ---- every kind of architecture ----
+
+KIND = {"arch": "gpt2", "n_layers": 3, "d_model": 24, "n_heads": 4, "n_kv_heads": 4, "head_dim": 6,
+        "d_ff": 40, "vocab": 61, "context": 96, "norm": "layernorm", "norm_eps": 1e-5,
+        "act": "gelu_tanh", "pos": "learned", "softmax": "softmax", "attn_bias": True,
+        "mlp_bias": True, "norm_bias": True, "tied_head": True, "fused_qkv": True}
+LLAMA_KIND = KIND | {"arch": "llama", "norm": "rmsnorm", "act": "swiglu", "pos": "rope",
+                     "rope": {"kind": "default", "theta": 10000.0}, "attn_bias": False,
+                     "mlp_bias": False, "norm_bias": False, "tied_head": False, "fused_qkv": False}
+KIND_NAMES = {
+    "gpt2": ("transformer.", "h.", {
+        "embd": "wte", "pos": "wpe", "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj",
+        "gate_of_heads": "attn.gate", "sinks": "attn.sinks", "norm2": "ln_2", "up": "mlp.c_fc",
+        "down": "mlp.c_proj", "norm_f": "ln_f"}),
+    "llama": ("model.", "layers.", {
+        "embd": "embed_tokens", "norm1": "input_layernorm", "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+        "gate_of_heads": "self_attn.gate", "sinks": "self_attn.sinks",
+        "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
+        "down": "mlp.down_proj", "norm_f": "norm"})}
+
+
+def kind_shapes(c):
+    """[(role, layer or None, (out, in) or (n,), has a bias)] of a configuration of KIND's keys."""
+    width, ff = c["d_model"], c["d_ff"]
+    q, kv = (c[key] * c["head_dim"] for key in ("n_heads", "n_kv_heads"))
+    gain = (1 if c["norm"] == "rmsnorm_single" else width,)
+    yield "embd", None, (c["vocab"], width), False
+    if c["pos"] == "learned":
+        yield "pos", None, (c["context"], width), False
+    for layer in range(c["n_layers"]):
+        if layer + 1 not in c.get("no_attention", []):
+            yield "norm1", layer, gain, c["norm_bias"]
+            parts = {"qkv": q + 2 * kv} if c["fused_qkv"] else {"q": q, "k": kv, "v": kv}
+            for role, rows in parts.items():
+                yield role, layer, (rows, width), c["attn_bias"]
+            yield "o", layer, (width, q), c["attn_bias"]
+            if c.get("attn_gate"):
+                yield "gate_of_heads", layer, (c["n_heads"], width), True
+            if c["softmax"] == "sink":
+                yield "sinks", layer, (c["n_heads"],), False
+        yield "norm2", layer, gain, c["norm_bias"]
+        for role in ("gate", "up") if c["act"] == "swiglu" else ("up",):
+            yield role, layer, (ff, width), c["mlp_bias"]
+        yield "down", layer, (width, ff), c["mlp_bias"]
+    yield "norm_f", None, gain, c["norm_bias"]
+    if not c["tied_head"]:
+        yield "head", None, (c["vocab"], width), False
+
+
+def write_kind_folder(folder, config, spike=0.0, seed=7):
+    """A random model; channel 5 of the first eight embeddings is `spike` or more, if it is not 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, tensors = random.Random(seed), {}
+    prefix, layers, names = KIND_NAMES[config["arch"]]
+    for role, layer, shape, has_bias in kind_shapes(config):
+        name = "lm_head" if role == "head" else prefix + names[role]
+        if layer is not None:
+            name = f"{prefix}{layers}{layer}.{names[role]}"
+        rows, cols = shape if len(shape) == 2 else (1, shape[0])
+        around, spread = (1, 0.2) if role.startswith("norm") else (0, 1.4 / cols ** 0.5)
+        if role in ("embd", "sinks"):
+            spread = 1.0
+        values = [[draw.gauss(around, spread) for _ in range(cols)] for _ in range(rows)]
+        for i, row in enumerate(values[:8] if spike and role == "embd" else []):
+            row[5] = spike * (1 + i / 8)
+        if config["arch"] == "gpt2" and role in ("qkv", "o", "up", "down"):  # (in, out) there
+            values, shape = list(zip(*values)), shape[::-1]
+        flat = [value for row in values for value in row]
+        tensors[name + ("" if role == "sinks" else ".weight")] = (
+            "F32", list(shape), struct.pack(f"<{len(flat)}f", *flat))
+        if has_bias:
+            n = rows if len(shape) == 2 else cols
+            bias = struct.pack(f"<{n}f", *(draw.gauss(0, 0.1) for _ in range(n)))
+            tensors[name + ".bias"] = ("F32", [n], bias)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qbench", "qbench": config}))
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    return folder
+
+
 # ---- GGUF ----
 
 U32, F32, STRING, ARRAY, I32 = 4, 6, 8, 9, 5
@@ -225,6 +305,6 @@ def llm_c(version=3):
 
 # ---- tokens for `logits` ----
 
-def tokens_file(batch=2, n=8):
-    ids = [(7 * i + 3) % VOCAB for i in range(batch * n)]
+def tokens_file(batch=2, n=8, vocab=VOCAB):
+    ids = [(7 * i * i + 3 * i + 3) % vocab for i in range(batch * n)]
     return safetensors({"tokens": ("I32", [batch, n], struct.pack(f"<{len(ids)}i", *ids))})

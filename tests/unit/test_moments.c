@@ -60,7 +60,7 @@ static void moments_of_little(void **state)
     const float same[] = {2, 2, 2};
     qb_moments none = {0}, m = qb_moments_of(same, 3);
     assert_true(isnan(qb_moments_kurtosis(&none)));
-    assert_true(qb_moments_kurtosis(&m) == 0);
+    assert_true(isnan(qb_moments_kurtosis(&m)));
     qb_moments_merge(&m, &none);
     assert_true(m.n == 3 && m.mean == 2);
 }

@@ -31,6 +31,22 @@ static void kurtosis_and_maxima_of_known_rows(void **state)
     assert_true(isnan(o.attn_first_share));
 }
 
+static void a_token_without_spread_has_no_kurtosis(void **state)
+{
+    (void)state;
+    enum { WIDTH = 4 };
+    const float x[3 * WIDTH] = {7, 7, 7, 7, 2, -2, 2, -2, 0, 0, 0, 0};
+    qb_outlier_sums sums = {.n_queries = 0};
+    QB_CHECK_OK(qb_outlier_add_stream(&sums, x, 1, 3, WIDTH, NULL));
+    qb_outliers o = qb_outlier_finish(&sums);
+    assert_true(isnan(o.kurt_token_first) && o.kurt_token_rest == 1);
+    assert_true(o.max_abs_first == 7 && o.max_abs_rest == 1);
+    const float broken[WIDTH] = {1, NAN, 1, 1}; /* that, however, is to be seen */
+    QB_CHECK_OK(qb_outlier_add_stream(&sums, broken, 1, 1, WIDTH, NULL));
+    QB_CHECK_OK(qb_outlier_add_stream(&sums, x + WIDTH, 1, 1, WIDTH, NULL));
+    assert_true(isnan(qb_outlier_finish(&sums).kurt_token_first));
+}
+
 /* ---- attention ---- */
 
 enum { BATCH = 2, CONTEXT = 70, HEADS = 4, KV_HEADS = 2, DIM = 6 }; /* over one block of queries */
@@ -108,6 +124,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kurtosis_and_maxima_of_known_rows),
+        cmocka_unit_test(a_token_without_spread_has_no_kurtosis),
         cmocka_unit_test(attention_equals_plain_loops_for_every_softmax),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
