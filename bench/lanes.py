@@ -47,23 +47,32 @@ def alone(lanes):
 
 # ---- in which order ----
 
-def ends(seconds, n_lanes):
-    """When each is through if the next free lane takes the next one."""
+def ends(seconds, n_lanes, left=float("inf")):
+    """When each is through if the next free lane takes the next one; what would not be in `left` seconds
+    is left out, and never through."""
     free, found = [0.0] * n_lanes, []
     for s in seconds:
         lane = free.index(min(free))
-        free[lane] += s
-        found.append(free[lane])
+        end = free[lane] + s
+        if end <= left:
+            free[lane] = end
+        found.append(end if end <= left else float("inf"))
     return found
 
 
 def order(names, seconds, n_lanes, left=float("inf")):
-    """The first ones that fit into `left` seconds, longest first, so that lanes end together; then the
-    others as they stand. For one lane nothing is gained by that."""
+    """The first ones that fit into `left` seconds, then the others. The first as they stand, which is by
+    value, if lanes end as early so; if not, the longest first."""
+    def through(some):
+        return max(ends([seconds[name] for name in some], n_lanes))
+
     names = list(names)
-    for n in range(len(names) if n_lanes > 1 else 0, 0, -1):
-        first = sorted(names[:n], key=lambda name: -seconds[name])
-        if max(ends([seconds[name] for name in first], n_lanes)) <= left:
+    for n in range(len(names), 0, -1):
+        first = names[:n]
+        longest = sorted(first, key=lambda name: -seconds[name])
+        if through(longest) < 0.98 * through(first):
+            first = longest
+        if through(first) <= left:
             return first + names[n:]
     return names
 

@@ -5,6 +5,7 @@ records each for `qbench table`.
     bench/paper_runs.py --list                               runs, tokens, seconds to expect, state
     bench/paper_runs.py --corpus DIR --only 60m              the runs of a group, or of some names
     bench/paper_runs.py --corpus DIR --budget 540            what fits into 540 s; repeat: it goes on
+    bench/paper_runs.py --corpus DIR --gpus all              a run at a time on each GPU
 
 Texts become shards in WORK (as bench/pair.py makes them), each run trains in WORK/NAME, is evaluated
 under all schemes on the held-out text on the same machine right after it, and leaves in RESULTS/NAME
@@ -17,10 +18,11 @@ under all schemes on the held-out text on the same machine right after it, and l
 
 and no model. A run whose run.json is there is not repeated; one that the budget cut off goes on
 where it stopped, on the same machine and in the same WORK. With --gpus 0,1 each of these GPUs has a run
-at a time, and of the processors an equal part; of what fits into the budget the longest go first. Speeds
-(group speed) are measured when nothing else runs: after the others, on the first of the GPUs. Flags
-behind -- go to every training. Exit code: 0 done, 1 a run failed, 3 something is left to do. Standard
-library only."""
+at a time, and of the processors an equal part; what fits into the budget goes first, the longest before
+others if that ends earlier. With --whole no run is begun that the budget would cut off: for a machine that
+is gone then. Speeds (group speed) are measured when nothing else runs: after the others, on the first of
+the GPUs. Flags behind -- go to every training. Exit code: 0 done, 1 a run failed, 3 something is left to
+do. Standard library only."""
 import argparse
 import concurrent.futures
 import copy
@@ -50,7 +52,7 @@ class Paper:
         self.schemes = args.schemes
         self.first_mark, self.seed, self.more = args.first_mark, args.seed, more
         self.deadline = time.monotonic() + args.budget if args.budget else None
-        self.lanes = lanes.choose(args.gpus)
+        self.whole, self.lanes = args.whole, lanes.choose(args.gpus)
         self.shards = self.work / "shards"
         at = more.index("--device") if "--device" in more else len(more)
         self.device = more[at:at + 2]  # that of the trainings is that of the evaluations
@@ -104,7 +106,8 @@ def train(p, name):
     folder = p.work / name
     if runs.is_through(p.program, folder):
         return True
-    if p.left() < EVALUATE_SECONDS + LEAST_SECONDS:
+    needed = seconds_to_expect(p, name) if p.whole else EVALUATE_SECONDS + LEAST_SECONDS
+    if p.left() < needed:
         return False
     announce(p, name)
     deadline = p.deadline - EVALUATE_SECONDS if p.deadline else None
@@ -148,16 +151,18 @@ def analyze(p, folder, model, text, n_threads):
 
 def evaluate_all(p, folder):
     """Every mark and the analysis of the last one at the same time: each leaves a GPU idle most of its
-    time, and nothing of it is a timing."""
+    time, and nothing of it is a timing. The analysis, most of whose work is the host's, has half of the
+    processors."""
     start, (text,) = time.monotonic(), runs.corpus_texts(p.corpus, "valid")
     link = folder / text.name  # so that the record of the run names no folder
     if not link.exists():
         link.symlink_to(text)
     models = [model for _, model in marks(p, folder)]
-    n_threads = max(1, len(os.sched_getaffinity(0)) // (len(models) + 1))
-    with concurrent.futures.ThreadPoolExecutor(len(models) + 1) as pool:
-        jobs = [pool.submit(what, p, folder, model, text.name, n_threads)
-                for what, model in [*((evaluate, model) for model in models), (analyze, models[-1])]]
+    half = len(os.sched_getaffinity(0)) // 2 or 1
+    with concurrent.futures.ThreadPoolExecutor(1 + len(models)) as pool:
+        jobs = [pool.submit(analyze, p, folder, models[-1], text.name, half)]
+        jobs += [pool.submit(evaluate, p, folder, model, text.name, half // len(models) or 1)
+                 for model in models]
     for job in jobs:
         job.result()
     say(f"{folder.name}: evaluated at {len(models)} marks in {time.monotonic() - start:.1f} s")
@@ -294,17 +299,22 @@ def choose(only):
 
 def show(p, wanted):
     """What there is, and what fits into the budget."""
-    ends, spent = {}, 0.0
-    for on, todo in in_order(p, wanted):
-        ends |= dict(zip(todo, (spent + end for end in lanes.ends([s for _, s in todo], len(on)))))
-        spent = max(ends.values())
+    plan, ends = in_order(p, wanted), {}
+    spent = whole = 0.0
+    for on, todo in plan:
+        seconds = [s for _, s in todo]
+        found = lanes.ends(seconds, len(on), p.left() - spent if p.whole else float("inf"))
+        ends |= {name: (s, spent + end) for (name, s), end in zip(todo, found)}
+        spent = max((end for _, end in ends.values() if end < float("inf")), default=0)
+        whole += max(lanes.ends(seconds, len(on)))
     print(f"{'run':30} {'group':9} {'tokens':>14} {'seconds':>8}  state")
-    for (name, seconds), end in [*ends.items(), *(((n, 0), 0) for n in wanted if p.is_recorded(n))]:
+    for name in [*ends, *(name for name in wanted if name not in ends)]:
+        seconds, end = ends.get(name, (0, 0))
         state = "recorded" if not end else "fits" if end <= p.left() else "does not fit"
         tokens = "random" if is_speed(name) else f"{p.tokens_of(name):,}"
         print(f"{name:30} {RUNS[name].group:9} {tokens:>14} {seconds:8.0f}  {state}: {RUNS[name].about}")
     gpus = "one H100" if len(p.lanes) == 1 else f"{len(p.lanes)} H100"
-    print(f"{spent:,.0f} s to go on {gpus}, {spent / 60:.0f} minutes")
+    print(f"{whole:,.0f} s to go on {gpus}, {whole / 60:.0f} minutes")
 
 
 def run_all(p, wanted):
@@ -331,6 +341,7 @@ def main():
     parser.add_argument("--only", help="groups and names, with commas: " + ", ".join(GROUPS))
     parser.add_argument("--list", action="store_true", help="show runs and what fits, and do nothing")
     parser.add_argument("--budget", type=float, help="seconds of this call")
+    parser.add_argument("--whole", action="store_true", help="begin no run that the budget would cut off")
     parser.add_argument("--tokens", type=int, help="of every training; default: each run's own")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--vocab", type=int, default=8192)

@@ -17,7 +17,7 @@ SGD = ["--lr", "0.2"]  # the paper's rate for SGD
 T512, T1024 = ["--context", "512", "--batch", "256"], ["--context", "1024", "--batch", "128"]
 SPEED = ["--task", "random", "--vocab", "50304", "--checkpoints=off", "--eval-every", "0", "--log-every", "1"]
 
-MAIN_TOKENS, LARGE_TOKENS, ABLATION_TOKENS = 800_000_000, 500_000_000, 262_144_000
+MAIN_TOKENS, LARGE_TOKENS, ABLATION_TOKENS = 600_000_000, 500_000_000, 262_144_000
 
 
 def ablation(flags, about, tokens=ABLATION_TOKENS):
@@ -46,6 +46,8 @@ RUNS = {
     "speed-gpt2-1.4b-both": speed("gpt2-1.4b", BOTH, 8),
     "gpt2-130m": Run("130m", "gpt2-130m", [], LARGE_TOKENS, "softmax, Adam"),
     "gpt2-130m-both": Run("130m", "gpt2-130m", BOTH, LARGE_TOKENS, "softmax-1, OrthoAdam"),
+    "llama2-130m": Run("llama", "llama2-130m", [], LARGE_TOKENS, "softmax, Adam"),
+    "llama2-130m-both": Run("llama", "llama2-130m", BOTH, LARGE_TOKENS, "softmax-1, OrthoAdam"),
     "ablation-single": ablation(SOFTMAX1, "RMSNorm-Single, Adam, softmax-1"),
     "ablation-orthoadam": ablation(BOTH, "RMSNorm-Single, OrthoAdam, softmax-1"),
     "ablation-orthoadam-softmax": ablation(ORTHOADAM, "RMSNorm-Single, OrthoAdam, softmax"),
@@ -62,8 +64,6 @@ RUNS = {
                                       "RMSNorm-Single, SGD with momentum, softmax-1", 2 * ABLATION_TOKENS),
     "ablation-sgd": ablation([*SOFTMAX1, "--optimizer", "sgd", *SGD],
                              "RMSNorm-Single, SGD, softmax-1", 2 * ABLATION_TOKENS),
-    "llama2-130m": Run("llama", "llama2-130m", [], LARGE_TOKENS, "softmax, Adam"),
-    "llama2-130m-both": Run("llama", "llama2-130m", BOTH, LARGE_TOKENS, "softmax-1, OrthoAdam"),
     "gpt2-60m-t1024": Run("sequence", "gpt2-60m", T1024, MAIN_TOKENS, "1,024 tokens, softmax, Adam"),
     "gpt2-60m-both-t1024": Run("sequence", "gpt2-60m", [*BOTH, *T1024], MAIN_TOKENS,
                                "1,024 tokens, softmax-1, OrthoAdam"),

@@ -3,6 +3,7 @@ a table (tiny models), two at the same time, too; hostile records; the tables of
 import csv
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -50,8 +51,9 @@ def test_paper_runs_from_texts_to_tables(folder):
 
     paper_runs("--only", "speed-gpt2-1.4b")  # needs no text
     some = ("--only", "gpt2-60m-both,speed-gpt2-1.4b")
-    done = paper_runs(*some, "--budget", "1", code=3)  # no time for any
-    assert "left: gpt2-60m-both;" in done.stderr and len(list(results.glob("*/"))) == 1
+    for more in (["--budget", "1"], ["--budget", "71", "--tokens", "100000000", "--whole"]):
+        done = paper_runs(*some, *more, code=3)  # no time for any
+        assert "left: gpt2-60m-both;" in done.stderr and len(list(results.glob("*/"))) == 1
     paper_runs(*some)
     runs = {path.parent.name: json.loads(path.read_text()) for path in results.glob("*/run.json")}
     assert sorted(runs) == ["gpt2-60m-both", "speed-gpt2-1.4b"]
@@ -122,13 +124,15 @@ def test_paper_runs_two_at_a_time(folder):
 
 
 def test_lanes(_):
-    """The longest first of what fits; one that fails again and again gets no more."""
+    """What fits first, by value unless lanes end earlier otherwise; a lane that fails gets no more."""
     seconds = {"a": 10, "b": 30, "c": 20, "d": 25, "e": 40}
-    assert lanes.order(seconds, seconds, 1, 50) == ["a", "b", "c", "d", "e"]
+    assert lanes.order(seconds, seconds, 1, 50) == lanes.order(seconds, seconds, 2, 5) == list(seconds)
     assert lanes.order(seconds, seconds, 2) == ["e", "b", "d", "c", "a"]
-    assert lanes.order(seconds, seconds, 2, 45) == ["b", "d", "c", "a", "e"]  # by value, then by length
-    assert lanes.order(seconds, seconds, 2, 5) == ["a", "b", "c", "d", "e"]
+    assert lanes.order(seconds, seconds, 2, 45) == ["b", "d", "c", "a", "e"]
+    pairs = {"a": 10, "b": 10, "c": 30, "d": 30}
+    assert lanes.order(pairs, pairs, 2) == list(pairs)
     assert lanes.ends([40, 30, 25, 20, 10], 2) == [40, 30, 55, 60, 65]
+    assert lanes.ends([40, 30, 25, 20, 10], 2, 50) == [40, 30, math.inf, 50, 50]
     mine = sorted(os.sched_getaffinity(0))
     found = lanes.choose("3,5", 2)
     assert [lane.gpu for lane in found] == ["3", "3", "5", "5"] and {lane.beside for lane in found} == {4}
@@ -177,13 +181,16 @@ def check_tables(results, both, last):
     assert len(lines_of(made, "gpt2-1.4b-both", "not run")) == 1  # its other run has no speed
 
 
-def test_paper_runs_are_rows_of_tables(_):
+def test_paper_runs_are_rows_of_tables(folder):
     """Every run that is trained stands for a row; every group can be asked for."""
     rows = {line["id"] for n in TABLES for line in table(n, support.ROOT / "share/models")["lines"]}
     for name in paper_variants.RUNS:
         assert name.removeprefix("speed-") in rows, name
     done = script("bench/paper_runs.py", "--list")
     assert all(name in done.stdout for name in paper_variants.RUNS) and "s to go on one H100" in done.stdout
+    done = script("bench/paper_runs.py", "--list", "--only", "60m", "--gpus", "0,1", "--budget", "300", "--whole",
+                  "--results", folder)
+    assert "s to go on 2 H100" in done.stdout and done.stdout.count(" fits: ") == 2, done.stdout
     assert "expected 60m, speed" in script("bench/paper_runs.py", "--only", "7m", "--list", code=2).stderr
 
 
