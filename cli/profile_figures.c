@@ -174,7 +174,7 @@ static json_t *args_of(const qb_profiled_span *s)
     const qb_work *w = &s->span.work;
     json_t *args = json_object();
     json_object_set_new(args, "kernel", json_string(w->kernel ? w->kernel : "-"));
-    if (w->layer >= 0) json_object_set_new(args, "layer", json_integer(w->layer));
+    if (w->layer >= 0) json_object_set_new(args, "layer", json_integer(w->layer + 1));
     json_object_set_new(args, "bytes", qb_json_real(w->bytes));
     json_object_set_new(args, "ops", qb_json_real(w->ops));
     json_object_set_new(args, "typical_us", qb_json_real(s->typical_us));

@@ -48,14 +48,17 @@ static void add_role(qb_sensitivity_part *part, int role)
     snprintf(part->role + n, sizeof part->role - n, "%s%s", n ? "+" : "", role_word(role));
 }
 
+/* A linear layer by its tensor's name, whose numbers are the file's, from 0. */
 static void name_part(qb_sensitivity_part *part, qb_sensitivity_by by)
 {
     if (by == QB_SENSITIVITY_LAYER) part->role[0] = 0;
     if (by == QB_SENSITIVITY_ROLE) part->layer = 0;
-    char layer[32] = "";
-    if (part->layer) snprintf(layer, sizeof layer, "h.%zu", part->layer - 1);
-    snprintf(part->name, sizeof part->name, "%s%s%s", layer, layer[0] && part->role[0] ? "." : "",
-             part->role);
+    if (by == QB_SENSITIVITY_LAYER)
+        snprintf(part->name, sizeof part->name, "layer %zu", part->layer);
+    else if (by == QB_SENSITIVITY_ROLE)
+        snprintf(part->name, sizeof part->name, "%s", part->role);
+    else
+        snprintf(part->name, sizeof part->name, "h.%zu.%s", part->layer - 1, part->role);
 }
 
 static size_t key_of(const qb_sensitivity_plan *plan, size_t layer, int group)

@@ -33,7 +33,7 @@ typedef struct qb_sensitivity_plan {
 } qb_sensitivity_plan;
 
 typedef struct qb_sensitivity_part {
-    char name[64]; /* "h.3.mlp.down", "h.3", "mlp.down" */
+    char name[64]; /* tensor "h.3.mlp.down", "layer 4", "mlp.down" */
     size_t layer;  /* from 1; 0 = several */
     char role[32]; /* "" = several */
     uint8_t *mask; /* (n_layers, QB_ROLE_COUNT) 1 = belongs to it */

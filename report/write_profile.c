@@ -209,8 +209,8 @@ static void write_layers(const page *p, const qb_profile_run *run)
     if (!run->n_layers || !(run->layers[slow].ms > 1.1 * run->layers[quick].ms)) return;
     fprintf(p->stream, "%s%s: layers take %s ms (layer %zu) to %s ms (layer %zu)\n",
             p->markdown ? "\n" : "  ", run->scheme,
-            qb_format_significant(run->layers[quick].ms, t[0]), quick,
-            qb_format_significant(run->layers[slow].ms, t[1]), slow);
+            qb_format_significant(run->layers[quick].ms, t[0]), quick + 1,
+            qb_format_significant(run->layers[slow].ms, t[1]), slow + 1);
 }
 
 static void write_operation(const page *p, const qb_profile *profile, size_t i)

@@ -67,7 +67,7 @@ static json_t *layers_to_json(const qb_profile_run *run)
         json_t *o = json_object(), *phases = json_object();
         for (size_t i = 0; i < QB_PHASE_COUNT; i++)
             set_real(phases, qb_phase_names[i], run->layers[l].phase_ms[i]);
-        set_count(o, "layer", l);
+        set_count(o, "layer", l + 1);
         set_real(o, "ms", run->layers[l].ms);
         set(o, "phases_ms", phases);
         json_array_append_new(array, o);

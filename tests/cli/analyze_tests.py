@@ -317,6 +317,8 @@ def test_analyze_sensitivity_by_block_and_role(own):
                         300, model)["sensitivity"]
         assert len(found["parts"]) == n_parts, found["parts"]
         assert {p["layer"] is None for p in found["parts"]} == {by == "role"}
+        names = {p["name"] for p in found["parts"]}
+        assert by == "role" or names == {f"layer {i + 1}" for i in range(n_layers)}, names
     done = expect(qbench("analyze", "--quiet", "--sensitivity", "--by", "role", "--max-tokens", 300,
                          model))
     assert b"quantised alone" in done.out and b"mlp.down" in done.out, done

@@ -60,7 +60,8 @@ def test_profile_adds_up(own):
         assert abs(run["ms"] - covered - run["gaps_ms"]) < 1e-9 + 1e-6 * run["ms"]
         assert abs(covered - sum(x["ms"] for x in run["kernels"])) < 1e-9 + 1e-6 * covered
         in_layers = sum(x["ms"] for x in run["layers"])
-        assert 0 < in_layers < covered and len(run["layers"]) == p["model"]["n_layers"]
+        assert 0 < in_layers < covered
+        assert [x["layer"] for x in run["layers"]] == [*range(1, int(p["model"]["n_layers"]) + 1)]
         assert len(run["samples_ms"]) == run["samples"] == sum(x["n"] for x in run["histogram"])
         assert abs(run["tok_per_s"] * run["ms"] / 1e3 - operation["tokens"]) < 1e-6
         for kernel in run["kernels"]:
@@ -109,6 +110,7 @@ def test_profile_trace(own):
     names = {e["args"]["name"] for e in events if e["ph"] == "M"}
     assert {"prefill, full", "prefill, fine", "decode, full", "decode, fine", "phases",
             "thread 0", "thread 1"} <= names, names
+    assert {e["args"]["layer"] for e in events if "layer" in e.get("args", {})} == {1}  # it has one
     for process in range(4):
         at = 0
         for e in events:
