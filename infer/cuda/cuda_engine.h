@@ -1,5 +1,5 @@
 /* infer/cuda/cuda_engine.h - the CUDA engine: what cuda_engine.c (making), cuda_linear.c (weights),
- * cuda_forward.c (running) and cuda_head.c (logits) share.
+ * cuda_forward.c, cuda_attention.c and cuda_passes.c (running) and cuda_head.c (logits) share.
  *
  * An engine's activations are bf16 with an f32 residual stream, or f32 throughout (full-f32 and the
  * fake-quant twins). Everything is queued on the backbone's stream. */
@@ -226,6 +226,9 @@ qb_status qb__cuda_peaks(int device_idx, qb_peaks *out);
 
 qb_status qb__cuda_forward(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
                            size_t past, bool last_only);
+
+/* ---- cuda_passes.c ---- */
+
 /* The input of a product that `stage` made. */
 cuda_input qb__cuda_staged(const qb_cuda_linear *linear, const qb_cuda_stage *stage, size_t m,
                            const cuda_backbone *b);
