@@ -52,6 +52,11 @@ typedef bool (*qb_page_same)(const qb_result *a, const qb_result *b);
  * first; returns how many, 0 = there are no more. *at starts as 0. */
 size_t qb_page_group(qb_page *page, size_t *at, qb_page_has has, qb_page_same same);
 bool qb_page_any(const qb_page *page, qb_page_has has);
+/* Draws each group: write(page, n, items) finds n records at page->rows, and memory that it may use
+ * for item_bytes of each record of the report. */
+typedef void (*qb_page_write)(qb_page *page, size_t n, void *items);
+qb_status qb_page_figures(qb_page *page, qb_page_has has, qb_page_same same, size_t item_bytes,
+                          qb_page_write write);
 bool qb_same_text(const char *a, const char *b); /* NULL equals NULL */
 bool qb_same_model(const qb_result *a, const qb_result *b);
 bool qb_same_quality(const qb_result *a, const qb_result *b); /* text and protocol */
@@ -93,6 +98,27 @@ char *qb_page_axis_name(const char *name, const qb_scale *scale, char *text);
  * the marks, without caption and end. */
 void qb_page_bars(qb_page *page, const qb_bar *bars, size_t n, qb_scale_kind kind, const char *axis,
                   const char *title, const char *text);
+
+/* ---- speed (html_speed.c) ---- */
+/* What is timed: places of qb_result_timing in qb_result, of a scheme and of full precision. */
+typedef struct qb_page_phase {
+    const char *name;
+    size_t offset, full_offset; /* bytes */
+} qb_page_phase;
+enum { QB_PAGE_PHASES = 2 };
+extern const qb_page_phase qb_page_phases[QB_PAGE_PHASES];
+
+typedef struct qb_page_timed {
+    const qb_result *r;
+    const char *scheme; /* "full" for full precision, whose penalty is 0 */
+    const qb_result_timing *timing;
+    double penalty;
+    bool on_front; /* no other is both faster and better; for who asks */
+} qb_page_timed;
+/* Of the n records at page->rows the timings of a phase that `has` wants, each model's full
+ * precision first. `out` has room for 2 n; returns how many. */
+size_t qb_page_timings(const qb_page *page, size_t n, const qb_page_phase *phase,
+                       bool (*has)(const qb_result_timing *timing), qb_page_timed *out);
 
 /* ---- sections ---- */
 bool qb_has_quality(const qb_result *r);

@@ -1,6 +1,8 @@
 /* report/html_parts.c - what the sections are made of: names, groups, tables, figures. */
 #include "report/html_internal.h"
 
+#include "core/memory.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -118,6 +120,19 @@ bool qb_page_any(const qb_page *page, qb_page_has has)
     for (size_t i = 0; i < page->report->results.n; i++)
         if (has(&page->report->results.items[i])) return true;
     return false;
+}
+
+qb_status qb_page_figures(qb_page *page, qb_page_has has, qb_page_same same, size_t item_bytes,
+                          qb_page_write write)
+{
+    void *items;
+    size_t at = 0, n;
+    QB_TRY(qb_alloc(&items, page->report->results.n, item_bytes, "figures"));
+    fputs("<div class=\"figures\">\n", page->out);
+    while ((n = qb_page_group(page, &at, has, same)) > 0) write(page, n, items);
+    fputs("</div>\n", page->out);
+    qb_free(items);
+    return QB_OK;
 }
 
 static void say_count(qb_page *page, const char *before, int64_t n, const char *after)

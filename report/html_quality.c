@@ -1,8 +1,6 @@
 /* report/html_quality.c - the summary table, and what each scheme costs. */
 #include "report/html_internal.h"
 
-#include "core/memory.h"
-
 #include <math.h>
 
 bool qb_has_quality(const qb_result *r)
@@ -219,28 +217,24 @@ bool qb_page_has_penalty(const qb_page *page)
     return qb_page_any(page, has_penalty);
 }
 
+static void write_penalty(qb_page *page, size_t n_rows, void *bars)
+{
+    size_t n = fill_bars(page, n_rows, bars);
+    qb_page_bars(page, bars, n, QB_SCALE_SYMLOG, "penalty, perplexity",
+                 "Penalty of each scheme and model",
+                 "Bars show the perplexity that a scheme adds to full precision; the thin line "
+                 "over each is its 95 % interval. Shorter is better.");
+    qb_page_figure_caption(page, "Penalty with its 95 % interval; shorter is better");
+    fputs("<p class=\"note\">", page->out);
+    qb_page_say_quality(page, page->rows[0]);
+    if (n > QB_PAGE_MAX_BARS)
+        fprintf(page->out, "The first %d of %zu are drawn.", QB_PAGE_MAX_BARS, n);
+    fputs("</p>\n", page->out);
+    write_penalty_table(page, n);
+    qb_page_figure_close(page);
+}
+
 qb_status qb_page_penalty(qb_page *page)
 {
-    qb_bar *bars;
-    size_t at = 0, n;
-    QB_TRY(QB_NEW(&bars, page->report->results.n, "bars"));
-    fputs("<div class=\"figures\">\n", page->out);
-    while ((n = qb_page_group(page, &at, has_penalty, qb_same_quality)) > 0) {
-        n = fill_bars(page, n, bars);
-        qb_page_bars(page, bars, n, QB_SCALE_SYMLOG, "penalty, perplexity",
-                     "Penalty of each scheme and model",
-                     "Bars show the perplexity that a scheme adds to full precision; the thin line "
-                     "over each is its 95 % interval. Shorter is better.");
-        qb_page_figure_caption(page, "Penalty with its 95 % interval; shorter is better");
-        fputs("<p class=\"note\">", page->out);
-        qb_page_say_quality(page, page->rows[0]);
-        if (n > QB_PAGE_MAX_BARS)
-            fprintf(page->out, "The first %d of %zu are drawn.", QB_PAGE_MAX_BARS, n);
-        fputs("</p>\n", page->out);
-        write_penalty_table(page, n);
-        qb_page_figure_close(page);
-    }
-    fputs("</div>\n", page->out);
-    qb_free(bars);
-    return QB_OK;
+    return qb_page_figures(page, has_penalty, qb_same_quality, sizeof(qb_bar), write_penalty);
 }

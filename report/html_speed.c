@@ -1,17 +1,11 @@
-/* report/html_speed.c - what each scheme brings: penalty against speed, latency, memory. */
+/* report/html_speed.c - what each scheme brings: penalty against speed. */
 #include "report/html_internal.h"
-
-#include "core/memory.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* What is timed, of a scheme and of full precision. */
-static const struct phase {
-    const char *name;
-    size_t offset, full_offset;
-} phases[] = {
+const qb_page_phase qb_page_phases[QB_PAGE_PHASES] = {
     {"decode", offsetof(qb_result, speed.decode), offsetof(qb_result, speed.full.decode)},
     {"prefill", offsetof(qb_result, speed.prefill), offsetof(qb_result, speed.full.prefill)},
 };
@@ -21,24 +15,33 @@ static const qb_result_timing *timing_at(const qb_result *r, size_t offset)
     return (const qb_result_timing *)((const char *)r + offset);
 }
 
-static bool is_speed(double tok_per_s)
+size_t qb_page_timings(const qb_page *page, size_t n, const qb_page_phase *phase,
+                       bool (*has)(const qb_result_timing *timing), qb_page_timed *out)
 {
-    return tok_per_s >= QB_SCALE_LEAST && qb_is_drawable(tok_per_s);
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) {
+        const qb_result *r = page->rows[i];
+        const qb_result_timing *full = timing_at(r, phase->full_offset);
+        const qb_result_timing *own = timing_at(r, phase->offset);
+        bool is_first = !i || !qb_same_model(page->rows[i - 1], r);
+        if (is_first && has(full)) out[k++] = (qb_page_timed){r, "full", full, 0, false};
+        if (has(own))
+            out[k++] = (qb_page_timed){r, qb_page_scheme(r), own, r->quality.penalty, false};
+    }
+    return k;
+}
+
+static bool has_rate(const qb_result_timing *timing)
+{
+    return timing->tok_per_s >= QB_SCALE_LEAST && qb_is_drawable(timing->tok_per_s);
 }
 
 bool qb_has_speed(const qb_result *r)
 {
-    return is_speed(r->speed.prefill.tok_per_s) || is_speed(r->speed.decode.tok_per_s);
+    return has_rate(&r->speed.prefill) || has_rate(&r->speed.decode);
 }
 
 /* ---- penalty against speed ---- */
-
-typedef struct point {
-    const qb_result *r;
-    const char *scheme;
-    double speed, penalty;
-    bool on_front;
-} point;
 
 static bool has_both(const qb_result *r)
 {
@@ -47,41 +50,34 @@ static bool has_both(const qb_result *r)
 
 static int by_speed_down(const void *a, const void *b)
 {
-    const point *p = a, *q = b;
-    if (p->speed < q->speed || p->speed > q->speed) return p->speed < q->speed ? 1 : -1;
+    const qb_page_timed *p = a, *q = b;
+    double speed = p->timing->tok_per_s, other = q->timing->tok_per_s;
+    if (speed < other || speed > other) return speed < other ? 1 : -1;
     return p->penalty < q->penalty ? -1 : p->penalty > q->penalty;
 }
 
-/* Of each model also full precision, whose penalty is zero. Sorted by speed, fastest first. */
-static size_t fill_points(qb_page *page, size_t n, const struct phase *phase, point *points)
+/* Sorted by speed, fastest first; returns how many. */
+static size_t fill_points(const qb_page *page, size_t n_rows, const qb_page_phase *phase,
+                          qb_page_timed *points)
 {
-    size_t k = 0;
-    for (size_t i = 0; i < n; i++) {
-        const qb_result *r = page->rows[i];
-        double full = timing_at(r, phase->full_offset)->tok_per_s;
-        double speed = timing_at(r, phase->offset)->tok_per_s;
-        if ((!i || !qb_same_model(page->rows[i - 1], r)) && is_speed(full))
-            points[k++] = (point){r, "full", full, 0, false};
-        if (is_speed(speed))
-            points[k++] = (point){r, qb_page_scheme(r), speed, r->quality.penalty, false};
-    }
-    qsort(points, k, sizeof *points, by_speed_down);
+    size_t n = qb_page_timings(page, n_rows, phase, has_rate, points);
+    qsort(points, n, sizeof *points, by_speed_down);
     double best = INFINITY;
-    for (size_t i = 0; i < k; i++) {
+    for (size_t i = 0; i < n; i++) {
         points[i].on_front = points[i].penalty < best;
         best = fmin(best, points[i].penalty);
     }
-    return k;
+    return n;
 }
 
 /* Steps: what is to the left of the front and above it, another point beats. */
-static void write_front(FILE *out, const qb_plot *plot, const point *points, size_t n)
+static void write_front(FILE *out, const qb_plot *plot, const qb_page_timed *points, size_t n)
 {
     bool begun = false;
     fputs("<path class=\"front\" d=\"", out);
     for (size_t i = 0; i < n; i++) {
         if (!points[i].on_front) continue;
-        double x = qb_scale_at(&plot->x, points[i].speed);
+        double x = qb_scale_at(&plot->x, points[i].timing->tok_per_s);
         double y = qb_scale_at(&plot->y, points[i].penalty);
         fprintf(out, begun ? "H%.1fV%.1f" : "M%.1f %.1f", x, y);
         begun = true;
@@ -89,27 +85,29 @@ static void write_front(FILE *out, const qb_plot *plot, const point *points, siz
     fputs("\"/>\n", out);
 }
 
-static void write_points(qb_page *page, const qb_plot *plot, const point *points, size_t n)
+static void write_points(qb_page *page, const qb_plot *plot, const qb_page_timed *points, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        const point *p = &points[i];
+        const qb_page_timed *p = &points[i];
         char name[QB_NAME_BYTES], speed[QB_FORMAT_BYTES], penalty[QB_FORMAT_BYTES], tip[320];
         snprintf(tip, sizeof tip, "%s, %.60s: %s tokens/s, penalty %s",
-                 qb_page_model(page, p->r, name), p->scheme, qb_format_significant(p->speed, speed),
+                 qb_page_model(page, p->r, name), p->scheme,
+                 qb_format_significant(p->timing->tok_per_s, speed),
                  qb_format_signed(p->penalty, penalty));
-        qb_svg_marker(page->out, qb_page_marker(page, p->r), qb_scale_at(&plot->x, p->speed),
+        qb_svg_marker(page->out, qb_page_marker(page, p->r),
+                      qb_scale_at(&plot->x, p->timing->tok_per_s),
                       qb_scale_at(&plot->y, p->penalty), qb_page_colour(page, p->scheme), tip);
     }
 }
 
-static bool has_scheme(const point *points, size_t n, const char *scheme)
+static bool has_scheme(const qb_page_timed *points, size_t n, const char *scheme)
 {
     for (size_t i = 0; i < n; i++)
         if (!strcmp(points[i].scheme, scheme)) return true;
     return false;
 }
 
-static const qb_result *of_model(const qb_page *page, const point *points, size_t n,
+static const qb_result *of_model(const qb_page *page, const qb_page_timed *points, size_t n,
                                  const char *model)
 {
     char name[QB_NAME_BYTES];
@@ -126,7 +124,7 @@ static void write_scheme_key(qb_page *page, const char *scheme)
 }
 
 /* Colours are schemes, shapes are models. */
-static void write_legend(qb_page *page, const point *points, size_t n)
+static void write_legend(qb_page *page, const qb_page_timed *points, size_t n)
 {
     size_t neutral = qb_page_colour(page, "full");
     fputs("<ul class=\"legend\">\n", page->out);
@@ -143,7 +141,8 @@ static void write_legend(qb_page *page, const point *points, size_t n)
           page->out);
 }
 
-static void write_point_table(qb_page *page, const char *caption, const point *points, size_t n)
+static void write_point_table(qb_page *page, const char *caption, const qb_page_timed *points,
+                              size_t n)
 {
     char name[QB_NAME_BYTES], t[QB_FORMAT_BYTES];
     qb_page_details_open(page);
@@ -151,7 +150,7 @@ static void write_point_table(qb_page *page, const char *caption, const point *p
     for (size_t i = 0; i < n; i++) {
         qb_page_row_open(page, points[i].scheme);
         qb_page_cell(page, qb_page_model(page, points[i].r, name));
-        qb_page_number(page, qb_format_significant(points[i].speed, t));
+        qb_page_number(page, qb_format_significant(points[i].timing->tok_per_s, t));
         qb_page_number(page, qb_format_signed(points[i].penalty, t));
         qb_page_cell(page, points[i].on_front ? "yes" : "no");
         qb_page_row_close(page);
@@ -160,14 +159,15 @@ static void write_point_table(qb_page *page, const char *caption, const point *p
     qb_page_details_close(page);
 }
 
-static void write_scatter(qb_page *page, size_t n_rows, const struct phase *phase, point *points)
+static void write_scatter(qb_page *page, size_t n_rows, const qb_page_phase *phase,
+                          qb_page_timed *points)
 {
     size_t n = fill_points(page, n_rows, phase, points);
     qb_range x = {0}, y = {0};
     char title[80], speed[80], x_name[QB_NAME_BYTES], y_name[QB_NAME_BYTES];
     if (!n) return;
     for (size_t i = 0; i < n; i++) {
-        qb_range_add(&x, points[i].speed);
+        qb_range_add(&x, points[i].timing->tok_per_s);
         qb_range_add(&y, points[i].penalty);
     }
     qb_plot plot = {
@@ -201,244 +201,13 @@ bool qb_page_has_tradeoff(const qb_page *page)
     return qb_page_any(page, has_both);
 }
 
+static void write_scatters(qb_page *page, size_t n, void *points)
+{
+    for (size_t p = 0; p < QB_PAGE_PHASES; p++) write_scatter(page, n, &qb_page_phases[p], points);
+}
+
 qb_status qb_page_tradeoff(qb_page *page)
 {
-    point *points;
-    size_t at = 0, n;
-    QB_TRY(QB_NEW(&points, 2 * page->report->results.n, "points"));
-    fputs("<div class=\"figures\">\n", page->out);
-    while ((n = qb_page_group(page, &at, has_both, qb_same_setting)) > 0)
-        for (size_t p = 0; p < QB_COUNT(phases); p++) write_scatter(page, n, &phases[p], points);
-    fputs("</div>\n", page->out);
-    qb_free(points);
-    return QB_OK;
-}
-
-/* ---- latency: a histogram a row ---- */
-
-enum { N_BINS = 60, ROW = 54, BARS = 30, AXIS = 44, MARGIN = 14, MAX_ROWS = 40 };
-
-typedef struct series {
-    const qb_result *r;
-    const char *scheme;
-    const qb_result_timing *timing;
-} series;
-
-static bool has_samples(const qb_result *r)
-{
-    return r->speed.prefill.samples_ms.n || r->speed.decode.samples_ms.n;
-}
-
-static size_t fill_series(qb_page *page, size_t n, const struct phase *phase, series *out)
-{
-    size_t k = 0;
-    for (size_t i = 0; i < n; i++) {
-        const qb_result *r = page->rows[i];
-        const qb_result_timing *full = timing_at(r, phase->full_offset);
-        const qb_result_timing *own = timing_at(r, phase->offset);
-        if ((!i || !qb_same_model(page->rows[i - 1], r)) && full->samples_ms.n)
-            out[k++] = (series){r, "full", full};
-        if (own->samples_ms.n) out[k++] = (series){r, qb_page_scheme(r), own};
-    }
-    return k;
-}
-
-static bool is_sample(double ms)
-{
-    return ms >= QB_SCALE_LEAST && qb_is_drawable(ms);
-}
-
-static void write_histogram(FILE *out, const series *s, const qb_scale *x, double top,
-                            size_t colour)
-{
-    size_t bins[N_BINS] = {0}, most = 1;
-    double width = (x->to - x->from) / N_BINS;
-    for (size_t i = 0; i < s->timing->samples_ms.n; i++) {
-        double ms = s->timing->samples_ms.items[i];
-        if (!is_sample(ms)) continue;
-        size_t bin = (size_t)((qb_scale_at(x, ms) - x->from) / width);
-        size_t n = ++bins[bin < N_BINS ? bin : N_BINS - 1];
-        if (n > most) most = n;
-    }
-    for (size_t b = 0; b < N_BINS; b++) {
-        double height = (double)bins[b] / (double)most * BARS;
-        if (bins[b])
-            fprintf(out,
-                    "<rect class=\"f%zu\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" "
-                    "height=\"%.1f\"/>\n",
-                    colour, x->from + (double)b * width, top + BARS - height, width, height);
-    }
-    qb_svg_line(out, x->from, top + BARS, x->to, top + BARS, "base");
-}
-
-static void write_latency_row(qb_page *page, const series *s, const qb_scale *x, double top)
-{
-    char name[QB_NAME_BYTES], label[2 * QB_NAME_BYTES], p50[QB_FORMAT_BYTES], p99[QB_FORMAT_BYTES];
-    char value[160], scheme[100], shown[160];
-    snprintf(label, sizeof label, "%s, %s", qb_shorten(s->scheme, 20, scheme),
-             qb_page_model(page, s->r, name));
-    snprintf(value, sizeof value, "p50 %s, p99 %s ms",
-             qb_format_significant(s->timing->p50_ms, p50),
-             qb_format_significant(s->timing->p99_ms, p99));
-    qb_svg_text(page->out, MARGIN - 4, top + 13, "start", qb_shorten(label, 31, shown));
-    qb_svg_text(page->out, QB_SVG_WIDTH - MARGIN + 4, top + 13, "end value", value);
-    write_histogram(page->out, s, x, top + 19, qb_page_colour(page, s->scheme));
-}
-
-static void write_latency_table(qb_page *page, const char *title, const series *s, size_t n)
-{
-    char name[QB_NAME_BYTES], t[QB_FORMAT_BYTES];
-    qb_page_details_open(page);
-    qb_page_table_open(page, title, "scheme|model|#samples|#p50, ms|#p90, ms|#p99, ms|#tokens/s");
-    for (size_t i = 0; i < n; i++) {
-        qb_page_row_open(page, s[i].scheme);
-        qb_page_cell(page, qb_page_model(page, s[i].r, name));
-        qb_page_number(page, qb_format_count(s[i].timing->samples, t));
-        qb_page_number(page, qb_format_significant(s[i].timing->p50_ms, t));
-        qb_page_number(page, qb_format_significant(s[i].timing->p90_ms, t));
-        qb_page_number(page, qb_format_significant(s[i].timing->p99_ms, t));
-        qb_page_number(page, qb_format_rate(s[i].timing, t));
-        qb_page_row_close(page);
-    }
-    qb_page_table_close(page);
-    qb_page_details_close(page);
-}
-
-static void write_latency(qb_page *page, size_t n_rows, const struct phase *phase, series *s)
-{
-    size_t n = fill_series(page, n_rows, phase, s), n_drawn = n < MAX_ROWS ? n : MAX_ROWS;
-    qb_range range = {0};
-    char title[80], axis[80], name[QB_NAME_BYTES];
-    for (size_t i = 0; i < n_drawn; i++)
-        for (size_t k = 0; k < s[i].timing->samples_ms.n; k++)
-            if (is_sample(s[i].timing->samples_ms.items[k]))
-                qb_range_add(&range, s[i].timing->samples_ms.items[k]);
-    if (!range.n) return;
-    qb_scale x = qb_scale_make(range.high > 10 * range.low ? QB_SCALE_LOG : QB_SCALE_LINEAR,
-                               range.low, range.high, 0);
-    x.from = MARGIN;
-    x.to = QB_SVG_WIDTH - MARGIN;
-    snprintf(title, sizeof title, "Latency of %s", phase->name);
-    snprintf(axis, sizeof axis, "%s, ms", phase->name);
-    double height = (double)(n_drawn * ROW) + AXIS + 4;
-    qb_page_figure_open(
-        page, height, title,
-        "One histogram of samples a row, on one axis of time; each is as high as its "
-        "fullest bin. Further left is faster.");
-    qb_svg_x_axis(page->out, &x, 2, height - AXIS, qb_page_axis_name(axis, &x, name));
-    for (size_t i = 0; i < n_drawn; i++) write_latency_row(page, &s[i], &x, 2 + (double)(i * ROW));
-    qb_page_figure_caption(page, title);
-    fputs("<p class=\"note\">", page->out);
-    qb_page_say_speed(page, page->rows[0]);
-    if (n > n_drawn) fprintf(page->out, "The first %zu of %zu are drawn.", n_drawn, n);
-    fputs("</p>\n", page->out);
-    write_latency_table(page, title, s, n);
-    qb_page_figure_close(page);
-}
-
-bool qb_page_has_latency(const qb_page *page)
-{
-    return qb_page_any(page, has_samples);
-}
-
-qb_status qb_page_latency(qb_page *page)
-{
-    series *s;
-    size_t at = 0, n;
-    QB_TRY(QB_NEW(&s, 2 * page->report->results.n, "histograms"));
-    fputs("<div class=\"figures\">\n", page->out);
-    while ((n = qb_page_group(page, &at, has_samples, qb_same_machine)) > 0)
-        for (size_t p = 0; p < QB_COUNT(phases); p++) write_latency(page, n, &phases[p], s);
-    fputs("</div>\n", page->out);
-    qb_free(s);
-    return QB_OK;
-}
-
-/* ---- memory ---- */
-
-static bool has_memory(const qb_result *r)
-{
-    return r->memory.weights_bytes >= 0;
-}
-
-/* Files on another text say the same again. */
-static bool is_repeated(const qb_result *const *rows, size_t i)
-{
-    for (size_t j = 0; j < i; j++)
-        if (qb_same_model(rows[j], rows[i]) &&
-            qb_same_text(rows[j]->scheme.name, rows[i]->scheme.name) &&
-            rows[j]->memory.weights_bytes == rows[i]->memory.weights_bytes)
-            return true;
-    return false;
-}
-
-static qb_bar memory_bar(qb_page *page, const qb_result *r, const char *scheme, int64_t bytes)
-{
-    qb_bar b = {.colour = qb_page_colour(page, scheme), .value = (double)bytes / 1e6};
-    char text[100];
-    b.ci = (qb_interval){NAN, NAN};
-    b.group = r->model.name ? r->model.name : "unnamed";
-    snprintf(b.label, sizeof b.label, "%s", qb_shorten(scheme, 24, text));
-    snprintf(b.text, sizeof b.text, "%.1f MB", b.value);
-    return b;
-}
-
-static size_t fill_memory(qb_page *page, size_t n, qb_bar *bars)
-{
-    size_t k = 0;
-    for (size_t i = 0; i < n; i++) {
-        const qb_result *r = page->rows[i];
-        if (is_repeated(page->rows, i)) continue;
-        if ((!i || !qb_same_model(page->rows[i - 1], r)) && r->memory.full_weights_bytes >= 0)
-            bars[k++] = memory_bar(page, r, "full", r->memory.full_weights_bytes);
-        bars[k++] = memory_bar(page, r, qb_page_scheme(r), r->memory.weights_bytes);
-    }
-    return k;
-}
-
-static void write_memory_table(qb_page *page, size_t n)
-{
-    char name[QB_NAME_BYTES], t[QB_FORMAT_BYTES];
-    qb_page_details_open(page);
-    qb_page_table_open(
-        page, "Memory",
-        "scheme|model|#weights|#weights, full|#keys and values|#scratch|#peak of the "
-        "process");
-    for (size_t i = 0; i < n; i++) {
-        const qb_result *r = page->rows[i];
-        const int64_t bytes[] = {r->memory.weights_bytes, r->memory.full_weights_bytes,
-                                 r->memory.kv_bytes, r->memory.scratch_bytes, r->memory.peak_bytes};
-        qb_page_row_open(page, qb_page_scheme(r));
-        qb_page_cell(page, qb_page_model(page, r, name));
-        for (size_t b = 0; b < QB_COUNT(bytes); b++)
-            qb_page_number(page, qb_format_bytes(bytes[b], t));
-        qb_page_row_close(page);
-    }
-    qb_page_table_close(page);
-    qb_page_details_close(page);
-}
-
-bool qb_page_has_memory(const qb_page *page)
-{
-    return qb_page_any(page, has_memory);
-}
-
-qb_status qb_page_memory(qb_page *page)
-{
-    qb_bar *bars;
-    size_t at = 0, n_rows;
-    QB_TRY(QB_NEW(&bars, 2 * page->report->results.n, "bars"));
-    fputs("<div class=\"figures\">\n", page->out);
-    while ((n_rows = qb_page_group(page, &at, has_memory, qb_same_model)) > 0) {
-        size_t n = fill_memory(page, n_rows, bars);
-        qb_page_bars(page, bars, n, QB_SCALE_SYMLOG, "weights, MB", "Memory of the weights",
-                     "Bars show the bytes of the weights as they lie in memory under each scheme, "
-                     "in millions of bytes. Shorter is better.");
-        qb_page_figure_caption(page, "Weights in memory");
-        write_memory_table(page, n_rows);
-        qb_page_figure_close(page);
-    }
-    fputs("</div>\n", page->out);
-    qb_free(bars);
-    return QB_OK;
+    return qb_page_figures(page, has_both, qb_same_setting, 2 * sizeof(qb_page_timed),
+                           write_scatters);
 }
