@@ -34,7 +34,7 @@ static void rank(finder *f, size_t first, size_t n)
     for (size_t i = 0, end; i < n; i = end) {
         for (end = i + 1; end < n && *f->order[end] == *f->order[i];) end++;
         for (size_t k = i; k < end; k++)
-            f->ranks[f->order[k] - f->x - first] = 0.5 * ((double)(i + end) - (double)n);
+            f->ranks[(size_t)(f->order[k] - f->x) - first] = 0.5 * ((double)(i + end) - (double)n);
     }
 }
 

@@ -86,7 +86,7 @@ static void widen_q4(const uint8_t *src, size_t n_blocks, float *dst, bool has_m
         float d = qb_f32_from_f16(load_u16(src));
         float m = has_min ? qb_f32_from_f16(load_u16(src + 2)) : 0.0f;
         int offset = has_min ? 0 : 8;
-        for (int i = 0; i < 16; i++) {
+        for (size_t i = 0; i < 16; i++) {
             dst[i] = d * (float)((src[head + i] & 15) - offset) + m;
             dst[i + 16] = d * (float)((src[head + i] >> 4) - offset) + m;
         }

@@ -205,7 +205,7 @@ static size_t work_of(const qb_quality_plan *plan)
     size_t fed = 0, engines = 1;
     for (size_t w = 0; w < plan->windows->n; w++) fed += plan->windows->items[w].n_feed;
     for (size_t c = 0; c < plan->n_cases; c++)
-        engines += (plan->cases[c].engine != NULL) + (plan->cases[c].fake != NULL);
+        engines += (size_t)(plan->cases[c].engine != NULL) + (plan->cases[c].fake != NULL);
     return engines * (FEED_WORK * fed + plan->windows->n_scored);
 }
 

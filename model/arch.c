@@ -403,7 +403,7 @@ qb_status qb__get_word(const json_t *object, const char *key, const char *const 
 
 static qb_status get_kinds(const json_t *object, qb_config *c)
 {
-    int norm = c->norm, act = c->act, pos = c->pos, softmax = c->softmax;
+    int norm = (int)c->norm, act = (int)c->act, pos = (int)c->pos, softmax = (int)c->softmax;
     QB_TRY(qb__get_word(object, "norm", qb_norm_names, QB_NORM_COUNT, &norm));
     QB_TRY(qb__get_word(object, "act", qb_act_names, QB_ACT_COUNT, &act));
     QB_TRY(qb__get_word(object, "pos", qb_pos_names, QB_POS_COUNT, &pos));

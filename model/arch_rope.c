@@ -69,7 +69,7 @@ json_t *qb__rope_to_json(const qb_rope *r)
 
 qb_status qb__rope_from_json(const json_t *object, qb_rope *rope)
 {
-    int kind = rope->kind;
+    int kind = (int)rope->kind;
     QB_TRY(qb__get_word(object, "kind", qb_rope_names, QB_ROPE_COUNT, &kind));
     rope->kind = (qb_rope_kind)kind;
     QB_TRY(qb_json_get_double(object, "theta", 0.0, 1e12, &rope->theta));

@@ -166,7 +166,7 @@ qb_status qb__compare_quality(qb_pair *pair, const qb_result_windows *tokens_a,
     for (size_t i = QB_FIGURE_PPL; i <= QB_FIGURE_TOP1; i++) {
         qb_change *c = &pair->changes[i];
         if (isfinite(c->a) && !isfinite(c->b))
-            c->change = c->level = qb_draws_exact(-qb_figures[i].better * INFINITY);
+            c->change = c->level = qb_draws_exact(-qb_figures[i].better * (double)INFINITY);
     }
     return QB_OK;
 }

@@ -82,7 +82,8 @@ static double value_of(const struct figure *f, size_t curve, const qb_metrics_po
 static size_t count_values(const struct figure *f, size_t curve, const qb_metrics *m)
 {
     size_t n = 0;
-    for (size_t i = 0; i < m->n; i++) n += !isnan(value_of(f, curve, &m->points[i]));
+    for (size_t i = 0; i < m->n; i++)
+        if (!isnan(value_of(f, curve, &m->points[i]))) n++;
     return n;
 }
 

@@ -238,8 +238,8 @@ static void write_operation(const page *p, const qb_profile *profile, size_t i)
 static void write_sweep(const page *p, const qb_profile *profile)
 {
     if (!profile->sweep) return;
-    fprintf(p->stream, "\n%s%ssweep%s, tokens a second%s", p->markdown ? "## " : "", p->bold,
-            p->reset, p->markdown ? "\n" : "\n");
+    fprintf(p->stream, "\n%s%ssweep%s, tokens a second\n", p->markdown ? "## " : "", p->bold,
+            p->reset);
     static const char *const cells[] = {"batch", "context", "prefill", "full",
                                         "x",     "decode",  "full",    "x"};
     row head = {.n = 0};

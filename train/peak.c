@@ -25,7 +25,7 @@ static qb_status peak_of_gpu(int index, qb_peak *out)
     qb_cuda_info info;
     QB_TRY(qb_cuda_info_get(index, &info));
     *out = (qb_peak){.tflops = 0};
-    for (size_t i = 0; i < QB_COUNT(gpus) && !out->tflops; i++)
+    for (size_t i = 0; i < QB_COUNT(gpus) && out->tflops == 0; i++)
         if (strstr(info.name, gpus[i].name)) out->tflops = gpus[i].tflops;
     snprintf(out->source, sizeof out->source, "dense bf16 of %.60s", info.name);
     return QB_OK;

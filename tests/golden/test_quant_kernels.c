@@ -157,7 +157,7 @@ static double block_bound(const qb_u4_weights *w, const uint8_t *q, const float 
         size_t s = n * w->n_step + k * w->k_step;
         double scale = (double)w->scale[s], folded = w->k_step ? scale : 1.0;
         largest = fmax(largest, fabs((double)x[k] * folded));
-        rest += fabs((q[n * K + k] - (double)w->zero_point[s]) * scale / (scale ? folded : 1.0));
+        rest += fabs((q[n * K + k] - (double)w->zero_point[s]) * scale / (scale != 0 ? folded : 1.0));
     }
     return largest * 0x1p-16 * rest;
 }

@@ -100,7 +100,7 @@ static const char *const role_names[QB_ROLE_COUNT] = {
     [QB_ROLE_HEAD] = "output.weight",
 };
 
-static bool is_permuted(const qb_config *c, int role)
+static bool is_permuted(const qb_config *c, qb_role role)
 {
     bool rotary =
         role == QB_ROLE_Q || role == QB_ROLE_K || role == QB_ROLE_Q_B || role == QB_ROLE_K_B;

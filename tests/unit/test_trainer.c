@@ -370,7 +370,7 @@ static seen look(fixture *f, const qb_walk_skip *skip)
 static void silence(fixture *f, qb_role role, size_t layer)
 {
     for (int bias = 0; bias < 2; bias++) {
-        const qb_param *p = qb_params_find(f->params, (qb_role)(role + bias), layer);
+        const qb_param *p = qb_params_find(f->params, (qb_role)((int)role + bias), layer);
         if (p) memset(f->weights + p->offset, 0, p->rows * p->cols * sizeof *f->weights);
     }
 }
