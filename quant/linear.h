@@ -136,8 +136,6 @@ void qb_linear_run(qb_linear *const *linears, const qb_linear_output *outputs, s
                    const qb_linear_input *input, qb_pool *pool);
 /* Requantises one row of the output of the last run, where the scheme quantises outputs. */
 void qb_linear_finish_row(const qb_linear *linear, float *y);
-/* The scale that the last run's output is requantised with. */
-float qb_linear_out_scale(const qb_linear *linear);
 
 #ifdef __cplusplus
 }

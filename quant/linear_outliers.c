@@ -18,8 +18,6 @@ qb_status qb__linear_set_columns(qb_linear *l, const qb_tensor *weight)
     return QB_OK;
 }
 
-enum { ROWS_A_TASK = 8 };
-
 typedef struct outlier_rows {
     const qb_linear *linear;
     const qb_linear_input *input;
@@ -41,7 +39,7 @@ void qb_linear_find_outliers(const qb_linear *l, const qb_linear_input *in, qb_o
 {
     outlier_rows job = {l, in, out};
     memset(out->is_outlier, 0, in->k);
-    qb_parallel_spans(pool, in->m, ROWS_A_TASK, mark_rows, &job);
+    qb_parallel_spans(pool, in->m, QB__LINEAR_ROWS_A_TASK, mark_rows, &job);
     out->n = 0;
     for (size_t c = 0; c < in->k; c++)
         if (out->is_outlier[c]) out->channel[out->n++] = (uint32_t)c;
@@ -81,7 +79,7 @@ void qb__linear_stage_inliers(const qb_linear *l, const qb_linear_input *in, qb_
 {
     outlier_rows job = {l, in, outliers_of(in)};
     if (!in->fixed_outliers) qb_linear_find_outliers(l, in, &in->scratch->outliers, pool);
-    qb_parallel_spans(pool, in->m, ROWS_A_TASK, inlier_rows, &job);
+    qb_parallel_spans(pool, in->m, QB__LINEAR_ROWS_A_TASK, inlier_rows, &job);
 }
 
 enum { OUTLIER_BLOCK = 256 };
