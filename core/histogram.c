@@ -30,15 +30,6 @@ void qb_histogram_add(qb_histogram *h, double value)
     h->count[bucket_of(value)]++;
 }
 
-void qb_histogram_merge(qb_histogram *h, const qb_histogram *more)
-{
-    if (!more->n) return;
-    h->low = h->n ? fmin(h->low, more->low) : more->low;
-    h->high = h->n ? fmax(h->high, more->high) : more->high;
-    h->n += more->n;
-    for (size_t i = 0; i < QB_HISTOGRAM_BUCKETS; i++) h->count[i] += more->count[i];
-}
-
 double qb_histogram_quantile(const qb_histogram *h, double q)
 {
     uint64_t seen = 0;

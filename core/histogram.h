@@ -27,8 +27,6 @@ typedef struct qb_histogram {
 
 /* A zeroed histogram is empty. Value > 0; what is not a positive number counts as the smallest. */
 void qb_histogram_add(qb_histogram *histogram, double value);
-/* As if every value of `more` had been added. */
-void qb_histogram_merge(qb_histogram *histogram, const qb_histogram *more);
 /* The value that a share q of all values does not pass, within 1 % (the exact smallest and largest
  * for q = 0 and 1); NaN of an empty histogram. */
 double qb_histogram_quantile(const qb_histogram *histogram, double q);

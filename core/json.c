@@ -37,28 +37,42 @@ qb_status qb_json_check_memory(size_t mark, const char *what)
     return QB_FAIL(QB_ERR_MEMORY, "%s: no memory for JSON", what);
 }
 
+static bool is_mark(char c)
+{
+    return c == '{' || c == '}' || c == '[' || c == ']' || c == ',';
+}
+
+char qb_json_next_mark(const char *text, size_t bytes, size_t *at)
+{
+    bool in_string = false;
+    for (size_t i = *at; i < bytes; i++) {
+        char c = text[i];
+        if (in_string && c == '\\')
+            i++;
+        else if (c == '"')
+            in_string = !in_string;
+        else if (!in_string && is_mark(c)) {
+            *at = i + 1;
+            return c;
+        }
+    }
+    *at = bytes;
+    return 0;
+}
+
 /* What is refused before parsing: jansson recurses, and its own limit (2048) is deeper than any
  * file here needs; and a list of empty lists takes 40 times its text in memory. */
 static qb_status check_containers(const char *text, size_t bytes, const char *what)
 {
-    size_t depth = 0, n = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < bytes; i++) {
-        char c = text[i];
-        if (in_string) {
-            if (c == '\\')
-                i++;
-            else if (c == '"')
-                in_string = false;
-        } else if (c == '"') {
-            in_string = true;
-        } else if (c == '{' || c == '[') {
+    size_t depth = 0, n = 0, at = 0;
+    for (char c; (c = qb_json_next_mark(text, bytes, &at));) {
+        if (c == '{' || c == '[') {
             if (++depth > MAX_DEPTH)
                 return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
             if (++n > MAX_CONTAINERS)
                 return QB_FAIL(QB_ERR_FORMAT, "%s: JSON of more than %d lists and objects", what,
                                MAX_CONTAINERS);
-        } else if ((c == '}' || c == ']') && depth) {
+        } else if (c != ',' && depth) {
             depth--;
         }
     }

@@ -24,6 +24,10 @@ extern "C" {
 size_t qb_json_mark(void);
 qb_status qb_json_check_memory(size_t mark, const char *what);
 
+/* For limits that are checked before parsing: the next of { } [ ] , outside of strings from *at on,
+ * which moves behind it; 0 = there is none. */
+char qb_json_next_mark(const char *text, size_t bytes, size_t *at);
+
 /* Parses text[0..bytes) (no NUL needed), at most max_bytes. Leading and trailing white space is
  * allowed, anything else after the value is not; duplicate keys, NUL in strings, depth over 64,
  * more than 2^20 lists and objects and numbers out of range are refused. `what` names the text. The

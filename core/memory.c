@@ -74,6 +74,25 @@ void qb_free(void *block)
     free(raw);
 }
 
+qb_status qb_blocks_add(qb_blocks *b, qb_allocator allocate, size_t n_elems, size_t elem_bytes,
+                        const char *what, void **out)
+{
+    void *block;
+    QB_TRY(qb_realloc((void **)&b->items, b->n, b->n + 1, sizeof *b->items, what));
+    QB_TRY(allocate(&block, n_elems, elem_bytes, what));
+    b->items[b->n++] = block;
+    b->bytes += n_elems * elem_bytes;
+    *out = block;
+    return QB_OK;
+}
+
+void qb_blocks_free(qb_blocks *b, void (*release)(void *block))
+{
+    for (size_t i = 0; i < b->n; i++) release(b->items[i]);
+    qb_free(b->items);
+    *b = (qb_blocks){0};
+}
+
 void *qb_library_alloc(size_t bytes)
 {
     void *block = told_to_fail() ? NULL : malloc(bytes);

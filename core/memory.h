@@ -31,6 +31,17 @@ qb_status qb_strndup(char **out, const char *text, size_t n_bytes); /* adds the 
 #define QB_NEW(out, n, what) qb_alloc((void **)(out), (n), sizeof **(out), (what))
 #define QB_NEW_ZERO(out, n, what) qb_alloc_zero((void **)(out), (n), sizeof **(out), (what))
 
+/* Blocks of one kind of memory that live equally long; a zeroed list is empty. */
+typedef struct qb_blocks {
+    void **items; /* owned */
+    size_t n, bytes;
+} qb_blocks;
+typedef qb_status (*qb_allocator)(void **out, size_t n_elems, size_t elem_bytes, const char *what);
+/* *out = a block of `allocate`, which the list keeps until qb_blocks_free. */
+qb_status qb_blocks_add(qb_blocks *blocks, qb_allocator allocate, size_t n_elems, size_t elem_bytes,
+                        const char *what, void **out);
+void qb_blocks_free(qb_blocks *blocks, void (*release)(void *block));
+
 /* For libraries with allocator hooks (jansson): counted and told to fail like qb_alloc, but with
  * malloc's alignment and no header, since their blocks are many and small. NULL = no memory. */
 void *qb_library_alloc(size_t bytes);

@@ -45,10 +45,6 @@ typedef struct qb_massive_place {
 /* The caller frees *places. */
 qb_status qb_analysis_massive(const qb_analysis *analysis, qb_massive_place **places, size_t *n);
 
-/* The metrics of a layer, in the order of the JSON: a name and what it is. i from 0; NULL after the
- * last. */
-const char *qb_analysis_metric(size_t i, const char **what);
-
 #ifdef __cplusplus
 }
 #endif

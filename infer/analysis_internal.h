@@ -108,7 +108,7 @@ void qb__analysis_add_norm(norm_sums *s, size_t position, double norm);
 
 /* ---- analysis_metrics.c ---- */
 typedef struct layer_metric {
-    const char *name, *what;
+    const char *name;
     bool of_attention; /* null where a block has none, and for the embedding */
     bool of_block;     /* null for the embedding */
     double (*finish)(const qb_analysis *a, const layer_sums *l);

@@ -130,62 +130,54 @@ static double dormant_share(const qb_analysis *a, const layer_sums *l)
 /* ---- the table ---- */
 
 enum { ANY = 0, BLOCK = 1, ATTENTION = 2 };
-#define ROW(name, place, what)                                                                     \
-    {                                                                                              \
-#name, what, (place) == ATTENTION, (place) != ANY, name                                    \
-    }
+/* clang-format off */
+#define ROW(name, place) { #name, (place) == ATTENTION, (place) != ANY, name }
 
 const layer_metric qb__analysis_metrics[] = {
-    ROW(kurt_token_first, ANY, "kurtosis (Pearson) of a window's first token over its channels"),
-    ROW(kurt_token_rest, ANY, "the same of all other tokens"),
-    ROW(max_abs_first, ANY, "largest |x| of a window's first token"),
-    ROW(max_abs_rest, ANY, "the same of all other tokens"),
-    ROW(attn_first_argmax, ATTENTION,
-        "share of (query, head) pairs whose largest weight is on the first key"),
-    ROW(attn_first_share, ATTENTION, "mean weight on the first key"),
-    ROW(norm_ratio_first, ANY, "max|x| / ||x|| of a window's first token"),
-    ROW(norm_ratio_rest, ANY, "the same of all other tokens"),
-    ROW(kurt_sample, ANY, "kurtosis of a whole window's stream"),
-    ROW(kurt_sample_attn_out, ATTENTION, "the same of what attention adds"),
-    ROW(kurt_sample_mlp_out, BLOCK, "the same of what the MLP adds"),
-    ROW(kurt_sample_norm1, ATTENTION, "the same of the norm before attention"),
-    ROW(kurt_sample_norm2, BLOCK, "the same of the norm before the MLP"),
-    ROW(inf_norm, ANY, "largest |x| of a whole window's stream"),
-    ROW(inf_norm_attn_out, ATTENTION, "the same of what attention adds"),
-    ROW(inf_norm_mlp_out, BLOCK, "the same of what the MLP adds"),
-    ROW(inf_norm_norm1, ATTENTION, "the same of the norm before attention"),
-    ROW(inf_norm_norm2, BLOCK, "the same of the norm before the MLP"),
-    ROW(kurt_channel_max, ANY, "largest excess kurtosis of a channel over all tokens"),
-    ROW(kurt_channel_top10, ANY, "mean of the ten largest"),
-    ROW(kurt_neuron_rms, ANY, "kurtosis of the channels' root mean squares, 1 to d_model"),
-    ROW(massive_count, ANY, "massive activations a window"),
-    ROW(act_top1, ANY, "largest |x| of a window"),
-    ROW(act_top2, ANY, "the second"),
-    ROW(act_top3, ANY, "the third"),
-    ROW(act_median, ANY, "median |x| of a window"),
-    ROW(residual_peak, ANY, "norm of the first token over the median norm of the others"),
-    ROW(norm_hidden_first, ANY, "norm of a window's first token"),
-    ROW(norm_hidden_rest, ANY, "the same of all other tokens"),
-    ROW(norm_key_first, ATTENTION, "norm of the first key, mean over heads"),
-    ROW(norm_key_rest, ATTENTION, "the same of all others"),
-    ROW(norm_value_first, ATTENTION, "norm of the first value, mean over heads"),
-    ROW(norm_value_rest, ATTENTION, "the same of all others"),
-    ROW(value_drain, ATTENTION, "norm_value_first / norm_value_rest"),
-    ROW(sink_eps, ATTENTION, "percent of (window, head) whose alpha_1 is over 0.3"),
-    ROW(sink_alpha, ATTENTION, "mean alpha_1"),
-    ROW(attn_silent_share, ATTENTION, "mean weight on no key (softmax-1, sink logits)"),
-    ROW(dormant_share, ATTENTION, "share of dormant (query, head) pairs"),
+    ROW(kurt_token_first, ANY),           /* Pearson kurtosis of a window's first token */
+    ROW(kurt_token_rest, ANY),            /* the same of all other tokens */
+    ROW(max_abs_first, ANY),              /* largest |x| of a window's first token */
+    ROW(max_abs_rest, ANY),               /* the same of all other tokens */
+    ROW(attn_first_argmax, ATTENTION),    /* share of (query, head) that see the first key most */
+    ROW(attn_first_share, ATTENTION),     /* mean weight on the first key */
+    ROW(norm_ratio_first, ANY),           /* max|x| / ||x|| of a window's first token */
+    ROW(norm_ratio_rest, ANY),            /* the same of all other tokens */
+    ROW(kurt_sample, ANY),                /* kurtosis of a whole window's stream */
+    ROW(kurt_sample_attn_out, ATTENTION), /* the same of what attention adds */
+    ROW(kurt_sample_mlp_out, BLOCK),      /* the same of what the MLP adds */
+    ROW(kurt_sample_norm1, ATTENTION),    /* the same of the norm before attention */
+    ROW(kurt_sample_norm2, BLOCK),        /* the same of the norm before the MLP */
+    ROW(inf_norm, ANY),                   /* largest |x| of a whole window's stream */
+    ROW(inf_norm_attn_out, ATTENTION),    /* the same of what attention adds */
+    ROW(inf_norm_mlp_out, BLOCK),         /* the same of what the MLP adds */
+    ROW(inf_norm_norm1, ATTENTION),       /* the same of the norm before attention */
+    ROW(inf_norm_norm2, BLOCK),           /* the same of the norm before the MLP */
+    ROW(kurt_channel_max, ANY),           /* largest excess kurtosis of a channel over all tokens */
+    ROW(kurt_channel_top10, ANY),         /* mean of the ten largest */
+    ROW(kurt_neuron_rms, ANY),            /* kurtosis of the channels' RMS, 1 to d_model */
+    ROW(massive_count, ANY),              /* massive activations a window */
+    ROW(act_top1, ANY),                   /* largest |x| of a window */
+    ROW(act_top2, ANY),                   /* the second */
+    ROW(act_top3, ANY),                   /* the third */
+    ROW(act_median, ANY),                 /* median |x| of a window */
+    ROW(residual_peak, ANY),              /* norm of the first token / median norm of the others */
+    ROW(norm_hidden_first, ANY),          /* norm of a window's first token */
+    ROW(norm_hidden_rest, ANY),           /* the same of all other tokens */
+    ROW(norm_key_first, ATTENTION),       /* norm of the first key, mean over heads */
+    ROW(norm_key_rest, ATTENTION),        /* the same of all others */
+    ROW(norm_value_first, ATTENTION),     /* norm of the first value, mean over heads */
+    ROW(norm_value_rest, ATTENTION),      /* the same of all others */
+    ROW(value_drain, ATTENTION),          /* norm_value_first / norm_value_rest */
+    ROW(sink_eps, ATTENTION),             /* percent of (window, head) whose alpha_1 is over 0.3 */
+    ROW(sink_alpha, ATTENTION),           /* mean alpha_1 */
+    ROW(attn_silent_share, ATTENTION),    /* mean weight on no key (softmax-1, sink logits) */
+    ROW(dormant_share, ATTENTION),        /* share of dormant (query, head) pairs */
     {0},
 };
+/* clang-format on */
 
 double qb__analysis_value(const qb_analysis *a, const layer_sums *l, const layer_metric *metric)
 {
     bool there = (l->is_block || !metric->of_block) && (l->has_attention || !metric->of_attention);
     return there ? metric->finish(a, l) : NAN;
-}
-
-const char *qb_analysis_metric(size_t i, const char **what)
-{
-    *what = qb__analysis_metrics[i].what;
-    return qb__analysis_metrics[i].name;
 }

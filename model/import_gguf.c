@@ -400,14 +400,5 @@ bool qb__gguf_recognise(const char *path, const qb_file *file)
 
 qb_status qb__gguf_open(const char *path, qb_file *file, qb_model **out)
 {
-    qb_model *model = NULL;
-    qb_status status = qb__gguf_build(file, &model);
-    if (status != QB_OK) status = qb_error_prefix(status, path);
-    if (status == QB_OK) status = qb_model_take_file(model, file);
-    if (status == QB_OK)
-        *out = model;
-    else
-        qb_model_close(model);
-    qb_file_close(file);
-    return status;
+    return qb__open_built(path, file, qb__gguf_build, out);
 }

@@ -130,14 +130,5 @@ bool qb__llmc_recognise(const char *path, const qb_file *file)
 
 qb_status qb__llmc_open(const char *path, qb_file *file, qb_model **out)
 {
-    qb_model *model = NULL;
-    qb_status status = qb__llmc_build(file, &model);
-    if (status != QB_OK) status = qb_error_prefix(status, path);
-    if (status == QB_OK) status = qb_model_take_file(model, file);
-    if (status == QB_OK)
-        *out = model;
-    else
-        qb_model_close(model);
-    qb_file_close(file);
-    return status;
+    return qb__open_built(path, file, qb__llmc_build, out);
 }

@@ -13,6 +13,21 @@ const qb_importer qb_importers[] = {
     {0},
 };
 
+qb_status qb__open_built(const char *path, qb_file *file,
+                         qb_status (*build)(const qb_file *file, qb_model **out), qb_model **out)
+{
+    qb_model *model = NULL;
+    qb_status status = build(file, &model);
+    if (status != QB_OK) status = qb_error_prefix(status, path);
+    if (status == QB_OK) status = qb_model_take_file(model, file);
+    if (status == QB_OK)
+        *out = model;
+    else
+        qb_model_close(model);
+    qb_file_close(file);
+    return status;
+}
+
 static qb_status unknown_format(const char *path, const qb_file *file)
 {
     char found[64] = "bytes";

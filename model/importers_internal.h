@@ -17,5 +17,8 @@ qb_status qb__hf_open(const char *path, qb_file *file, qb_model **out);
 /* A model whose tensors point into the file, which the caller keeps (or hands over). */
 qb_status qb__gguf_build(const qb_file *file, qb_model **out);
 qb_status qb__llmc_build(const qb_file *file, qb_model **out);
+/* Opens by such a builder: the file is the model's from then on, closed on failure. */
+qb_status qb__open_built(const char *path, qb_file *file,
+                         qb_status (*build)(const qb_file *file, qb_model **out), qb_model **out);
 
 #endif

@@ -153,9 +153,9 @@ static size_t n_groups(size_t cols, size_t group_elems)
     return cols / group_elems + (cols % group_elems != 0);
 }
 
-size_t qb_quant_n_slices(const qb_tensor_quant *q, size_t rows, size_t cols)
+size_t qb_axis_n_slices(qb_axis axis, size_t group_elems, size_t rows, size_t cols)
 {
-    switch (q->axis) {
+    switch (axis) {
     case QB_AXIS_OUT:
         return rows;
     case QB_AXIS_IN:
@@ -163,7 +163,7 @@ size_t qb_quant_n_slices(const qb_tensor_quant *q, size_t rows, size_t cols)
     case QB_AXIS_TENSOR:
         return 1;
     case QB_AXIS_GROUP:
-        return q->group_elems ? rows * n_groups(cols, q->group_elems) : 0;
+        return group_elems ? rows * n_groups(cols, group_elems) : 0;
     case QB_AXIS_NONE:
         break;
     }
@@ -174,7 +174,7 @@ qb_status qb_model_set_quant(qb_model *model, qb_role role, size_t layer_idx,
                              const qb_tensor_quant *quant, const char *what)
 {
     qb_tensor *t = slot_of(model, role, layer_idx);
-    size_t want = qb_quant_n_slices(quant, t->rows, t->cols);
+    size_t want = qb_axis_n_slices(quant->axis, quant->group_elems, t->rows, t->cols);
     if (!want || quant->n_slices != want)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found %zu scales, expected %zu for its axis",
                        what, quant->n_slices, want);

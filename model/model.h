@@ -32,7 +32,7 @@ typedef struct qb_tensor_quant {
                           was quantised: w = q * scale / fold (0 where fold is 0); NULL = none */
 } qb_tensor_quant;
 /* Slices of (rows, cols) codes; 0 for QB_AXIS_NONE and for groups of 0 columns. */
-size_t qb_quant_n_slices(const qb_tensor_quant *quant, size_t rows, size_t cols);
+size_t qb_axis_n_slices(qb_axis axis, size_t group_elems, size_t rows, size_t cols);
 
 typedef struct qb_tensor {
     qb_role role;
@@ -59,7 +59,7 @@ typedef struct qb_model {
     void **blocks; /* owned memory that tensors point into */
     size_t n_blocks;
     char *stored_scheme; /* scheme that the codes were made for, NULL = none; owned */
-    bool quantized; /* at least one linear layer holds codes */
+    bool quantized;      /* at least one linear layer holds codes */
 } qb_model;
 
 /* PATH: model.bin, .gguf, .safetensors (with config.json beside it), an HF folder, llm.c .bin;

@@ -86,7 +86,7 @@ static qb_status parse_quant(const qb_bin_payload *p, qb_tensor_quant *q)
                        bits, qb_dtype_get(p->dtype)->name);
     if (q->axis == QB_AXIS_GROUP)
         QB_TRY(qb__bin_need_size(p->quant, "group", 1, p->cols, &q->group_elems));
-    q->n_slices = qb_quant_n_slices(q, p->rows, p->cols);
+    q->n_slices = qb_axis_n_slices(q->axis, q->group_elems, p->rows, p->cols);
     return QB_OK;
 }
 

@@ -55,20 +55,10 @@ const qb__st_dtype qb__st_dtypes[] = {
 /* One linear pass before the JSON library sees the text: how many values it may come to. */
 static qb_status check_budget(const char *text, size_t bytes)
 {
-    size_t n_objects = 0, n_values = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < bytes; i++) {
-        char c = text[i];
-        if (in_string) {
-            if (c == '\\')
-                i++;
-            else if (c == '"')
-                in_string = false;
-        } else {
-            in_string = c == '"';
-            n_objects += c == '{' || c == '[';
-            n_values += c == ',';
-        }
+    size_t n_objects = 0, n_values = 0, at = 0;
+    for (char c; (c = qb_json_next_mark(text, bytes, &at));) {
+        n_objects += c == '{' || c == '[';
+        n_values += c == ',';
     }
     if (n_objects > 3 * (size_t)MAX_TENSORS + 2 || n_values > MAX_VALUES)
         return QB_FAIL(QB_ERR_FORMAT,

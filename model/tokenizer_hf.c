@@ -136,7 +136,8 @@ static qb_status read_post_processor(const json_t *v, int depth, const char **bo
 static qb_status want_unset(const json_t *model, const char *key)
 {
     const json_t *v = json_object_get(model, key);
-    bool unset = absent(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0) ||
+    bool unset = absent(v) || json_is_false(v) ||
+                 (json_is_number(v) && json_number_value(v) == 0) ||
                  (json_is_string(v) && !json_string_length(v));
     if (unset) return QB_OK;
     return QB_FAIL(QB_ERR_UNSUPPORTED, "model: %s is set, expected none", key);

@@ -35,23 +35,6 @@ typedef struct quantize_job {
     atomic_bool not_finite;
 } quantize_job;
 
-size_t qb_quantize_n_slices(const qb_weight_quant *quant, size_t rows, size_t cols)
-{
-    switch (quant->axis) {
-    case QB_AXIS_OUT:
-        return rows;
-    case QB_AXIS_IN:
-        return cols;
-    case QB_AXIS_TENSOR:
-        return 1;
-    case QB_AXIS_GROUP:
-        return rows * ((cols + quant->group_elems - 1) / quant->group_elems);
-    case QB_AXIS_NONE:
-        break;
-    }
-    return 0;
-}
-
 /* Halves to even without a call of rintf: adding 1.5 * 2^23 leaves no room for a fraction. */
 static inline float round_even(float x)
 {
@@ -230,7 +213,7 @@ static qb_status quantize_source(quantize_job *job, qb_pool *pool)
     size_t rows = job->source.rows, cols = job->source.cols;
     size_t n_chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS, n_threads = qb_pool_n_threads(pool);
     bool joint = job->quant->axis == QB_AXIS_TENSOR || job->quant->axis == QB_AXIS_IN;
-    size_t n_slices = qb_quantize_n_slices(job->quant, rows, cols),
+    size_t n_slices = qb_axis_n_slices(job->quant->axis, job->quant->group_elems, rows, cols),
            n_low = joint ? n_chunks * n_slices : 0;
     job->kernels = QB_KERNEL_PICK(qb_quantize_kernels);
     job->n_groups = job->quant->axis == QB_AXIS_GROUP ? n_slices / rows : 1;
@@ -370,7 +353,7 @@ static qb_status quantize_tensor(const model_job *whole, const qb_tensor *from, 
     qb_model *out = whole->out;
     const qb_scheme *scheme = whole->scheme;
     const qb_weight_quant *q = &scheme->weights;
-    size_t n_slices = qb_quantize_n_slices(q, from->rows, from->cols), bytes = 0;
+    size_t n_slices = qb_axis_n_slices(q->axis, q->group_elems, from->rows, from->cols), bytes = 0;
     qb_dtype dtype = q->bits == 8 ? QB_S8 : QB_U4;
     qb_dtype_bytes(dtype, from->rows, from->cols, &bytes);
     float *scale, *fill = NULL;

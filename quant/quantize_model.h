@@ -21,9 +21,8 @@ qb_status qb_quantize_model(const qb_model *in, const qb_scheme *scheme,
                             qb_model **out);
 
 /* One matrix (rows, cols): (1) or (2) of schemes.h. codes: s8 (rows, cols), or u4 (rows,
- * ceil(cols/2)). scale, zero_point, fill (n_slices each; zero_point and fill may be NULL for 8
- * bits). */
-size_t qb_quantize_n_slices(const qb_weight_quant *quant, size_t rows, size_t cols);
+ * ceil(cols/2)). scale, zero_point, fill (qb_axis_n_slices each; zero_point and fill may be
+ * NULL for 8 bits). */
 qb_status qb_quantize_matrix(const qb_weight_quant *quant, const float *w, size_t rows, size_t cols,
                              void *codes, float *scale, int32_t *zero_point, float *fill,
                              qb_pool *pool);

@@ -239,11 +239,6 @@ static const struct {
 };
 /* clang-format on */
 
-const char *qb_verdict_rule_name(size_t i)
-{
-    return i < QB_COUNT(rules) ? rules[i].name : NULL;
-}
-
 static size_t judge_run(const pass *p, int operation, qb_finding *out, size_t n, size_t most)
 {
     for (size_t i = 0; i < QB_COUNT(rules) && n < most; i++) {

@@ -14,8 +14,6 @@ extern "C" {
 /* Findings about one operation of one profile, heaviest first: at most `most`, their number comes
  * back. */
 size_t qb_verdict_judge(const qb_profile *profile, int operation, qb_finding *out, size_t most);
-/* Names of the rules, in the table's order; NULL after the last. */
-const char *qb_verdict_rule_name(size_t i);
 
 #ifdef __cplusplus
 }

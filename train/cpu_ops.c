@@ -1,6 +1,5 @@
 /* train/cpu_ops.c - the processor's row of train/ops.h: the device, embeddings, norms, positions
  * and gates. */
-#include "core/memory.h"
 #include "train/cpu_ops_internal.h"
 
 #include <math.h>
@@ -11,21 +10,14 @@
 qb_status qb__cpu_alloc(qb_train_device *d, size_t n_elems, size_t elem_bytes, const char *what,
                         void **out)
 {
-    void *block;
-    QB_TRY(qb_realloc((void **)&d->blocks, d->n_blocks, d->n_blocks + 1, sizeof *d->blocks, what));
-    QB_TRY(qb_alloc_zero(&block, n_elems, elem_bytes, what));
-    d->blocks[d->n_blocks++] = block;
-    d->bytes += n_elems * elem_bytes;
-    *out = block;
-    return QB_OK;
+    return qb_blocks_add(&d->blocks, qb_alloc_zero, n_elems, elem_bytes, what, out);
 }
 
 static void destroy(qb_train_device *d)
 {
     if (!d) return;
     qb__cpu_update_destroy(d);
-    for (size_t i = 0; i < d->n_blocks; i++) qb_free(d->blocks[i]);
-    qb_free(d->blocks);
+    qb_blocks_free(&d->blocks, qb_free);
     qb_pool_destroy(d->pool);
     qb_free(d);
 }
@@ -100,7 +92,7 @@ static qb_status create(const qb_params *params, const qb_trainer_options *optio
 
 static size_t memory_bytes(const qb_train_device *d)
 {
-    return d->bytes;
+    return d->blocks.bytes;
 }
 
 static qb_status alloc(qb_train_device *d, qb_train_buffer kind, size_t width, void **out)

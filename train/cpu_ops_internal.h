@@ -7,6 +7,7 @@
 #ifndef QB_TRAIN_CPU_OPS_INTERNAL_H
 #define QB_TRAIN_CPU_OPS_INTERNAL_H
 
+#include "core/memory.h"
 #include "kernels/gemm_f32.h"
 #include "kernels/gradient.h"
 #include "kernels/pointwise.h"
@@ -49,8 +50,7 @@ struct qb_train_device {
     qb_train_totals totals[QB_TRAIN_TOTALS];
     qb_update update; /* the one to come */
     bool halted;      /* a loss or norm was not finite */
-    void **blocks; /* everything allocated */
-    size_t n_blocks, bytes;
+    qb_blocks blocks; /* everything allocated */
 };
 
 /* Owned by the device, cleared. */

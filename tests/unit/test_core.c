@@ -45,6 +45,29 @@ static void allocation_counts_fails_and_aligns(void **state)
     assert_int_equal(qb_memory_live_bytes(), before);
 }
 
+static void blocks_are_counted_and_freed_together(void **state)
+{
+    (void)state;
+    size_t before = qb_memory_live_blocks();
+    qb_blocks blocks = {0};
+    void *p = NULL;
+    QB_CHECK_OK(qb_blocks_add(&blocks, qb_alloc_zero, 10, 4, "p", &p));
+    QB_CHECK_OK(qb_blocks_add(&blocks, qb_alloc, 1, 60, "p", &p));
+    assert_int_equal(blocks.bytes, 100);
+    assert_ptr_equal(blocks.items[1], p);
+    for (size_t nth = 1; nth <= 2; nth++) { /* of the list, of the block */
+        void *kept = p;
+        qb_memory_fail_at(nth);
+        assert_int_equal(qb_blocks_add(&blocks, qb_alloc, 1, 1, "q", &kept), QB_ERR_MEMORY);
+        assert_ptr_equal(kept, p);
+        assert_int_equal(blocks.n, 2);
+        assert_int_equal(blocks.bytes, 100);
+    }
+    qb_blocks_free(&blocks, qb_free);
+    assert_int_equal(qb_memory_live_blocks(), before);
+    qb_blocks_free(&blocks, qb_free); /* empty again */
+}
+
 static void f16_and_bf16_round_trip(void **state)
 {
     (void)state;
@@ -204,6 +227,18 @@ static void json_allocations_are_counted_and_may_fail(void **state)
     assert_true(n > 5);
 }
 
+static void json_marks_are_those_outside_of_strings(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"a,[\\\"}\": [1, 2], \"b\\\\\": {}, \"open{";
+    char seen[sizeof text], c;
+    size_t n = 0, at = 0;
+    while ((c = qb_json_next_mark(text, sizeof text - 1, &at))) seen[n++] = c;
+    seen[n] = 0;
+    assert_string_equal(seen, "{[,],{},");
+    assert_int_equal(at, sizeof text - 1);
+}
+
 static void json_limits(void **state)
 {
     (void)state;
@@ -241,12 +276,14 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(failing_call_keeps_one_line),
         cmocka_unit_test(allocation_counts_fails_and_aligns),
+        cmocka_unit_test(blocks_are_counted_and_freed_together),
         cmocka_unit_test(f16_and_bf16_round_trip),
         cmocka_unit_test(blocks_widen),
         cmocka_unit_test(every_task_runs_once),
         cmocka_unit_test(spans_tile_the_whole),
         cmocka_unit_test(philox_matches_published_vectors),
         cmocka_unit_test(files_are_whole_or_absent),
+        cmocka_unit_test(json_marks_are_those_outside_of_strings),
         cmocka_unit_test(json_limits),
         cmocka_unit_test(json_allocations_are_counted_and_may_fail),
     };

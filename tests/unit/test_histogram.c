@@ -48,27 +48,6 @@ static void quantiles_are_within_one_per_cent(void **state)
     }
 }
 
-static void merging_is_adding_all(void **state)
-{
-    (void)state;
-    static qb_histogram all, half[2];
-    memset(&all, 0, sizeof all);
-    memset(half, 0, sizeof half);
-    for (size_t i = 0; i < N; i++) {
-        double value = 0.001 * (double)(1 + 7919 * i % N);
-        qb_histogram_add(&all, value);
-        qb_histogram_add(&half[i % 2], value);
-    }
-    static qb_histogram sum;
-    memset(&sum, 0, sizeof sum);
-    qb_histogram_merge(&sum, &half[1]);
-    qb_histogram_merge(&sum, &half[0]);
-    assert_memory_equal(&sum, &all, sizeof all);
-    static const qb_histogram empty;
-    qb_histogram_merge(&sum, &empty);
-    assert_memory_equal(&sum, &all, sizeof all);
-}
-
 static void buckets_meet_and_ends_are_kept(void **state)
 {
     (void)state;
@@ -91,7 +70,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(quantiles_are_within_one_per_cent),
-        cmocka_unit_test(merging_is_adding_all),
         cmocka_unit_test(buckets_meet_and_ends_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -76,7 +76,7 @@ static void set_codes(qb_model *m, qb_role role, size_t layer, size_t rows, size
     size_t bytes;
     qb_dtype dtype = bits == 8 ? QB_S8 : QB_U4;
     assert_true(qb_dtype_bytes(dtype, rows, cols, &bytes));
-    q.n_slices = qb_quant_n_slices(&q, rows, cols);
+    q.n_slices = qb_axis_n_slices(q.axis, q.group_elems, rows, cols);
     uint8_t *codes;
     float *scale, *fill = NULL;
     int32_t *zero_point = NULL;

@@ -48,18 +48,18 @@ static void check_golden_weights(const char *path, const char *scheme, const cha
     const qb_weight_quant *q = &qb_scheme_find(scheme)->weights;
     enum { ROWS = 64, COLS = 96 };
     char name[64];
-    size_t n;
+    size_t n, n_slices;
     float *w = qb_test_safetensor(path, "w", "F32", &n);
     snprintf(name, sizeof name, "%s.%s", prefix, q->bits == 8 ? "sw" : "scale");
-    float *scale = qb_test_safetensor(path, name, "F32", &n);
-    assert_int_equal(n, qb_quantize_n_slices(q, ROWS, COLS));
+    float *scale = qb_test_safetensor(path, name, "F32", &n_slices);
+    assert_int_equal(n_slices, qb_axis_n_slices(q->axis, q->group_elems, ROWS, COLS));
     snprintf(name, sizeof name, "%s.%s", prefix, q->bits == 8 ? "qw" : "q");
     uint8_t *codes = qb_test_safetensor(path, name, q->bits == 8 ? "I8" : "U8", &n);
     uint8_t got[ROWS * COLS];
     float got_scale[96], fill[96];
     int32_t zero_point[96];
     QB_CHECK_OK(qb_quantize_matrix(q, w, ROWS, COLS, got, got_scale, zero_point, fill, NULL));
-    assert_memory_equal(got_scale, scale, qb_quantize_n_slices(q, ROWS, COLS) * sizeof *scale);
+    assert_memory_equal(got_scale, scale, n_slices * sizeof *scale);
     if (q->bits == 8) {
         assert_memory_equal(got, codes, sizeof got);
     } else {

@@ -3,7 +3,6 @@
 #include "train/cuda/cuda_train.h"
 
 #include "core/dtype.h"
-#include "core/memory.h"
 #include "kernels/cuda/nccl.h"
 
 #ifdef QB_HAVE_CUBLASLT
@@ -17,13 +16,7 @@
 qb_status qb__cuda_train_alloc(qb_train_device *d, size_t n_elems, size_t elem_bytes,
                                const char *what, void **out_dev)
 {
-    void *block;
-    QB_TRY(qb_realloc((void **)&d->blocks, d->n_blocks, d->n_blocks + 1, sizeof *d->blocks, what));
-    QB_TRY(qb_cuda_alloc_zero(&block, n_elems, elem_bytes, what));
-    d->blocks[d->n_blocks++] = block;
-    d->bytes += n_elems * elem_bytes;
-    *out_dev = block;
-    return QB_OK;
+    return qb_blocks_add(&d->blocks, qb_cuda_alloc_zero, n_elems, elem_bytes, what, out_dev);
 }
 
 static void destroy(qb_train_device *d)
@@ -41,11 +34,10 @@ static void destroy(qb_train_device *d)
         qb__cuda_train_slot_destroy(&d->rate_slots[i]);
     }
     for (size_t i = 0; i < QB_TRAIN_TOTALS; i++) qb__cuda_train_slot_destroy(&d->totals_slots[i]);
-    for (size_t i = 0; i < d->n_blocks; i++) qb_cuda_free(d->blocks[i]);
+    qb_blocks_free(&d->blocks, qb_cuda_free);
     qb__cuda_train_update_destroy(d);
     qb_cuda_stream_destroy(d->stream);
     qb_free(d->counts);
-    qb_free(d->blocks);
     qb_free(d);
 }
 
@@ -190,7 +182,7 @@ static qb_status create(const qb_params *params, const qb_trainer_options *optio
 
 static size_t memory_bytes(const qb_train_device *d)
 {
-    return d->bytes + qb_cuda_ranks_memory_bytes(d->ranks);
+    return d->blocks.bytes + qb_cuda_ranks_memory_bytes(d->ranks);
 }
 
 static qb_status alloc(qb_train_device *d, qb_train_buffer kind, size_t width, void **out)

@@ -8,6 +8,7 @@
 #ifndef QB_TRAIN_CUDA_CUDA_TRAIN_H
 #define QB_TRAIN_CUDA_CUDA_TRAIN_H
 
+#include "core/memory.h"
 #include "kernels/cuda/attention_train.h"
 #include "kernels/cuda/cublaslt_matmul.h"
 #include "kernels/cuda/gemm_bf16.h"
@@ -53,8 +54,7 @@ struct qb_train_device {
     qb_cuda_dtype type;
     size_t max_rows, batch, m; /* m = batch * context: rows of the pass */
 
-    void **blocks; /* device memory, freed by destroy */
-    size_t n_blocks, bytes;
+    qb_blocks blocks;              /* device memory, freed by destroy */
     float *arrays[QB_ARRAY_COUNT]; /* of states the own elements alone */
     uint16_t *copy;                /* bf16 weights; NULL with full_f32 */
 
