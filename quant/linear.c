@@ -129,7 +129,9 @@ static qb_status pack_u4(pack_job *job, qb_pool *pool)
                    job->reason ? job->reason : "no kernel row");
 }
 
-static qb_status pack_weights(qb_linear *l, const qb_tensor *weight, bool fake, qb_pool *pool)
+/* Under a scheme that quantises no weights, stored codes are the values they stand for. */
+static qb_status pack_weights(qb_linear *l, const qb_tensor *weight, const qb_scheme *scheme,
+                              bool fake, qb_pool *pool)
 {
     pack_job job = {.linear = l, .weight = weight};
     l->f32 = QB_KERNEL_PICK(qb_gemm_f32_kernels);
@@ -138,7 +140,7 @@ static qb_status pack_weights(qb_linear *l, const qb_tensor *weight, bool fake, 
         l->weight = weight;
         return QB_OK;
     }
-    if (weight->quant.axis == QB_AXIS_NONE || !weight->quant.bits) {
+    if (weight->quant.axis == QB_AXIS_NONE || !scheme->weights.bits) {
         l->kind = QB_LINEAR_F32;
         return pack_f32(&job, pool);
     }
@@ -207,7 +209,7 @@ qb_status qb_linear_create(const qb_tensor *weight, const qb_tensor *bias, const
                    .input = scheme->input,
                    .output = scheme->output};
     qb_status status;
-    QB_TRY_GOTO(status, pack_weights(&l, weight, fake, pool), failed);
+    QB_TRY_GOTO(status, pack_weights(&l, weight, scheme, fake, pool), failed);
     QB_TRY_GOTO(status, set_smooth(&l, weight, scheme), failed);
     QB_TRY_GOTO(status, qb__linear_set_columns(&l, weight), failed);
     QB_TRY_GOTO(status, set_static_scales(&l, weight, calibration), failed);

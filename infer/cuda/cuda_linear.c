@@ -154,7 +154,8 @@ static qb_status set_weights(const qb_tensor *const *weights, size_t n_segments,
 {
     const qb_tensor_quant *q = &weights[0]->quant;
     const char *why = NULL;
-    if (!o->fake && q->axis != QB_AXIS_NONE && q->bits == 8) {
+    const bool as_codes = !o->fake && o->scheme->weights.bits && q->axis != QB_AXIS_NONE;
+    if (as_codes && q->bits == 8) {
         l->kind = QB_CUDA_LINEAR_S8;
         if (l->k > QB_GEMM_S8_MAX_K)
             return QB_FAIL(QB_ERR_SHAPE, "8-bit linear layer: found %zu input channels, at most %d",
@@ -162,11 +163,12 @@ static qb_status set_weights(const qb_tensor *const *weights, size_t n_segments,
         QB_TRY(set_weight_scales(weights, n_segments, l));
         return upload_matrix(weights, n_segments, QB_CUDA_S8, o->pool, &l->w);
     }
-    if (!o->fake && q->axis != QB_AXIS_NONE && q->bits == 4) {
+    if (as_codes && q->bits == 4) {
         QB_TRY(set_u4(weights, n_segments, l, &why));
         if (!why) return QB_OK;
     }
-    /* floats, a twin's dequantised codes, or codes that the 4-bit layout cannot hold */
+    /* floats, codes that a twin or a scheme without quantised weights dequantises, or codes that
+     * the 4-bit layout cannot hold */
     l->type = o->type;
     return upload_matrix(weights, n_segments, o->type, o->pool, &l->w);
 }

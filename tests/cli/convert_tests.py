@@ -2,6 +2,7 @@
 import json
 import os
 import stat
+import struct
 
 import tiny_models
 from support import expect, models, no_leftovers, qbench
@@ -168,6 +169,38 @@ def test_convert_the_baselines(folder):
         done = expect(qbench("run", "--quiet", "--no-speed", "--scheme", scheme, "--act-axis", axis,
                              source), 2)
         assert b"expected token" in done.err, done
+
+
+def floats(safetensors):
+    """The numbers of the first tensor by offset, which is `logits`."""
+    header = struct.unpack_from("<Q", safetensors)[0]
+    begin, end = json.loads(safetensors[8:8 + header])["logits"]["data_offsets"]
+    return struct.unpack_from(f"<{(end - begin) // 4}f", safetensors, 8 + header + begin)
+
+
+def test_convert_full_precision_of_codes(folder):
+    """Full precision of a stored scheme is that of the values which its codes stand for."""
+    source, out = models(folder)["gguf"], folder / "codes.bin"
+    want = floats(logits(folder, source, "--scheme", "full"))
+    largest = max(map(abs, want))
+    for scheme in ("fine", "smoothquant"):
+        for options in ([], ["--quantize-head"]):
+            expect(qbench("convert", "--quiet", "--quantize", scheme, *options, source, out))
+            got = floats(logits(folder, out, "--scheme", "full"))
+            off = max(abs(a - b) for a, b in zip(want, got))
+            assert 0 < off < 0.3 * largest, (scheme, options, off, largest)
+    plain = folder / "plain.bin"
+    expect(qbench("convert", "--quiet", "--quantize", "zeropoint4", source, plain))
+    assert logits(folder, plain, "--scheme", "full") == \
+        logits(folder, source, "--scheme", "zeropoint4", "--fake"), "the twin multiplies the same"
+
+
+def test_convert_groups_wider_than_a_row(folder):
+    source, out = models(folder)["gguf"], folder / "groups.bin"  # rows of 32 and 64
+    for options in (["zeropoint4-g128"], ["zeropoint4", "--weight-axis", "group:48"]):
+        expect(qbench("convert", "--quantize", *options, source, out))
+        expect(qbench("verify", out))
+        assert logits(folder, out) == logits(folder, source, "--scheme", *options), options
 
 
 def test_convert_quantized_head(folder):
