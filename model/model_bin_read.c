@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_GROUP ((size_t)1 << 20) /* of columns under one scale; convert makes no larger ones */
+
 /* ---- tensors ---- */
 
 /* "h.12.attn.q": role and layer; false for a name that no tensor has. */
@@ -84,8 +86,9 @@ static qb_status parse_quant(const qb_bin_payload *p, qb_tensor_quant *q)
     if (!(bits == 8 && p->dtype == QB_S8) && !(bits == 4 && p->dtype == QB_U4))
         return QB_FAIL(QB_ERR_FORMAT, "quant: found %zu bits as %s, expected 8 as s8 or 4 as u4",
                        bits, qb_dtype_get(p->dtype)->name);
-    if (q->axis == QB_AXIS_GROUP)
-        QB_TRY(qb__bin_need_size(p->quant, "group", 1, p->cols, &q->group_elems));
+    if (q->axis == QB_AXIS_GROUP) /* a row narrower than a group is one group */
+        QB_TRY(qb__bin_need_size(p->quant, "group", 1, qb_max_size(p->cols, MAX_GROUP),
+                                 &q->group_elems));
     q->n_slices = qb_axis_n_slices(q->axis, q->group_elems, p->rows, p->cols);
     return QB_OK;
 }

@@ -529,7 +529,7 @@ static void hostile_json_is_refused(void **state)
         {"\"bits\":4", "\"bits\":8", "expected 8 as s8 or 4 as u4"},
         {"\"bits\":4", "\"bits\":5", "expected 8 as s8 or 4 as u4"},
         {"\"group\":24", "\"group\":0", "key \"group\""},
-        {"\"group\":24", "\"group\":31", "key \"group\""},
+        {"\"group\":24", "\"group\":31", "expected (96) f32"},
         {"\"group\":24", "\"group\":12", "expected ("},
         {"\"n_layers\":2", "\"n_layers\":1", "no such tensor"},
         {"\"n_layers\":2", "\"n_layers\":3", "missing"},
