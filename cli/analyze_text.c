@@ -75,18 +75,19 @@ static qb_status open_text(qb_analyze *a, const char *path, qb_analyze_text *t)
 
 static qb_status open_one(qb_analyze *a, size_t i)
 {
-    const char *tokens = qb_cli_string(a->cli, "tokens");
-    if (tokens) return open_tokens(a, tokens, &a->texts[i]);
+    if (qb_cli_is_set(a->cli, "tokens"))
+        return open_tokens(a, qb_cli_list_item(a->cli, "tokens", i), &a->texts[i]);
     bool given = qb_cli_is_set(a->cli, "text");
     return open_text(a, given ? qb_cli_list_item(a->cli, "text", i) : NULL, &a->texts[i]);
 }
 
 qb_status qb_analyze_open_texts(qb_analyze *a)
 {
-    size_t n = qb_cli_list_n_items(a->cli, "text");
-    if (n && qb_cli_is_set(a->cli, "tokens"))
+    size_t n_texts = qb_cli_list_n_items(a->cli, "text"),
+           n_tokens = qb_cli_list_n_items(a->cli, "tokens");
+    if (n_texts && n_tokens)
         return QB_FAIL(QB_ERR_USAGE, "analyze: --text and --tokens: found both, expected one");
-    a->n_texts = n ? n : 1;
+    a->n_texts = n_texts + n_tokens ? n_texts + n_tokens : 1;
     QB_TRY(QB_NEW_ZERO(&a->texts, a->n_texts, "texts"));
     for (size_t i = 0; i < a->n_texts; i++) {
         qb_run_text *r = &a->texts[i].run;

@@ -231,20 +231,41 @@ static qb_status write_screen(const void *what, FILE *stream)
     return qb_analysis_write_screen(what, stream);
 }
 
+static qb_status write_csv(const void *what, FILE *stream)
+{
+    return qb_analysis_write_csv(what, stream);
+}
+
+static qb_status write_markdown(const void *what, FILE *stream)
+{
+    return qb_analysis_write_markdown(what, stream);
+}
+
+static const struct {
+    const char *option;
+    qb_cli_writer write; /* NULL = write_page */
+} outputs[] = {{"json", write_json}, {"csv", write_csv}, {"md", write_markdown}, {"html", NULL}};
+
+/* The screen, unless another output goes where it would. */
 static qb_status write_outputs(const qb_cli *cli, const json_t *root)
 {
-    const char *json = qb_cli_string(cli, "json"), *html = qb_cli_string(cli, "html");
-    if (json) QB_TRY(qb_cli_write(json, write_json, root));
-    if (html) QB_TRY(write_page(html, root));
-    return qb_cli_is_stdout(json) || qb_cli_is_stdout(html) ? QB_OK
-                                                            : qb_cli_write("-", write_screen, root);
+    bool taken = false;
+    for (size_t i = 0; i < QB_COUNT(outputs); i++) {
+        const char *path = qb_cli_string(cli, outputs[i].option);
+        if (!path) continue;
+        taken |= qb_cli_is_stdout(path);
+        QB_TRY(outputs[i].write ? qb_cli_write(path, outputs[i].write, root)
+                                : write_page(path, root));
+    }
+    return taken ? QB_OK : qb_cli_write("-", write_screen, root);
 }
 
 qb_status qb_cmd_analyze(const qb_cli *cli)
 {
-    static const char *const outputs[] = {"json", "html", NULL};
+    const char *names[QB_COUNT(outputs) + 1] = {0};
     qb_analyze a = {.cli = cli};
-    QB_TRY(qb_cli_check_outputs(cli, outputs));
+    for (size_t i = 0; i < QB_COUNT(outputs); i++) names[i] = outputs[i].option;
+    QB_TRY(qb_cli_check_outputs(cli, names));
     json_t *root = json_object();
     qb_status status = root ? prepare(&a) : QB_FAIL(QB_ERR_MEMORY, "analysis: no memory for JSON");
     if (status == QB_OK) status = fill(&a, root);

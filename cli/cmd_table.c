@@ -76,6 +76,8 @@ qb_status qb_cmd_table(const qb_cli *cli)
     QB_TRY(find_table(qb_cli_arg(cli, 0), &paper));
     QB_TRY(qb_cli_check_outputs(cli, names));
     qb_status status = read_records(cli, &records);
+    for (size_t i = 0; status == QB_OK && i < records.left_out.n; i++)
+        qb_cli_note(cli, "left out: %s", records.left_out.items[i]);
     if (status == QB_OK) status = qb_table_make(paper, &records, &table);
     if (status == QB_OK) status = write_outputs(cli, &table);
     qb_table_deinit(&table);

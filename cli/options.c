@@ -300,6 +300,10 @@ const qb_option qb_options[] = {
         "write figures and tables as one page (with --maps)", NULL},
     {"csv", 0, QB_OPTION_STRING, ON(RUN) | ON(REPORT) | ON(TABLE), "FILE|-", NULL, 0, 0,
         "write the results as CSV", NULL},
+    {"csv", 0, QB_OPTION_STRING, ON(ANALYZE), "FILE|-", NULL, 0, 0,
+        "write every metric of every layer as CSV", NULL},
+    {"md", 0, QB_OPTION_STRING, ON(ANALYZE), "FILE|-", NULL, 0, 0,
+        "write what the screen shows as Markdown tables", NULL},
     {"md", 0, QB_OPTION_STRING, ON(REPORT), "FILE|-", NULL, 0, 0,
         "write the page's tables, with those behind its figures, as Markdown", NULL},
     {"tables", 0, QB_OPTION_STRING, ON(REPORT), "DIR", NULL, 0, 0,
@@ -405,8 +409,10 @@ const qb_option qb_options[] = {
     {"no-special", 0, QB_OPTION_FLAG, ON(TOKENIZE), NULL, NULL, 0, 0,
         "add no first token, and read control tokens in the text as plain text", NULL},
     /* logits */
-    {"tokens", 0, QB_OPTION_STRING, ON(LOGITS) | ON(ANALYZE), "FILE", NULL, 0, 0,
+    {"tokens", 0, QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
         "safetensors file with `tokens` (B, T) int32", NULL},
+    {"tokens", 0, QB_OPTION_LIST, ON(ANALYZE), "FILE[,FILE...]", NULL, 0, 0,
+        "safetensors files with `tokens` (B, T) int32 in place of texts", NULL},
     {"out", 'o', QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
         "safetensors file to write", NULL},
     /* analyze */

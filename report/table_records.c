@@ -326,15 +326,18 @@ static const struct {
     {"qbench.run/1", read_run}, {"qbench.pair/1", read_pair}, {"qbench.analysis/1", read_analysis}};
 
 qb_status qb_table_records_parse(qb_table_records *records, const char *text, size_t bytes,
-                                 const char *path)
+                                 const char *path, bool *known)
 {
     json_t *root;
     qb_status status = QB_OK;
+    *known = false;
     QB_TRY(qb_json_parse(text, bytes, QB_RESULTS_MAX_BYTES, path, &root));
     const char *schema = json_string_value(json_object_get(root, "schema"));
     bool is_results = schema && !strcmp(schema, "qbench.results/1");
+    *known = is_results;
     for (size_t i = 0; schema && i < QB_COUNT(schemas); i++)
         if (!strcmp(schema, schemas[i].schema)) {
+            *known = true;
             status = schemas[i].read(records, root, path);
             if (status != QB_OK) status = qb_error_prefix(status, path);
         }
@@ -342,13 +345,21 @@ qb_status qb_table_records_parse(qb_table_records *records, const char *text, si
     return is_results ? read_results(records, text, bytes, path) : status;
 }
 
-static qb_status add_file(qb_table_records *records, const char *path)
+static qb_status add_file(qb_table_records *records, const char *path, bool in_folder)
 {
     qb_file file;
+    bool known;
     QB_TRY(qb_file_open(path, &file));
     qb_status status = qb_table_records_parse(records, file.bytes ? (const char *)file.data : "",
-                                              file.bytes, path);
+                                              file.bytes, path, &known);
     qb_file_close(&file);
+    if (in_folder && !known && status == QB_ERR_FORMAT)
+        return qb_texts_add(&records->left_out, qb_error_message());
+    if (!in_folder && !known && status == QB_OK)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: found no schema of a record, expected qbench.results/1, "
+                       "qbench.analysis/1, qbench.run/1 or qbench.pair/1",
+                       path);
     return status;
 }
 
@@ -414,7 +425,7 @@ static qb_status add_entry(qb_table_records *records, const char *folder, const 
                      : QB_FAIL(QB_ERR_FORMAT, "%s: found folders inside one another, expected %d",
                                path, MAX_DEPTH);
     else if (is_json(name))
-        status = add_file(records, path);
+        status = add_file(records, path, true);
     qb_free(path);
     return status;
 }
@@ -435,7 +446,7 @@ qb_status qb_table_records_add(qb_table_records *records, const char *path)
     char *trimmed;
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/') n--;
-    if (!qb_is_folder(path)) return add_file(records, path);
+    if (!qb_is_folder(path)) return add_file(records, path, false);
     QB_TRY(qb_strndup(&trimmed, path, n));
     qb_status status = add_folder(records, trimmed, 1);
     qb_free(trimmed);
@@ -448,5 +459,6 @@ void qb_table_records_deinit(qb_table_records *records)
     for (size_t i = 0; i < records->n_results; i++) qb_results_deinit(&records->results[i]);
     qb_free(records->items);
     qb_free(records->results);
+    qb_texts_deinit(&records->left_out);
     *records = (qb_table_records){0};
 }

@@ -50,13 +50,16 @@ typedef struct qb_table_records {
     size_t n, capacity;
     qb_results *results; /* of each file that was read */
     size_t n_results, results_capacity;
+    qb_texts left_out; /* why files of folders were, that are no JSON */
 } qb_table_records;
 
-/* A file, or a folder with all that lies below it. QB_ERR_FORMAT: a file breaks a rule. */
+/* A record, or a folder with all that lies below it, where other files may lie, too. QB_ERR_FORMAT:
+ * the file is no record, or a record breaks a rule. */
 qb_status qb_table_records_add(qb_table_records *records, const char *path);
-/* One file's text; `path` as it would be. */
+/* One file's text; `path` as it would be. *known: whether it is a record by its schema, broken or
+ * not; nothing is done with what is none. */
 qb_status qb_table_records_parse(qb_table_records *records, const char *text, size_t bytes,
-                                 const char *path);
+                                 const char *path, bool *known);
 void qb_table_records_deinit(qb_table_records *records);
 
 /* NULL = it was not evaluated under that scheme. */

@@ -1,5 +1,5 @@
 /* report/write_analysis.c - an analysis on the screen: a line a layer, the mean, and what stands
- * out. At most 100 columns. */
+ * out, in at most 100 columns; the same as Markdown; every metric as CSV. */
 #include "report/write_analysis.h"
 
 #include "report/format.h"
@@ -19,18 +19,18 @@ static const struct {
     {"dormant_share", "dormant", true},        {"massive_count", "massive", false},
 };
 
+static char *column_text(const json_t *layer, size_t i, char text[QB_FORMAT_BYTES])
+{
+    double value = qb_json_real_at(layer, columns[i].key);
+    return columns[i].percent ? qb_format_percent(value, text) : qb_format_significant(value, text);
+}
+
 static void write_row(const char *name, const json_t *layer, FILE *stream)
 {
     char text[QB_FORMAT_BYTES];
     fprintf(stream, "%-8s", name);
-    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++) {
-        double value = qb_json_real_at(layer, columns[i].key);
-        if (columns[i].percent)
-            qb_format_percent(value, text);
-        else
-            qb_format_significant(value, text);
-        fprintf(stream, " %10s", text);
-    }
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
+        fprintf(stream, " %10s", column_text(layer, i, text));
     fputc('\n', stream);
 }
 
@@ -140,5 +140,143 @@ qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
     write_interventions(root, stream);
     const json_t *sensitivity = json_object_get(root, "sensitivity");
     if (sensitivity) qb_sensitivity_write_screen(sensitivity, stream);
+    return QB_OK;
+}
+
+/* ---- Markdown ---- */
+
+static void write_cells(const char *const *cells, size_t n, FILE *stream)
+{
+    fputc('|', stream);
+    for (size_t i = 0; i < n; i++) qb_markdown_cell(cells[i], stream);
+    fputc('\n', stream);
+}
+
+static void write_rule(size_t n, FILE *stream)
+{
+    fputs("|---|", stream);
+    for (size_t i = 1; i < n; i++) fputs("---:|", stream);
+    fputc('\n', stream);
+}
+
+static void write_layer_cells(const char *name, const json_t *layer, FILE *stream)
+{
+    char text[QB_FORMAT_BYTES];
+    fputc('|', stream);
+    qb_markdown_cell(name, stream);
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
+        qb_markdown_cell(column_text(layer, i, text), stream);
+    fputc('\n', stream);
+}
+
+static void write_layer_table(const json_t *root, FILE *stream)
+{
+    size_t i, n = sizeof columns / sizeof *columns;
+    json_t *layer;
+    fputs("\n| layer |", stream);
+    for (i = 0; i < n; i++) qb_markdown_cell(columns[i].key, stream);
+    fputc('\n', stream);
+    write_rule(n + 1, stream);
+    json_array_foreach(json_object_get(root, "layers"), i, layer)
+    {
+        char name[32];
+        snprintf(name, sizeof name, "%zu", i + 1);
+        write_layer_cells(name, layer, stream);
+    }
+    write_layer_cells("mean", json_object_get(root, "mean"), stream);
+}
+
+static void write_massive_table(const json_t *root, FILE *stream)
+{
+    static const char *const heads[] = {"massive: layer", "channel", "mean", "std", "on first"};
+    size_t i;
+    json_t *m;
+    const json_t *list = json_object_get(root, "massive");
+    if (!json_array_size(list)) return;
+    fputc('\n', stream);
+    write_cells(heads, 5, stream);
+    write_rule(5, stream);
+    json_array_foreach(list, i, m)
+    {
+        char layer[32], channel[32], mean[QB_FORMAT_BYTES], deviation[QB_FORMAT_BYTES],
+            first[QB_FORMAT_BYTES];
+        snprintf(layer, sizeof layer, "%.0f", qb_json_real_at(m, "layer"));
+        snprintf(channel, sizeof channel, "%.0f", qb_json_real_at(m, "channel"));
+        const char *const cells[] = {layer, channel,
+                                     qb_format_significant(qb_json_real_at(m, "mean"), mean),
+                                     qb_format_significant(qb_json_real_at(m, "std"), deviation),
+                                     qb_format_percent(qb_json_real_at(m, "first_share"), first)};
+        write_cells(cells, 5, stream);
+    }
+}
+
+static void write_intervention_table(const json_t *root, FILE *stream)
+{
+    static const char *const heads[] = {"intervention", "perplexity", "untouched", "loss"};
+    size_t i;
+    json_t *one;
+    const json_t *list = json_object_get(root, "interventions");
+    if (!json_array_size(list)) return;
+    fputc('\n', stream);
+    write_cells(heads, 4, stream);
+    write_rule(4, stream);
+    json_array_foreach(list, i, one)
+    {
+        char ppl[QB_FORMAT_BYTES], before[QB_FORMAT_BYTES], loss[QB_FORMAT_BYTES];
+        const char *const cells[] = {
+            qb_json_text_at(one, "name"), qb_format_perplexity(qb_json_real_at(one, "ppl"), ppl),
+            qb_format_perplexity(qb_json_real_at(one, "ppl_untouched"), before),
+            qb_format_signed(qb_json_real_at(one, "loss_increase"), loss)};
+        write_cells(cells, 4, stream);
+    }
+}
+
+qb_status qb_analysis_write_markdown(const json_t *root, FILE *stream)
+{
+    const json_t *model = json_object_get(root, "model");
+    fprintf(stream, "Analysis of %s by qbench %s (%s), %s.\n\n    %s\n",
+            qb_json_text_at(model, "name"), qb_json_text_at(root, "qbench_version"),
+            qb_json_text_at(root, "git_commit"), qb_json_text_at(root, "time_utc"),
+            qb_json_text_at(root, "command"));
+    write_layer_table(root, stream);
+    write_massive_table(root, stream);
+    write_intervention_table(root, stream);
+    const json_t *sensitivity = json_object_get(root, "sensitivity");
+    if (sensitivity) qb_sensitivity_write_markdown(sensitivity, stream);
+    return QB_OK;
+}
+
+/* ---- CSV ---- */
+
+static void write_values(const char *name, const json_t *layer, json_t *keys, FILE *stream)
+{
+    const char *key;
+    json_t *unused;
+    fputs(name, stream);
+    json_object_foreach(keys, key, unused)
+    {
+        double value = qb_json_real_at(layer, key);
+        fputc(',', stream);
+        if (!isnan(value)) fprintf(stream, "%.17g", value);
+    }
+    fputs("\r\n", stream);
+}
+
+qb_status qb_analysis_write_csv(const json_t *root, FILE *stream)
+{
+    size_t i;
+    const char *key;
+    json_t *layer, *value, *mean = json_object_get(root, "mean");
+    fputs("layer", stream);
+    json_object_foreach(mean, key, value) fprintf(stream, ",%s", key);
+    fputs("\r\n", stream);
+    write_values("embedding", json_object_get(root, "embedding"), mean, stream);
+    json_array_foreach(json_object_get(root, "layers"), i, layer)
+    {
+        char name[32];
+        snprintf(name, sizeof name, "%zu", i + 1);
+        write_values(name, layer, mean, stream);
+    }
+    write_values("mean", mean, mean, stream);
     return QB_OK;
 }

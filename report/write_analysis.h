@@ -13,8 +13,14 @@ extern "C" {
 
 /* A line a layer, and the mean. */
 qb_status qb_analysis_write_screen(const json_t *analysis, FILE *stream);
+/* What the screen shows, as tables. */
+qb_status qb_analysis_write_markdown(const json_t *analysis, FILE *stream);
+/* A line each for the embedding, the layers and their mean; a column each for their metrics. */
+qb_status qb_analysis_write_csv(const json_t *analysis, FILE *stream);
 /* The object `sensitivity` of it: a line for each of the most costly parts. */
 void qb_sensitivity_write_screen(const json_t *sensitivity, FILE *stream);
+/* All parts, as a table. */
+void qb_sensitivity_write_markdown(const json_t *sensitivity, FILE *stream);
 
 #ifdef __cplusplus
 }

@@ -151,6 +151,15 @@ static void write_screen_line(const qb_table *table, size_t i, const char *dim, 
     fputc('\n', stream);
 }
 
+static void write_missing(const qb_table *table, FILE *stream)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < table->n_lines; i++) n += table->lines[i].who == QB_TABLE_NOT_RUN;
+    if (n)
+        fprintf(stream, "\nMissing: %zu row%s of ours; docs/reproduction.md has what makes them\n",
+                n, n == 1 ? "" : "s");
+}
+
 qb_status qb_table_write_screen(const qb_table *table, bool colour, FILE *stream)
 {
     const char *bold = colour ? "\033[1m" : "", *dim = colour ? "\033[2m" : "",
@@ -170,6 +179,7 @@ qb_status qb_table_write_screen(const qb_table *table, bool colour, FILE *stream
         write_record(table, i, stream);
         fputc('\n', stream);
     }
+    write_missing(table, stream);
     return QB_OK;
 }
 

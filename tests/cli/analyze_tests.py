@@ -1,5 +1,6 @@
 """qbench analyze on tiny models and the pair in share/models: the schema, the same figures at any
 batch and number of threads, what options add, errors."""
+import csv
 import importlib.util
 import json
 import math
@@ -85,6 +86,13 @@ def test_analyze_rows_of_tokens_are_windows(own):
     protocol = found["texts"][0]["protocol"]
     assert protocol["windows"] * protocol["context"] == found["texts"][0]["tokens"]
     expect(qbench("analyze", "--tokens", tokens, "--text", own / "t", path), 2)
+    other = own / "other.safetensors"  # a domain is a file here, too
+    other.write_bytes(tiny_models.tokens_file(3, 12))
+    both = analyze(own, "--tokens", f"{tokens},{other}", path)
+    assert [text["name"] for text in both["texts"]] == [tokens.name, other.name]
+    alone = [found, analyze(own, "--tokens", other, path)]
+    for head, *single in zip(both["heads"], *(one["heads"] for one in alone)):
+        assert head["dormant_share_by_text"] == [one["dormant_share"] for one in single]
 
 
 def test_analyze_interventions(own):
@@ -134,6 +142,25 @@ def numbers_of(path, name):
     tensor = json.loads(data[8:8 + size])[name]
     begin, end = (8 + size + offset for offset in tensor["data_offsets"])
     return struct.unpack(f"<{(end - begin) // 4}f", data[begin:end])
+
+
+def test_analyze_tables(own):
+    """--csv has every metric of every layer, --md what the screen shows."""
+    path, table = models(own)["gguf"], own / "a.csv"
+    found = analyze(own, "--max-tokens", 400, "--csv", table, "--md", own / "a.md", "--remove",
+                    "mlp:1", "--sensitivity", path)
+    head, *rows = csv.reader(table.read_text().splitlines())
+    assert head == ["layer", *found["mean"]]
+    for name, values in (("embedding", found["embedding"]), ("1", found["layers"][0]),
+                         ("mean", found["mean"])):
+        [row] = [row for row in rows if row[0] == name]
+        assert [float(x) if x else None for x in row[1:]] == [values[key] for key in head[1:]]
+    page = (own / "a.md").read_text()
+    for words in ("| layer | kurt_token_first |", "| mean |", "| mlp:1 |", "| h.0.mlp.down |"):
+        assert words in page, words
+    done = expect(qbench("analyze", "--quiet", "--max-tokens", 300, "--csv", "-", path))
+    assert done.out.startswith(b"layer,kurt_token_first,") and done.out.count(b"\r\n") == 4
+    expect(qbench("analyze", "--csv", "-", "--md", "-", path), 2)
 
 
 def test_analyze_weights(own):

@@ -261,6 +261,10 @@ def test_table_joins_what_belongs_together(folder):
     assert "x|y " in expect(qbench("table", 9, folder)).out.decode()
 
 
+def is_run(value):
+    return isinstance(value, dict) and value.get("schema") == "qbench.run/1"
+
+
 def test_table_refusals(folder):
     def refused(value, code=3, name="a.json"):
         write(folder / "r" / name, value)
@@ -269,7 +273,10 @@ def test_table_refusals(folder):
         return text
 
     run = {"schema": "qbench.run/1", "row": "gpt2-60m"}
-    assert "a.json" in refused("{") and "a.json" in refused('{"schema": "qbench.run/1"} x')
+    for broken in ("{", '{"schema": "qbench.run/1"} x', "", "\0"):  # other files may lie there
+        assert "left out: " in refused(broken, 0) and "a.json" in refused(broken, 0)
+        write(folder / "alone.json", broken)
+        expect(qbench("table", 2, folder / "alone.json"), 3)
     assert "training" not in refused({**run, "training": {"tokens": "many"}})
     assert "expected a number" in refused({**run, "evaluation": {"kurt_token_first": "a"}})
     assert "expected a string" in refused({**run, "name": 5})
@@ -279,7 +286,11 @@ def test_table_refusals(folder):
     for value in ([], {"schema": 5}, {"schema": "other"}, {}, {**run, "sessions": 5, "training": [],
                   "evaluation": "x"}, {"schema": "qbench.pair/1", "models": [1]}):
         write(folder / "r" / "a.json", value)
-        expect(qbench("table", 2, folder / "r"))
+        done = expect(qbench("table", 2, folder / "r"))
+        assert b"Missing: 16 rows of ours; docs/reproduction.md" in done.out or is_run(value), done
+        is_record = isinstance(value, dict) and str(value.get("schema")).startswith("qbench.")
+        done = expect(qbench("table", 2, folder / "r" / "a.json"), 0 if is_record else 3)
+        assert is_record or b"expected qbench.results/1" in done.err, done
     deep = folder / "deep"
     for i in range(12):
         deep = deep / "d"
