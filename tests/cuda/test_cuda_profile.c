@@ -1,7 +1,7 @@
 /* tests/cuda/test_cuda_profile.c - timelines on a GPU: the same logits with one as without, in
  * captured graphs too; spans in order; a profile whose phases add up to a pass. */
 #include "gpu.h"
-#include "tiny_model.h"
+#include "rig.h"
 
 #include "core/memory.h"
 #include "infer/profiling.h"
@@ -10,50 +10,28 @@
 
 enum { BATCH = 3, TOKENS = 17, STEPS = 6, CONTEXT = TOKENS + STEPS };
 
-typedef struct rig {
-    qb_pool *pool;
-    qb_model *model;
-    qb_backbone *backbone;
-    qb_calibration *calibration;
-    int32_t tokens[BATCH * CONTEXT];
-} rig;
-
-static rig rig_create(const qb_config *config)
+static qb_test_rig rig_create(const qb_config *config)
 {
-    rig r = {0};
-    const char *note;
-    QB_CHECK_OK(qb_pool_create(2, &r.pool));
-    r.model = qb_test_tiny_model(config, 5);
-    qb_backbone_options wide = {
-        .max_tokens = BATCH * CONTEXT, .pool = r.pool, .logit_slots = 1, .logit_rows = BATCH};
-    QB_CHECK_OK(qb_device_find("cuda", &wide.device, &note));
-    QB_CHECK_OK(qb_backbone_create(r.model, &wide, &r.backbone));
-    r.calibration = qb_test_constant_calibration(config);
-    qb_test_tokens(config, r.tokens, BATCH * CONTEXT, 3);
-    return r;
+    return qb_test_rig_create(config, &(qb_test_rig_options){.batch = BATCH,
+                                                             .n_tokens = CONTEXT,
+                                                             .device = "cuda",
+                                                             .logit_slots = 1,
+                                                             .logit_rows = BATCH});
 }
 
-static void rig_destroy(rig *r)
-{
-    qb_calibration_destroy(r->calibration);
-    qb_backbone_destroy(r->backbone);
-    qb_model_close(r->model);
-    qb_pool_destroy(r->pool);
-}
-
-static qb_engine *make_engine(const rig *r, const char *scheme, size_t batch)
+static qb_engine *make_engine(const qb_test_rig *r, const char *scheme, size_t batch)
 {
     qb_engine *e;
     qb_engine_options o = {.scheme = qb_scheme_find(scheme),
                            .calibration = r->calibration,
                            .cache_batch = batch,
                            .cache_context = CONTEXT};
-    QB_CHECK_OK(qb_engine_create(r->backbone, &o, &e));
+    QB_CHECK_OK(qb_engine_create(r->gpu, &o, &e));
     return e;
 }
 
 /* Three prefills (as it is, captured, again) and steps behind each, with the logits of all. */
-static float *run(const rig *r, qb_engine *e, size_t batch, qb_timeline *timeline)
+static float *run(const qb_test_rig *r, qb_engine *e, size_t batch, qb_timeline *timeline)
 {
     size_t n = batch * r->model->config.vocab;
     float *logits, *at;
@@ -88,12 +66,12 @@ static void check_config(const qb_config *config, const char *what)
     static const char *const schemes[] = {"full", "fine", "coarse", "zeropoint4", "llm-int8"};
     static size_t n_before;
     if (qb_test_is_small() && n_before++ % 4) return;
-    rig r = rig_create(config);
+    qb_test_rig r = rig_create(config);
     for (size_t s = 0; s < QB_COUNT(schemes); s++)
         for (size_t batch = 1; batch <= BATCH; batch += 2) { /* one: decode rows; more: graphs */
             qb_timeline *timeline;
             qb_engine *e = make_engine(&r, schemes[s], batch);
-            QB_CHECK_OK(qb_timeline_create(r.backbone, &timeline));
+            QB_CHECK_OK(qb_timeline_create(r.gpu, &timeline));
             float *want = run(&r, e, batch, NULL);
             qb_engine_set_timeline(e, timeline);
             float *got = run(&r, e, batch, timeline);
@@ -112,7 +90,7 @@ static void check_config(const qb_config *config, const char *what)
             qb_timeline_destroy(timeline);
             qb_engine_destroy(e);
         }
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void logits_are_the_same_with_a_timeline(void **state)
@@ -127,7 +105,7 @@ static void a_profile_runs_and_adds_up(void **state)
     (void)state;
     QB_NEEDS_GPU();
     qb_config config = qb_test_tiny_config("gpt2");
-    rig r = rig_create(&config);
+    qb_test_rig r = rig_create(&config);
     for (int decode = 0; decode < 2; decode++)
         for (size_t batch = 1; batch <= BATCH; batch += 2) {
             qb_engine *engines[] = {make_engine(&r, "full", batch),
@@ -153,7 +131,7 @@ static void a_profile_runs_and_adds_up(void **state)
                 qb_engine_destroy(engines[e]);
             }
         }
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 int main(void)

@@ -1,7 +1,7 @@
 /* tests/cuda/test_cuda_taps.c - what the GPU's engine shows against what the CPU's shows, for every
  * flag of the architecture table; edits reach the pass; the figures of an analysis. */
 #include "gpu.h"
-#include "tiny_model.h"
+#include "rig.h"
 
 #include "core/memory.h"
 #include "infer/analysis.h"
@@ -36,51 +36,25 @@ static qb_status see(void *context, const qb_tap_view *v)
     return QB_OK;
 }
 
-typedef struct rig {
-    qb_pool *pool;
-    qb_model *model;
-    qb_backbone *cpu, *gpu;
-    int32_t tokens[ROWS];
-    size_t n_logits;
-} rig;
-
-static rig rig_create(const qb_config *config)
+static qb_test_rig rig_create(const qb_config *config)
 {
-    rig r = {.n_logits = ROWS * config->vocab};
-    const char *note;
-    qb_backbone_options options = {.max_tokens = ROWS};
-    QB_CHECK_OK(qb_pool_create(2, &r.pool));
-    options.pool = r.pool;
-    r.model = qb_test_tiny_model(config, 5);
-    QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.cpu));
-    QB_CHECK_OK(qb_device_find("cuda", &options.device, &note));
-    QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.gpu));
-    qb_test_tokens(config, r.tokens, ROWS, 3);
-    return r;
+    return qb_test_rig_create(
+        config, &(qb_test_rig_options){.batch = BATCH, .n_tokens = TOKENS, .device = "cuda"});
 }
 
-static void rig_destroy(rig *r)
-{
-    qb_backbone_destroy(r->cpu);
-    qb_backbone_destroy(r->gpu);
-    qb_model_close(r->model);
-    qb_pool_destroy(r->pool);
-}
-
-static float *run(const rig *r, qb_backbone *backbone, const char *scheme, const qb_taps *taps)
+static float *run(const qb_test_rig *r, qb_backbone *backbone, const char *scheme,
+                  const qb_taps *taps)
 {
     qb_engine *e;
     const qb_engine_options options = {.scheme = qb_scheme_find(scheme)};
     QB_CHECK_OK(qb_engine_create(backbone, &options, &e));
     QB_CHECK_OK(qb_engine_observe(e, taps));
-    QB_CHECK_OK(qb_engine_prefill(e, r->tokens, BATCH, TOKENS));
-    float *logits = malloc(r->n_logits * sizeof *logits);
-    QB_CHECK_OK(qb_engine_logits(e, 0, ROWS, logits));
+    float *logits = qb_test_prefill(r, e);
     qb_engine_destroy(e);
     return logits;
 }
 
-static float *observed(const rig *r, qb_backbone *backbone, const char *scheme, seen *s)
+static float *observed(const qb_test_rig *r, qb_backbone *backbone, const char *scheme, seen *s)
 {
     const unsigned edits = QB_TAP_BIT(QB_TAP_ATTENTION) | QB_TAP_BIT(QB_TAP_ADDED);
     const qb_taps taps = {.sees = QB_TAP_BIT(QB_TAP_INPUT) - 1,
@@ -116,7 +90,7 @@ static void check_config(const qb_config *config, const char *what)
         const char *scheme;
         double bound;
     } kinds[] = {{"full-f32", 2e-5}, {"full", 0.3}};
-    rig r = rig_create(config);
+    qb_test_rig r = rig_create(config);
     for (size_t k = 0; k < QB_COUNT(kinds); k++)
         for (int edit = 0; edit < 2; edit++) {
             seen cpu = {.edit = edit}, gpu = {.edit = edit};
@@ -141,7 +115,7 @@ static void check_config(const qb_config *config, const char *what)
             forget(&cpu);
             forget(&gpu);
         }
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void views_and_edits_equal_the_cpus(void **state)
@@ -153,7 +127,7 @@ static void views_and_edits_equal_the_cpus(void **state)
 
 /* ---- figures ---- */
 
-static json_t *analyse(const rig *r, qb_backbone *backbone)
+static json_t *analyse(const qb_test_rig *r, qb_backbone *backbone)
 {
     const qb_analysis_options options = {
         .max_rows = ROWS, .context = TOKENS, .n_texts = 1, .pool = r->pool};
@@ -168,7 +142,7 @@ static json_t *analyse(const rig *r, qb_backbone *backbone)
 
 static void check_figures(const qb_config *config, const char *what)
 {
-    rig r = rig_create(config);
+    qb_test_rig r = rig_create(config);
     json_t *cpu = analyse(&r, r.cpu), *gpu = analyse(&r, r.gpu), *value;
     const char *key;
     double worst = 0;
@@ -184,7 +158,7 @@ static void check_figures(const qb_config *config, const char *what)
     printf("%-24s figures %.1e\n", what, worst);
     json_decref(cpu);
     json_decref(gpu);
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void figures_equal_the_cpus(void **state)
@@ -199,7 +173,7 @@ static void quantised_inputs_are_refused(void **state)
     (void)state;
     QB_NEEDS_GPU();
     const qb_config config = qb_test_tiny_config("gpt2");
-    rig r = rig_create(&config);
+    qb_test_rig r = rig_create(&config);
     qb_engine *e;
     seen s = {0};
     qb_taps taps = {.sees = QB_TAP_BIT(QB_TAP_STREAM), .see = see, .context = &s};
@@ -211,7 +185,7 @@ static void quantised_inputs_are_refused(void **state)
     assert_int_equal(qb_engine_observe(e, &taps), QB_ERR_UNSUPPORTED);
     assert_true(s.n == 0);
     qb_engine_destroy(e);
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 int main(void)

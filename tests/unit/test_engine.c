@@ -1,64 +1,29 @@
 /* tests/unit/test_engine.c - the engine against a plain forward pass in double, for every flag of
  * the architecture table and every scheme; prefill against decode; bits at any number of threads.
  */
+#include "rig.h"
 #include "support.h"
-#include "tiny_model.h"
 
 #include "core/memory.h"
 #include "infer/calibrate.h"
-#include "infer/engine.h"
 #include "quant/quantize_model.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH = 3, TOKENS = 17, ROWS = BATCH * TOKENS };
+enum { BATCH = 3, TOKENS = 17 };
 
-typedef struct rig {
-    qb_pool *pool;
-    qb_model *model;
-    qb_backbone *backbone;
-    qb_calibration *calibration;
-    int32_t tokens[ROWS];
-    size_t n_logits;
-} rig;
-
-static rig rig_create(const qb_config *config, size_t n_threads)
+static qb_test_rig rig_create(const qb_config *config, size_t n_threads)
 {
-    rig r = {.n_logits = ROWS * config->vocab};
-    QB_CHECK_OK(qb_pool_create(n_threads, &r.pool));
-    r.model = qb_test_tiny_model(config, 5);
-    QB_CHECK_OK(qb_backbone_create(
-        r.model, &(qb_backbone_options){.max_tokens = ROWS, .pool = r.pool}, &r.backbone));
-    r.calibration = qb_test_constant_calibration(config);
-    qb_test_tokens(config, r.tokens, ROWS, 3);
-    return r;
+    return qb_test_rig_create(
+        config, &(qb_test_rig_options){.batch = BATCH, .n_tokens = TOKENS, .n_threads = n_threads});
 }
 
-static void rig_destroy(rig *r)
+static float *engine_logits(const qb_test_rig *r, const qb_scheme *scheme, bool fake,
+                            bool quantize_head)
 {
-    qb_calibration_destroy(r->calibration);
-    qb_backbone_destroy(r->backbone);
-    qb_model_close(r->model);
-    qb_pool_destroy(r->pool);
-}
-
-static float *engine_logits(rig *r, const qb_scheme *scheme, bool fake, bool quantize_head)
-{
-    qb_engine *e;
-    qb_engine_options options = {.scheme = scheme,
-                                 .fake = fake,
-                                 .quantize_head = quantize_head,
-                                 .calibration = r->calibration};
-    QB_CHECK_OK(qb_engine_create(r->backbone, &options, &e));
-    QB_CHECK_OK(qb_engine_prefill(e, r->tokens, BATCH, TOKENS));
-    float *logits = malloc(r->n_logits * sizeof *logits);
-    size_t vocab = r->model->config.vocab;
-    QB_CHECK_OK(qb_engine_logits(e, 20, ROWS - 20, logits + 20 * vocab)); /* any order, any piece */
-    QB_CHECK_OK(qb_engine_logits(e, 0, 20, logits));
-    qb_engine_destroy(e);
-    return logits;
+    return qb_test_logits(r, r->cpu, scheme, fake, quantize_head);
 }
 
 static double largest(const double *x, size_t n)
@@ -70,7 +35,7 @@ static double largest(const double *x, size_t n)
 
 static void check_full(const qb_config *config, const char *what)
 {
-    rig r = rig_create(config, 2);
+    qb_test_rig r = rig_create(config, 2);
     float *got = engine_logits(&r, qb_scheme_find("full"), false, false);
     double *want = malloc(r.n_logits * sizeof *want), worst = 0;
     qb_test_forward(r.model, r.tokens, BATCH, TOKENS, want);
@@ -79,7 +44,7 @@ static void check_full(const qb_config *config, const char *what)
     if (!(worst <= bound)) fail_msg("%s: difference %g, bound %g", what, worst, bound);
     free(got);
     free(want);
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void full_precision_equals_plain_forward(void **state)
@@ -97,7 +62,7 @@ static void integers_equal_their_fake_twin(void **state)
     for (int arch = 0; arch < 3; arch++) {
         qb_config config = qb_test_tiny_config(arch == 1 ? "llama" : "gpt2");
         config.attn_gate = arch == 2; /* from the norm's output before it is quantised */
-        rig r = rig_create(&config, 2);
+        qb_test_rig r = rig_create(&config, 2);
         float *full = engine_logits(&r, qb_scheme_find("full"), false, false);
         for (const qb_scheme *row = qb_schemes; row->name; row++)
             for (int head = 0; head < 2 && row->weights.bits; head++) {
@@ -114,7 +79,7 @@ static void integers_equal_their_fake_twin(void **state)
                 free(fake);
             }
         free(full);
-        rig_destroy(&r);
+        qb_test_rig_destroy(&r);
     }
 }
 
@@ -126,7 +91,7 @@ static void bits_do_not_depend_on_threads(void **state)
         const qb_scheme tiny = qb_test_tiny_scheme(row), *s = &tiny;
         float *first = NULL;
         for (size_t threads = 1; threads <= 4; threads *= 2) {
-            rig r = rig_create(&config, threads);
+            qb_test_rig r = rig_create(&config, threads);
             float *logits = engine_logits(&r, s, false, true);
             if (!first)
                 first = logits;
@@ -134,7 +99,7 @@ static void bits_do_not_depend_on_threads(void **state)
                 assert_memory_equal(first, logits, r.n_logits * sizeof *logits);
                 free(logits);
             }
-            rig_destroy(&r);
+            qb_test_rig_destroy(&r);
         }
         free(first);
     }
@@ -156,11 +121,11 @@ static void check_last_step(qb_engine *e, const int32_t *tokens, size_t n, float
  * token sees what came before it, and those do not see it. */
 static void check_decode(const qb_config *config, const char *what)
 {
-    rig r = rig_create(config, 2);
+    qb_test_rig r = rig_create(config, 2);
     qb_engine *e;
     qb_engine_options options = {
         .scheme = qb_scheme_find("full"), .cache_batch = 1, .cache_context = TOKENS};
-    QB_CHECK_OK(qb_engine_create(r.backbone, &options, &e));
+    QB_CHECK_OK(qb_engine_create(r.cpu, &options, &e));
     float prefilled[61], decoded[61];
     for (size_t n = 2; n <= TOKENS; n++) {
         check_last_step(e, r.tokens, n, prefilled, decoded);
@@ -169,7 +134,7 @@ static void check_decode(const qb_config *config, const char *what)
             fail_msg("%s: %zu tokens decoded are %s prefilled", what, n, same ? "as" : "unlike");
     }
     qb_engine_destroy(e);
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void decode_continues_prefill_for_every_flag(void **state)
@@ -186,13 +151,13 @@ static void decode_continues_prefill(void **state)
     static const char *const names[] = {"full", "fine", "zeropoint4"};
     qb_config config = qb_test_tiny_config("llama");
     for (size_t i = 0; i < QB_COUNT(names); i++) {
-        rig r = rig_create(&config, 2);
+        qb_test_rig r = rig_create(&config, 2);
         size_t vocab = config.vocab;
         float *want = engine_logits(&r, qb_scheme_find(names[i]), false, false);
         qb_engine *e;
         qb_engine_options options = {
             .scheme = qb_scheme_find(names[i]), .cache_batch = BATCH, .cache_context = TOKENS};
-        QB_CHECK_OK(qb_engine_create(r.backbone, &options, &e));
+        QB_CHECK_OK(qb_engine_create(r.cpu, &options, &e));
         int32_t start[BATCH * 9], next[BATCH];
         for (size_t b = 0; b < BATCH; b++)
             memcpy(start + b * 9, r.tokens + b * TOKENS, 9 * sizeof *start);
@@ -213,7 +178,7 @@ static void decode_continues_prefill(void **state)
         assert_int_not_equal(qb_engine_decode_step(e, next), QB_OK); /* the cache is full */
         qb_engine_destroy(e);
         free(want);
-        rig_destroy(&r);
+        qb_test_rig_destroy(&r);
     }
 }
 
@@ -221,7 +186,7 @@ static void decode_continues_prefill(void **state)
  * goes on from either alike. */
 static void check_last_rows(const qb_config *config, const char *what)
 {
-    rig r = rig_create(config, 2);
+    qb_test_rig r = rig_create(config, 2);
     size_t vocab = config->vocab;
     for (const qb_scheme *row = qb_schemes; row->name; row++) {
         const qb_scheme tiny = qb_test_tiny_scheme(row), *s = &tiny;
@@ -232,7 +197,7 @@ static void check_last_rows(const qb_config *config, const char *what)
                                      .cache_batch = BATCH,
                                      .cache_context = TOKENS + 1};
         float all[BATCH * 61], last[BATCH * 61], next[2][BATCH * 61];
-        QB_CHECK_OK(qb_engine_create(r.backbone, &options, &e));
+        QB_CHECK_OK(qb_engine_create(r.cpu, &options, &e));
         QB_CHECK_OK(qb_engine_prefill(e, r.tokens, BATCH, TOKENS));
         for (size_t b = 0; b < BATCH; b++)
             QB_CHECK_OK(qb_engine_logits(e, (b + 1) * TOKENS - 1, 1, all + b * vocab));
@@ -247,7 +212,7 @@ static void check_last_rows(const qb_config *config, const char *what)
             fail_msg("%s, %s: the last rows are not those of all", what, s->name);
         qb_engine_destroy(e);
     }
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void last_rows_equal_those_of_all(void **state)
@@ -260,10 +225,10 @@ static void wrong_calls_are_refused(void **state)
 {
     (void)state;
     qb_config config = qb_test_tiny_config("gpt2");
-    rig r = rig_create(&config, 1);
+    qb_test_rig r = rig_create(&config, 1);
     qb_engine *e;
     QB_CHECK_OK(
-        qb_engine_create(r.backbone, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &e));
+        qb_engine_create(r.cpu, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &e));
     float logits[61];
     assert_int_equal(qb_engine_logits(e, 0, 1, logits), QB_ERR_SHAPE);
     assert_int_equal(qb_engine_prefill(e, r.tokens, BATCH + 1, TOKENS), QB_ERR_SHAPE);
@@ -276,16 +241,16 @@ static void wrong_calls_are_refused(void **state)
     r.tokens[1] = -1;
     assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS), QB_ERR_SHAPE);
     qb_engine_destroy(e);
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
     config = qb_test_tiny_config("llama");
     config.sliding_window = config.context = TOKENS;
     r = rig_create(&config, 1);
     QB_CHECK_OK(
-        qb_engine_create(r.backbone, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &e));
+        qb_engine_create(r.cpu, &(qb_engine_options){.scheme = qb_scheme_find("full")}, &e));
     QB_CHECK_OK(qb_engine_prefill(e, r.tokens, 1, TOKENS));
     assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS + 1), QB_ERR_SHAPE);
     qb_engine_destroy(e);
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
 }
 
 static void nothing_leaks(void **state)
@@ -293,10 +258,10 @@ static void nothing_leaks(void **state)
     (void)state;
     size_t before = qb_memory_live_blocks();
     qb_config config = qb_test_tiny_config("llama");
-    rig r = rig_create(&config, 2);
+    qb_test_rig r = rig_create(&config, 2);
     free(engine_logits(&r, qb_scheme_find("coarse"), true, true));
     free(engine_logits(&r, qb_scheme_find("fine-channel"), false, false));
-    rig_destroy(&r);
+    qb_test_rig_destroy(&r);
     assert_int_equal(qb_memory_live_blocks(), before);
 }
 
