@@ -88,7 +88,7 @@ static void differences(const qb_param *p, const float *a, const float *b, doubl
 static void compare_step(const qb_config *config, const char *what, bool full_f32)
 {
     static size_t n_before[2];
-    if (qb_test_is_small() && n_before[full_f32]++ % 3 != full_f32) return;
+    if (qb_test_is_small() && n_before[full_f32]++ % 4 != 1) return;
     qb_trainer_options on_cpu = options_of("sgd", "cpu", false);
     qb_trainer_options on_gpu = options_of("sgd", "cuda", full_f32);
     on_cpu.context = on_gpu.context = context_of(config);
@@ -318,18 +318,29 @@ static void what_is_no_number_changes_nothing(void **state)
 
 /* ---- steps that are queued, and graphs ---- */
 
-enum { STEPS = 20 }; /* 6 with QB_TEST_SMALL */
+enum { STEPS = 20 };
+
+/* With QB_TEST_SMALL one step of each sort: launched one by one, captured, and repeated. */
+static size_t n_steps(void)
+{
+    return qb_test_is_small() ? 3 : STEPS;
+}
+
+static size_t n_windows(void)
+{
+    return qb_test_is_small() ? 2 : WINDOWS;
+}
 
 /* Other tokens and another rate in every step. */
 static void queue_step(fixture *f, uint64_t t)
 {
     const qb_config *c = &f->params->config;
     qb_test_tokens(c, f->tokens, WINDOWS * (context_of(c) + 1), 100 + t);
-    QB_CHECK_OK(qb_trainer_queue(f->trainer, f->tokens, WINDOWS, 1e-3 / (double)t, t));
+    QB_CHECK_OK(qb_trainer_queue(f->trainer, f->tokens, n_windows(), 1e-3 / (double)t, t));
 }
 
 typedef struct training {
-    float *weights; /* after STEPS steps */
+    float *weights; /* after n_steps() steps */
     size_t n_bytes;
     double losses[STEPS], norms[STEPS];
 } training;
@@ -338,11 +349,10 @@ static training train_steps(const qb_config *config, const qb_trainer_options *o
 {
     fixture f = fixture_create(config, options);
     training out = {.n_bytes = f.params->n_elems * sizeof *out.weights};
-    const size_t n_steps = qb_test_is_small() ? 6 : STEPS;
     size_t n = 0, ahead = wait ? 0 : qb_trainer_steps_ahead(f.trainer);
     draw_weights(&f);
-    for (uint64_t t = 1; t <= n_steps; t++) {
-        const bool all = wait || t == n_steps / 2 || t == n_steps;
+    for (uint64_t t = 1; t <= n_steps(); t++) {
+        const bool all = wait || t == n_steps() / 2 || t == n_steps();
         queue_step(&f, t);
         while (qb_trainer_queued(f.trainer) > (all ? 0 : ahead)) {
             qb_step_stats stats;
@@ -354,7 +364,7 @@ static training train_steps(const qb_config *config, const qb_trainer_options *o
         double loss; /* a pass of another kind in between */
         if (all) QB_CHECK_OK(qb_trainer_evaluate(f.trainer, f.tokens, 3, &loss));
     }
-    assert_int_equal(n, n_steps);
+    assert_int_equal(n, n_steps());
     QB_CHECK_OK(qb_trainer_get_weights(f.trainer, f.weights));
     out.weights = f.weights;
     f.weights = NULL;
@@ -365,9 +375,9 @@ static training train_steps(const qb_config *config, const qb_trainer_options *o
 static void compare_graphs(const qb_config *config, const char *what)
 {
     static size_t n_before;
-    if (qb_test_is_small() && n_before++ % 16) return;
+    if (qb_test_is_small() && n_before++) return;
     static const char *const optimizers[] = {"adamw", "orthoadam"};
-    for (size_t micro_batch = 1; micro_batch <= WINDOWS; micro_batch += WINDOWS - 1)
+    for (size_t micro_batch = 1; micro_batch <= n_windows(); micro_batch += n_windows() - 1)
         for (size_t i = 0; i < QB_COUNT(optimizers); i++) {
             if (qb_test_is_small() && i == (micro_batch == 1)) continue;
             qb_trainer_options o = options_of(optimizers[i], "cuda", false);
@@ -401,7 +411,7 @@ static void a_queue_stops_at_what_is_no_number(void **state)
     (void)state;
     QB_NEEDS_GPU();
     qb_config config = qb_test_tiny_config("gpt2");
-    for (int graphs = 0; graphs < 2; graphs++) {
+    for (int graphs = qb_test_is_small(); graphs < 2; graphs++) {
         qb_step_stats stats;
         qb_trainer_options o = options_of("orthoadam", "cuda", false);
         o.no_graphs = !graphs;
