@@ -21,7 +21,7 @@ Lane = collections.namedtuple("Lane", "gpu cpus beside")
 def visible():
     """What there is, of that what this process may use."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return allowed.split(",") if allowed else [row[0] for row in smi("index")]
+    return [row[0] for row in smi("index")] if allowed is None else [n for n in allowed.split(",") if n]
 
 
 def choose(gpus, each=1):

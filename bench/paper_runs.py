@@ -145,6 +145,8 @@ def analyze(p, folder, model, text, n_threads):
     code = p.program.call("analyze", "--quiet", model.name, *p.device, "--threads", n_threads, "--text", text,
                           "--max-tokens", min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
                           stdout=subprocess.DEVNULL)
+    if code == runs.INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         say(f"{folder.name}: no analysis: exit code {code}")
 

@@ -129,7 +129,9 @@ class Program:
         return it
 
     def start(self, *args, **more):
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpu} if self.gpu is not None else None
+        env = None
+        if self.gpu is not None:  # counted as nvidia-smi counts them
+            env = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": self.gpu}
         return subprocess.Popen([self.path, *map(str, args)], stdin=subprocess.DEVNULL, env=env, **more)
 
     def call(self, *args, cwd=None, stdout=None):

@@ -190,6 +190,7 @@ def test_paper_runs_are_rows_of_tables(folder):
     assert all(name in done.stdout for name in paper_variants.RUNS) and "s to go on one H100" in done.stdout
     done = script("bench/paper_runs.py", "--list", "--only", "60m", "--gpus", "0,1", "--budget", "300", "--whole",
                   "--results", folder)
+    assert "--gpus all: found no GPU" in script("bench/paper_runs.py", "--list", "--gpus", "all", code=2).stderr
     assert "s to go on 2 H100" in done.stdout and done.stdout.count(" fits: ") == 2, done.stdout
     assert "expected 60m, speed" in script("bench/paper_runs.py", "--only", "7m", "--list", code=2).stderr
 
