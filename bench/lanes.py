@@ -28,8 +28,8 @@ def choose(gpus, each=1):
     """Lanes of what --gpus says, `each` on a GPU; processors are cut into as many equal parts."""
     names = [None]
     if gpus:
-        names = visible() if gpus == "all" else gpus.split(",")
-        there = [row[0] for row in smi("index")]
+        there = visible()
+        names = there if gpus == "all" else gpus.split(",")
         wrong = [n for n in names if not n or (there and n.isdigit() and n not in there)]
         if wrong or not names:
             stop(f"--gpus {gpus}: found {', '.join(there) or 'no GPU'}")
