@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+from unittest import mock
 
 import support
 from pair_tests import interrupt, no_folder_of_this_machine, script, write_corpus
@@ -134,7 +135,9 @@ def test_lanes(_):
     assert lanes.ends([40, 30, 25, 20, 10], 2) == [40, 30, 55, 60, 65]
     assert lanes.ends([40, 30, 25, 20, 10], 2, 50) == [40, 30, math.inf, 50, 50]
     mine = sorted(os.sched_getaffinity(0))
-    found = lanes.choose("3,5", 2)
+    with mock.patch.object(lanes, "visible", lambda: ["3", "5", "7"]):
+        found = lanes.choose("3,5", 2)
+        assert [lane.gpu for lane in lanes.choose("all")] == ["3", "5", "7"]
     assert [lane.gpu for lane in found] == ["3", "3", "5", "5"] and {lane.beside for lane in found} == {4}
     assert sorted(c for lane in found for c in lane.cpus or []) == mine or len(mine) < 4
     assert lanes.choose(None) == [lanes.Lane(None, None, 1)] and lanes.alone(found) == [lanes.Lane("3", None, 1)]
@@ -150,12 +153,9 @@ def test_lanes(_):
         seen.append((name, os.sched_getaffinity(0)))
         return name != seen[0][0]
 
-    mend, lanes.say = lanes.say, said.append
-    try:
+    with mock.patch.object(lanes, "say", said.append):
         both = [lanes.Lane("bad", None, 2), lanes.Lane("good", mine[:1], 2)]
         ended = lanes.share(both, "abcdefgh", do)
-    finally:
-        lanes.say = mend
     assert sorted(map(str, ended.values())) == ["False", *["None"] * 2, *["True"] * 5], ended
     assert len(said) == 3 and "it gets no more" in said[-1], said
     assert all(cpus == set(mine[:1]) for _, cpus in seen) and set(os.sched_getaffinity(0)) == set(mine)
@@ -190,7 +190,8 @@ def test_paper_runs_are_rows_of_tables(folder):
     assert all(name in done.stdout for name in paper_variants.RUNS) and "s to go on one H100" in done.stdout
     done = script("bench/paper_runs.py", "--list", "--only", "60m", "--gpus", "0,1", "--budget", "300", "--whole",
                   "--results", folder)
-    assert "--gpus all: found no GPU" in script("bench/paper_runs.py", "--list", "--gpus", "all", code=2).stderr
+    done_without = script("bench/paper_runs.py", "--list", "--gpus", "all", code=2)
+    assert "--gpus all: found no GPU" in done_without.stderr, done_without.stderr
     assert "s to go on 2 H100" in done.stdout and done.stdout.count(" fits: ") == 2, done.stdout
     assert "expected 60m, speed" in script("bench/paper_runs.py", "--only", "7m", "--list", code=2).stderr
 

@@ -441,7 +441,8 @@ def test_bb_runs_judges_every_variant(folder):
     done = subprocess.run(
         [support.ROOT / "bench" / "bb_runs.py", support.QBENCH, folder / "out", "--gpus", "0,1",
          "--", "--device", "cpu", "--d-model", "16", "--context", "8", "--batch", "2", "--steps", "12",
-         "--observe-windows", "4", "--eval-windows", "8"], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+         "--observe-windows", "4", "--eval-windows", "8"],
+        env=support.BASE_ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1 and not done.stderr, done  # two steps reach nothing
     assert "l1-adamw: 12 steps" in done.stdout and "published: 2.2299" in done.stdout, done.stdout
     assert "s: nothing published" in done.stdout, done.stdout
