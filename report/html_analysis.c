@@ -17,8 +17,10 @@ static const struct figure {
 } figures[] = {
     {"Kurtosis by layer, first token", "kurtosis", QB_LAYER_KURT_FIRST, 1},
     {"Kurtosis by layer, other tokens", "kurtosis", QB_LAYER_KURT_REST, 1},
-    {"Largest activation by layer, first token", "max |x|", QB_LAYER_MAX_FIRST, 1},
-    {"Largest activation by layer, other tokens", "max |x|", QB_LAYER_MAX_REST, 1},
+    {"Largest activation by layer, first token", "largest magnitude", QB_LAYER_MAX_FIRST, 1},
+    {"Largest activation by layer, other tokens", "largest magnitude", QB_LAYER_MAX_REST, 1},
+    {"Largest activation over the norm, first token", "maximum over norm", QB_LAYER_RATIO_FIRST, 1},
+    {"Largest activation over the norm, other tokens", "maximum over norm", QB_LAYER_RATIO_REST, 1},
     {"Attention that is largest on the first token", "queries, %", QB_LAYER_FIRST_ARGMAX, 100},
     {"Weight on the first token", "attention, %", QB_LAYER_FIRST_SHARE, 100},
 };

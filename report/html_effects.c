@@ -1,5 +1,6 @@
 /* report/html_effects.c - the rest of an analysis: massive activations and what is left without
- * them, norms by position, weights by layer, heads that work on one text and not on another.
+ * them, norms by position, sinks, weights and bases by layer, heads that work on one text and not
+ * on another.
  *
  * Read from the file as it stands: what is no number is not drawn. */
 #include "report/html_internal.h"
@@ -192,6 +193,62 @@ static void write_norms(qb_page *page, line *lines)
     }
 }
 
+/* ---- sinks ---- */
+
+/* How alpha_1 is distributed: no threshold tells what a sink is. */
+static void write_sinks(qb_page *page, line *lines)
+{
+    size_t n = qb_page_n_analyses(page);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *bins =
+            json_object_get(json_object_get(root_of(page, i), "sinks"), "alpha_1_bins");
+        double n_bins = (double)json_array_size(bins);
+        lines[i].n = 0;
+        qb_page_analysis(page, i, lines[i].name);
+        for (size_t k = 0; k < json_array_size(bins); k++) {
+            const json_t *share = json_array_get(bins, k);
+            if (json_is_number(share))
+                add_point(&lines[i], 100 * ((double)k + 0.5) / n_bins,
+                          100 * json_number_value(share));
+        }
+    }
+    write_curves(
+        page, lines, n, false, "Heads by their mean weight on the first key",
+        "One line a model: of all windows and heads, how many give the first key that much "
+        "of their attention.",
+        "mean weight, %", "windows and heads, %");
+}
+
+/* ---- the optimiser's basis ---- */
+
+static const struct {
+    const char *key, *name;
+} bases[] = {{"own", "X"}, {"q", "X Q"}, {"qt", "X Q^T"}, {"v", "X V"}};
+
+/* arXiv:2410.17174, figure 6. */
+static void write_basis(qb_page *page, size_t i, const char *part, line *lines)
+{
+    const json_t *list = json_object_get(root_of(page, i), "output_basis");
+    char name[QB_NAME_BYTES], title[2 * QB_NAME_BYTES];
+    for (size_t b = 0; b < QB_COUNT(bases); b++) {
+        lines[b].n = 0;
+        strcpy(lines[b].name, bases[b].name);
+        for (size_t k = 0; k < json_array_size(list); k++) {
+            const json_t *one = json_array_get(list, k);
+            if (!strcmp(qb_json_text_at(one, "part"), part))
+                add_point(&lines[b], qb_json_real_at(one, "layer"),
+                          qb_json_real_at(json_object_get(one, bases[b].key), "rest"));
+        }
+    }
+    snprintf(title, sizeof title, "Kurtosis of what %s adds, by basis: %s",
+             strcmp(part, "mlp") ? "attention" : "the MLP", qb_page_analysis(page, i, name));
+    write_curves(
+        page, lines, QB_COUNT(bases), false, title,
+        "One line a basis, over the layers: the model's own, that of the optimiser and its "
+        "transpose, and the right singular vectors.",
+        "layer", "kurtosis");
+}
+
 /* ---- weights by layer ---- */
 
 /* "attn.o" of "h.3.attn.o". */
@@ -313,9 +370,12 @@ qb_status qb_page_effects(qb_page *page)
     write_heads(page);
     fputs("<div class=\"figures\">\n", page->out);
     write_norms(page, lines);
+    write_sinks(page, lines);
     for (size_t i = 0; i < qb_page_n_analyses(page); i++) {
         write_weights(page, i, "rms", "Root mean square of weights", lines);
         write_weights(page, i, "second_moment_mean", "Second moment of gradients", lines);
+        write_basis(page, i, "attn", lines);
+        write_basis(page, i, "mlp", lines);
     }
     fputs("</div>\n", page->out);
     qb_free(lines);

@@ -11,7 +11,8 @@ enum { MAX_HEADS = 256 };
 const char *const qb_layer_metric_keys[QB_LAYER_METRIC_COUNT] = {
     [QB_LAYER_KURT_FIRST] = "kurt_token_first",    [QB_LAYER_KURT_REST] = "kurt_token_rest",
     [QB_LAYER_MAX_FIRST] = "max_abs_first",        [QB_LAYER_MAX_REST] = "max_abs_rest",
-    [QB_LAYER_FIRST_ARGMAX] = "attn_first_argmax", [QB_LAYER_FIRST_SHARE] = "attn_first_share"};
+    [QB_LAYER_FIRST_ARGMAX] = "attn_first_argmax", [QB_LAYER_FIRST_SHARE] = "attn_first_share",
+    [QB_LAYER_RATIO_FIRST] = "norm_ratio_first",   [QB_LAYER_RATIO_REST] = "norm_ratio_rest"};
 
 /* ---- values ---- */
 

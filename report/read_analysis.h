@@ -20,6 +20,8 @@ typedef enum qb_layer_metric {
     QB_LAYER_MAX_REST,
     QB_LAYER_FIRST_ARGMAX,
     QB_LAYER_FIRST_SHARE,
+    QB_LAYER_RATIO_FIRST,
+    QB_LAYER_RATIO_REST,
     QB_LAYER_METRIC_COUNT
 } qb_layer_metric;
 extern const char *const qb_layer_metric_keys[QB_LAYER_METRIC_COUNT]; /* in JSON */

@@ -129,8 +129,14 @@ def test_analyze_page(own):
                   "--html", page, path))
     html = page.read_text()
     for words in ("What an intervention costs", "<td>mlp:1</td>", "Norm of values by position",
-                  "Root mean square of weights by layer", "Attention of", "Hidden state of"):
+                  "Root mean square of weights by layer", "Attention of", "Hidden state of",
+                  "Heads by their mean weight on the first key", "maximum over norm"):
         assert words in html, words
+    tables = re.findall(r"<table.*?</table>", html, re.S)
+    for table in tables:
+        head, *rows = (len(re.findall("<t[hd]", row)) for row in re.findall("<tr>.*?</tr>", table))
+        assert set(rows) <= {head}, table[:300]
+    assert len(tables) > 10
     done = expect(qbench("analyze", "--quiet", "--max-tokens", 300, "--html", "-", path))
     assert done.out.startswith(b"<!DOCTYPE html>") and b"script" not in done.out.lower()
     expect(qbench("analyze", "--html", "-", "--json", "-", path), 2)
@@ -189,7 +195,10 @@ def test_analyze_a_run_with_its_checkpoint_and_bases(own):
     run = own / "orthoadam"
     ckpt = "step-00000002.ckpt"
     found = analyze(own, "--tokens", tokens, "--rotate-output-basis", "--checkpoint", run / ckpt,
-                    run / "model.bin")
+                    "--html", own / "a.html", run / "model.bin")
+    page = (own / "a.html").read_text()
+    assert "Kurtosis of what the MLP adds, by basis" in page and "X Q^T" in page
+    assert "Second moment of gradients by layer" in page
     assert found["checkpoint"]["optimizer"] == "orthoadam" and found["checkpoint"]["step"] == 2
     assert all(w["first_moment_rms"] > 0 and w["second_moment_mean"] > 0 for w in found["weights"])
     parts = [(one["layer"], one["part"]) for one in found["output_basis"]]

@@ -150,7 +150,7 @@ def test_report_of_analyses_and_profiles(own):
     ours, vanilla = analysis_of(own, "gpt2-8m-ours"), analysis_of(own, "gpt2-8m-vanilla")
     page = page_of(own, ours, vanilla, made_up_profile(own))
     assert sections(page) == ["profile", "layers", "effects", "maps", "reproduce"]
-    assert len(page.figures) == 4 + 6 + (3 + 2) + 2 + 2 * 2 * 6
+    assert len(page.figures) == 4 + 8 + (3 + 1 + 2) + 2 + 2 * 2 * 6
     words = " ".join(page.words)
     layers = json.loads(vanilla.read_text())["layers"]
     table = re.search(r"Kurtosis by layer, first token</caption>.*?</table>", page.text, re.S)[0]
