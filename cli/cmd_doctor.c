@@ -14,6 +14,7 @@
 #include "kernels/cuda/nccl.h"
 #endif
 #include "model/text.h"
+#include "report/format.h"
 #include "train/comm.h"
 
 #include "version.h"
@@ -207,12 +208,14 @@ static void check_data(const qb_machine *m, check *c)
 {
     (void)m;
     qb_text text;
+    char bytes[QB_FORMAT_BYTES];
     if (qb_text_builtin(&text) != QB_OK) {
         c->state = CHECK_NO;
         add(c, "%s", qb_error_message());
         return;
     }
-    add(c, "a text of %zu bytes is built in, another for calibration", text.raw_bytes);
+    add(c, "a text of %s bytes is built in, another for calibration",
+        qb_format_count((int64_t)text.raw_bytes, bytes));
     qb_text_deinit(&text);
 }
 
@@ -255,9 +258,13 @@ static const char *recommend(const check *found)
 
 static void print_screen(const check *found)
 {
-    for (size_t i = 0; i < QB_COUNT(checks); i++)
-        printf("%-14s %-8s %s\n", checks[i].name, state_names[found[i].state], found[i].found);
-    printf("\nrecommended: %s\n", recommend(found));
+    for (size_t i = 0; i < QB_COUNT(checks); i++) {
+        char label[32];
+        snprintf(label, sizeof label, "%-14s %s", checks[i].name, state_names[found[i].state]);
+        qb_write_labelled(stdout, label, 23, "%s", found[i].found);
+    }
+    printf("\n");
+    qb_write_labelled(stdout, "recommended:", 13, "%s", recommend(found));
 }
 
 static qb_status emit_json(const char *path, const check *found)

@@ -3,6 +3,7 @@
 
 #include "core/json.h"
 #include "core/memory.h"
+#include "report/format.h"
 #include "train/presets.h"
 
 #include <stdio.h>
@@ -23,19 +24,22 @@ static qb_status configuration_of(const char *name, qb_train_config *config)
 
 static qb_status print_list(void)
 {
-    printf("%-12s %11s %7s %5s %6s %8s %10s\n", "preset", "parameters", "layers", "d", "vocab",
+    printf("%-13s %10s %6s %5s %6s %8s %7s\n", "preset", "parameters", "layers", "d", "vocab",
            "batch", "steps");
     for (const qb_preset *p = qb_presets; p->name; p++) {
         qb_train_config c;
         if (!p->summary) continue;
         QB_TRY(configuration_of(p->name, &c));
-        printf("%-12s %9.2f M %7zu %5zu %6zu %4zux%-4zu %9llu  %s\n", p->name,
+        printf("%-13s %8.2f M %6zu %5zu %6zu %4zux%-4zu %6llu\n", p->name,
                (double)qb_config_n_params(&c.model) / 1e6, c.model.n_layers, c.model.d_model,
                c.model.vocab, c.batch, c.model.context,
-               (unsigned long long)qb_train_config_n_steps(&c), p->summary);
+               (unsigned long long)qb_train_config_n_steps(&c));
     }
-    printf("\nVanilla as they stand; softmax-1 and OrthoAdam: --softmax softmax1 --optimizer "
-           "orthoadam\n");
+    printf("\n");
+    for (const qb_preset *p = qb_presets; p->name; p++)
+        if (p->summary) qb_write_labelled(stdout, p->name, 15, "%s", p->summary);
+    printf("\nVanilla as they stand; softmax-1 and OrthoAdam:\n"
+           "--softmax softmax1 --optimizer orthoadam\n");
     return QB_OK;
 }
 

@@ -2,35 +2,16 @@
  * page. */
 #include "cli/options.h"
 
+#include "report/format.h"
+
 #include "version.h"
 
 #include <stdio.h>
 #include <string.h>
 
-enum { WIDTH = 80, HELP_COLUMN = 26, HELP_BYTES = 512 };
+enum { HELP_COLUMN = 26, HELP_BYTES = 512 };
 
 /* ---- plain text ---- */
-
-static size_t next_line(const char *text, size_t width)
-{
-    size_t n = strlen(text);
-    if (n <= width) return n;
-    for (n = width; n > 0 && text[n] != ' ';) n--;
-    return n ? n : width;
-}
-
-/* `text` in lines of at most WIDTH, indented; the first line is already at that column. */
-static void print_wrapped(const char *text, int indent)
-{
-    for (;;) {
-        size_t n = next_line(text, (size_t)(WIDTH - indent));
-        printf("%.*s\n", (int)n, text);
-        text += n;
-        while (*text == ' ') text++;
-        if (!*text) return;
-        printf("%*s", indent, "");
-    }
-}
 
 static void option_left_column(const qb_option *option, char *text, size_t capacity)
 {
@@ -61,7 +42,7 @@ static void print_option(const qb_option *option)
     bool fits = strlen(left) <= HELP_COLUMN - 4; /* two blanks on each side */
     printf("  %-*s", fits ? HELP_COLUMN - 2 : 0, left);
     if (!fits) printf("\n%*s", HELP_COLUMN, "");
-    print_wrapped(help, HELP_COLUMN);
+    qb_write_wrapped(stdout, HELP_COLUMN, help);
 }
 
 static void print_verb(const qb_verb *verb)
@@ -69,7 +50,7 @@ static void print_verb(const qb_verb *verb)
     bool is_run = verb == &qb_verbs[QB_VERB_RUN];
     printf("usage: qbench %s [options]%s%s\n\n  ", is_run ? "[run]" : verb->name,
            *verb->usage ? " " : "", verb->usage);
-    print_wrapped(verb->text, 2);
+    qb_write_wrapped(stdout, 2, verb->text);
     printf("\noptions:\n");
     for (size_t i = 0; i < qb_n_options; i++)
         if (qb_options[i].verbs & qb_verb_bit(verb)) print_option(&qb_options[i]);
@@ -84,7 +65,7 @@ static void print_overview(void)
            "       qbench COMMAND [options] [arguments]\n\ncommands:\n");
     for (size_t i = 0; i < QB_VERB_COUNT; i++) {
         printf("  %-10s ", qb_verbs[i].name);
-        print_wrapped(qb_verbs[i].summary, 13);
+        qb_write_wrapped(stdout, 13, qb_verbs[i].summary);
     }
     printf("\nOptions and examples of a command: qbench help COMMAND\n");
 }

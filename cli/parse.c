@@ -46,8 +46,8 @@ qb_status qb_cli_find_verb(const char *name, const qb_verb **out)
         if (s.word)
             return QB_FAIL(QB_ERR_USAGE, "no such command: found '%s', did you mean '%s'?", name,
                            s.word);
-        return QB_FAIL(QB_ERR_USAGE, "no such command: found '%s', expected one of qbench help",
-                       name);
+        return QB_FAIL(QB_ERR_USAGE,
+                       "no such command: found '%s', expected one that qbench help lists", name);
     }
     *out = verb;
     return QB_OK;

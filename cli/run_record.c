@@ -151,6 +151,7 @@ static qb_status record_speed(const qb_run_seen *seen, size_t speed_idx, qb_trus
     const qb_speed_result *own = &seen->speed->engines[speed_idx], *full = seen->speed->engines;
     r->speed.batch = (int64_t)seen->speed_plan->batch;
     r->speed.context = (int64_t)seen->speed_plan->context;
+    r->speed.decode_after = (int64_t)seen->speed_plan->decode_from;
     trust->samples = INT64_MAX;
     QB_TRY(record_timing(&own->prefill, trust, &r->speed.prefill));
     QB_TRY(record_timing(&own->decode, trust, &r->speed.decode));

@@ -237,7 +237,7 @@ static void judge_watch(const qb_trust_input *in, qb_trust *out)
               (long long)in->samples);
     if (in->half_width > 0.03)
         lower(out, in->half_width > 0.1 ? QB_TRUST_LOW : QB_TRUST_MEDIUM,
-              "wide spread: the widest interval is ±%.1f %% of its median", 100 * in->half_width);
+              "wide spread: up to ±%.1f %% of the median", 100 * in->half_width);
     if (!in->steady) lower(out, QB_TRUST_MEDIUM, "the warm-up did not become steady");
 }
 

@@ -3,7 +3,10 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdarg.h>
 #include <string.h>
+
+enum { TEXT_BYTES = 4096 };
 
 static char *none(char *text)
 {
@@ -170,15 +173,50 @@ char *qb_format_ratio(const qb_result_timing *timing, const qb_result_timing *fu
     return text;
 }
 
-int qb_text_columns(const char *text)
+static int columns_of(const char *text, size_t n_bytes)
 {
     int n = 0;
-    for (; *text; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
+    for (size_t i = 0; i < n_bytes; i++) n += ((unsigned char)text[i] & 0xc0) != 0x80;
     return n;
+}
+
+int qb_text_columns(const char *text)
+{
+    return columns_of(text, strlen(text));
 }
 
 void qb_write_right(FILE *stream, int columns, const char *text)
 {
     int n = qb_text_columns(text);
     fprintf(stream, "%*s%s", n < columns ? columns - n : 1, "", text);
+}
+
+void qb_write_wrapped(FILE *stream, int indent, const char *text)
+{
+    int at = 0;
+    while (*text) {
+        size_t n = strcspn(text, " ");
+        int columns = columns_of(text, n);
+        if (at && indent + at + 1 + columns > QB_SCREEN_COLUMNS) {
+            fprintf(stream, "\n%*s", indent, "");
+            at = 0;
+        }
+        fprintf(stream, "%s%.*s", at ? " " : "", (int)n, text);
+        at += columns + (at > 0);
+        text += n;
+        while (*text == ' ') text++;
+    }
+    fputc('\n', stream);
+}
+
+void qb_write_labelled(FILE *stream, const char *label, int indent, const char *format, ...)
+{
+    char text[TEXT_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    int pad = indent - qb_text_columns(label);
+    fprintf(stream, "%s%*s", label, pad > 1 ? pad : 1, "");
+    qb_write_wrapped(stream, indent, text);
 }

@@ -41,7 +41,8 @@ static qb_status fail_missing(const char *where, const char *path, size_t n_byte
 static bool may_miss(const qb_result_field *field)
 {
     return field->kind == QB_FIELD_REALS || !strncmp(field->path, "environment.", 12) ||
-           !strncmp(field->path, "quality.nll_file.", 17);
+           !strncmp(field->path, "quality.nll_file.", 17) ||
+           !strcmp(field->path, "speed.decode_after");
 }
 
 /* *out = the value at "a.b.c"; NULL for null, for whatever is in an object that is null, and for

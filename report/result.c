@@ -42,6 +42,7 @@ const qb_result_field qb_result_fields[] = {
     ROW(REAL, coverage.macs_share), ROW(REAL, coverage.bytes_share),
     ROW(TEXTS, coverage.kept_float),
     ROW(COUNT, speed.batch), ROW(COUNT, speed.context),
+    ROW(COUNT, speed.decode_after),
     TIMING(speed.prefill), TIMING(speed.decode), TIMING(speed.full.prefill),
     TIMING(speed.full.decode),
     ROW(COUNT, memory.weights_bytes), ROW(COUNT, memory.full_weights_bytes),

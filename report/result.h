@@ -87,7 +87,7 @@ typedef struct qb_result {
         qb_texts kept_float;
     } coverage;
     struct {
-        int64_t batch, context;
+        int64_t batch, context, decode_after;
         qb_result_timing prefill, decode;
         struct {
             qb_result_timing prefill, decode;

@@ -113,11 +113,11 @@ static double check_rows(const pass *p, char *text)
     if (!p->full || !(share > 0.2) || !(gemm->compute_ms < 0.5 * gemm->memory_ms)) return -1;
     double rows = (double)p->op->rows * gemm->memory_ms / gemm->compute_ms;
     say(text,
-        "%zu rows a product: its bytes take %.2f ms at the measured bandwidth, its operations %.2f "
+        "%zu row%s a product: its bytes take %.2f ms at the measured bandwidth, its operations "
+        "%.2f "
         "at the measured rate, so the faster multiplication idles; from about %.0f rows on it "
-        "would "
-        "not",
-        p->op->rows, gemm->memory_ms, gemm->compute_ms, rows);
+        "would not",
+        p->op->rows, p->op->rows == 1 ? "" : "s", gemm->memory_ms, gemm->compute_ms, rows);
     return share * idle;
 }
 

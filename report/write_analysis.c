@@ -1,5 +1,5 @@
 /* report/write_analysis.c - an analysis on the screen: a line a layer, the mean, and what stands
- * out, in at most 100 columns; the same as Markdown; every metric as CSV. */
+ * out; the same as Markdown; every metric as CSV. */
 #include "report/write_analysis.h"
 
 #include "report/format.h"
@@ -13,10 +13,10 @@ static const struct {
     const char *key, *head;
     bool percent;
 } columns[] = {
-    {"kurt_token_first", "kurt 1st", false},   {"kurt_token_rest", "rest", false},
-    {"max_abs_first", "max 1st", false},       {"max_abs_rest", "rest", false},
-    {"attn_first_argmax", "argmax 1st", true}, {"attn_first_share", "share", true},
-    {"dormant_share", "dormant", true},        {"massive_count", "massive", false},
+    {"kurt_token_first", "kurt 1st", false}, {"kurt_token_rest", "rest", false},
+    {"max_abs_first", "max 1st", false},     {"max_abs_rest", "rest", false},
+    {"attn_first_argmax", "argm 1st", true}, {"attn_first_share", "share", true},
+    {"dormant_share", "dormant", true},      {"massive_count", "massive", false},
 };
 
 static char *column_text(const json_t *layer, size_t i, char text[QB_FORMAT_BYTES])
@@ -30,7 +30,7 @@ static void write_row(const char *name, const json_t *layer, FILE *stream)
     char text[QB_FORMAT_BYTES];
     fprintf(stream, "%-8s", name);
     for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
-        fprintf(stream, " %10s", column_text(layer, i, text));
+        fprintf(stream, " %8s", column_text(layer, i, text));
     fputc('\n', stream);
 }
 
@@ -39,8 +39,7 @@ static void write_layers(const json_t *root, FILE *stream)
     size_t i;
     json_t *layer;
     fprintf(stream, "\n%-8s", "layer");
-    for (i = 0; i < sizeof columns / sizeof *columns; i++)
-        fprintf(stream, " %10s", columns[i].head);
+    for (i = 0; i < sizeof columns / sizeof *columns; i++) fprintf(stream, " %8s", columns[i].head);
     fputc('\n', stream);
     json_array_foreach(json_object_get(root, "layers"), i, layer)
     {
@@ -62,13 +61,13 @@ static void write_texts(const json_t *root, FILE *stream)
         char tokens[QB_FORMAT_BYTES], windows[QB_FORMAT_BYTES], ppl[QB_FORMAT_BYTES];
         const json_t *protocol = json_object_get(text, "protocol");
         double loss = qb_json_real_at(text, "ppl");
-        fprintf(stream, "text     %s: %s tokens, %s windows of %.0f (%s)",
-                qb_json_text_at(text, "name"),
-                qb_format_count((int64_t)qb_json_real_at(text, "tokens"), tokens),
-                qb_format_count((int64_t)qb_json_real_at(protocol, "windows"), windows),
-                qb_json_real_at(protocol, "context"), qb_json_text_at(protocol, "name"));
-        if (!isnan(loss)) fprintf(stream, ", perplexity %s", qb_format_perplexity(loss, ppl));
-        fputc('\n', stream);
+        qb_write_labelled(stream, "text", 9, "%s: %s tokens, %s windows of %.0f (%s)%s%s",
+                          qb_json_text_at(text, "name"),
+                          qb_format_count((int64_t)qb_json_real_at(text, "tokens"), tokens),
+                          qb_format_count((int64_t)qb_json_real_at(protocol, "windows"), windows),
+                          qb_json_real_at(protocol, "context"), qb_json_text_at(protocol, "name"),
+                          isnan(loss) ? "" : ", perplexity ",
+                          isnan(loss) ? "" : qb_format_perplexity(loss, ppl));
     }
 }
 

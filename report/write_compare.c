@@ -74,14 +74,15 @@ static void write_rows(const qb_pair *pair, bool colour, FILE *stream)
         char before[QB_FORMAT_BYTES], after[QB_FORMAT_BYTES], change[QB_CHANGE_BYTES];
         if (!is_measured(c)) continue;
         const char *tint = colour ? colours[c->verdict] : "";
-        fprintf(stream, "%-16s %10s %10s  %-34s %s%s%s\n", qb_figures[i].name,
+        fprintf(stream, "%-16s %9s %9s  %-34s %s%s%s\n", qb_figures[i].name,
                 qb_figures[i].format(c->a, before), qb_figures[i].format(c->b, after),
                 qb_change_text((qb_figure_id)i, &c->change, change), tint,
                 qb_verdict_names[c->verdict], *tint ? "\033[0m" : "");
     }
     char source[QB_CHANGE_BYTES];
-    if (qb_pair_source_text(pair, source)) fprintf(stream, "%s\n", source);
-    for (size_t i = 0; i < pair->notes.n; i++) fprintf(stream, "note: %s\n", pair->notes.items[i]);
+    if (qb_pair_source_text(pair, source)) qb_write_wrapped(stream, 0, source);
+    for (size_t i = 0; i < pair->notes.n; i++)
+        qb_write_labelled(stream, "note:", 6, "%s", pair->notes.items[i]);
 }
 
 static void write_only(const qb_texts *texts, const char *name, const char *begin, const char *end,
@@ -99,7 +100,7 @@ qb_status qb_comparison_write_screen(const qb_comparison *comparison, bool colou
         const char *a = or_unnamed(pair->a->model.name), *b = or_unnamed(pair->b->model.name);
         fprintf(stream, "\n%s%s%s, %s\n", a, strcmp(a, b) ? " -> " : "", strcmp(a, b) ? b : "",
                 or_unnamed(pair->a->scheme.name));
-        fprintf(stream, "%-16s %10s %10s  %-34s %s\n", "", "A", "B", "change [95 %]", "verdict");
+        fprintf(stream, "%-16s %9s %9s  %-34s %s\n", "", "A", "B", "change [95 %]", "verdict");
         write_rows(pair, colour, stream);
     }
     if (comparison->only_a.n + comparison->only_b.n) fputc('\n', stream);

@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { INDENT = 11 };
+
 static const char *or_unnamed(const char *name)
 {
     return name ? name : "-";
@@ -45,8 +47,8 @@ char *qb_judgement_text(const qb_judgement *j, char text[QB_JUDGEMENT_BYTES])
 
 static void write_note(const qb_pair *pair, const char *text, FILE *stream)
 {
-    fprintf(stream, "note       %s, %s: %s\n", or_unnamed(pair->b->model.name),
-            or_unnamed(pair->b->scheme.name), text);
+    qb_write_labelled(stream, "note", INDENT, "%s, %s: %s", or_unnamed(pair->b->model.name),
+                      or_unnamed(pair->b->scheme.name), text);
 }
 
 qb_status qb_gate_write_screen(const qb_gate *gate, bool colour, FILE *stream)
@@ -56,8 +58,9 @@ qb_status qb_gate_write_screen(const qb_gate *gate, bool colour, FILE *stream)
     char text[QB_JUDGEMENT_BYTES];
     for (size_t i = 0; i < gate->n; i++) {
         const qb_judgement *j = &gate->items[i];
-        fprintf(stream, "%s%-9s%s  %s\n", colour ? colours[j->outcome] : "",
-                qb_outcome_names[j->outcome], colour ? "\033[0m" : "", qb_judgement_text(j, text));
+        fprintf(stream, "%s%-9s%s  ", colour ? colours[j->outcome] : "",
+                qb_outcome_names[j->outcome], colour ? "\033[0m" : "");
+        qb_write_wrapped(stream, INDENT, qb_judgement_text(j, text));
     }
     for (size_t i = 0; i < gate->comparison->n; i++) {
         const qb_pair *pair = &gate->comparison->pairs[i];

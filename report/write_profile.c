@@ -3,15 +3,33 @@
 #include "report/profile.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <string.h>
 
-enum { MAX_CELLS = 12, CELL_BYTES = 64, MOST_KERNELS = 12 };
+enum { MAX_CELLS = 12, CELL_BYTES = 64, MOST_KERNELS = 12, PARAGRAPH_BYTES = 2048 };
 
 typedef struct page {
     FILE *stream;
     bool markdown;
     const char *bold, *dim, *reset; /* "" without colour */
 } page;
+
+/* A paragraph: wrapped behind its label on the screen, behind its mark in Markdown. */
+static void say(const page *p, const char *mark, const char *label, int indent, const char *format,
+                ...) __attribute__((format(printf, 5, 6)));
+static void say(const page *p, const char *mark, const char *label, int indent, const char *format,
+                ...)
+{
+    char text[PARAGRAPH_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (p->markdown)
+        fprintf(p->stream, "%s%s\n", mark, text);
+    else
+        qb_write_labelled(p->stream, label, indent, "%s", text);
+}
 
 /* ---- tables ---- */
 
@@ -37,28 +55,36 @@ static void add_share(row *r, double share)
     add_text(r, qb_format_percent(share, t));
 }
 
-/* The first n_left cells are texts; numbers stand to the right. */
-static void put(const page *p, const row *r, size_t n_left, int width)
+/* Columns of a table on the screen. */
+typedef struct layout {
+    size_t n_left; /* the first cells are texts; numbers stand to the right */
+    int first, text, number;
+} layout;
+
+static const layout phase_layout = {1, 10, 0, 9}, kernel_layout = {2, 18, 10, 6},
+                    sweep_layout = {1, 8, 0, 9};
+
+static void put(const page *p, const row *r, const layout *at)
 {
     if (p->markdown) fputc('|', p->stream);
     for (size_t i = 0; i < r->n; i++) {
         if (p->markdown)
             qb_markdown_cell(r->cells[i], p->stream);
-        else if (i < n_left)
-            fprintf(p->stream, "%s%-*s", i ? " " : "  ", i ? 9 : width, r->cells[i]);
+        else if (i < at->n_left)
+            fprintf(p->stream, "%s%-*s", i ? " " : "", i ? at->text : at->first, r->cells[i]);
         else
-            fprintf(p->stream, " %9s", r->cells[i]);
+            fprintf(p->stream, " %*s", at->number, r->cells[i]);
     }
     fputc('\n', p->stream);
 }
 
-static void put_head(const page *p, const row *r, size_t n_left, int width)
+static void put_head(const page *p, const row *r, const layout *at)
 {
     fputs(p->markdown ? "\n" : p->dim, p->stream);
-    put(p, r, n_left, width);
+    put(p, r, at);
     if (p->markdown) {
         fputc('|', p->stream);
-        for (size_t i = 0; i < r->n; i++) fputs(i < n_left ? "---|" : "---:|", p->stream);
+        for (size_t i = 0; i < r->n; i++) fputs(i < at->n_left ? "---|" : "---:|", p->stream);
         fputc('\n', p->stream);
     }
     fputs(p->reset, p->stream);
@@ -71,21 +97,19 @@ static void write_peaks(const page *p, const qb_profile *profile)
     static const char *const names[] = {"copying", "reading", "reading in cache"};
     const qb_peaks *k = &profile->peaks;
     const double speeds[] = {k->copy_gb_per_s, k->read_gb_per_s, k->cache_gb_per_s};
-    char t[QB_FORMAT_BYTES];
-    fprintf(p->stream, "%speaks     ", p->markdown ? "\n" : "");
-    const char *comma = "";
-    for (size_t i = 0; i < QB_COUNT(speeds); i++) {
-        if (isnan(speeds[i])) continue;
-        fprintf(p->stream, "%s%s %s GB/s", comma, names[i], qb_format_significant(speeds[i], t));
-        comma = ", ";
-    }
-    for (size_t i = 0; i < QB_RATE_COUNT; i++) {
-        if (isnan(k->gops_per_s[i])) continue;
-        fprintf(p->stream, "%s%s %s Gop/s", comma, qb_rate_names[i],
-                qb_format_significant(k->gops_per_s[i], t));
-        comma = ", ";
-    }
-    fprintf(p->stream, " (measured %s)\n", profile->peaks_time_utc);
+    char t[QB_FORMAT_BYTES], text[PARAGRAPH_BYTES] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < QB_COUNT(speeds); i++)
+        if (!isnan(speeds[i]))
+            used +=
+                (size_t)snprintf(text + used, sizeof text - used, "%s%s %s GB/s", used ? ", " : "",
+                                 names[i], qb_format_significant(speeds[i], t));
+    for (size_t i = 0; i < QB_RATE_COUNT; i++)
+        if (!isnan(k->gops_per_s[i]))
+            used +=
+                (size_t)snprintf(text + used, sizeof text - used, "%s%s %s Gop/s", used ? ", " : "",
+                                 qb_rate_names[i], qb_format_significant(k->gops_per_s[i], t));
+    say(p, "\npeaks     ", "peaks", 10, "%s (measured %s)", text, profile->peaks_time_utc);
 }
 
 static void write_top(const page *p, const qb_profile *profile)
@@ -107,15 +131,16 @@ static void write_top(const page *p, const qb_profile *profile)
 
 static void write_speed(const page *p, const qb_profile_run *run)
 {
-    char t[4][QB_FORMAT_BYTES];
-    fprintf(
-        p->stream,
-        "%s%-12s %s tok/s; a pass %s ms, p90 %s, p99 %s, %zu passes; the timeline adds %+.1f %%",
-        p->markdown ? "- " : "  ", run->scheme, qb_format_significant(run->tok_per_s, t[0]),
-        qb_format_significant(run->ms, t[1]), qb_format_significant(run->p90_ms, t[2]),
-        qb_format_significant(run->p99_ms, t[3]), run->n_samples, 100 * run->overhead);
-    if (run->slices > 1) fprintf(p->stream, " (one in %zu layers a pass)", run->slices);
-    fputc('\n', p->stream);
+    char t[4][QB_FORMAT_BYTES], label[32], slices[64] = "";
+    if (run->slices > 1)
+        snprintf(slices, sizeof slices, " (one in %zu layers a pass)", run->slices);
+    snprintf(label, sizeof label, "  %.24s", run->scheme);
+    say(p, "- ", label, 15,
+        "%s%s%s tok/s; a pass %s ms, p90 %s, p99 %s, %zu passes; the timeline adds %+.1f %%%s",
+        p->markdown ? run->scheme : "", p->markdown ? " " : "",
+        qb_format_significant(run->tok_per_s, t[0]), qb_format_significant(run->ms, t[1]),
+        qb_format_significant(run->p90_ms, t[2]), qb_format_significant(run->p99_ms, t[3]),
+        run->n_samples, 100 * run->overhead, slices);
 }
 
 static double roof_share(const qb_profile_part *part)
@@ -143,7 +168,7 @@ static void write_phases(const page *p, const qb_profile_operation *op)
         add_text(&head, "of roof");
     }
     if (b->measured) add_text(&head, "more ms");
-    put_head(p, &head, 1, 12);
+    put_head(p, &head, &phase_layout);
     for (size_t i = 0; i < QB_PHASE_COUNT; i++) {
         if (!(a->phases[i].calls > 0) && !(b->phases[i].calls > 0)) continue;
         row r = {.n = 0};
@@ -153,7 +178,7 @@ static void write_phases(const page *p, const qb_profile_operation *op)
             add_run(&r, &b->phases[i], b->ms);
             add_number(&r, b->phases[i].ms - a->phases[i].ms);
         }
-        put(p, &r, 1, 12);
+        put(p, &r, &phase_layout);
     }
     const double gaps[] = {a->gaps_ms, b->gaps_ms}, totals[] = {a->ms, b->ms}, roofs[] = {NAN, NAN},
                  all[] = {a->roof_ms / a->ms, b->roof_ms / b->ms};
@@ -167,20 +192,20 @@ static void write_phases(const page *p, const qb_profile_operation *op)
             add_share(&r, share[i]);
         }
         if (b->measured) add_number(&r, ms[1] - ms[0]);
-        put(p, &r, 1, 12);
+        put(p, &r, &phase_layout);
     }
 }
 
 static void write_kernels(const page *p, const qb_profile_run *run)
 {
     static const char *const head_cells[] = {"role",   "ms",   "share", "calls",
-                                             "p50 us", "GB/s", "Gop/s", "of roof"};
+                                             "p50 us", "GB/s", "Gop/s", "roof"};
     row head = {.n = 0};
     char text[CELL_BYTES];
-    snprintf(text, sizeof text, "%.24s: kernel rows", run->scheme);
+    snprintf(text, sizeof text, p->markdown ? "%.24s: kernel rows" : "%.12s: rows", run->scheme);
     add_text(&head, text);
     for (size_t i = 0; i < QB_COUNT(head_cells); i++) add_text(&head, head_cells[i]);
-    put_head(p, &head, 2, 27);
+    put_head(p, &head, &kernel_layout);
     for (size_t i = 0; i < run->n_kernels && i < MOST_KERNELS; i++) {
         const qb_profile_kernel *k = &run->kernels[i];
         row r = {.n = 0};
@@ -188,12 +213,13 @@ static void write_kernels(const page *p, const qb_profile_run *run)
         add_text(&r, *k->role ? k->role : qb_phase_names[k->phase]);
         add_number(&r, k->part.ms);
         add_share(&r, k->part.ms / run->ms);
-        add_number(&r, k->part.calls);
+        snprintf(text, sizeof text, "%.4g", k->part.calls);
+        add_text(&r, text);
         add_number(&r, k->p50_us);
         add_number(&r, k->part.bytes > 0 ? 1e-6 * k->part.bytes / k->part.ms : NAN);
         add_number(&r, k->part.ops > 0 ? 1e-6 * k->part.ops / k->part.ms : NAN);
         add_share(&r, roof_share(&k->part));
-        put(p, &r, 2, 27);
+        put(p, &r, &kernel_layout);
     }
 }
 
@@ -244,7 +270,7 @@ static void write_sweep(const page *p, const qb_profile *profile)
                                         "x",     "decode",  "full",    "x"};
     row head = {.n = 0};
     for (size_t i = 0; i < QB_COUNT(cells); i++) add_text(&head, cells[i]);
-    put_head(p, &head, 1, 6);
+    put_head(p, &head, &sweep_layout);
     for (size_t i = 0; i < profile->n_sweep; i++) {
         const qb_sweep_row *s = &profile->sweep[i];
         row r = {.n = 0};
@@ -257,7 +283,7 @@ static void write_sweep(const page *p, const qb_profile *profile)
             add_number(&r, s->tok_per_s[k] / s->full_tok_per_s[k]);
         }
         if (s->skipped) add_text(&r, s->skipped);
-        put(p, &r, 1, 6);
+        put(p, &r, &sweep_layout);
     }
     fputs(p->markdown ? "\n" : "", p->stream);
     for (int k = 0; k < QB_PROFILE_OPERATIONS; k++)
@@ -284,9 +310,17 @@ static void write_verdict(const page *p, const qb_profile *profile)
             p->markdown ? "\n" : "");
     for (size_t i = 0; i < profile->n_findings; i++) {
         const qb_finding *f = &profile->findings[i];
-        fprintf(p->stream, "%s%s, %s: %s%s%s: %s\n%s%s%s%s\n", p->markdown ? "- " : "  ",
-                f->operation, f->of_full ? "full" : profile->scheme, p->bold, f->rule, p->reset,
-                f->text, p->markdown ? "  " : "    ", p->dim, f->help, p->reset);
+        const char *what = f->of_full ? "full" : profile->scheme;
+        if (p->markdown) {
+            fprintf(p->stream, "- %s, %s: %s: %s\n  %s\n", f->operation, what, f->rule, f->text,
+                    f->help);
+            continue;
+        }
+        fprintf(p->stream, "  %s, %s: %s%s%s\n", f->operation, what, p->bold, f->rule, p->reset);
+        qb_write_labelled(p->stream, "", 4, "%s", f->text);
+        fputs(p->dim, p->stream);
+        qb_write_labelled(p->stream, "", 4, "%s", f->help);
+        fputs(p->reset, p->stream);
     }
 }
 
@@ -297,7 +331,7 @@ static qb_status write_profile(const page *p, const qb_profile *profile)
     write_sweep(p, profile);
     write_verdict(p, profile);
     for (size_t i = 0; i < profile->n_notes; i++)
-        fprintf(p->stream, "%s%snote: %s%s\n", i ? "" : "\n", p->dim, profile->notes[i], p->reset);
+        say(p, i ? "note: " : "\nnote: ", i ? "note:" : "\nnote:", 6, "%s", profile->notes[i]);
     return QB_OK;
 }
 

@@ -1,10 +1,12 @@
 /* report/write_screen.c - the one screen: per model what it was measured on, a table of quality, a
- * table of speed, and below them what to know before believing a number. At most 100 columns. */
+ * table of speed, and below them what to know before believing a number. */
 #include "report/format.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+
+enum { INDENT = 10, SCHEME_COLUMNS = 36, SHOWN_REASONS = 4, LIST_BYTES = 1024 };
 
 typedef struct screen {
     FILE *stream;
@@ -23,44 +25,49 @@ static const char *or_unknown(const char *text)
 
 /* ---- above the tables ---- */
 
+static void write_protocol(const screen *s, const qb_result *r)
+{
+    char t[5][QB_FORMAT_BYTES];
+    qb_write_labelled(s->stream, "text", INDENT, "%s: %s bytes, %s tokens", r->text.name,
+                      qb_format_count(r->text.bytes, t[0]), qb_format_count(r->text.tokens, t[1]));
+    qb_write_labelled(
+        s->stream, "protocol", INDENT,
+        "%s: context %s, stride %s, batch %s, %s windows, %s tokens scored", r->protocol.name,
+        qb_format_count(r->protocol.context, t[0]), qb_format_count(r->protocol.stride, t[1]),
+        qb_format_count(r->protocol.batch, t[2]), qb_format_count(r->protocol.windows, t[3]),
+        qb_format_count(r->protocol.scored_tokens, t[4]));
+}
+
 static void write_head(const screen *s, const qb_result *r)
 {
-    char n[QB_FORMAT_BYTES], v[QB_FORMAT_BYTES], c[QB_FORMAT_BYTES];
-    fprintf(s->stream,
-            "%s%s%s  %s, %s parameters, %" PRId64 " layers, d %" PRId64 ", vocabulary %s, %s\n",
-            s->bold, or_unknown(r->model.name), s->reset, or_unknown(r->model.arch),
-            qb_format_params(r->model.n_params, n), r->model.n_layers, r->model.d_model,
-            qb_format_count(r->model.vocab, v), or_unknown(r->model.softmax));
-    if (r->protocol.name) {
-        fprintf(s->stream, "text      %s: %s bytes, %s tokens\n", r->text.name,
-                qb_format_count(r->text.bytes, n), qb_format_count(r->text.tokens, v));
-        fprintf(s->stream, "protocol  %s: context %s, ", r->protocol.name,
-                qb_format_count(r->protocol.context, c));
-        fprintf(s->stream, "stride %s, batch %" PRId64 ", %s windows, ",
-                qb_format_count(r->protocol.stride, c), r->protocol.batch,
-                qb_format_count(r->protocol.windows, v));
-        fprintf(s->stream, "%s tokens scored\n", qb_format_count(r->protocol.scored_tokens, n));
-    }
-    fprintf(s->stream, "machine   %s, %" PRId64 " of %" PRId64 " processors, %s\n",
-            or_unknown(r->environment.cpu), r->environment.threads, r->environment.cores,
-            or_unknown(r->environment.features));
+    char n[QB_FORMAT_BYTES], v[QB_FORMAT_BYTES];
+    fprintf(s->stream, "%s%s%s\n", s->bold, or_unknown(r->model.name), s->reset);
+    qb_write_labelled(s->stream, "model", INDENT,
+                      "%s, %s parameters, %" PRId64 " layers, d %" PRId64 ", vocabulary %s, %s",
+                      or_unknown(r->model.arch), qb_format_params(r->model.n_params, n),
+                      r->model.n_layers, r->model.d_model, qb_format_count(r->model.vocab, v),
+                      or_unknown(r->model.softmax));
+    if (r->protocol.name) write_protocol(s, r);
+    qb_write_labelled(s->stream, "machine", INDENT, "%s, %" PRId64 " of %" PRId64 " processors, %s",
+                      or_unknown(r->environment.cpu), r->environment.threads, r->environment.cores,
+                      or_unknown(r->environment.features));
     if (r->environment.gpu.name)
-        fprintf(s->stream, "gpu       %s, driver %s, %" PRId64 " MHz\n", r->environment.gpu.name,
-                or_unknown(r->environment.gpu.driver), r->environment.gpu.sm_mhz);
+        qb_write_labelled(s->stream, "gpu", INDENT, "%s, driver %s, %" PRId64 " MHz",
+                          r->environment.gpu.name, or_unknown(r->environment.gpu.driver),
+                          r->environment.gpu.sm_mhz);
 }
 
 /* ---- quality ---- */
 
 static void write_quality_row(const screen *s, const qb_result *r)
 {
-    char t[6][QB_FORMAT_BYTES];
+    char t[5][QB_FORMAT_BYTES];
     bool bad = r->quality.penalty > 0.1 * r->quality.ppl_full; /* a tenth worse is worth a colour */
-    fprintf(s->stream, "%-17s %-22s %s%8s%s  %-24s %7s %7s %8s\n", r->scheme.name,
-            qb_format_scheme(r, t[0]), bad ? s->red : "",
-            qb_format_perplexity(r->quality.ppl, t[1]), bad ? s->reset : "",
-            qb_format_penalty(r, t[2]), qb_format_significant(r->quality.kl_mean, t[3]),
-            qb_format_percent(r->quality.top1_agreement, t[4]),
-            qb_format_perplexity(r->quality.ppl_fake, t[5]));
+    fprintf(s->stream, "%-17s %s%8s%s  %-27s %7s %7s %8s\n", r->scheme.name, bad ? s->red : "",
+            qb_format_perplexity(r->quality.ppl, t[0]), bad ? s->reset : "",
+            qb_format_penalty(r, t[1]), qb_format_significant(r->quality.kl_mean, t[2]),
+            qb_format_percent(r->quality.top1_agreement, t[3]),
+            qb_format_perplexity(r->quality.ppl_fake, t[4]));
 }
 
 static bool is_full(const qb_result *r)
@@ -72,16 +79,14 @@ static void write_quality(const screen *s, const qb_result *rows, size_t n)
 {
     char t[QB_FORMAT_BYTES];
     if (isnan(rows->quality.ppl_full)) return;
-    fprintf(s->stream, "\n%s%-17s %-22s %8s  %-24s %7s %7s %8s%s\n", s->dim, "quality", "quantised",
-            "ppl", "penalty [95 %]", "KL", "top-1", "fake ppl", s->reset);
+    fprintf(s->stream, "\n%s%-17s %8s  %-27s %7s %7s %8s%s\n", s->dim, "quality", "ppl",
+            "penalty [95 %]", "KL", "top-1", "fake ppl", s->reset);
     if (!is_full(rows))
-        fprintf(s->stream, "%-17s %-22s %8s\n", "full", "-",
-                qb_format_perplexity(rows->quality.ppl_full, t));
+        fprintf(s->stream, "%-17s %8s\n", "full", qb_format_perplexity(rows->quality.ppl_full, t));
     for (size_t i = 0; i < n; i++) write_quality_row(s, &rows[i]);
     if (!isnan(rows->quality.word_ppl))
         for (size_t i = 0; i < n; i++)
-            fprintf(s->stream,
-                    "%s: word perplexity %.4g, byte perplexity %.5g, %.4f bits per byte\n",
+            fprintf(s->stream, "%-17s a word %.4g, a byte %.5g, %.4f bits a byte\n",
                     rows[i].scheme.name, rows[i].quality.word_ppl, rows[i].quality.byte_ppl,
                     rows[i].quality.bits_per_byte);
 }
@@ -114,34 +119,48 @@ static void write_speed(const screen *s, const qb_result *rows, size_t n)
     for (size_t i = 0; i < n; i++)
         write_speed_row(s, rows[i].scheme.name, r, &rows[i].speed.prefill, &rows[i].speed.decode,
                         rows[i].memory.weights_bytes);
-    fprintf(s->stream,
-            "prefill of %" PRId64 " tokens, decode after 256, batch %" PRId64 ", %" PRId64
-            " or more samples each, medians\n",
-            r->speed.context, r->speed.batch, r->speed.prefill.samples);
+    char after[QB_FORMAT_BYTES];
+    qb_write_labelled(s->stream, "timed", INDENT,
+                      "prefill of %" PRId64 " tokens, decode after %s, batch %" PRId64 ", %" PRId64
+                      " or more samples, medians",
+                      r->speed.context, qb_format_count(r->speed.decode_after, after),
+                      r->speed.batch, r->speed.prefill.samples);
 }
 
 /* ---- below the tables ---- */
 
+/* What the schemes' names stand for, two a line: "fine w8/out a8/token". */
+static void write_schemes(const screen *s, const qb_result *rows, size_t n)
+{
+    char t[QB_FORMAT_BYTES];
+    size_t n_written = 0;
+    int width = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (is_full(&rows[i])) continue;
+        bool second = n_written++ % 2;
+        if (!second)
+            fprintf(s->stream, "%-*s", INDENT, n_written == 1 ? "quantised" : "");
+        else
+            fprintf(s->stream, "%*s", width < SCHEME_COLUMNS ? SCHEME_COLUMNS - width : 1, "");
+        width = fprintf(s->stream, "%s %s", rows[i].scheme.name, qb_format_scheme(&rows[i], t));
+        if (second) fputc('\n', s->stream);
+    }
+    if (n_written % 2) fputc('\n', s->stream);
+}
+
 static void write_coverage(const screen *s, const qb_result *r)
 {
-    enum { INDENT = 10, COLUMNS = 98 };
+    char kept[LIST_BYTES] = "";
+    size_t used = 0;
     if (r->coverage.linears_quantised <= 0) return;
-    fprintf(s->stream,
-            "coverage  %" PRId64 " of %" PRId64 " linear layers, %.1f %% of their multiply-adds, "
-            "%.1f %% of all weight bytes\n",
-            r->coverage.linears_quantised, r->coverage.linears, 100 * r->coverage.macs_share,
-            100 * r->coverage.bytes_share);
-    int column = fprintf(s->stream, "%*skept float: ", INDENT, "");
-    for (size_t i = 0; i < r->coverage.kept_float.n; i++) {
-        const char *item = r->coverage.kept_float.items[i];
-        if (i) column += fprintf(s->stream, ",");
-        if (column + 1 + (int)strlen(item) > COLUMNS)
-            column = fprintf(s->stream, "\n%*s", INDENT, "") - 1;
-        else if (i)
-            column += fprintf(s->stream, " ");
-        column += fprintf(s->stream, "%s", item);
-    }
-    fputc('\n', s->stream);
+    for (size_t i = 0; i < r->coverage.kept_float.n && used < sizeof kept; i++)
+        used += (size_t)snprintf(kept + used, sizeof kept - used, "%s%s", i ? ", " : "",
+                                 r->coverage.kept_float.items[i]);
+    qb_write_labelled(s->stream, "coverage", INDENT,
+                      "%" PRId64 " of %" PRId64 " linear layers, %.1f %% of their multiply-adds, "
+                      "%.1f %% of all weight bytes; kept float: %s",
+                      r->coverage.linears_quantised, r->coverage.linears,
+                      100 * r->coverage.macs_share, 100 * r->coverage.bytes_share, kept);
 }
 
 /* Integer and fake-quant runs round the same numbers in another order. Where the difference is
@@ -156,10 +175,8 @@ static void write_fake_difference(const screen *s, const qb_result *r)
         : r->scheme.act_bits > 0
             ? "inputs at a rounding boundary fall into another 8-bit step in the next layers"
             : "the model is so far off that last-place differences grow from layer to layer";
-    fprintf(s->stream,
-            "note      %s: integer and fake differ by %.2g %%:\n"
-            "          %s\n",
-            r->scheme.name, 100 * share, why);
+    qb_write_labelled(s->stream, "note", INDENT, "%s: integer and fake differ by %.2g %%: %s",
+                      r->scheme.name, 100 * share, why);
 }
 
 static void write_worst(const screen *s, const qb_result *rows, size_t n)
@@ -171,19 +188,51 @@ static void write_worst(const screen *s, const qb_result *rows, size_t n)
             worst = &rows[i];
     char t[QB_FORMAT_BYTES];
     if (worst)
-        fprintf(s->stream, "note      %s costs most: %s times the perplexity of full precision\n",
-                worst->scheme.name,
-                qb_format_significant(worst->quality.ppl / worst->quality.ppl_full, t));
+        qb_write_labelled(s->stream, "note", INDENT,
+                          "%s costs most: %s times the perplexity of full precision",
+                          worst->scheme.name,
+                          qb_format_significant(worst->quality.ppl / worst->quality.ppl_full, t));
 }
 
-static void write_trust(const screen *s, const qb_result *r)
+static size_t n_with_reason(const qb_result *rows, size_t n, const char *reason)
 {
-    if (!r->trust.level) return;
-    const char *colour = strcmp(r->trust.level, "low") ? "" : s->red;
-    fprintf(s->stream, "trust     %s%s%s", colour, r->trust.level, *colour ? s->reset : "");
-    for (size_t i = 0; i < r->trust.reasons.n; i++)
-        fprintf(s->stream, "%s%s", i ? "\n          " : ": ", r->trust.reasons.items[i]);
-    fputc('\n', s->stream);
+    size_t n_with = 0;
+    for (size_t k = 0; k < n; k++)
+        for (size_t i = 0; i < rows[k].trust.reasons.n; i++)
+            n_with += !strcmp(rows[k].trust.reasons.items[i], reason);
+    return n_with;
+}
+
+/* Those of all rows once, then those of some. */
+static void write_reasons(const screen *s, const qb_result *rows, size_t n)
+{
+    size_t n_own = 0;
+    for (size_t k = 0; k < rows->trust.reasons.n; k++)
+        if (n_with_reason(rows, n, rows->trust.reasons.items[k]) == n)
+            qb_write_labelled(s->stream, "", INDENT, "%s", rows->trust.reasons.items[k]);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < rows[i].trust.reasons.n; k++) {
+            const char *reason = rows[i].trust.reasons.items[k];
+            if (n_with_reason(rows, n, reason) < n && n_own++ < SHOWN_REASONS)
+                qb_write_labelled(s->stream, "", INDENT, "%s: %s", rows[i].scheme.name, reason);
+        }
+    if (n_own > SHOWN_REASONS)
+        qb_write_labelled(s->stream, "", INDENT, "and %zu more (--json has all)",
+                          n_own - SHOWN_REASONS);
+}
+
+/* The least of all rows. */
+static void write_trust(const screen *s, const qb_result *rows, size_t n)
+{
+    static const char *const levels[] = {"low", "medium", "high"};
+    const char *level = NULL;
+    for (size_t l = 0; l < QB_COUNT(levels) && !level; l++)
+        for (size_t i = 0; i < n; i++)
+            if (rows[i].trust.level && !strcmp(rows[i].trust.level, levels[l])) level = levels[l];
+    if (!level) return;
+    const char *colour = strcmp(level, "low") ? "" : s->red;
+    fprintf(s->stream, "%-*s%s%s%s\n", INDENT, "trust", colour, level, *colour ? s->reset : "");
+    write_reasons(s, rows, n);
 }
 
 static void write_model(const screen *s, const qb_result *rows, size_t n)
@@ -192,10 +241,11 @@ static void write_model(const screen *s, const qb_result *rows, size_t n)
     write_quality(s, rows, n);
     write_speed(s, rows, n);
     fputc('\n', s->stream);
+    write_schemes(s, rows, n);
     write_coverage(s, &rows[n - 1]);
     write_worst(s, rows, n);
     for (size_t i = 0; i < n; i++) write_fake_difference(s, &rows[i]);
-    write_trust(s, rows);
+    write_trust(s, rows, n);
 }
 
 qb_status qb_results_write_screen(const qb_results *results, bool colour, FILE *stream)

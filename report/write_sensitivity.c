@@ -30,7 +30,7 @@ static void write_part(const json_t *p, FILE *stream)
     char penalty[QB_FORMAT_BYTES], share[QB_FORMAT_BYTES], sum[QB_FORMAT_BYTES],
         saved[QB_FORMAT_BYTES], sqnr[QB_FORMAT_BYTES], kurtosis[QB_FORMAT_BYTES],
         ratio[QB_FORMAT_BYTES];
-    fprintf(stream, "%-24s %-25s %7s %7s %7s %7s %8s %7s\n", qb_json_text_at(p, "name"),
+    fprintf(stream, "%-13s %-24s %6s %7s %7s %5s %6s %5s\n", qb_json_text_at(p, "name"),
             penalty_text(p, "penalty", "penalty_ci95", penalty),
             qb_format_percent(qb_json_real_at(p, "share"), share),
             qb_format_percent(qb_json_real_at(p, "cumulative_share"), sum),
@@ -44,8 +44,8 @@ static void write_parts(const json_t *parts, FILE *stream)
 {
     size_t i;
     json_t *part;
-    fprintf(stream, "%-24s %-25s %7s %7s %7s %7s %8s %7s\n", "quantised alone", "penalty [95 %]",
-            "share", "sum", "saved", "SQNR dB", "kurtosis", "a/p99.9");
+    fprintf(stream, "%-13s %-24s %6s %7s %7s %5s %6s %5s\n", "alone", "penalty [95 %]", "share",
+            "sum", "saved", "dB", "kurt", "peak");
     json_array_foreach(parts, i, part)
     {
         if (i == SHOWN_PARTS) break;
@@ -63,12 +63,13 @@ static void write_kept(const json_t *s, FILE *stream)
     {
         char before[QB_FORMAT_BYTES], after[QB_FORMAT_BYTES], removed[QB_FORMAT_BYTES];
         if (!(qb_json_real_at(kept, "removed") >= most_of_it)) continue;
-        fprintf(stream,
-                "the first %.0f of %zu in full precision: penalty %s in place of %s, %s less\n",
-                qb_json_real_at(kept, "n"), json_array_size(json_object_get(s, "parts")),
-                qb_format_signed(qb_json_real_at(kept, "penalty"), after),
-                qb_format_signed(qb_json_real_at(s, "penalty"), before),
-                qb_format_percent(qb_json_real_at(kept, "removed"), removed));
+        qb_write_labelled(
+            stream, "kept", 6,
+            "the first %.0f of %zu in full precision: penalty %s in place of %s, %s less",
+            qb_json_real_at(kept, "n"), json_array_size(json_object_get(s, "parts")),
+            qb_format_signed(qb_json_real_at(kept, "penalty"), after),
+            qb_format_signed(qb_json_real_at(s, "penalty"), before),
+            qb_format_percent(qb_json_real_at(kept, "removed"), removed));
         return;
     }
 }

@@ -44,7 +44,10 @@ qb_status qb_watch_write_screen(const qb_watch *watch, bool colour, FILE *stream
     for (size_t i = 0; i < watch->n; i++) {
         const qb_series *s = &watch->items[i];
         char last[QB_FORMAT_BYTES];
-        if (!i || strcmp(s->title, s[-1].title)) fprintf(stream, "%s%s\n", i ? "\n" : "", s->title);
+        if (!i || strcmp(s->title, s[-1].title)) {
+            if (i) fputc('\n', stream);
+            qb_write_wrapped(stream, 0, s->title);
+        }
         fprintf(stream, "  %-16s %10s  ", qb_figures[s->figure].name,
                 qb_figures[s->figure].format(s->values[s->n - 1], last));
         write_spark(s, stream);

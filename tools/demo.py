@@ -12,6 +12,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import textwrap
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -69,7 +70,8 @@ def introduce(pair):
 def measure(program, models, flags):
     """[{scheme: R}], one a model."""
     command = [*flags, *map(called, models)]
-    say(" ".join([called(program), *command]))
+    say(textwrap.fill(" ".join([called(program), *command]), 78, initial_indent="demo: ",
+                      subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)[6:])
     done = subprocess.run([program.resolve(), *command, "--json", "-"], stdout=subprocess.PIPE,
                           check=False)
     if done.returncode:
@@ -79,11 +81,11 @@ def measure(program, models, flags):
 
 # ---- the screen ----
 
-def print_table(rows, left=1):
-    """The first columns to the left, figures to the right, as wide as they need be."""
+def print_table(rows):
+    """The first column to the left, figures to the right, as wide as they need be."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [f"{c:{'<' if i < left else '>'}{w}}" for i, (c, w) in enumerate(zip(row, widths))]
+        cells = [f"{c:{'>' if i else '<'}{w}}" for i, (c, w) in enumerate(zip(row, widths))]
         print("  ".join(cells).rstrip())
     print()
 
@@ -93,21 +95,18 @@ def kurtosis_of(model):
     return [evaluation.get("kurt_token_first"), evaluation.get("kurt_token_rest")]
 
 
-def quality_rows(pair, models, names):
-    """Models down, schemes across, as in the paper; the last row says how many times less."""
+def quality_rows(pair, models):
+    """A line a scheme, those of the paper's table first; the last column says how many times less."""
     kurtosis = [kurtosis_of(m) for m in models]
-    with_kurtosis = names == report.TABLE3 and all(k for ks in kurtosis for k in ks)
-    head = ["", "trained with", "full", *names]
-    rows = [[which, report.trained_with(m["training"]), report.number(report.full(schemes)),
-             *(report.signed(report.penalty(schemes, n)) for n in names)]
-            for which, m, schemes in zip(report.PAIR, models, pair)]
-    last = ["", "vanilla / ours", "", *(report.times(report.penalty_ratio(pair, n)) for n in names)]
-    if with_kurtosis:
-        head[2:2] = ["kurtosis 1st", "others"]
-        for row, ks in zip(rows, kurtosis):
-            row[2:2] = [f"{k:.2f}" for k in ks]
-        last[2:2] = ["", ""]
-    return [head, *rows, last]
+    names = [*report.TABLE3, *(n for n in pair[0] if n not in report.TABLE3 and n != "full")]
+    rows = [["", *report.PAIR, " / ".join(report.PAIR)],
+            ["trained with", *(report.trained_with(m["training"]) for m in models), ""]]
+    if all(k for ks in kurtosis for k in ks):
+        rows += [[f"kurtosis, {of} tokens", *(f"{ks[i]:.2f}" for ks in kurtosis), ""]
+                 for i, of in enumerate(("first", "other"))]
+    rows.append(["full precision", *(report.number(report.full(schemes)) for schemes in pair), ""])
+    return rows + [[name, *(report.signed(report.penalty(schemes, name)) for schemes in pair),
+                    report.times(report.penalty_ratio(pair, name))] for name in names]
 
 
 def speed_rows(schemes):
@@ -145,25 +144,22 @@ def main():
     introduce(models)
     pair = measure(args.qbench, paths, [*QUALITY, *flags])
     one = report.first(pair[0])
-    others = [n for n in pair[0] if n not in report.TABLE3 and n != "full"]
     print(f"\nPerplexity of the {one['text']['name']} text ({one['protocol']['scored_tokens']:,} tokens), "
           "and what each scheme adds to it\n")
-    print_table(quality_rows(pair, models, report.TABLE3), 2)
+    print_table(quality_rows(pair, models))
     if all(kurtosis_of(m)[0] for m in models):
-        print("Kurtosis: of first tokens and of all others over channels, as training recorded it at its "
-              "end\non held-out text; 3 for a Gaussian, large where few channels hold outliers.\n")
-    if others:
-        print_table(quality_rows(pair, models, others), 2)
+        print("Kurtosis over channels, as training recorded it on held-out text: 3 for a\n"
+              "Gaussian, large where few channels hold outliers.\n")
     sys.stdout.flush()
     if not args.no_speed:
         (ours,) = measure(args.qbench, paths[1:], SPEED)
         one = report.first(ours)
-        print(f"Speed of ours ({one['environment']['device']}; prefill of {one['speed']['context']} "
-              "tokens, decode after as many; × full precision)\n")
+        print(f"Speed of ours ({one['environment']['device']}; prefill of {one['speed']['context']} tokens, "
+              f"decode after {one['speed']['decode_after']}; × full precision)\n")
         print_table(speed_rows(ours))
-    print(report.conclusion(pair))
-    say(f"{time.monotonic() - start:.0f} s. One model, every detail: {called(args.qbench)} --scheme all "
-        f"{called(paths[1])}")
+    print(textwrap.fill(report.conclusion(pair), 80))
+    say(f"{time.monotonic() - start:.0f} s. One model, every detail:\n"
+        f"    {called(args.qbench)} --scheme all {called(paths[1])}")
 
 
 if __name__ == "__main__":

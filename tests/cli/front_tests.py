@@ -28,7 +28,8 @@ def test_doctor_on_screen_and_as_json(_):
     screen = expect(qbench("doctor")).out.decode()
     for name, check in checks.items():
         assert re.search(rf"^{name} +(ok|limited|no) +\S", screen, re.M), (name, screen)
-    assert screen.splitlines()[-1].startswith("recommended: "), screen
+    assert re.search(r"^recommended: \S", screen, re.M), screen
+    assert max(map(len, screen.splitlines())) <= 80, screen
 
 
 def test_doctor_says_what_is_off_and_why(_):

@@ -142,15 +142,15 @@ def test_pair_refusals(folder):
 
 
 def check_demo(done):
-    """Two models down, the paper's schemes across, the other schemes, one sentence."""
+    """The paper's schemes down, then the others, two models across, one sentence; 80 columns."""
     text = done.stdout
-    head = re.search(r"^ +trained with +kurtosis 1st +others +full +coarse +moderate +fine +zeropoint4$",
-                     text, re.M)
-    assert head, text
-    figure = r"[+−]?[\d.,]+"
-    rows = re.findall(rf"^(vanilla|ours) +\S+, \S+( +{figure}){{4,}}$", text, re.M)
-    assert [name for name, _ in rows] == ["vanilla", "ours"] * 2, text
-    last = text.rstrip().splitlines()[-1]
+    assert re.search(r"^ +vanilla +ours +vanilla / ours$", text, re.M), text
+    figure = r"[+−][\d.,]+"
+    rows = re.findall(rf"^(\S+) +{figure} +{figure} +(?:[\d.,]+×|–)$", text, re.M)
+    assert rows[:5] == [*report.TABLE3, "fine-channel"] and len(rows) >= 8, text
+    assert len(re.findall(r"^kurtosis, (?:first|other) tokens( +[\d.]+){2}$", text, re.M)) == 2, text
+    assert max(map(len, text.splitlines())) <= 80, text
+    last = " ".join(text.rstrip().split("\n\n")[-1].split())
     assert re.fullmatch(r"coarse costs .* in full precision they are [\d.]+ % apart\.", last), last
     assert re.search(r"^demo: \d+ s\.", done.stderr, re.M), done.stderr
 
@@ -219,6 +219,6 @@ def test_shipped_pair_in_the_demo(_):
     shipped()
     done = script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed", "--", "--max-tokens", "2056")
     check_demo(done)
-    assert re.search(r"coarse costs .* less; ", done.stdout), done.stdout
+    assert re.search(r"coarse costs .* less;\s", done.stdout, re.S), done.stdout
     # a fifth of the text: the whole and the speed take about 45 s of processor time then
     assert done.cpu_s < 20, done

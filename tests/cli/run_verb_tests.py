@@ -139,7 +139,7 @@ def test_run_to_standard_output(own):
     done = expect(qbench(*base))
     screen = done.out.decode()
     assert "penalty" in screen and "coarse" in screen and "\033" not in screen
-    assert max(map(len, screen.splitlines())) <= 100
+    assert max(map(len, screen.splitlines())) <= 80, screen
     assert b"built-in text" in done.err
     done = expect(qbench(*base, "--quiet", "--json", "-"))
     assert done.err == b"" and json.loads(done.out)["schema"] == "qbench.results/1"

@@ -424,7 +424,9 @@ def test_train_replay_refuses_other_files(folder):
 # ---- presets ----
 
 def test_presets_are_listed_and_can_be_used(folder):
-    names = re.findall(r"^(\S+) +[\d.]+ M", expect(qbench("presets")).out.decode(), re.M)
+    screen = expect(qbench("presets")).out.decode()
+    assert max(map(len, screen.splitlines())) <= 80, screen
+    names = re.findall(r"^(\S+) +[\d.]+ M", screen, re.M)
     assert len(names) >= 9 and "gpt2-130m" in names and "bb-1l" in names
     for name in names:
         config = json.loads(expect(qbench("presets", name)).out)

@@ -427,7 +427,7 @@ static void screen_fits_and_says_what_stands_out(void **state)
     assert_non_null(strstr(text, "zeropoint4-tensor: integer and fake differ by 5.9 %"));
     assert_null(strstr(text, "fine: integer and fake"));
     assert_non_null(strstr(text, "zeropoint4-tensor costs most"));
-    assert_non_null(strstr(text, "trust     low: load 3.1"));
+    assert_non_null(strstr(text, "trust     low\n          load 3.1"));
     free(text);
     qb_results_deinit(&results);
 }
@@ -455,6 +455,38 @@ static void numbers_read_well(void **state)
     assert_string_equal(qb_format_percent(0.9514, t), "95.1 %");
     assert_string_equal(qb_format_params(134515008, t), "134.5 M");
     assert_string_equal(qb_format_bytes(163400000, t), "163 MB");
+}
+
+static char *labelled(const char *label, const char *text)
+{
+    char *written;
+    size_t bytes;
+    FILE *stream = open_memstream(&written, &bytes);
+    qb_write_labelled(stream, label, 10, "%s", text);
+    fclose(stream);
+    return written;
+}
+
+static void paragraphs_fit_the_screen(void **state)
+{
+    (void)state;
+    char long_word[120], *text = labelled("note", "short");
+    assert_string_equal(text, "note      short\n");
+    free(text);
+    /* 70 characters fill a line, however many bytes they have */
+    text =
+        labelled("é", "ééééééééé ééééééééé ééééééééé ééééééééé ééééééééé ééééééééé éééééééééé x");
+    assert_string_equal(text,
+                        "é         ééééééééé ééééééééé ééééééééé ééééééééé ééééééééé ééééééééé "
+                        "éééééééééé\n          x\n");
+    free(text);
+    memset(long_word, 'a', sizeof long_word - 1);
+    long_word[sizeof long_word - 1] = 0;
+    memcpy(long_word, "two ", 4);
+    text = labelled("", long_word); /* a word that fits nowhere has a line of its own */
+    assert_non_null(strstr(text, "          two\n          aaa"));
+    assert_non_null(strstr(text, "a\n"));
+    free(text);
 }
 
 static void failed_allocations_come_back_clean(void **state)
@@ -489,6 +521,7 @@ int main(void)
         cmocka_unit_test(junit_is_one_case_a_scheme),
         cmocka_unit_test(screen_fits_and_says_what_stands_out),
         cmocka_unit_test(numbers_read_well),
+        cmocka_unit_test(paragraphs_fit_the_screen),
         cmocka_unit_test(failed_allocations_come_back_clean),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
