@@ -6,6 +6,7 @@
 #include "report/html_internal.h"
 
 #include "core/memory.h"
+#include "report/head_spread.h"
 
 #include <math.h>
 #include <string.h>
@@ -290,56 +291,21 @@ static void write_weights(qb_page *page, size_t i, const char *key, const char *
 
 /* ---- heads ---- */
 
-typedef struct spread {
-    double most, least, difference;
-    const json_t *head;
-} spread;
-
-static spread spread_of(const json_t *head)
-{
-    const json_t *list = json_object_get(head, "dormant_share_by_text");
-    spread s = {-INFINITY, INFINITY, NAN, head};
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *value = json_array_get(list, i);
-        if (!json_is_number(value)) continue;
-        s.most = fmax(s.most, json_number_value(value));
-        s.least = fmin(s.least, json_number_value(value));
-    }
-    s.difference = s.most - s.least;
-    return s;
-}
-
-/* The heads whose share of dormant queries depends most on the text, largest first. */
-static size_t find_heads(const json_t *heads, spread *out)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < json_array_size(heads); i++) {
-        const spread s = spread_of(json_array_get(heads, i));
-        if (!(s.difference > 0) || (n == MAX_HEADS && s.difference <= out[n - 1].difference))
-            continue;
-        if (n < MAX_HEADS) n++;
-        size_t at = n - 1;
-        for (; at > 0 && s.difference > out[at - 1].difference; at--) out[at] = out[at - 1];
-        out[at] = s;
-    }
-    return n;
-}
-
 static void write_heads(qb_page *page)
 {
     char name[QB_NAME_BYTES], t[QB_FORMAT_BYTES];
     bool open = false;
     for (size_t i = 0; i < qb_page_n_analyses(page); i++) {
-        spread found[MAX_HEADS];
-        size_t n = find_heads(json_object_get(root_of(page, i), "heads"), found);
+        qb_head_spread found[MAX_HEADS];
+        size_t n = qb_head_spreads(json_object_get(root_of(page, i), "heads"), found, MAX_HEADS);
         if (n && !open)
             qb_page_table_open(page, "Heads that sleep on one text and work on another",
                                "model|#layer|#head|#dormant queries, least|#most");
         open = open || n;
         for (size_t k = 0; k < n; k++) {
             qb_page_row_open(page, qb_page_analysis(page, i, name));
-            qb_page_number(page, format_whole(qb_json_real_at(found[k].head, "layer"), t));
-            qb_page_number(page, format_whole(qb_json_real_at(found[k].head, "head"), t));
+            qb_page_number(page, format_whole(found[k].layer, t));
+            qb_page_number(page, format_whole(found[k].head, t));
             qb_page_number(page, qb_format_percent(found[k].least, t));
             qb_page_number(page, qb_format_percent(found[k].most, t));
             qb_page_row_close(page);

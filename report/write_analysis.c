@@ -3,6 +3,7 @@
 #include "report/write_analysis.h"
 
 #include "report/format.h"
+#include "report/head_spread.h"
 
 #include <math.h>
 #include <string.h>
@@ -108,6 +109,28 @@ static void write_massive(const json_t *root, FILE *stream)
     }
 }
 
+/* ---- heads that depend on the text ---- */
+
+enum { SHOWN_HEADS = 5, LISTED_HEADS = 32 };
+
+static const char *text_name(const json_t *root, size_t i)
+{
+    return qb_json_text_at(json_array_get(json_object_get(root, "texts"), i), "name");
+}
+
+static void write_heads(const json_t *root, FILE *stream)
+{
+    qb_head_spread found[SHOWN_HEADS];
+    size_t n = qb_head_spreads(json_object_get(root, "heads"), found, SHOWN_HEADS);
+    for (size_t i = 0; i < n; i++) {
+        char least[QB_FORMAT_BYTES], most[QB_FORMAT_BYTES];
+        fprintf(stream, "%-8s layer %.0f head %.0f: %s dormant queries on %.24s, %s on %.24s\n",
+                i ? "" : "heads", found[i].layer, found[i].head,
+                qb_format_percent(found[i].least, least), text_name(root, found[i].least_text),
+                qb_format_percent(found[i].most, most), text_name(root, found[i].most_text));
+    }
+}
+
 static void write_interventions(const json_t *root, FILE *stream)
 {
     size_t i;
@@ -136,6 +159,7 @@ qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
     write_layers(root, stream);
     write_summary(root, stream);
     write_massive(root, stream);
+    write_heads(root, stream);
     write_interventions(root, stream);
     const json_t *sensitivity = json_object_get(root, "sensitivity");
     if (sensitivity) qb_sensitivity_write_screen(sensitivity, stream);
@@ -209,6 +233,30 @@ static void write_massive_table(const json_t *root, FILE *stream)
     }
 }
 
+static void write_head_table(const json_t *root, FILE *stream)
+{
+    static const char *const heads[] = {
+        "dormant queries: layer", "head", "least", "text", "most", "text"};
+    qb_head_spread found[LISTED_HEADS];
+    size_t n = qb_head_spreads(json_object_get(root, "heads"), found, LISTED_HEADS);
+    if (!n) return;
+    fputc('\n', stream);
+    write_cells(heads, 6, stream);
+    write_rule(6, stream);
+    for (size_t i = 0; i < n; i++) {
+        char layer[32], head[32], least[QB_FORMAT_BYTES], most[QB_FORMAT_BYTES];
+        snprintf(layer, sizeof layer, "%.0f", found[i].layer);
+        snprintf(head, sizeof head, "%.0f", found[i].head);
+        const char *const cells[] = {layer,
+                                     head,
+                                     qb_format_percent(found[i].least, least),
+                                     text_name(root, found[i].least_text),
+                                     qb_format_percent(found[i].most, most),
+                                     text_name(root, found[i].most_text)};
+        write_cells(cells, 6, stream);
+    }
+}
+
 static void write_intervention_table(const json_t *root, FILE *stream)
 {
     static const char *const heads[] = {"intervention", "perplexity", "untouched", "loss"};
@@ -239,6 +287,7 @@ qb_status qb_analysis_write_markdown(const json_t *root, FILE *stream)
             qb_json_text_at(root, "command"));
     write_layer_table(root, stream);
     write_massive_table(root, stream);
+    write_head_table(root, stream);
     write_intervention_table(root, stream);
     const json_t *sensitivity = json_object_get(root, "sensitivity");
     if (sensitivity) qb_sensitivity_write_markdown(sensitivity, stream);

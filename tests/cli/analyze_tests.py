@@ -76,6 +76,17 @@ def test_analyze_tells_texts_apart(own):
         alone = analyze(own, "--text", own / name, path)
         for head, single in zip(both["heads"], alone["heads"]):
             assert head["dormant_share_by_text"][i] == single["dormant_share"]
+    shares = [head["dormant_share_by_text"] for head in both["heads"]]
+    apart, at = max((abs(a - b), i) for i, (a, b) in enumerate(shares))
+    assert apart > 0
+    screen = expect(qbench("analyze", "--quiet", "--text", f"{own / 'a'},{own / 'b'}", "--md",
+                           own / "a.md", path)).out.decode()
+    found = re.search(r"^heads +layer (\d+) head (\d+): ([\d.]+) % dormant queries on (\w), "
+                      r"([\d.]+) % on (\w)$", screen, re.M)
+    assert (int(found[1]), int(found[2])) == (both["heads"][at]["layer"], both["heads"][at]["head"])
+    for share, name in ((found[3], found[4]), (found[5], found[6])):
+        assert abs(float(share) - 100 * shares[at]["ab".index(name)]) < 0.06, screen
+    assert "| dormant queries: layer |" in (own / "a.md").read_text()
 
 
 def test_analyze_rows_of_tokens_are_windows(own):
