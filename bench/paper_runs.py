@@ -167,7 +167,9 @@ def evaluate_all(p, folder):
                  for model in models]
     for job in jobs:
         job.result()
-    say(f"{folder.name}: evaluated at {len(models)} marks in {time.monotonic() - start:.1f} s")
+    seconds = round(time.monotonic() - start, 1)
+    say(f"{folder.name}: evaluated at {len(models)} marks in {seconds} s")
+    return seconds
 
 
 def growth(p, folder):
@@ -208,7 +210,7 @@ def head(p, name, folder):
 
 def record_training(p, name):
     folder, kept = p.work / name, p.results / name
-    evaluate_all(p, folder)
+    seconds = evaluate_all(p, folder)
     grown = growth(p, folder)
     last = marks(p, folder)[-1][1]
     kept.mkdir(parents=True, exist_ok=True)
@@ -219,7 +221,8 @@ def record_training(p, name):
     runs.keep_metrics(folder / "metrics.jsonl", kept / "metrics.jsonl")
     write_json(kept / "run.json", {
         **head(p, name, folder), "parameters": seen["parameters"], "architecture": seen["architecture"],
-        "training": seen["training"], "evaluation": runs.evaluations_of(folder)[-1], "growth": grown})
+        "training": seen["training"], "evaluation": runs.evaluations_of(folder)[-1], "growth": grown,
+        "evaluated_in_s": seconds})
     for path in [*folder.glob("model-*.bin"), *folder.glob("*.ckpt")]:
         path.unlink()
 
@@ -256,12 +259,14 @@ def record(p, name):
 
 # ---- which, and when ----
 
-def recorded_rates(p, preset):
-    """Tokens a second of recorded trainings of that shape, evaluations in between included."""
+def recorded(p, preset):
+    """Of trainings of that shape: tokens a second, evaluations in between included, and seconds of those
+    after it."""
     for name, run in RUNS.items():
-        if run.preset == preset and run.group != "speed" and p.is_recorded(name):
+        if run.preset == preset and not is_speed(name) and p.is_recorded(name):
             kept = read_json(p.results / name / "run.json")
-            yield kept["training"]["tokens"] / sum(s["seconds"] for s in kept["sessions"])
+            seconds = sum(s["seconds"] for s in kept["sessions"])
+            yield kept["training"]["tokens"] / seconds, kept["evaluated_in_s"]
 
 
 def share_left(p, name):
@@ -274,8 +279,8 @@ def seconds_to_expect(p, name):
     run = RUNS[name]
     if is_speed(name):
         return SPEED_SECONDS[run.preset]
-    rates = list(recorded_rates(p, run.preset)) or [RATES[run.preset]]
-    return share_left(p, name) * p.tokens_of(name) / statistics.median(rates) + EVALUATE_SECONDS
+    rates, after = zip(*(list(recorded(p, run.preset)) or [(RATES[run.preset], EVALUATE_SECONDS)]))
+    return share_left(p, name) * p.tokens_of(name) / statistics.median(rates) + max(after)
 
 
 def in_order(p, wanted):

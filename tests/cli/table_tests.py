@@ -84,7 +84,7 @@ def without_time(path):
         return [{k: v for k, v in json.loads(line).items() if k not in ("tok_per_s", "mfu", "seconds", "memory_bytes")}
                 for line in path.read_text().splitlines()]
     value = json.loads(path.read_text())
-    for gone in ("sessions", "time_utc", "command", "environment", "memory"):
+    for gone in ("sessions", "time_utc", "command", "environment", "memory", "evaluated_in_s"):
         for record in [value, *value.get("results", [])]:
             record.pop(gone, None)
     return value
