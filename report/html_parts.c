@@ -220,6 +220,7 @@ char *qb_page_axis_name(const char *name, const qb_scale *scale, char *text)
 /* ---- bars ---- */
 
 enum { BAR_ROW = 32, BAR_HEADING = 26, BAR_AXIS = 44, BAR_MARGIN = 10 };
+enum { BAR_CHARS = 52 }; /* of label and value, that they do not meet */
 
 static bool starts_group(const qb_bar *bars, size_t i)
 {
@@ -229,7 +230,10 @@ static bool starts_group(const qb_bar *bars, size_t i)
 static void write_bar(FILE *out, const qb_bar *b, const qb_scale *x, double top)
 {
     double y = top + 18, height = 9;
-    qb_svg_text(out, BAR_MARGIN, top + 13, "start", b->label);
+    int room = BAR_CHARS - qb_text_columns(b->text);
+    char label[QB_NAME_BYTES];
+    qb_svg_text(out, BAR_MARGIN, top + 13, "start",
+                qb_shorten(b->label, room > 8 ? (size_t)room : 8, label));
     qb_svg_text(out, QB_SVG_WIDTH - BAR_MARGIN, top + 13, "end value", b->text);
     if (!qb_is_drawable(b->value)) return;
     double zero = qb_scale_at(x, 0), at = qb_scale_at(x, b->value);
