@@ -120,7 +120,6 @@ struct qb_arch {
     const char *name;    /* "gpt2", "llama", "opt" */
     qb_config defaults;  /* what a configuration starts from */
     const char *hf_type; /* config.json model_type */
-    const char *gguf;    /* general.architecture */
     const char *source;
 };
 extern const qb_arch qb_archs[];               /* ends with a zero row */

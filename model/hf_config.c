@@ -17,6 +17,20 @@ static qb_status need_size(const json_t *root, const char *key, size_t *out)
     return QB_OK;
 }
 
+/* transformers takes GPT2's sizes under the other families' names too. */
+static qb_status need_size_or(const json_t *root, const char *key, const char *other, size_t *out)
+{
+    size_t found = 0;
+    QB_TRY(qb_json_get_size(root, other, 1, MAX_SIZE, &found));
+    *out = found;
+    if (found) QB_TRY(qb_json_get_size(root, key, 1, MAX_SIZE, out));
+    if (!found) QB_TRY(need_size(root, key, out));
+    if (found && found != *out)
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found %zu, expected that of \"%s\", %zu", other,
+                       found, key, *out);
+    return QB_OK;
+}
+
 /* A switch that must have one value for the model to mean what is computed here. */
 static qb_status need_bool(const json_t *root, const char *key, bool value)
 {
@@ -167,10 +181,10 @@ static qb_status get_rope(const json_t *root, size_t context, qb_rope *rope)
 static qb_status read_gpt2(const json_t *root, qb_config *c)
 {
     QB_TRY(need_size(root, "vocab_size", &c->vocab));
-    QB_TRY(need_size(root, "n_positions", &c->context));
-    QB_TRY(need_size(root, "n_embd", &c->d_model));
-    QB_TRY(need_size(root, "n_layer", &c->n_layers));
-    QB_TRY(need_size(root, "n_head", &c->n_heads));
+    QB_TRY(need_size_or(root, "n_positions", "max_position_embeddings", &c->context));
+    QB_TRY(need_size_or(root, "n_embd", "hidden_size", &c->d_model));
+    QB_TRY(need_size_or(root, "n_layer", "num_hidden_layers", &c->n_layers));
+    QB_TRY(need_size_or(root, "n_head", "num_attention_heads", &c->n_heads));
     c->d_ff = 4 * c->d_model;
     QB_TRY(qb_json_get_size(root, "n_inner", 1, MAX_SIZE, &c->d_ff));
     if (c->d_model % c->n_heads)
@@ -297,6 +311,7 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
         qb_config c = arch->defaults;
         c.arch = arch;
         QB_TRY(families[i].read(root, &c));
+        QB_TRY(need_bool(root, "is_causal", true));
         QB_TRY(qb_json_get_bool(root, "tie_word_embeddings", &c.tied_head));
         QB_TRY(qb_config_check(&c));
         *out = c;

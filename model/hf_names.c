@@ -15,7 +15,7 @@ typedef struct hf_family {
     const char *prefix; /* of all but the head; older files leave it out */
     const char *layer;  /* before the layer's number */
     hf_name names[QB_ROLE_COUNT + 1];
-    const char *harmless[4]; /* per-layer buffers that old versions saved */
+    const char *harmless[4]; /* buffers that old versions saved, in the layers or beside them */
 } hf_family;
 
 #define PLAIN                                                                                      \
@@ -79,7 +79,7 @@ static const hf_family families[] = {
       {QB_ROLE_ATTN_GATE, "self_attn.gate.weight", PLAIN},
       {QB_ROLE_ATTN_GATE_B, "self_attn.gate.bias", PLAIN},
       {QB_ROLE_COUNT, NULL, PLAIN}},
-     {"self_attn.rotary_emb.inv_freq"}},
+     {"self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"}},
     {"opt",
      "model.decoder.",
      "layers.",
@@ -147,8 +147,8 @@ qb__hf_kind qb__hf_find_name(const qb_arch *arch, const char *name, qb_role *rol
         *form = n->form;
         return QB__HF_TENSOR;
     }
-    for (size_t i = 0; rest && i < QB_COUNT(f->harmless) && f->harmless[i]; i++)
-        if (!strcmp(rest, f->harmless[i])) return QB__HF_HARMLESS;
+    for (size_t i = 0; i < QB_COUNT(f->harmless) && f->harmless[i]; i++)
+        if (!strcmp(rest ? rest : name, f->harmless[i])) return QB__HF_HARMLESS;
     return QB__HF_UNKNOWN;
 }
 

@@ -1,4 +1,4 @@
-/* model/import_gguf.c - GGUF files of the gpt2 and llama architectures as models.
+/* model/import_gguf.c - GGUF files of the gpt2, llama and qwen2 architectures as models.
  *
  * Tensors stay as they are, block formats too, and are mapped. The one exception: llama.cpp's
  * converter permutes the rows of llama's query and key weights, because its rotary kernel turns
@@ -111,6 +111,37 @@ static qb_status get_double(const gguf_keys *k, const char *name, bool required,
     return qb_gguf_get_double(k->g, key, out);
 }
 
+/* What other models have and these must not: the name, and the value that changes nothing (0 too,
+ * which llama.cpp takes for absent). */
+static qb_status check_neutral(const gguf_keys *k)
+{
+    static const struct {
+        const char *name;
+        double neutral;
+    } scales[] = {
+        {"attention.scale", 0},          {"attention.clamp_kqv", 0},
+        {"attn_logit_softcapping", 0},   {"final_logit_softcapping", 0},
+        {"attention.max_alibi_bias", 0}, {"logit_scale", 1},
+        {"residual_scale", 1},           {"embedding_scale", 1},
+        {"rope.scaling.attn_factor", 1},
+    };
+    char key[128];
+    for (size_t i = 0; i < QB_COUNT(scales); i++) {
+        double found = 0.0;
+        QB_TRY(get_double(k, scales[i].name, false, &found));
+        if (found != 0.0 && found != scales[i].neutral)
+            return QB_FAIL(QB_ERR_UNSUPPORTED, "key %s: found %g, expected %s",
+                           full_key(k, scales[i].name, key), found,
+                           scales[i].neutral != 0.0 ? "1" : "none");
+    }
+    bool causal = true, parallel = false;
+    QB_TRY(qb_gguf_get_bool(k->g, full_key(k, "attention.causal", key), &causal));
+    if (!causal) return QB_FAIL(QB_ERR_UNSUPPORTED, "key %s: found false, expected true", key);
+    QB_TRY(qb_gguf_get_bool(k->g, full_key(k, "use_parallel_residual", key), &parallel));
+    if (parallel) return QB_FAIL(QB_ERR_UNSUPPORTED, "key %s: found true, expected false", key);
+    return QB_OK;
+}
+
 static qb_status read_heads(const gguf_keys *k, qb_config *c)
 {
     QB_TRY(get_size(k, "attention.head_count", true, &c->n_heads));
@@ -148,8 +179,10 @@ static qb_status read_sizes(const gguf_keys *k, qb_config *c)
     if (n_experts)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "key %s.expert_count: found %zu, expected 0", k->prefix,
                        n_experts);
+    QB_TRY(get_size(k, "attention.sliding_window", false, &c->sliding_window));
+    if (c->sliding_window && c->context > c->sliding_window) c->context = c->sliding_window;
     c->tied_head = !find_tensor(k->g, "output.weight");
-    return QB_OK;
+    return check_neutral(k);
 }
 
 /* ---- rotary positions ---- */
@@ -244,23 +277,25 @@ static qb_status read_llama(const gguf_keys *k, qb_config *c)
     QB_TRY(get_size(k, "rope.dimension_count", false, &rotated));
     if (rotated != c->head_dim)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "key llama.rope.dimension_count: found %zu, expected the head size %zu",
-                       rotated, c->head_dim);
+                       "key %s.rope.dimension_count: found %zu, expected the head size %zu",
+                       k->prefix, rotated, c->head_dim);
     QB_TRY(get_double(k, "rope.freq_base", false, &c->rope.theta));
     QB_TRY(read_rope_scaling(k, &c->rope));
     c->attn_bias = find_tensor(k->g, "blk.0.attn_q.bias") != NULL;
+    c->qkv_bias_only = c->attn_bias && !find_tensor(k->g, "blk.0.attn_output.bias");
     c->mlp_bias = find_tensor(k->g, "blk.0.ffn_up.bias") != NULL;
     return read_rope_factors(k->g, c);
 }
 
 static const struct {
-    const char *arch;
+    const char *name, *arch; /* in the file and here */
     qb_status (*read)(const gguf_keys *keys, qb_config *config);
     bool permuted;           /* query and key rows */
     const char *default_pre; /* where tokenizer.ggml.pre is absent */
 } families[] = {
-    {"gpt2", read_gpt2, false, "gpt-2"},
-    {"llama", read_llama, true, NULL},
+    {"gpt2", "gpt2", read_gpt2, false, "gpt-2"},
+    {"llama", "llama", read_llama, true, NULL},
+    {"qwen2", "llama", read_llama, false, NULL},
 };
 
 /* Quantised files say by which version of the block formats; all are laid out alike since 2. */
@@ -286,8 +321,8 @@ static qb_status read_config(const qb_gguf *g, size_t *family, qb_config *out)
     if (!name.data) return QB_FAIL(QB_ERR_FORMAT, "key general.architecture is missing");
     for (size_t i = 0; i < QB_COUNT(families); i++) {
         const qb_arch *arch = qb_arch_find(families[i].arch);
-        if (!qb_gguf_text_is(name, arch->gguf)) continue;
-        gguf_keys keys = {g, arch->gguf};
+        if (!qb_gguf_text_is(name, families[i].name)) continue;
+        gguf_keys keys = {g, families[i].name};
         qb_config c = arch->defaults;
         c.arch = arch;
         QB_TRY(check_quantization(g));
@@ -298,7 +333,7 @@ static qb_status read_config(const qb_gguf *g, size_t *family, qb_config *out)
         return qb_config_check(&c);
     }
     return QB_FAIL(QB_ERR_UNSUPPORTED,
-                   "key general.architecture: found \"%.*s\", expected gpt2 or llama",
+                   "key general.architecture: found \"%.*s\", expected gpt2, llama or qwen2",
                    (int)(name.bytes < 60 ? name.bytes : 60), name.data);
 }
 
@@ -342,7 +377,7 @@ static qb_status set_tensor(qb_model *model, bool permuted, const qb_gguf_tensor
     if (qb_gguf_text_is(t->name, "rope_freqs.weight") && model->config.pos == QB_POS_ROPE)
         return QB_OK; /* in the configuration */
     if (!find_role(t->name, &role, &layer_idx))
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: not a tensor of a %s model", name,
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: not a tensor of %s models", name,
                        model->config.arch->name);
     if (t->n_dims > 2)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found %zu dimensions, expected 1 or 2", name,

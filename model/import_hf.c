@@ -56,7 +56,7 @@ static qb_status set_tensor(hf_import *import, qb_file *file, const qb_st_tensor
     qb__hf_kind kind = qb__hf_find_name(model->config.arch, t->name, &role, &layer_idx, &form);
     if (kind == QB__HF_HARMLESS) return QB_OK;
     if (kind == QB__HF_UNKNOWN)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: not a tensor of a %s model", t->name,
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: not a tensor of %s models", t->name,
                        model->config.arch->name);
     QB_TRY(check_float_matrix(t));
     if (role == QB_ROLE_HEAD && model->config.tied_head) {

@@ -100,11 +100,16 @@ static const char *const role_names[QB_ROLE_COUNT] = {
     [QB_ROLE_HEAD] = "output.weight",
 };
 
+static const char *file_arch(const qb_config *c)
+{
+    return c->qkv_bias_only ? "qwen2" : c->arch->name;
+}
+
 static bool is_permuted(const qb_config *c, qb_role role)
 {
     bool rotary =
         role == QB_ROLE_Q || role == QB_ROLE_K || role == QB_ROLE_Q_B || role == QB_ROLE_K_B;
-    return rotary && !strcmp(c->arch->name, "llama");
+    return rotary && !strcmp(file_arch(c), "llama");
 }
 
 /* convert_hf_to_gguf.py: w.reshape(heads, 2, D / 2, ...).swapaxes(1, 2).reshape(w.shape). */
@@ -139,16 +144,17 @@ static void add_config(const qb_config *c, test_bytes *b)
     const size_t values[] = {c->context, c->d_model,    c->n_layers, c->d_ff,
                              c->n_heads, c->n_kv_heads, c->head_dim, c->head_dim};
     char key[80];
-    kv_text(b, "general.architecture", c->arch->gguf);
+    kv_text(b, "general.architecture", file_arch(c));
     for (size_t i = 0; i < QB_COUNT(keys); i++) {
-        snprintf(key, sizeof key, "%s.%s", c->arch->gguf, keys[i]);
+        snprintf(key, sizeof key, "%s.%s", file_arch(c), keys[i]);
         kv_u32(b, key, (uint32_t)values[i]);
     }
     bool llama = !strcmp(c->arch->name, "llama");
-    snprintf(key, sizeof key, "%s.attention.layer_norm_%s", c->arch->gguf,
+    snprintf(key, sizeof key, "%s.attention.layer_norm_%s", file_arch(c),
              llama ? "rms_epsilon" : "epsilon");
     kv_f32(b, key, (float)c->norm_eps);
-    kv_f32(b, "llama.rope.freq_base", (float)c->rope.theta);
+    snprintf(key, sizeof key, "%s.rope.freq_base", file_arch(c));
+    kv_f32(b, key, (float)c->rope.theta);
 }
 
 static test_bytes file_of(const qb_model *m, const extra *more)
@@ -193,9 +199,11 @@ static qb_config config_of(const char *arch)
 static void models_come_back(void **state)
 {
     (void)state;
-    for (int variant = 0; variant < 4; variant++) {
+    for (int variant = 0; variant < 5; variant++) {
         qb_config c = config_of(variant ? "llama" : "gpt2");
-        c.attn_bias = c.attn_bias || variant == 2;
+        c.qkv_bias_only = variant == 4; /* qwen2: nothing is permuted */
+        c.attn_bias = c.attn_bias || variant == 2 || variant == 4;
+        if (variant == 4) c.rope.theta = 5e4;
         c.tied_head = c.tied_head || variant == 3;
         qb_model *source = qb_test_tiny_model(&c, 5), *read;
         test_bytes b = file_of(source, NULL);
@@ -502,6 +510,36 @@ static void partial_rope(test_bytes *b)
 {
     kv_u32(b, "llama.rope.dimension_count", 4);
 }
+static void scaled_scores(test_bytes *b)
+{
+    kv_f32(b, "llama.attention.scale", 0.3f);
+}
+static void scaled_logits(test_bytes *b)
+{
+    kv_f32(b, "llama.logit_scale", 0.5f);
+}
+static void capped_logits(test_bytes *b)
+{
+    kv_f32(b, "llama.final_logit_softcapping", 30.0f);
+}
+static void not_causal(test_bytes *b)
+{
+    add_text(b, "llama.attention.causal");
+    test_bytes_u32(b, QB_GGUF_BOOL);
+    test_bytes_add(b, "", 1);
+}
+static void parallel_residual(test_bytes *b)
+{
+    add_text(b, "llama.use_parallel_residual");
+    test_bytes_u32(b, QB_GGUF_BOOL);
+    test_bytes_add(b, "\1", 1);
+}
+static void neutral_values(test_bytes *b)
+{
+    kv_f32(b, "llama.logit_scale", 1.0f);
+    kv_f32(b, "llama.residual_scale", 0.0f);
+    kv_u32(b, "llama.attention.sliding_window", 9);
+}
 static void yarn(test_bytes *b)
 {
     kv_text(b, "llama.rope.scaling.type", "yarn");
@@ -552,6 +590,11 @@ static void models_that_are_not_computed_are_refused(void **state)
         {{negative_experts, 1, NULL}, "negative"},
         {{partial_rope, 1, NULL}, "rope.dimension_count"},
         {{yarn, 1, NULL}, "yarn"},
+        {{scaled_scores, 1, NULL}, "attention.scale: found 0.3"},
+        {{scaled_logits, 1, NULL}, "logit_scale: found 0.5, expected 1"},
+        {{capped_logits, 1, NULL}, "final_logit_softcapping"},
+        {{not_causal, 1, NULL}, "attention.causal"},
+        {{parallel_residual, 1, NULL}, "use_parallel_residual"},
         {{scores_as_bytes, 3, NULL}, "tokenizer.ggml.scores"},
         {{types_as_bytes, 3, NULL}, "tokenizer.ggml.token_type"},
         {{too_many_tokens, 2, NULL}, "tokenizer.ggml.tokens"},
@@ -567,6 +610,12 @@ static void models_that_are_not_computed_are_refused(void **state)
             fail_msg("expected \"%s\", found \"%s\"", bad[i].message, qb_error_message());
         test_bytes_free(&b);
     }
+    test_bytes b = file_of(source, &(extra){neutral_values, 3, NULL});
+    QB_CHECK_OK(test_build_bytes(qb__gguf_build, b.data, b.n, &read));
+    assert_int_equal(qb_config_longest(&read->config), 9);
+    assert_int_equal(read->config.context, 9);
+    qb_model_close(read);
+    test_bytes_free(&b);
     qb_model_close(source);
 }
 

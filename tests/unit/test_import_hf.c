@@ -91,6 +91,11 @@ static void configurations_old_and_new_are_read(void **state)
         config_from("{" GPT2_SIZES ",\"n_inner\":null,\"activation_function\":\"relu\"}", &c));
     assert_true(c.act == QB_ACT_RELU && c.d_ff == 256 && c.tied_head && c.norm_eps == 1e-5);
     QB_CHECK_OK(config_from("{" GPT2_SIZES ",\"quantization_config\":null}", &c));
+    QB_CHECK_OK(config_from("{\"model_type\":\"gpt2\",\"vocab_size\":9,\"hidden_size\":8,"
+                            "\"num_attention_heads\":2,\"num_hidden_layers\":3,"
+                            "\"max_position_embeddings\":5}",
+                            &c));
+    assert_true(c.d_model == 8 && c.n_heads == 2 && c.n_layers == 3 && c.context == 5);
     QB_CHECK_OK(config_from("{" OPT_SIZES "}", &c));
     assert_true(c.act == QB_ACT_RELU && c.tied_head && c.attn_bias && c.mlp_bias && !c.fused_qkv);
     QB_CHECK_OK(config_from("{" OPT_SIZES ",\"enable_bias\":false}", &c));
@@ -172,6 +177,8 @@ static void configurations_are_refused_by_name(void **state)
         {"{" LLAMA_SIZES ",\"partial_rotary_factor\":0.5}", "partial_rotary"},
         {"{" LLAMA_SIZES ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":5}}}",
          "full_attention"},
+        {"{" LLAMA_SIZES ",\"is_causal\":false}", "is_causal"},
+        {"{" GPT2_SIZES ",\"num_attention_heads\":2}", "num_attention_heads"},
         {"{" OPT_SIZES ",\"do_layer_norm_before\":false}", "do_layer_norm_before"},
         {"{" OPT_SIZES ",\"word_embed_proj_dim\":32}", "word_embed_proj_dim"},
         {"{" OPT_SIZES ",\"_remove_final_layer_norm\":true}", "_remove_final_layer_norm"},
