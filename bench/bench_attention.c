@@ -39,7 +39,6 @@ static void attention_teardown(void *state)
     qb_free(s->v);
     qb_free(s->out);
     qb_free(s->args.scratch);
-    qb_free(s);
 }
 
 /* The last query's first head, first dimension, against a plain loop. */
@@ -93,24 +92,19 @@ static qb_status fill(attention_state *s)
     return check(s);
 }
 
-static qb_status attention_setup(const void *params, qb_pool *pool, void **state)
+static qb_status attention_setup(void *state, const void *params, qb_pool *pool)
 {
-    attention_state *s;
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
+    attention_state *s = state;
     memcpy(&s->params, params, sizeof s->params);
     s->pool = pool;
-    qb_status status = fill(s);
-    if (status != QB_OK)
-        attention_teardown(s);
-    else
-        *state = s;
-    return status;
+    return fill(s);
 }
 
 static void add_case(const attention_params *p, const char *size, size_t n_threads)
 {
     double t = (double)p->n_q, pairs = t * (double)p->n_past + t * (t + 1) / 2;
     qb_bench_case c = {.n_threads = n_threads,
+                       .state_bytes = sizeof(attention_state),
                        .setup = attention_setup,
                        .run = attention_run,
                        .teardown = attention_teardown,

@@ -1,8 +1,8 @@
 /* bench/bench_gemm_f32.c - the f32 product on layer shapes, and what one core could do at best: a
  * loop of fused multiply-adds on registers alone. Warm, but for one token: there the weights are
  * read in turn from copies that together exceed the caches. */
+#include "bench/products.h"
 #include "bench/shapes.h"
-#include "bench/shim.h"
 
 #include "core/memory.h"
 #include "core/rng.h"
@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-enum { COLD_BYTES = 192 << 20, CHECKED_TOKENS = 3, LONG_PROMPT = 8192 };
+enum { LONG_PROMPT = 8192 };
 
 typedef struct product_params {
     const qb_gemm_f32_row *row;
@@ -28,15 +28,13 @@ typedef struct product_state {
     qb_pool *pool;
     qb_gemm_f32_args args;
     float *x, *w, *y;
-    char *packed; /* n_copies, packed_bytes apart */
-    size_t n_copies, packed_bytes, next;
+    qb_bench_weights packed;
 } product_state;
 
 static void product_run(void *state)
 {
     product_state *s = state;
-    s->args.w = s->packed + s->next * s->packed_bytes;
-    s->next = (s->next + 1) % s->n_copies;
+    s->args.w = qb_bench_weights_next(&s->packed);
     qb_gemm_f32_run(s->params.row, &s->args, 1, s->pool);
 }
 
@@ -46,8 +44,7 @@ static void product_teardown(void *state)
     qb_free(s->x);
     qb_free(s->w);
     qb_free(s->y);
-    qb_free(s->packed);
-    qb_free(s);
+    qb_bench_weights_free(&s->packed);
 }
 
 /* The first tokens against a plain loop. */
@@ -55,7 +52,7 @@ static qb_status check(product_state *s)
 {
     const size_t n = s->params.n, k = s->params.k;
     product_run(s);
-    for (size_t i = 0; i < n * CHECKED_TOKENS && i < n * s->params.m; i++) {
+    for (size_t i = 0; i < n * QB_BENCH_CHECKED_TOKENS && i < n * s->params.m; i++) {
         double sum = 0, size = 0;
         for (size_t c = 0; c < k; c++) {
             double product = (double)s->x[i / n * k + c] * s->w[i % n * k + c];
@@ -72,61 +69,46 @@ static qb_status check(product_state *s)
 static qb_status fill(product_state *s)
 {
     const size_t m = s->params.m, n = s->params.n, k = s->params.k;
-    s->packed_bytes = qb_round_up(s->params.row->packed_bytes(n, k), QB_ALIGN_BYTES);
-    s->n_copies = m == 1 ? COLD_BYTES / s->packed_bytes + 1 : 1;
+    QB_TRY(qb_bench_weights_make(&s->packed, s->params.row->packed_bytes(n, k), m));
     QB_TRY(QB_NEW(&s->x, m * k, "x"));
     QB_TRY(QB_NEW(&s->w, n * k, "w"));
     QB_TRY(QB_NEW_ZERO(&s->y, m * n, "y"));
-    QB_TRY(QB_NEW(&s->packed, s->n_copies * s->packed_bytes, "packed w"));
     qb_rng_normal_f32(1, QB_STREAM_TEST, 0, m * k, 1.0f, s->x);
     qb_rng_normal_f32(2, QB_STREAM_TEST, 0, n * k, 0.02f, s->w);
-    s->params.row->pack(s->w, 0, n, n, k, s->packed);
-    for (size_t i = 1; i < s->n_copies; i++)
-        memcpy(s->packed + i * s->packed_bytes, s->packed, s->packed_bytes);
+    s->params.row->pack(s->w, 0, n, n, k, s->packed.packed);
+    qb_bench_weights_repeat(&s->packed);
     s->args = (qb_gemm_f32_args){
         .m = m, .n = n, .k = k, .x = s->x, .x_stride = k, .y = s->y, .y_stride = n};
     return check(s);
 }
 
-static qb_status product_setup(const void *params, qb_pool *pool, void **state)
+static qb_status product_setup(void *state, const void *params, qb_pool *pool)
 {
-    product_state *s;
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
+    product_state *s = state;
     memcpy(&s->params, params, sizeof s->params);
     s->pool = pool;
-    qb_status status = fill(s);
-    if (status != QB_OK)
-        product_teardown(s);
-    else
-        *state = s;
-    return status;
+    return fill(s);
 }
 
 static void add_product(const product_params *p, size_t n_threads)
 {
     const double m = (double)p->m, n = (double)p->n, k = (double)p->k;
     qb_bench_case c = {.n_threads = n_threads,
+                       .state_bytes = sizeof(product_state),
                        .setup = product_setup,
                        .run = product_run,
                        .teardown = product_teardown,
-                       .ops_per_iter = 2.0 * m * n * k,
                        .bytes_per_iter = 4.0 * (n * k + m * k + m * n)};
-    snprintf(c.name, sizeof c.name, "%s%s/M:%zu/N:%zu/K:%zu", p->row->info.name,
-             p->m == 1 ? "/cold" : "", p->m, p->n, p->k);
     memcpy(c.params, p, sizeof *p);
-    qb_bench_name_threads(&c);
-    qb_bench_add(&c);
+    qb_bench_add_product(c, p->row->info.name, p->m, p->n, p->k, p->m == 1);
 }
 
 #ifdef QB_WITH_X86
 enum { PEAK_ROUNDS = 100000, PEAK_SUMS = 12 }; /* more sums than latency times ports */
 
-static qb_status peak_setup(const void *params, qb_pool *pool, void **state)
+static qb_status peak_setup(void *state, const void *params, qb_pool *pool)
 {
-    (void)params, (void)pool;
-    float *sink;
-    QB_TRY(QB_NEW_ZERO(&sink, 1, "benchmark"));
-    *state = sink;
+    (void)state, (void)params, (void)pool;
     return QB_OK;
 }
 
@@ -154,9 +136,9 @@ static void add_peak(const char *name, uint32_t needs, void (*run)(void *state),
 {
     if (needs & ~qb_cpu_features()) return;
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(float), /* the sum, which someone has to want */
                        .setup = peak_setup,
                        .run = run,
-                       .teardown = qb_free,
                        .ops_per_iter = 2.0 * lanes * PEAK_SUMS * PEAK_ROUNDS};
     snprintf(c.name, sizeof c.name, "%s", name);
     qb_bench_add(&c);

@@ -1,7 +1,7 @@
 /* bench/bench_gemm_s8.c - the int8 product with scales applied, f32 out, on layer shapes. Warm, but
  * for one token: there the weights are read in turn from copies that together exceed the caches. */
+#include "bench/products.h"
 #include "bench/shapes.h"
-#include "bench/shim.h"
 
 #include "core/memory.h"
 #include "core/rng.h"
@@ -9,8 +9,6 @@
 
 #include <stdio.h>
 #include <string.h>
-
-enum { COLD_BYTES = 192 << 20, CHECKED_TOKENS = 3 };
 
 typedef struct product_params {
     const qb_gemm_s8_row *row;
@@ -22,8 +20,7 @@ typedef struct product_state {
     qb_pool *pool;
     qb_gemm_s8_args args;
     int8_t *x;
-    char *packed; /* n_copies, packed_bytes apart */
-    size_t n_copies, packed_bytes, next;
+    qb_bench_weights packed;
     int32_t *x_sum;
     float *scales, *y; /* scales: of tokens, then of channels */
 } product_state;
@@ -31,8 +28,7 @@ typedef struct product_state {
 static void product_run(void *state)
 {
     product_state *s = state;
-    s->args.w = s->packed + s->next * s->packed_bytes;
-    s->next = (s->next + 1) % s->n_copies;
+    s->args.w = qb_bench_weights_next(&s->packed);
     qb_gemm_s8_run(s->params.row, &s->args, 1, s->pool);
 }
 
@@ -40,11 +36,10 @@ static void product_teardown(void *state)
 {
     product_state *s = state;
     qb_free(s->x);
-    qb_free(s->packed);
+    qb_bench_weights_free(&s->packed);
     qb_free(s->x_sum);
     qb_free(s->scales);
     qb_free(s->y);
-    qb_free(s);
 }
 
 static void fill_codes(int8_t *codes, size_t n, uint64_t seed)
@@ -57,7 +52,7 @@ static void fill_codes(int8_t *codes, size_t n, uint64_t seed)
 static qb_status check(product_state *s, const int8_t *w)
 {
     product_run(s);
-    for (size_t m = 0; m < s->params.m && m < CHECKED_TOKENS; m++)
+    for (size_t m = 0; m < s->params.m && m < QB_BENCH_CHECKED_TOKENS; m++)
         for (size_t n = 0; n < s->params.n; n++) {
             int32_t sum = 0;
             for (size_t k = 0; k < s->params.k; k++)
@@ -74,10 +69,8 @@ static qb_status fill(product_state *s)
     const size_t m = s->params.m, n = s->params.n, k = s->params.k;
     const size_t stride = qb_gemm_s8_x_stride(k);
     int8_t *w;
-    s->packed_bytes = qb_round_up(s->params.row->packed_bytes(n, k), QB_ALIGN_BYTES);
-    s->n_copies = m == 1 ? COLD_BYTES / s->packed_bytes + 1 : 1;
+    QB_TRY(qb_bench_weights_make(&s->packed, s->params.row->packed_bytes(n, k), m));
     QB_TRY(QB_NEW_ZERO(&s->x, m * stride, "x"));
-    QB_TRY(QB_NEW(&s->packed, s->n_copies * s->packed_bytes, "w"));
     QB_TRY(QB_NEW_ZERO(&s->x_sum, m, "sums"));
     QB_TRY(QB_NEW(&s->scales, m + n, "scales"));
     QB_TRY(QB_NEW(&s->y, m * n, "y"));
@@ -88,9 +81,8 @@ static qb_status fill(product_state *s)
     }
     fill_codes(w, n * k, 99);
     for (size_t i = 0; i < m + n; i++) s->scales[i] = 0.01f + 0.001f * (float)(i % 13);
-    s->params.row->pack(w, 0, n, n, k, s->packed);
-    for (size_t i = 1; i < s->n_copies; i++)
-        memcpy(s->packed + i * s->packed_bytes, s->packed, s->packed_bytes);
+    s->params.row->pack(w, 0, n, n, k, s->packed.packed);
+    qb_bench_weights_repeat(&s->packed);
     s->args = (qb_gemm_s8_args){.m = m,
                                 .n = n,
                                 .k = k,
@@ -108,34 +100,25 @@ static qb_status fill(product_state *s)
     return status;
 }
 
-static qb_status product_setup(const void *params, qb_pool *pool, void **state)
+static qb_status product_setup(void *state, const void *params, qb_pool *pool)
 {
-    product_state *s;
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
+    product_state *s = state;
     memcpy(&s->params, params, sizeof s->params);
     s->pool = pool;
-    qb_status status = fill(s);
-    if (status != QB_OK)
-        product_teardown(s);
-    else
-        *state = s;
-    return status;
+    return fill(s);
 }
 
 static void add_case(const product_params *p, size_t n_threads)
 {
     const double m = (double)p->m, n = (double)p->n, k = (double)p->k;
     qb_bench_case c = {.n_threads = n_threads,
+                       .state_bytes = sizeof(product_state),
                        .setup = product_setup,
                        .run = product_run,
                        .teardown = product_teardown,
-                       .ops_per_iter = 2.0 * m * n * k,
                        .bytes_per_iter = n * k + m * k + 4.0 * m * n};
-    snprintf(c.name, sizeof c.name, "%s%s/M:%zu/N:%zu/K:%zu", p->row->info.name,
-             p->m == 1 ? "/cold" : "", p->m, p->n, p->k);
     memcpy(c.params, p, sizeof *p);
-    qb_bench_name_threads(&c);
-    qb_bench_add(&c);
+    qb_bench_add_product(c, p->row->info.name, p->m, p->n, p->k, p->m == 1);
 }
 
 void qb_bench_gemm_s8(void)

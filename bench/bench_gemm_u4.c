@@ -1,8 +1,8 @@
 /* bench/bench_gemm_u4.c - f32 activations with 4-bit weights (scales by output channel) on layer
  * shapes: the product alone, and prepare() apart. Warm, but for one token: there the weights are
  * read in turn from copies that together exceed the caches. */
+#include "bench/products.h"
 #include "bench/shapes.h"
-#include "bench/shim.h"
 
 #include "core/memory.h"
 #include "core/rng.h"
@@ -11,8 +11,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-enum { COLD_BYTES = 192 << 20, CHECKED_TOKENS = 3 };
 
 typedef struct product_params {
     const qb_gemm_u4_row *row;
@@ -26,15 +24,14 @@ typedef struct product_state {
     float *x, *y, *scales;
     int32_t *zero_points;
     uint8_t *codes;
-    char *packed, *prepared; /* packed: n_copies, packed_bytes apart */
-    size_t n_copies, packed_bytes, next;
+    qb_bench_weights packed;
+    char *prepared;
 } product_state;
 
 static void product_run(void *state)
 {
     product_state *s = state;
-    s->args.w = s->packed + s->next * s->packed_bytes;
-    s->next = (s->next + 1) % s->n_copies;
+    s->args.w = qb_bench_weights_next(&s->packed);
     qb_gemm_u4_run(s->params.row, &s->args, 1, s->pool);
 }
 
@@ -42,7 +39,7 @@ static void prepare_run(void *state)
 {
     product_state *s = state;
     const product_params *p = &s->params;
-    p->row->prepare(s->x, p->k, 0, p->m, p->m, p->k, s->packed, s->prepared);
+    p->row->prepare(s->x, p->k, 0, p->m, p->m, p->k, s->packed.packed, s->prepared);
 }
 
 static void product_teardown(void *state)
@@ -53,16 +50,15 @@ static void product_teardown(void *state)
     qb_free(s->scales);
     qb_free(s->zero_points);
     qb_free(s->codes);
-    qb_free(s->packed);
+    qb_bench_weights_free(&s->packed);
     qb_free(s->prepared);
-    qb_free(s);
 }
 
 /* The first tokens against a plain loop in double; the tests have a sharper bound. */
 static qb_status check(product_state *s)
 {
     product_run(s);
-    for (size_t m = 0; m < s->params.m && m < CHECKED_TOKENS; m++)
+    for (size_t m = 0; m < s->params.m && m < QB_BENCH_CHECKED_TOKENS; m++)
         for (size_t n = 0; n < s->params.n; n++) {
             double want = 0.0, passed = 0.0;
             for (size_t k = 0; k < s->params.k; k++) {
@@ -102,14 +98,11 @@ static qb_status fill(product_state *s)
                                    .k_group = 1,
                                    .scale = s->scales,
                                    .zero_point = s->zero_points};
-    s->packed_bytes = qb_round_up(p->row->packed_bytes(&weights), QB_ALIGN_BYTES);
-    s->n_copies = m == 1 ? COLD_BYTES / s->packed_bytes + 1 : 1;
-    QB_TRY(QB_NEW(&s->packed, s->n_copies * s->packed_bytes, "w"));
+    QB_TRY(qb_bench_weights_make(&s->packed, p->row->packed_bytes(&weights), m));
     QB_TRY(QB_NEW(&s->prepared, p->row->prepared_bytes(m, k), "prepared x"));
-    const char *why = p->row->pack(&weights, 0, n, s->packed);
+    const char *why = p->row->pack(&weights, 0, n, s->packed.packed);
     if (why) return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: %s", p->row->info.name, why);
-    for (size_t i = 1; i < s->n_copies; i++)
-        memcpy(s->packed + i * s->packed_bytes, s->packed, s->packed_bytes);
+    qb_bench_weights_repeat(&s->packed);
     s->args = (qb_gemm_u4_args){.m = m,
                                 .n = n,
                                 .k = k,
@@ -122,40 +115,32 @@ static qb_status fill(product_state *s)
     return check(s);
 }
 
-static qb_status product_setup(const void *params, qb_pool *pool, void **state)
+static qb_status product_setup(void *state, const void *params, qb_pool *pool)
 {
-    product_state *s;
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
+    product_state *s = state;
     memcpy(&s->params, params, sizeof s->params);
     s->pool = pool;
-    qb_status status = fill(s);
-    if (status != QB_OK)
-        product_teardown(s);
-    else
-        *state = s;
-    return status;
+    return fill(s);
 }
 
 static void add_case(const product_params *p, size_t n_threads)
 {
     const double m = (double)p->m, n = (double)p->n, k = (double)p->k;
     qb_bench_case c = {.n_threads = n_threads,
+                       .state_bytes = sizeof(product_state),
                        .setup = product_setup,
                        .run = product_run,
                        .teardown = product_teardown,
-                       .ops_per_iter = 2.0 * m * n * k,
                        .bytes_per_iter = 0.5 * n * k + 4.0 * m * k + 4.0 * m * n};
-    snprintf(c.name, sizeof c.name, "%s%s/M:%zu/N:%zu/K:%zu", p->row->info.name,
-             p->m == 1 ? "/cold" : "", p->m, p->n, p->k);
     memcpy(c.params, p, sizeof *p);
-    qb_bench_name_threads(&c);
-    qb_bench_add(&c);
+    qb_bench_add_product(c, p->row->info.name, p->m, p->n, p->k, p->m == 1);
 }
 
 static void add_prepare(const product_params *p)
 {
     if (!p->row->prepared_bytes(p->m, p->k)) return;
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(product_state),
                        .setup = product_setup,
                        .run = prepare_run,
                        .teardown = product_teardown,

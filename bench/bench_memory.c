@@ -36,22 +36,15 @@ static void memory_teardown(void *state)
 {
     memory_state *s = state;
     qb_free(s->data);
-    qb_free(s);
 }
 
-static qb_status memory_setup(const void *params, qb_pool *pool, void **state)
+static qb_status memory_setup(void *state, const void *params, qb_pool *pool)
 {
-    memory_state *s;
+    memory_state *s = state;
     (void)params;
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
     s->pool = pool;
-    qb_status status = QB_NEW(&s->data, BUFFER_BYTES / sizeof *s->data, "benchmark buffer");
-    if (status != QB_OK) {
-        memory_teardown(s);
-        return status;
-    }
+    QB_TRY(QB_NEW(&s->data, BUFFER_BYTES / sizeof *s->data, "benchmark buffer"));
     memset(s->data, 1, BUFFER_BYTES);
-    *state = s;
     return QB_OK;
 }
 
@@ -60,6 +53,7 @@ void qb_bench_memory(void)
     for (const size_t *threads = qb_thread_counts(); *threads; threads++) {
         qb_bench_case c = {.name = "memory/read/cold",
                            .n_threads = *threads,
+                           .state_bytes = sizeof(memory_state),
                            .setup = memory_setup,
                            .run = memory_run,
                            .teardown = memory_teardown,

@@ -90,7 +90,6 @@ static void vectors_teardown(void *state)
     qb_free(v->y);
     qb_free(v->gain);
     qb_free(v->out);
-    qb_free(v);
 }
 
 static qb_status fill(vectors *v, float noise)
@@ -106,27 +105,20 @@ static qb_status fill(vectors *v, float noise)
     return QB_OK;
 }
 
-static qb_status vectors_setup(const void *params, qb_pool *pool, void **state)
+static qb_status vectors_setup(void *state, const void *params, qb_pool *pool)
 {
-    (void)pool;
+    vectors *v = state;
     timed_params p;
+    (void)pool;
     memcpy(&p, params, sizeof p);
-    vectors *v;
-    QB_TRY(QB_NEW_ZERO(&v, 1, "benchmark"));
     v->row = p.row;
     v->n = p.timed->n;
-    qb_status status = fill(v, p.timed->noise);
-    if (status == QB_OK) {
-        p.timed->run(v);
-        for (size_t i = 0; status == QB_OK && i < v->n; i++)
-            if (!isfinite(v->out[i]))
-                status = QB_FAIL(QB_ERR_DEVICE, "%s: wrong result at %zu", p.timed->name, i);
-    }
-    if (status != QB_OK)
-        vectors_teardown(v);
-    else
-        *state = v;
-    return status;
+    QB_TRY(fill(v, p.timed->noise));
+    p.timed->run(v);
+    for (size_t i = 0; i < v->n; i++)
+        if (!isfinite(v->out[i]))
+            return QB_FAIL(QB_ERR_DEVICE, "%s: wrong result at %zu", p.timed->name, i);
+    return QB_OK;
 }
 
 void qb_bench_pointwise(void)
@@ -134,6 +126,7 @@ void qb_bench_pointwise(void)
     for (const qb_pointwise_row *row = qb_pointwise_kernels; row->info.name; row++)
         for (size_t i = 0; i < QB_COUNT(timed) && !qb_kernel_refusal(&row->info); i++) {
             qb_bench_case c = {.n_threads = 1,
+                               .state_bytes = sizeof(vectors),
                                .setup = vectors_setup,
                                .run = timed[i].run,
                                .teardown = vectors_teardown,

@@ -2,7 +2,6 @@
  */
 #include "bench/shim.h"
 
-#include "core/memory.h"
 #include "core/rng.h"
 #include "kernels/quantize.h"
 
@@ -50,15 +49,13 @@ static void pass_run(void *state)
     }
 }
 
-static qb_status pass_setup(const void *params, qb_pool *pool, void **state)
+static qb_status pass_setup(void *state, const void *params, qb_pool *pool)
 {
-    pass_state *s;
+    pass_state *s = state;
     (void)pool;
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
     memcpy(&s->params, params, sizeof s->params);
     qb_rng_normal_f32(1, QB_STREAM_TEST, 0, M * K, 1.0f, s->x);
     for (size_t k = 0; k < K; k++) s->scale[k] = 4.0f / 127.0f;
-    *state = s;
     return QB_OK;
 }
 
@@ -69,9 +66,9 @@ void qb_bench_quantize(void)
             if (qb_kernel_refusal(&row->info)) continue;
             const pass_params params = {row, (pass)p};
             qb_bench_case c = {.n_threads = 1,
+                               .state_bytes = sizeof(pass_state),
                                .setup = pass_setup,
                                .run = pass_run,
-                               .teardown = qb_free,
                                .bytes_per_iter = 4.0 * M * K};
             snprintf(c.name, sizeof c.name, "%s/%s/M:%d/K:%d", row->info.name, pass_names[p], M, K);
             memcpy(c.params, &params, sizeof params);

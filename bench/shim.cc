@@ -1,8 +1,11 @@
 // bench/shim.cc - registers the cases of shim.h with Google Benchmark and runs it. The only C++.
 #include "bench/shim.h"
 
+#include "core/memory.h"
+
 #include <benchmark/benchmark.h>
 #ifdef QB_WITH_CUDA
+#include "core/cuda.h"
 #include "kernels/cuda/logits.h"
 
 #include <cuda_runtime_api.h>
@@ -12,6 +15,11 @@
 #include <cstring>
 
 #ifdef QB_WITH_CUDA
+static qb_status use_gpu()
+{
+    return qb_cuda_use(0);
+}
+
 // Reading this much leaves nothing else in the L2 cache, and nothing there to be written back.
 enum { FLUSH_ROWS = 1024, FLUSH_COLUMNS = 1 << 16 };
 
@@ -51,6 +59,11 @@ static void time_on_gpu(benchmark::State &state, const qb_bench_case &c, void *d
     if (error != cudaSuccess) state.SkipWithError(cudaGetErrorString(error));
 }
 #else
+static qb_status use_gpu()
+{
+    return QB_OK;
+}
+
 static void time_on_gpu(benchmark::State &, const qb_bench_case &, void *)
 {
 }
@@ -60,8 +73,10 @@ static void run_case(benchmark::State &state, const qb_bench_case &c)
 {
     qb_pool *pool = nullptr;
     void *data = nullptr;
-    qb_status status = c.n_threads > 1 ? qb_pool_create(c.n_threads, &pool) : QB_OK;
-    if (status == QB_OK) status = c.setup(c.params, pool, &data);
+    qb_status status = qb_alloc_zero(&data, 1, c.state_bytes, "benchmark");
+    if (status == QB_OK && c.n_threads > 1) status = qb_pool_create(c.n_threads, &pool);
+    if (status == QB_OK && c.on_gpu) status = use_gpu();
+    if (status == QB_OK) status = c.setup(data, c.params, pool);
     if (status != QB_OK) {
         state.SkipWithError(qb_error_message());
     } else {
@@ -82,8 +97,9 @@ static void run_case(benchmark::State &state, const qb_bench_case &c)
         if (c.floor_s > 0)
             state.counters["roofline_share"] =
                 Counter(c.floor_s, Counter::kIsIterationInvariantRate);
-        c.teardown(data);
     }
+    if (data && c.teardown) c.teardown(data);
+    qb_free(data);
     qb_pool_destroy(pool);
 }
 

@@ -35,16 +35,17 @@ typedef struct qb_bench_case {
     char name[QB_BENCH_NAME_CHARS];
     char params[QB_BENCH_PARAMS_BYTES]; /* a struct of the file's own, for setup */
     size_t n_threads;                   /* size of the pool */
+    size_t state_bytes; /* of the state that the next three share, zeroed at first */
     /* Makes what run needs and checks its result once; a failure skips the case with the message.
-     */
-    qb_status (*setup)(const void *params, qb_pool *pool, void **state);
+     * pool: NULL for one thread. With on_gpu the first GPU is in use. */
+    qb_status (*setup)(void *state, const void *params, qb_pool *pool);
     void (*run)(void *state); /* the call and nothing else */
-    void (*teardown)(void *state);
+    void (*teardown)(
+        void *state); /* frees what setup made, all or a part; NULL = nothing to free */
     double ops_per_iter, bytes_per_iter; /* 0 = not reported */
-    double
-        floor_s; /* what the machine's limits allow; reported as the share of the time; 0 = not */
-    bool on_gpu; /* run queues work on the default stream of the current GPU, which is timed */
-    bool cold;   /* on_gpu: the L2 cache is emptied before each call */
+    double floor_s; /* what the machine's limits allow, to report its share of the time; 0 = not */
+    bool on_gpu;    /* run queues work on the default stream of the current GPU, which is timed */
+    bool cold;      /* on_gpu: the L2 cache is emptied before each call */
 } qb_bench_case;
 
 /* Copies the case. */

@@ -6,7 +6,6 @@
 #include "bench/shim.h"
 
 #include "core/cuda.h"
-#include "core/memory.h"
 #include "kernels/cuda/attention.h"
 
 #include <math.h>
@@ -65,7 +64,6 @@ static void attention_teardown(void *state)
     qb_cuda_free(s->in);
     qb_cuda_free(s->out);
     qb_cuda_free(s->workspace);
-    qb_free(s);
 }
 
 static qb_status make_buffers(attention_state *s, const attention_params *p)
@@ -90,23 +88,16 @@ static qb_status make_buffers(attention_state *s, const attention_params *p)
     return QB_OK;
 }
 
-static qb_status attention_setup(const void *params, qb_pool *pool, void **state)
+static qb_status attention_setup(void *state, const void *params, qb_pool *pool)
 {
     attention_params p;
-    attention_state *s;
+    attention_state *s = state;
     (void)pool;
     memcpy(&p, params, sizeof p);
-    QB_TRY(qb_cuda_use(0));
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
     s->row = p.row;
-    qb_status status = make_buffers(s, &p);
-    if (status == QB_OK) status = p.row->run(&s->args, NULL);
-    if (status == QB_OK) status = qb_cuda_sync(NULL);
-    if (status != QB_OK)
-        attention_teardown(s);
-    else
-        *state = s;
-    return status;
+    QB_TRY(make_buffers(s, &p));
+    QB_TRY(p.row->run(&s->args, NULL));
+    return qb_cuda_sync(NULL);
 }
 
 static void add_case(const attention_params *p)
@@ -117,6 +108,7 @@ static void add_case(const attention_params *p)
     widths(p, &q_width, &kv_width);
     double t = p->n_q, pairs = t * p->n_past + t * (t + 1) / 2, keys = t + p->n_past;
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(attention_state),
                        .setup = attention_setup,
                        .run = attention_run,
                        .teardown = attention_teardown,

@@ -6,7 +6,6 @@
 #include "bench/shim.h"
 
 #include "core/cuda.h"
-#include "core/memory.h"
 #include "kernels/cuda/attention_train.h"
 
 #include <math.h>
@@ -60,7 +59,6 @@ static void train_teardown(void *state)
     train_state *s = state;
     void *buffers[] = {s->in, s->out, s->lse, s->d_out, s->d_in, s->workspace};
     for (size_t i = 0; i < QB_COUNT(buffers); i++) qb_cuda_free(buffers[i]);
-    qb_free(s);
 }
 
 static qb_status make_buffers(train_state *s, const train_params *p)
@@ -84,25 +82,18 @@ static qb_status make_buffers(train_state *s, const train_params *p)
     return QB_OK;
 }
 
-static qb_status train_setup(const void *params, qb_pool *pool, void **state)
+static qb_status train_setup(void *state, const void *params, qb_pool *pool)
 {
     train_params p;
-    train_state *s;
+    train_state *s = state;
     (void)pool;
     memcpy(&p, params, sizeof p);
-    QB_TRY(qb_cuda_use(0));
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
     s->row = p.row;
     s->backward = p.backward;
-    qb_status status = make_buffers(s, &p);
-    if (status == QB_OK) status = p.row->forward(&s->args, NULL); /* out and lse for backward */
-    if (status == QB_OK) status = p.row->backward(&s->args, NULL);
-    if (status == QB_OK) status = qb_cuda_sync(NULL);
-    if (status != QB_OK)
-        train_teardown(s);
-    else
-        *state = s;
-    return status;
+    QB_TRY(make_buffers(s, &p));
+    QB_TRY(p.row->forward(&s->args, NULL)); /* out and lse for backward */
+    QB_TRY(p.row->backward(&s->args, NULL));
+    return qb_cuda_sync(NULL);
 }
 
 static void add_case(const train_params *p)
@@ -114,6 +105,7 @@ static void add_case(const train_params *p)
     double elems = rows * (double)(args.qkv_stride + args.out_stride);
     double lse_bytes = 4 * heads * p->n_tokens;
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(train_state),
                        .setup = train_setup,
                        .run = train_run,
                        .teardown = train_teardown,

@@ -4,8 +4,6 @@
 #include "bench/cuda/gemm_s8_operands.h"
 #include "bench/shim.h"
 
-#include "core/memory.h"
-
 #include <stdio.h>
 #include <string.h>
 
@@ -27,7 +25,6 @@ static void product_teardown(void *state)
 {
     product_state *s = state;
     qb_bench_operands_free(&s->operands);
-    qb_free(s);
 }
 
 static void product_run(void *state)
@@ -36,32 +33,20 @@ static void product_run(void *state)
     s->row->run(&s->args, NULL);
 }
 
-static qb_status prepare(product_state *s, const product_params *p)
+static qb_status product_setup(void *state, const void *params, qb_pool *pool)
 {
-    const qb_bench_product *d = &p->shape;
-    s->row = p->row;
+    product_params p;
+    product_state *s = state;
+    (void)pool;
+    memcpy(&p, params, sizeof p);
+    const qb_bench_product *d = &p.shape;
+    s->row = p.row;
     QB_TRY(qb_bench_operands_make(&s->operands, d->m, d->n, d->k, false));
     s->args = qb_bench_operands_args(&s->operands, d->m, d->n, d->k, QB_BENCH_BF16);
     const char *why = s->row->refuse(&s->args);
     if (why) return QB_FAIL(QB_ERR_SHAPE, "%s: %s", s->row->info.name, why);
     QB_TRY(s->row->run(&s->args, NULL));
     return qb_cuda_sync(NULL);
-}
-
-static qb_status product_setup(const void *params, qb_pool *pool, void **state)
-{
-    product_params p;
-    product_state *s;
-    (void)pool;
-    memcpy(&p, params, sizeof p);
-    QB_TRY(qb_cuda_use(0));
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
-    qb_status status = prepare(s, &p);
-    if (status != QB_OK)
-        product_teardown(s);
-    else
-        *state = s;
-    return status;
 }
 
 static void add(const qb_cuda_gemm_s8_row *row, const qb_bench_product *d, bool cold)
@@ -71,6 +56,7 @@ static void add(const qb_cuda_gemm_s8_row *row, const qb_bench_product *d, bool 
                  bytes = qb_bench_gemm_s8_bytes(d->m, d->n, d->k, QB_BENCH_BF16),
                  by_ops = ops / PEAK_OPS_PER_S, by_bytes = bytes / COPY_BYTES_PER_S;
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(product_state),
                        .setup = product_setup,
                        .run = product_run,
                        .teardown = product_teardown,

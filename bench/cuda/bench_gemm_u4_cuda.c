@@ -1,6 +1,6 @@
 /* bench/cuda/bench_gemm_u4_cuda.c - bf16 activations with 4-bit weights (scales by output channel)
  * on the GPU. Up to 16 tokens: cold, since there the weights come from memory. */
-#include "bench/shim.h"
+#include "bench/products.h"
 
 #include "core/cuda.h"
 #include "core/dtype.h"
@@ -9,7 +9,6 @@
 #include "kernels/cuda/gemm_u4.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 static const struct {
@@ -52,7 +51,6 @@ static void product_teardown(void *state)
     qb_cuda_u4_free(&s->w);
     qb_cuda_free(s->x_dev);
     qb_cuda_free(s->y_dev);
-    qb_free(s);
 }
 
 static qb_status make_weights(product_state *s)
@@ -129,40 +127,31 @@ static qb_status check(product_state *s)
     return QB_OK;
 }
 
-static qb_status product_setup(const void *params, qb_pool *pool, void **state)
+static qb_status product_setup(void *state, const void *params, qb_pool *pool)
 {
-    product_state *s;
+    product_state *s = state;
     (void)pool;
-    QB_TRY(qb_cuda_use(0));
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
     memcpy(&s->params, params, sizeof s->params);
-    qb_status status = make_weights(s);
-    if (status == QB_OK) status = make_activations(s);
-    const char *why = status == QB_OK ? s->params.row->refuse(&s->args) : NULL;
-    if (why) status = QB_FAIL(QB_ERR_UNSUPPORTED, "%s: %s", s->params.row->info.name, why);
-    if (status == QB_OK) status = check(s);
-    if (status != QB_OK)
-        product_teardown(s);
-    else
-        *state = s;
-    return status;
+    QB_TRY(make_weights(s));
+    QB_TRY(make_activations(s));
+    const char *why = s->params.row->refuse(&s->args);
+    if (why) return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: %s", s->params.row->info.name, why);
+    return check(s);
 }
 
 static void add_case(const product_params *p)
 {
     const double m = (double)p->m, n = (double)p->n, k = (double)p->k;
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(product_state),
                        .setup = product_setup,
                        .run = product_run,
                        .teardown = product_teardown,
-                       .ops_per_iter = 2.0 * m * n * k,
                        .bytes_per_iter = 0.5 * n * k + 2.0 * m * k + 2.0 * m * n,
                        .on_gpu = true,
                        .cold = p->m <= COLD_TOKENS};
-    snprintf(c.name, sizeof c.name, "%s%s/M:%zu/N:%zu/K:%zu", p->row->info.name,
-             c.cold ? "/cold" : "", p->m, p->n, p->k);
     memcpy(c.params, p, sizeof *p);
-    qb_bench_add(&c);
+    qb_bench_add_product(c, p->row->info.name, p->m, p->n, p->k, c.cold);
 }
 
 void qb_bench_gemm_u4_cuda(void)

@@ -5,7 +5,6 @@
 #include "bench/shim.h"
 
 #include "core/cuda.h"
-#include "core/memory.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/pointwise.h"
 
@@ -36,7 +35,6 @@ static void pass_teardown(void *state)
 {
     pass_state *s = state;
     for (size_t i = 0; i < N_BUFFERS; i++) qb_cuda_free(s->dev[i]);
-    qb_free(s);
 }
 
 static qb_status make_buffers(pass_state *s)
@@ -56,18 +54,12 @@ static qb_status make_buffers(pass_state *s)
     return qb_bench_upload_random(d[4], p->width, QB_CUDA_F32);
 }
 
-static qb_status pass_setup(const void *params, qb_pool *pool, void **state)
+static qb_status pass_setup(void *state, const void *params, qb_pool *pool)
 {
-    pass_state *s;
+    pass_state *s = state;
     (void)pool;
-    QB_TRY(qb_cuda_use(0));
-    QB_TRY(QB_NEW_ZERO(&s, 1, "benchmark"));
     memcpy(&s->params, params, sizeof s->params);
-    qb_status status = make_buffers(s);
-    if (status != QB_OK) {
-        pass_teardown(s);
-        return status;
-    }
+    QB_TRY(make_buffers(s));
     const pass_params *p = &s->params;
     size_t pairs = p->op == ACT_SWIGLU ? 2 : 1;
     const qb_cuda_pending in = {.y = s->dev[1], .type = QB_CUDA_BF16, .stride = p->width * pairs};
@@ -97,7 +89,6 @@ static qb_status pass_setup(const void *params, qb_pool *pool, void **state)
                                 .stage = stage};
     s->target = s->dev[6];
     s->stats = s->dev[3];
-    *state = s;
     return QB_OK;
 }
 
@@ -127,6 +118,7 @@ static void add(op which, qb_stage_kind kind, size_t m, size_t width)
 {
     const pass_params params = {which, kind, m, width};
     qb_bench_case c = {.n_threads = 1,
+                       .state_bytes = sizeof(pass_state),
                        .setup = pass_setup,
                        .run = pass_run,
                        .teardown = pass_teardown,
