@@ -29,10 +29,10 @@ static qb_status read_recipe(const qb_model *model, qb_rotation *out)
     qb_train_config_init(&c);
     QB_TRY(qb_train_config_merge(&c, config));
     if (!qb_optimizers[c.optimizer].rotated)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "%s: --rotate-output-basis: found optimizer %s, expected a rotated one "
-                       "(orthoadam)",
-                       model->path, qb_optimizers[c.optimizer].name);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "%s: --rotate-output-basis: found optimizer %s, expected a rotated one (orthoadam)",
+            model->path, qb_optimizers[c.optimizer].name);
     *out = (qb_rotation){.kind = (qb_rotation_kind)c.rotation,
                          .block_elems = c.rotation_block,
                          .both_axes = c.rotate_both,

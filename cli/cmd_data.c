@@ -78,8 +78,7 @@ static qb_status check_arguments(const qb_cli *cli)
     bool train = qb_cli_is_set(cli, "train-bpe"), given = qb_cli_is_set(cli, "tokenizer");
     if (train == given)
         return QB_FAIL(QB_ERR_USAGE,
-                       "data: found %s, expected one of --train-bpe V and --tokenizer "
-                       "FILE",
+                       "data: found %s, expected one of --train-bpe V and --tokenizer FILE",
                        train ? "both" : "neither");
     if (!qb_cli_is_set(cli, "out"))
         return QB_FAIL(QB_ERR_USAGE, "data: no --out DIR: the folder for the shards");
@@ -155,10 +154,10 @@ static qb_status train_tokenizer(data_run *r)
     r->trained = true;
     size_t found = qb_tokenizer_vocab(r->tokenizer.own);
     if (found < vocab)
-        qb_cli_note(r->cli,
-                    "the texts give %zu tokens, not %zu: no pair of tokens is left that "
-                    "occurs twice",
-                    found, vocab);
+        qb_cli_note(
+            r->cli,
+            "the texts give %zu tokens, not %zu: no pair of tokens is left that occurs twice",
+            found, vocab);
     return QB_OK;
 }
 

@@ -178,10 +178,10 @@ static qb_status choose_lengths(generation *g)
                        context, trained);
     if (!context) context = trained;
     if (g->prompt.n >= context)
-        return QB_FAIL(QB_ERR_USAGE,
-                       "--prompt: too long: found %zu tokens, expected fewer than the context of "
-                       "%zu",
-                       g->prompt.n, context);
+        return QB_FAIL(
+            QB_ERR_USAGE,
+            "--prompt: too long: found %zu tokens, expected fewer than the context of %zu",
+            g->prompt.n, context);
     g->max_new = qb_cli_size(g->cli, "max-tokens");
     if (g->max_new > context - g->prompt.n) {
         g->max_new = context - g->prompt.n;

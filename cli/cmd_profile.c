@@ -191,8 +191,7 @@ static void add_notes(qb_profile *p)
     else
         p->notes[p->n_notes++] =
             "norms and activations make the next product's codes in the same kernel, and "
-            "requantise "
-            "what they read: what that costs is their difference to full precision";
+            "requantise what they read: what that costs is their difference to full precision";
 }
 
 typedef struct profiling {

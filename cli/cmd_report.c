@@ -58,10 +58,10 @@ qb_status qb_cmd_report(const qb_cli *cli)
         status = qb_report_add(&report, qb_cli_arg(cli, i));
     if (status == QB_OK && !report.results.n && !report.n_runs && !report.n_analyses &&
         !report.n_profiles)
-        status = QB_FAIL(QB_ERR_FORMAT,
-                         "%s: found no records, expected results, a training run, an analysis or a "
-                         "profile",
-                         qb_cli_arg(cli, 0));
+        status = QB_FAIL(
+            QB_ERR_FORMAT,
+            "%s: found no records, expected results, a training run, an analysis or a profile",
+            qb_cli_arg(cli, 0));
     if (status == QB_OK) status = write_outputs(cli, &report);
     qb_report_deinit(&report);
     return status;

@@ -182,9 +182,7 @@ static qb_status check_alike(train *t)
                        "%s: ranks 0 and %zu see different checkpoints, expected one folder",
                        t->folder.path, r);
     return QB_FAIL(QB_ERR_USAGE,
-                   "of ranks 0 and %zu one found a GPU, expected --device cpu or one "
-                   "for each",
-                   r);
+                   "of ranks 0 and %zu one found a GPU, expected --device cpu or one for each", r);
 }
 
 /* ---- what is printed ---- */
@@ -236,8 +234,7 @@ static void print_start(const train *t)
     warn_if_long(t);
     if (c->minutes > 0)
         qb_cli_note(t->cli,
-                    "saves and stops after %g minutes, as a resumed run does (--minutes 0: "
-                    "never)",
+                    "saves and stops after %g minutes, as a resumed run does (--minutes 0: never)",
                     c->minutes);
 }
 

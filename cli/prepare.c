@@ -47,8 +47,7 @@ qb_status qb_cli_scheme(const qb_cli *cli, const char *name, const qb_model *mod
     const qb_scheme *row = qb_scheme_find(name);
     if (!row && stored)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "%s: its codes are for scheme %.60s, expected one that "
-                       "--scheme knows",
+                       "%s: its codes are for scheme %.60s, expected one that --scheme knows",
                        model->path, stored);
     if (!row) return unknown_scheme(name);
     const qb_scheme_overrides overrides = {.weight_axis = qb_cli_string(cli, "weight-axis"),

@@ -264,10 +264,10 @@ qb_status qb_engine_observe(qb_engine *e, const qb_taps *taps)
 {
     const qb_backend *backend = e->backbone->backend;
     if (taps && (taps->sees & ~backend->taps))
-        return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "--device %s: it does not show the inputs and outputs of linear layers, "
-                       "expected cpu",
-                       backend->name);
+        return QB_FAIL(
+            QB_ERR_UNSUPPORTED,
+            "--device %s: it does not show the inputs and outputs of linear layers, expected cpu",
+            backend->name);
     e->taps = taps;
     return QB_OK;
 }

@@ -176,8 +176,7 @@ static qb_status wrong(const qb_model *model, const char *what)
 {
     return QB_FAIL(
         QB_ERR_USAGE,
-        "--remove: found %.40s, expected head:L.H, attn:L or mlp:L with L from 1 to %zu, "
-        "H to %zu",
+        "--remove: found %.40s, expected head:L.H, attn:L or mlp:L with L from 1 to %zu, H to %zu",
         what, model->config.n_layers, model->config.n_heads);
 }
 

@@ -254,8 +254,7 @@ static qb_status read_dims(cursor *c, qb_gguf_tensor *t)
         QB_TRY(read_u64(c, "dimension", &ne));
         if (!ne || ne > INT64_MAX)
             return QB_FAIL(QB_ERR_FORMAT,
-                           "tensor %.*s: dimension %u: found %llu, expected 1 to "
-                           "2^63 - 1",
+                           "tensor %.*s: dimension %u: found %llu, expected 1 to 2^63 - 1",
                            TEXT(t->name), i, (unsigned long long)ne);
         if (!qb_mul_size(elems, (size_t)ne, &elems) || elems > INT64_MAX)
             return QB_FAIL(QB_ERR_FORMAT, "tensor %.*s: the product of its dimensions overflows",
@@ -301,11 +300,9 @@ static qb_status read_tensor(cursor *c, size_t alignment, uint64_t *expected, qb
     QB_TRY(read_dtype(c, t));
     QB_TRY(read_u64(c, "tensor offset", &at));
     if (at != *expected)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.*s: offset: found %llu, expected %llu, a multiple "
-                       "of %zu",
-                       TEXT(t->name), (unsigned long long)at, (unsigned long long)*expected,
-                       alignment);
+        return QB_FAIL(
+            QB_ERR_FORMAT, "tensor %.*s: offset: found %llu, expected %llu, a multiple of %zu",
+            TEXT(t->name), (unsigned long long)at, (unsigned long long)*expected, alignment);
     size_t end;
     if (!qb_add_size(*expected, t->bytes, &end) || end > SIZE_MAX - alignment)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %.*s: the sum of sizes overflows", TEXT(t->name));

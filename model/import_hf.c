@@ -36,9 +36,8 @@ static qb_status check_float_matrix(const qb_st_tensor *t)
 {
     if (!t->known || !qb_dtype_get(t->as)->is_float)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "tensor %.200s: found dtype %s, expected F32, F16 or "
-                       "BF16",
-                       t->name, t->dtype);
+                       "tensor %.200s: found dtype %s, expected F32, F16 or BF16", t->name,
+                       t->dtype);
     if (t->rank > 2 || t->n_elems == 0)
         return QB_FAIL(QB_ERR_FORMAT,
                        "tensor %.200s: found rank %zu with %zu elements, expected a "
@@ -104,10 +103,9 @@ static qb_status check_shard_name(const char *name)
 {
     if (!*name || strchr(name, '/') || strchr(name, '\\') || !strcmp(name, "..") ||
         !strcmp(name, "."))
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "weight_map: found \"%.100s\", expected the plain name of a file in the "
-                       "folder",
-                       name);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "weight_map: found \"%.100s\", expected the plain name of a file in the folder", name);
     return QB_OK;
 }
 

@@ -35,10 +35,10 @@ static qb_status unknown_format(const char *path, const qb_file *file)
     size_t at = 5;
     for (size_t i = 0; i < 8 && i < file->bytes; i++)
         at += (size_t)snprintf(found + at, sizeof found - at, " %02x", file->data[i]);
-    return QB_FAIL(QB_ERR_FORMAT,
-                   "%s: no known model format: found %s, expected model.bin, GGUF, safetensors or "
-                   "llm.c",
-                   path, looks_like ? looks_like : found);
+    return QB_FAIL(
+        QB_ERR_FORMAT,
+        "%s: no known model format: found %s, expected model.bin, GGUF, safetensors or llm.c", path,
+        looks_like ? looks_like : found);
 }
 
 qb_status qb_model_open(const char *path, qb_model **out)

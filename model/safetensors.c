@@ -62,8 +62,7 @@ static qb_status check_budget(const char *text, size_t bytes)
     }
     if (n_objects > 3 * (size_t)MAX_TENSORS + 2 || n_values > MAX_VALUES)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "header: found %zu objects and %zu values, expected at most "
-                       "%d tensors",
+                       "header: found %zu objects and %zu values, expected at most %d tensors",
                        n_objects, n_values, MAX_TENSORS);
     return QB_OK;
 }
@@ -197,23 +196,22 @@ static qb_status parse_entry(const qb_safetensors *st, const json_t *entry, qb_s
     char first[32], second[32];
     if (json_array_size(range) != 2 || !as_size(json_array_get(range, 0), &begin) ||
         !as_size(json_array_get(range, 1), &end))
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.200s: data_offsets: found [%s, %s], expected two non-negative "
-                       "integers",
-                       t->name, describe(json_array_get(range, 0), first),
-                       describe(json_array_get(range, 1), second));
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tensor %.200s: data_offsets: found [%s, %s], expected two non-negative integers",
+            t->name, describe(json_array_get(range, 0), first),
+            describe(json_array_get(range, 1), second));
     if (begin > end)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: data_offsets: end %zu before begin %zu",
                        t->name, end, begin);
     if (end > st->data_bytes)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.200s: truncated: data end at %zu, but the file has %zu bytes of "
-                       "data",
-                       t->name, end, st->data_bytes);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tensor %.200s: truncated: data end at %zu, but the file has %zu bytes of data",
+            t->name, end, st->data_bytes);
     if (json_object_size(entry) != 3)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.200s: found %zu keys, expected dtype, shape and "
-                       "data_offsets",
+                       "tensor %.200s: found %zu keys, expected dtype, shape and data_offsets",
                        t->name, json_object_size(entry));
     t->data = st->data + begin;
     t->bytes = end - begin;

@@ -98,8 +98,8 @@ static json_t *merges(const qb_tokenizer *t)
 qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
 {
     if (t->kind != QB_TOKENIZER_BPE)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer.json: SentencePiece cannot be written, only "
-                                           "byte-level BPE");
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "tokenizer.json: SentencePiece cannot be written, only byte-level BPE");
     size_t mark = qb_json_mark();
     json_t *model = json_pack(
         "{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",

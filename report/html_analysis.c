@@ -193,9 +193,9 @@ static void write_parts_table(qb_page *page, const char *title, const qb_analysi
 {
     char t[QB_FORMAT_BYTES];
     qb_page_details_open(page);
-    qb_page_table_open(page, title,
-                       "part|#penalty|#95 % from|#to|#share of the sum|#SQNR, dB|#kurtosis of its "
-                       "input");
+    qb_page_table_open(
+        page, title,
+        "part|#penalty|#95 % from|#to|#share of the sum|#SQNR, dB|#kurtosis of its input");
     for (size_t i = 0; i < a->n_parts; i++) {
         const qb_analysis_part *p = &a->parts[i];
         qb_page_row_open(page, or_unnamed(p->name));

@@ -49,8 +49,7 @@ static void write_memory_table(qb_page *page, size_t n)
     qb_page_details_open(page);
     qb_page_table_open(
         page, "Memory",
-        "scheme|model|#weights|#weights, full|#keys and values|#scratch|#peak of the "
-        "process");
+        "scheme|model|#weights|#weights, full|#keys and values|#scratch|#peak of the process");
     for (size_t i = 0; i < n; i++) {
         const qb_result *r = page->rows[i];
         const int64_t bytes[] = {r->memory.weights_bytes, r->memory.full_weights_bytes,

@@ -179,9 +179,8 @@ static void write_scatter(qb_page *page, size_t n_rows, const qb_page_phase *pha
     snprintf(speed, sizeof speed, "%s, tokens/s", phase->name);
     qb_page_figure_open(
         page, plot.height, title,
-        "Each point is a model under a scheme: to the right faster, below nearer to "
-        "full precision. The dashed line joins those that no other point beats in "
-        "both.");
+        "Each point is a model under a scheme: to the right faster, below nearer to full "
+        "precision. The dashed line joins those that no other point beats in both.");
     qb_svg_axes(page->out, &plot, qb_page_axis_name(speed, &plot.x, x_name),
                 qb_page_axis_name("penalty, perplexity", &plot.y, y_name));
     write_front(page->out, &plot, points, n);

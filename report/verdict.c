@@ -70,8 +70,7 @@ static double check_launch(const pass *p, char *text)
     if (!(gaps > least_gaps) && !short_calls) return -1;
     say(text,
         "%.0f steps a pass of %.1f us on average; %.0f %% of the pass lies between them, and all "
-        "of "
-        "it could take %.0f %% of its time: what a step costs to start outweighs its work",
+        "of it could take %.0f %% of its time: what a step costs to start outweighs its work",
         calls, call_us, percent(fmax(gaps, 0)), percent(roof));
     return fmax(gaps, short_calls ? fmax(1 - roof, 0) : 0);
 }
@@ -84,8 +83,7 @@ static double check_bandwidth(const pass *p, char *text)
     if (!(share > least_share) || !(roof > least_roof) || !(w.memory_ms > w.compute_ms)) return -1;
     say(text,
         "products and logits take %.0f %% of the pass and move %.0f MB at %.1f GB/s, %.0f %% of "
-        "what "
-        "they need at the measured %s bandwidth",
+        "what they need at the measured %s bandwidth",
         percent(share), 1e-6 * w.bytes, 1e-6 * w.bytes / w.ms, percent(roof),
         p->run->in_cache ? "cache" : "memory");
     return share * roof;
@@ -99,8 +97,7 @@ static double check_compute(const pass *p, char *text)
     if (!(share > least_share) || !(roof > least_roof) || !(w.compute_ms > w.memory_ms)) return -1;
     say(text,
         "products and logits take %.0f %% of the pass at %.0f Gop/s, %.0f %% of the fastest "
-        "product "
-        "measured here",
+        "product measured here",
         percent(share), 1e-6 * w.ops / w.ms, percent(roof));
     return share * roof;
 }
@@ -114,8 +111,7 @@ static double check_rows(const pass *p, char *text)
     double rows = (double)p->op->rows * gemm->memory_ms / gemm->compute_ms;
     say(text,
         "%zu row%s a product: its bytes take %.2f ms at the measured bandwidth, its operations "
-        "%.2f "
-        "at the measured rate, so the faster multiplication idles; from about %.0f rows on it "
+        "%.2f at the measured rate, so the faster multiplication idles; from about %.0f rows on it "
         "would not",
         p->op->rows, p->op->rows == 1 ? "" : "s", gemm->memory_ms, gemm->compute_ms, rows);
     return share * idle;
@@ -145,8 +141,7 @@ static double check_requantise(const pass *p, char *text)
     if (!p->full || !(share > 0.04)) return -1;
     say(text,
         "outputs wait for their largest value and are rounded in a pass of their own: %.3f ms, "
-        "%.0f "
-        "%% of the pass",
+        "%.0f %% of the pass",
         p->run->phases[QB_PHASE_REQUANTISE].ms, percent(share));
     return share;
 }
@@ -193,8 +188,7 @@ static double check_difference(const pass *p, char *text, bool slower)
     double speed = slower ? ratio : 1 / ratio;
     say(text,
         "%.2f times %s full precision (%.3f ms, %.3f); it gains most in %s (%+.3f ms) and loses "
-        "most "
-        "in %s (%+.3f ms)",
+        "most in %s (%+.3f ms)",
         speed, slower ? "slower than" : "faster than", p->run->ms, p->full->ms, gained_name, least,
         lost_name, most);
     return fabs(1 - ratio);

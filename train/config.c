@@ -452,10 +452,10 @@ qb_status qb_train_config_check_same(const qb_train_config *stored, const qb_tra
         char was[96], is[96];
         value_text(stored, key, was);
         value_text(wanted, key, is);
-        return QB_FAIL(QB_ERR_USAGE,
-                       "--%s: cannot change on --resume: found %s, expected %s as in "
-                       "the checkpoint",
-                       key->name, is, was);
+        return QB_FAIL(
+            QB_ERR_USAGE,
+            "--%s: cannot change on --resume: found %s, expected %s as in the checkpoint",
+            key->name, is, was);
     }
     return QB_OK;
 }

@@ -438,11 +438,11 @@ static qb_status fail_interrupted(loop *l)
         return QB_FAIL(QB_ERR_INTERRUPTED, "%s: interrupted after step %llu of %llu, nothing saved",
                        l->options->folder, (unsigned long long)l->state.step,
                        (unsigned long long)l->n_steps);
-    return QB_FAIL(QB_ERR_INTERRUPTED,
-                   "%s: interrupted after step %llu of %llu and saved; to go on: qbench train "
-                   "--resume %s",
-                   l->options->folder, (unsigned long long)l->state.step,
-                   (unsigned long long)l->n_steps, l->options->folder);
+    return QB_FAIL(
+        QB_ERR_INTERRUPTED,
+        "%s: interrupted after step %llu of %llu and saved; to go on: qbench train --resume %s",
+        l->options->folder, (unsigned long long)l->state.step, (unsigned long long)l->n_steps,
+        l->options->folder);
 }
 
 static qb_status run_steps(loop *l, qb_loop_end *end)

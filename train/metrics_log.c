@@ -41,8 +41,7 @@ static qb_status log_file_cut(log_file *f, uint64_t bytes)
         return QB_FAIL(QB_ERR_IO, "%s: expected a regular file or none", f->path);
     if ((uint64_t)st.st_size < bytes)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "%s: found %lld bytes, expected at least the %llu of the "
-                       "checkpoint",
+                       "%s: found %lld bytes, expected at least the %llu of the checkpoint",
                        f->path, (long long)st.st_size, (unsigned long long)bytes);
     if (ftruncate(f->fd, (off_t)bytes) || lseek(f->fd, 0, SEEK_END) < 0)
         return QB_FAIL(QB_ERR_IO, "%s: %s", f->path, strerror(errno));

@@ -88,9 +88,8 @@ static qb_status open_tokenizer(const char *folder, qb_run_data *data)
     const char *wanted = qb_batches_tokenizer_sha256(data->train);
     if (status == QB_OK && data->tokenizer && strcmp(qb_tokenizer_sha256(data->tokenizer), wanted))
         status = QB_FAIL(QB_ERR_FORMAT,
-                         "%s: found tokenizer %.12s..., expected %.12s... as in the "
-                         "shards",
-                         path, qb_tokenizer_sha256(data->tokenizer), wanted);
+                         "%s: found tokenizer %.12s..., expected %.12s... as in the shards", path,
+                         qb_tokenizer_sha256(data->tokenizer), wanted);
     qb_free(path);
     return status;
 }
@@ -110,8 +109,8 @@ static qb_status open_text(const qb_train_config *config, qb_run_data *data)
 {
     paths train = {0}, valid = {0};
     if (!config->data[0])
-        return QB_FAIL(QB_ERR_USAGE, "data: not set, expected a folder as qbench data writes it "
-                                     "(--data DIR)");
+        return QB_FAIL(QB_ERR_USAGE,
+                       "data: not set, expected a folder as qbench data writes it (--data DIR)");
     qb_status status = list_all(config, &train, &valid);
     if (status == QB_OK) status = open_batches(&train, config, false, &data->train);
     if (status == QB_OK) status = open_batches(&valid, config, true, &data->valid);

@@ -48,8 +48,7 @@ static qb_status refuse_old_run(const qb_run_folder *f)
     qb_free(steps);
     if (!n) return QB_OK;
     return QB_FAIL(QB_ERR_USAGE,
-                   "--out: found a run in %s, expected a folder without one (or "
-                   "--resume %s)",
+                   "--out: found a run in %s, expected a folder without one (or --resume %s)",
                    f->path, f->path);
 }
 

@@ -69,8 +69,7 @@ static qb_status check_counts(const qb_batches *b)
                        (unsigned long long)b->n_docs, UINT32_MAX);
     if (b->n_tokens < b->options.context + 1)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "%s: found %llu tokens%s, expected at least context + 1 = "
-                       "%zu",
+                       "%s: found %llu tokens%s, expected at least context + 1 = %zu",
                        b->shards[0].file.path, (unsigned long long)b->n_tokens,
                        b->n_shards > 1 ? " in all shards" : "", b->options.context + 1);
     return QB_OK;
