@@ -42,12 +42,15 @@ static void set_metrics(const qb_analysis *a, const layer_sums *l, json_t *objec
         set_real(object, m->name, qb__analysis_value(a, l, m));
 }
 
-/* Over the layers that have the metric. */
+/* Over the layers that have the metric; NaN where a stream holds NaN, since the others' mean would
+ * hide it. */
 static double mean_of(const qb_analysis *a, const layer_metric *m)
 {
     double sum = 0, n = 0;
     for (size_t i = 0; i < a->c->n_layers; i++) {
+        const qb_outlier_sums *stream = &a->layers[i].outliers;
         double value = qb__analysis_value(a, &a->layers[i], m);
+        if (isnan(stream->max_abs[0] + stream->max_abs[1])) return NAN;
         if (isnan(value)) continue;
         sum += value;
         n++;

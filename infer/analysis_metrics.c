@@ -55,28 +55,36 @@ SAMPLE(_norm2, SAMPLE_NORM2)
 
 /* ---- channels ---- */
 
-static double kurt_channel_max(const qb_analysis *a, const layer_sums *l)
-{
-    double most = NAN;
-    for (size_t c = 0; c < a->c->d_model; c++)
-        most = fmax(most, qb_moments_kurtosis(&l->channels[c]) - 3);
-    return most;
-}
-
 enum { TOP_CHANNELS = 10 };
 
-static double kurt_channel_top10(const qb_analysis *a, const layer_sums *l)
+/* The largest excess kurtoses, largest first; returns how many. A channel that is the same in all
+ * tokens has none; of one that holds NaN it is NaN, and shows. */
+static size_t find_top_channels(const qb_analysis *a, const layer_sums *l, double *top)
 {
-    double top[TOP_CHANNELS], sum = 0;
     size_t n = 0;
     for (size_t c = 0; c < a->c->d_model; c++) {
+        if (l->channels[c].m2 == 0) continue;
         double kurt = qb_moments_kurtosis(&l->channels[c]) - 3;
-        if (isnan(kurt) || (n == TOP_CHANNELS && !(kurt > top[n - 1]))) continue;
+        if (isnan(kurt)) kurt = INFINITY; /* no number is so large: null in the end */
+        if (n == TOP_CHANNELS && !(kurt > top[n - 1])) continue;
         if (n < TOP_CHANNELS) n++;
         size_t at = n - 1;
         for (; at > 0 && kurt > top[at - 1]; at--) top[at] = top[at - 1];
         top[at] = kurt;
     }
+    return n;
+}
+
+static double kurt_channel_max(const qb_analysis *a, const layer_sums *l)
+{
+    double top[TOP_CHANNELS];
+    return find_top_channels(a, l, top) ? top[0] : NAN;
+}
+
+static double kurt_channel_top10(const qb_analysis *a, const layer_sums *l)
+{
+    double top[TOP_CHANNELS], sum = 0;
+    size_t n = find_top_channels(a, l, top);
     for (size_t i = 0; i < n; i++) sum += top[i];
     return sum / (double)n;
 }

@@ -40,7 +40,7 @@ static void add_samples(const qb_analysis *a, sample_sums *s, const qb_tap_view 
         for (size_t t = 0; t < v->n_tokens; t++) {
             const qb_token_figures *token = &a->tokens[b * v->n_tokens + t];
             qb_moments_merge(&m, &token->moments);
-            inf_norm = fmax(inf_norm, token->max_abs);
+            if (!isnan(inf_norm) && !(token->max_abs <= inf_norm)) inf_norm = token->max_abs;
         }
         double variance = m.m2 / (m.n - 1);
         s->kurt += m.m4 / m.n / (variance * variance + 1e-6);
@@ -107,6 +107,13 @@ static double residual_peak(const qb_token_figures *tokens, size_t n, float *scr
     return tokens[0].norm / median_of(scratch, n - 1);
 }
 
+static bool has_nan(const qb_token_figures *tokens, size_t n)
+{
+    for (size_t t = 0; t < n; t++)
+        if (isnan(tokens[t].norm)) return true;
+    return false;
+}
+
 static void window_task(void *context, size_t b, size_t thread_idx)
 {
     (void)thread_idx;
@@ -119,6 +126,8 @@ static void window_task(void *context, size_t b, size_t thread_idx)
     for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(x[i]);
     find_top(magnitude, n, w->top);
     w->median = median_of(magnitude, n);
+    if (has_nan(j->a->tokens + b * j->v->n_tokens, j->v->n_tokens))
+        *w = (window_figures){{NAN, NAN, NAN}, NAN, NAN};
 }
 
 static void add_massive_value(massive_sums *m, size_t window, size_t position, double value)
@@ -138,7 +147,8 @@ static void add_massive(layer_sums *l, const qb_tap_view *v, size_t b, size_t wi
                         const window_figures *w)
 {
     double least = fmax(ANALYSIS_MASSIVE_ABS, ANALYSIS_MASSIVE_MEDIANS * w->median);
-    if (w->top[0] <= ANALYSIS_MASSIVE_ABS || w->top[0] < least) return;
+    if (isnan(w->median)) l->massive = NAN;
+    if (!(w->top[0] > ANALYSIS_MASSIVE_ABS && w->top[0] >= least)) return;
     for (size_t t = 0; t < v->n_tokens; t++) {
         const float *x = v->x + (b * v->n_tokens + t) * v->stride;
         for (size_t c = 0; c < v->width; c++) {
@@ -157,7 +167,7 @@ static void add_windows(qb_analysis *a, layer_sums *l, const qb_tap_view *v)
         const window_figures *w = &a->windows[b];
         for (size_t i = 0; i < ANALYSIS_TOP; i++) l->top[i] += w->top[i];
         l->median += w->median;
-        if (!isnan(w->peak)) {
+        if (!isnan(w->peak) || isnan(w->median)) {
             l->peak += w->peak;
             l->n_peak++;
         }

@@ -31,6 +31,7 @@ static void token_task(void *context, size_t begin, size_t end)
         *f = (qb_token_figures){.moments = qb_moments_of(x, t->width),
                                 .max_abs = qb_max_abs(x, t->width)};
         f->norm = sqrt(f->moments.m2 + f->moments.n * f->moments.mean * f->moments.mean);
+        if (isnan(f->norm)) f->max_abs = NAN; /* the largest of the others would hide it */
     }
 }
 
@@ -186,10 +187,10 @@ static void look_at_query(const heads *h, size_t head, size_t query, const float
     spread_weights(h, head, query, s, seen, v.log_sum);
     if (query == 0) return; /* it has no choice */
     qb_head_figures *found = &h->found[head];
-    found->argmax += v.is_argmax;
+    found->argmax += isnan(v.first) ? NAN : v.is_argmax;
     found->share += v.first;
     found->silent += v.silent;
-    found->dormant += v.first + v.silent > QB_DORMANT_WEIGHT;
+    found->dormant += isnan(v.first) ? NAN : v.first + v.silent > QB_DORMANT_WEIGHT;
 }
 
 static void head_task(void *context, size_t i, size_t thread_idx)

@@ -270,12 +270,28 @@ def test_analyze_equals_an_independent_computation_of_every_kind(own):
         check_figures(own, tiny_models.write_kind_folder(own / name, config), tokens, *options)
 
 
-def erase_first_row(path, name):
+def fill_first_row(path, name, value):
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     tensor = json.loads(data[8:8 + size])[name]
-    at, n = 8 + size + tensor["data_offsets"][0], 4 * tensor["shape"][1]
-    path.write_bytes(data[:at] + bytes(n) + data[at + n:])
+    at, n = 8 + size + tensor["data_offsets"][0], tensor["shape"][1]
+    path.write_bytes(data[:at] + struct.pack("<f", value) * n + data[at + 4 * n:])
+
+
+def test_analyze_what_is_no_number_is_null(own):
+    """From the second block on; its mean is not that of the first."""
+    model, tokens = tiny_models.write_kind_folder(own / "m", GPT2), own / "in.safetensors"
+    fill_first_row(model / "model.safetensors", "transformer.h.1.mlp.c_fc.weight", math.nan)
+    tokens.write_bytes(tiny_models.tokens_file(2, 9, 61))
+    found = analyze(own, "--tokens", tokens, model)
+    of_stream = [key for key in found["mean"] if key.startswith(
+        ("kurt_", "max_abs", "norm_ratio", "inf_norm", "act_", "massive", "residual"))]
+    assert all(found["mean"][key] is None for key in found["mean"])
+    for key in of_stream:
+        assert found["layers"][0][key] is not None, key
+        apart = key.endswith(("attn_out", "norm1", "norm2"))  # before the MLP that spoils
+        assert (found["layers"][1][key] is None) != apart, key
+    assert [layer["attn_first_argmax"] is None for layer in found["layers"]] == [False, False, True]
 
 
 def test_analyze_equals_an_independent_computation_at_the_edges(own):
@@ -286,7 +302,7 @@ def test_analyze_equals_an_independent_computation_at_the_edges(own):
         tokens.write_bytes(tiny_models.tokens_file(batch, n, 61))
         check_figures(own, plain, tokens)
     blank = tiny_models.write_kind_folder(own / "blank", GPT2 | {"pos": "none"})
-    erase_first_row(blank / "model.safetensors", "transformer.wte.weight")
+    fill_first_row(blank / "model.safetensors", "transformer.wte.weight", 0.0)
     ids = struct.pack("<40i", *range(20), *range(20, 30), 0, *range(30, 39))
     tokens.write_bytes(tiny_models.safetensors({"tokens": ("I32", [2, 20], ids)}))
     check_figures(own, blank, tokens)  # token 0 has neither a kurtosis nor a norm
@@ -319,6 +335,11 @@ def test_analyze_bad_input(own):
     expect(qbench("analyze", "--max-tokens", 1, path), 2)
     (own / "empty").write_text("")
     expect(qbench("analyze", "--text", own / "empty", path), 3)
+    for ids, words in (([5, tiny_models.VOCAB], b"in: tokens: found id 259, expected 0 to 258"),
+                       ([-1, 5], b"found id -1"), ([0] * 99, b"found rows of 99, expected at most")):
+        data = struct.pack(f"<{len(ids)}i", *ids)
+        (own / "in").write_bytes(tiny_models.safetensors({"tokens": ("I32", [1, len(ids)], data)}))
+        assert words in expect(qbench("analyze", "--tokens", own / "in", path), 3).err, words
 
 
 def test_analyze_ends_at_once_when_interrupted(own):
