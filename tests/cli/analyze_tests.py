@@ -339,7 +339,8 @@ def test_analyze_bad_input(own):
                        ([-1, 5], b"found id -1"), ([0] * 99, b"found rows of 99, expected at most")):
         data = struct.pack(f"<{len(ids)}i", *ids)
         (own / "in").write_bytes(tiny_models.safetensors({"tokens": ("I32", [1, len(ids)], data)}))
-        assert words in expect(qbench("analyze", "--tokens", own / "in", path), 3).err, words
+        done = qbench("analyze", "--tokens", own / "in", models(own)["hf"])
+        assert words in expect(done, 3).err, words
 
 
 def test_analyze_ends_at_once_when_interrupted(own):
