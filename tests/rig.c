@@ -14,13 +14,14 @@ qb_test_rig qb_test_rig_create(const qb_config *config, const qb_test_rig_option
                      .n_logits = n_rows * config->vocab};
     QB_CHECK_OK(qb_pool_create(options->n_threads ? options->n_threads : 2, &r.pool));
     r.model = qb_test_tiny_model(config, 5);
-    qb_backbone_options backbone = {.max_tokens = n_rows, .pool = r.pool};
+    qb_backbone_options backbone = {.max_tokens = n_rows,
+                                    .pool = r.pool,
+                                    .logit_slots = options->logit_slots,
+                                    .logit_rows = options->logit_rows};
     QB_CHECK_OK(qb_backbone_create(r.model, &backbone, &r.cpu));
     if (options->device) {
         const char *note;
         QB_CHECK_OK(qb_device_find(options->device, &backbone.device, &note));
-        backbone.logit_slots = options->logit_slots;
-        backbone.logit_rows = options->logit_rows;
         QB_CHECK_OK(qb_backbone_create(r.model, &backbone, &r.gpu));
     }
     r.calibration = qb_test_constant_calibration(config);

@@ -19,7 +19,7 @@ typedef struct qb_test_rig_options {
     size_t batch, n_tokens;
     size_t n_threads;               /* 0: two */
     const char *device;             /* "cuda"; NULL: no backbone `gpu` */
-    size_t logit_slots, logit_rows; /* of that one */
+    size_t logit_slots, logit_rows; /* of each backbone; 0: as it chooses */
 } qb_test_rig_options;
 
 qb_test_rig qb_test_rig_create(const qb_config *config, const qb_test_rig_options *options);

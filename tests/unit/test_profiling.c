@@ -1,7 +1,7 @@
 /* tests/unit/test_profiling.c - the timeline of an engine: same logits with it as without, spans
  * that lie in order, shares, slices, threads; a profile of rounds, and its ends. */
+#include "rig.h"
 #include "support.h"
-#include "tiny_model.h"
 
 #include "core/clock.h"
 #include "core/interrupt.h"
@@ -14,31 +14,23 @@
 enum { BATCH = 2, TOKENS = 9, CONTEXT = 16 };
 
 typedef struct rig {
-    qb_pool *pool;
-    qb_model *model;
-    qb_backbone *backbone;
+    qb_test_rig base;
     qb_engine *engine;
     qb_timeline *timeline;
-    qb_calibration *calibration;
-    int32_t tokens[BATCH * CONTEXT];
 } rig;
 
 static rig rig_create(const qb_config *config, const char *scheme)
 {
-    rig r = {0};
-    QB_CHECK_OK(qb_pool_create(2, &r.pool));
-    r.model = qb_test_tiny_model(config, 3);
-    qb_backbone_options wide = {
-        .max_tokens = BATCH * CONTEXT, .pool = r.pool, .logit_slots = 1, .logit_rows = BATCH};
-    QB_CHECK_OK(qb_backbone_create(r.model, &wide, &r.backbone));
-    r.calibration = qb_test_constant_calibration(config);
+    rig r = {.base = qb_test_rig_create(config, &(qb_test_rig_options){.batch = BATCH,
+                                                                       .n_tokens = CONTEXT,
+                                                                       .logit_slots = 1,
+                                                                       .logit_rows = BATCH})};
     qb_engine_options o = {.scheme = qb_scheme_find(scheme),
-                           .calibration = r.calibration,
+                           .calibration = r.base.calibration,
                            .cache_batch = BATCH,
                            .cache_context = CONTEXT};
-    QB_CHECK_OK(qb_engine_create(r.backbone, &o, &r.engine));
-    QB_CHECK_OK(qb_timeline_create(r.backbone, &r.timeline));
-    qb_test_tokens(config, r.tokens, BATCH * CONTEXT, 5);
+    QB_CHECK_OK(qb_engine_create(r.base.cpu, &o, &r.engine));
+    QB_CHECK_OK(qb_timeline_create(r.base.cpu, &r.timeline));
     return r;
 }
 
@@ -46,22 +38,19 @@ static void rig_destroy(rig *r)
 {
     qb_timeline_destroy(r->timeline);
     qb_engine_destroy(r->engine);
-    qb_calibration_destroy(r->calibration);
-    qb_backbone_destroy(r->backbone);
-    qb_model_close(r->model);
-    qb_pool_destroy(r->pool);
+    qb_test_rig_destroy(&r->base);
 }
 
 /* A prefill, two steps, and the logits of both, which are (3, BATCH, V). */
 static float *run(rig *r)
 {
-    size_t vocab = r->model->config.vocab, n = BATCH * vocab;
+    size_t vocab = r->base.model->config.vocab, n = BATCH * vocab;
     float *logits;
     QB_CHECK_OK(QB_NEW(&logits, 3 * n, "logits"));
-    QB_CHECK_OK(qb_engine_prefill_last(r->engine, r->tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_prefill_last(r->engine, r->base.tokens, BATCH, TOKENS));
     QB_CHECK_OK(qb_engine_logits(r->engine, 0, BATCH, logits));
     for (size_t i = 1; i < 3; i++) {
-        QB_CHECK_OK(qb_engine_decode_step(r->engine, r->tokens + i * BATCH));
+        QB_CHECK_OK(qb_engine_decode_step(r->engine, r->base.tokens + i * BATCH));
         QB_CHECK_OK(qb_engine_logits(r->engine, 0, BATCH, logits + i * n));
     }
     return logits;
@@ -70,7 +59,7 @@ static float *run(rig *r)
 static void check_spans(const rig *r, double wall_us)
 {
     const qb_timespan *spans;
-    size_t n, n_layers = r->model->config.n_layers, heads = 0, gemms = 0;
+    size_t n, n_layers = r->base.model->config.n_layers, heads = 0, gemms = 0;
     double at = 0;
     QB_CHECK_OK(qb_timeline_read(r->timeline, &spans, &n));
     for (size_t i = 0; i < n; i++) {
@@ -101,7 +90,7 @@ static void check_config(const qb_config *config, const char *what)
         if (memcmp(want, got, bytes)) fail_msg("%s, %s: other logits", what, schemes[s]);
         size_t blocks = qb_memory_live_blocks();
         qb_memory_fail_at(1); /* a pass with a timeline allocates nothing */
-        QB_CHECK_OK(qb_engine_prefill_last(r.engine, r.tokens, BATCH, TOKENS));
+        QB_CHECK_OK(qb_engine_prefill_last(r.engine, r.base.tokens, BATCH, TOKENS));
         qb_memory_fail_at(0);
         assert_int_equal(qb_memory_live_blocks(), blocks);
         qb_free(want);
@@ -127,7 +116,7 @@ static void phases_are_those_of_the_scheme(void **state)
         const qb_timespan *spans;
         size_t n, count[QB_PHASE_COUNT] = {0};
         qb_engine_set_timeline(r.engine, r.timeline);
-        QB_CHECK_OK(qb_engine_prefill(r.engine, r.tokens, BATCH, TOKENS));
+        QB_CHECK_OK(qb_engine_prefill(r.engine, r.base.tokens, BATCH, TOKENS));
         QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &n));
         for (size_t i = 0; i < n; i++) count[spans[i].work.phase]++;
         size_t layers = config.n_layers;
@@ -149,11 +138,11 @@ static void slices_share_out_the_layers(void **state)
     size_t sum = 0, all, n;
     const qb_timespan *spans;
     qb_engine_set_timeline(r.engine, r.timeline);
-    QB_CHECK_OK(qb_engine_prefill(r.engine, r.tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_prefill(r.engine, r.base.tokens, BATCH, TOKENS));
     QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &all));
     for (size_t slice = 0; slice < 2; slice++) {
         qb_timeline_set_slice(r.timeline, slice, 2);
-        QB_CHECK_OK(qb_engine_prefill(r.engine, r.tokens, BATCH, TOKENS));
+        QB_CHECK_OK(qb_engine_prefill(r.engine, r.base.tokens, BATCH, TOKENS));
         QB_CHECK_OK(qb_timeline_read(r.timeline, &spans, &n));
         for (size_t i = 0; i < n; i++) {
             int layer = spans[i].work.layer;

@@ -1,7 +1,7 @@
 /* tests/unit/test_sensitivity.c - mixed engines: none of the layers, all of them and each alone;
  * and what a sensitivity says, against engines made for the purpose. */
+#include "rig.h"
 #include "support.h"
-#include "tiny_model.h"
 
 #include "core/memory.h"
 #include "infer/sensitivity.h"
@@ -14,35 +14,28 @@
 enum { BATCH = 2, TOKENS = 15, VOCAB = 61, N_LOGITS = BATCH * TOKENS * VOCAB, CELLS = 256 };
 
 typedef struct rig {
-    qb_model *model;
-    qb_calibration *calibration;
-    qb_backbone *backbone;
+    qb_test_rig base;
     qb_engine *full, *scheme, *mixed;
-    qb_pool *pool;
-    int32_t tokens[BATCH * TOKENS];
     size_t n_layers;
 } rig;
 
 static rig rig_create(const char *arch, const char *scheme)
 {
-    qb_config config = qb_test_tiny_config(arch);
-    rig r = {.model = qb_test_tiny_model(&config, 5), .n_layers = config.n_layers};
+    const qb_config config = qb_test_tiny_config(arch);
     const qb_scheme tiny = qb_test_tiny_scheme(qb_scheme_find(scheme));
     assert_int_equal(config.vocab, VOCAB);
     assert_true(config.n_layers * QB_ROLE_COUNT <= CELLS);
-    r.calibration = qb_test_constant_calibration(&config);
-    QB_CHECK_OK(qb_pool_create(2, &r.pool));
-    qb_backbone_options options = {.max_tokens = BATCH * TOKENS,
-                                   .pool = r.pool,
-                                   .logit_slots = QB_LOGIT_SLOTS,
-                                   .logit_rows = 8};
-    QB_CHECK_OK(qb_backbone_create(r.model, &options, &r.backbone));
+    rig r = {.n_layers = config.n_layers,
+             .base =
+                 qb_test_rig_create(&config, &(qb_test_rig_options){.batch = BATCH,
+                                                                    .n_tokens = TOKENS,
+                                                                    .logit_slots = QB_LOGIT_SLOTS,
+                                                                    .logit_rows = 8})};
     qb_engine_options full = {.scheme = qb_scheme_find("full")},
-                      part = {.scheme = &tiny, .calibration = r.calibration};
-    QB_CHECK_OK(qb_engine_create(r.backbone, &full, &r.full));
-    QB_CHECK_OK(qb_engine_create(r.backbone, &part, &r.scheme));
+                      part = {.scheme = &tiny, .calibration = r.base.calibration};
+    QB_CHECK_OK(qb_engine_create(r.base.cpu, &full, &r.full));
+    QB_CHECK_OK(qb_engine_create(r.base.cpu, &part, &r.scheme));
     QB_CHECK_OK(qb_engine_create_mixed(r.full, r.scheme, &r.mixed));
-    qb_test_tokens(&config, r.tokens, BATCH * TOKENS, 9);
     return r;
 }
 
@@ -51,21 +44,18 @@ static void rig_destroy(rig *r)
     qb_engine_destroy(r->mixed);
     qb_engine_destroy(r->scheme);
     qb_engine_destroy(r->full);
-    qb_backbone_destroy(r->backbone);
-    qb_pool_destroy(r->pool);
-    qb_calibration_destroy(r->calibration);
-    qb_model_close(r->model);
+    qb_test_rig_destroy(&r->base);
 }
 
 static void run(rig *r, qb_engine *e, float *logits)
 {
-    QB_CHECK_OK(qb_engine_prefill(e, r->tokens, BATCH, TOKENS));
+    QB_CHECK_OK(qb_engine_prefill(e, r->base.tokens, BATCH, TOKENS));
     QB_CHECK_OK(qb_engine_logits(e, 0, BATCH * TOKENS, logits));
 }
 
 static bool has(const rig *r, size_t layer, int role)
 {
-    return qb_roles[role].linear && qb_model_tensor(r->model, (qb_role)role, layer)->data;
+    return qb_roles[role].linear && qb_model_tensor(r->base.model, (qb_role)role, layer)->data;
 }
 
 /* Bits of full precision with no layer, of the scheme with all, of neither with one; and a layer's
@@ -148,16 +138,16 @@ static void a_pass_goes_on_from_a_stream(void **state)
         rig r = rig_create(arch ? "llama" : "gpt2", "fine");
         const qb_taps taps = {
             .sees = QB_TAP_BIT(QB_TAP_STREAM), .see = keep_first_stream, .context = stream};
-        assert_true(r.model->config.d_model <= 64 && qb_engine_resumes(r.scheme));
+        assert_true(r.base.model->config.d_model <= 64 && qb_engine_resumes(r.scheme));
         QB_CHECK_OK(qb_engine_observe(r.scheme, &taps));
         run(&r, r.scheme, want);
         QB_CHECK_OK(qb_engine_observe(r.scheme, NULL));
         memset(got, 0, sizeof got);
-        QB_CHECK_OK(qb_engine_prefill_from(r.scheme, r.tokens, BATCH, TOKENS, 1, stream));
+        QB_CHECK_OK(qb_engine_prefill_from(r.scheme, r.base.tokens, BATCH, TOKENS, 1, stream));
         QB_CHECK_OK(qb_engine_logits(r.scheme, 0, BATCH * TOKENS, got));
         assert_memory_equal(got, want, sizeof got);
         stream[0] += 1;
-        QB_CHECK_OK(qb_engine_prefill_from(r.scheme, r.tokens, BATCH, TOKENS, 1, stream));
+        QB_CHECK_OK(qb_engine_prefill_from(r.scheme, r.base.tokens, BATCH, TOKENS, 1, stream));
         QB_CHECK_OK(qb_engine_logits(r.scheme, 0, BATCH * TOKENS, got));
         assert_memory_not_equal(got, want, sizeof got);
         run(&r, r.scheme, got); /* nothing is left of it */
@@ -170,8 +160,9 @@ static void a_pass_goes_on_from_a_stream(void **state)
 
 static qb_sensitivity measure(rig *r, qb_sensitivity_by by)
 {
-    int32_t *ids = malloc(sizeof r->tokens);
-    memcpy(ids, r->tokens, sizeof r->tokens);
+    const size_t bytes = r->base.n_rows * sizeof *r->base.tokens;
+    int32_t *ids = malloc(bytes);
+    memcpy(ids, r->base.tokens, bytes);
     qb_stream stream = {.tokens = {.ids = ids, .n = BATCH * TOKENS}};
     qb_window items[BATCH];
     for (size_t i = 0; i < BATCH; i++)
@@ -207,7 +198,7 @@ static double perplexity_of(rig *r, qb_engine *e)
         if (row % TOKENS == TOKENS - 1) continue;
         double total = 0;
         for (size_t v = 0; v < VOCAB; v++) total += exp((double)logits[row * VOCAB + v]);
-        sum += log(total) - (double)logits[row * VOCAB + (size_t)r->tokens[row + 1]];
+        sum += log(total) - (double)logits[row * VOCAB + (size_t)r->base.tokens[row + 1]];
     }
     return exp(sum / (BATCH * (TOKENS - 1)));
 }
