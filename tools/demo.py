@@ -81,13 +81,21 @@ def measure(program, models, flags):
 
 # ---- the screen ----
 
-def print_table(rows):
+def table_lines(rows):
     """The first column to the left, figures to the right, as wide as they need be."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [f"{c:{'>' if i else '<'}{w}}" for i, (c, w) in enumerate(zip(row, widths))]
-        print("  ".join(cells).rstrip())
-    print()
+        yield "  ".join(cells).rstrip()
+
+
+def print_table(rows):
+    print(*table_lines(rows), "", sep="\n")
+
+
+def heading(one):
+    return (f"Perplexity of the {one['text']['name']} text ({one['protocol']['scored_tokens']:,} tokens), "
+            "and what each scheme adds to it")
 
 
 def kurtosis_of(model):
@@ -144,8 +152,7 @@ def main():
     introduce(models)
     pair = measure(args.qbench, paths, [*QUALITY, *flags])
     one = report.first(pair[0])
-    print(f"\nPerplexity of the {one['text']['name']} text ({one['protocol']['scored_tokens']:,} tokens), "
-          "and what each scheme adds to it\n")
+    print(f"\n{heading(one)}\n")
     print_table(quality_rows(pair, models))
     if all(kurtosis_of(m)[0] for m in models):
         print("Kurtosis over channels, as training recorded it on held-out text: 3 for a\n"

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the measured tables of README.md, docs/reproduction.md, docs/schemes.md and docs/analyze.md from
-results/ and share/models, between marker lines, so that no number is typed by hand.
+"""Writes the measured tables of README.md and of pages in docs/ from results/ and share/models, between
+marker lines, so that no number is typed by hand.
 
     tools/readme_tables.py [--check] [--qbench build/qbench]
 
@@ -14,6 +14,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench/peers"), str(ROOT / "tools")]
+import demo  # noqa: E402
 import gpu_table  # noqa: E402
 import pair_report  # noqa: E402
 import scheme_tables  # noqa: E402
@@ -133,25 +134,21 @@ def gpu_training(results=ROOT / "results"):
             *markdown([[row[i] for i in shown] for row in rows])]
 
 
-def pair():
-    """The shipped models, as the paper's Table 3 has its own."""
-    schemes = pair_report.read_results(pair_report.SHIPPED / "results-valid.json")
+def shipped_pair():
+    """What `make demo` prints of the shipped models, of what was recorded."""
+    results = pair_report.SHIPPED / "results-builtin.json"
+    schemes = pair_report.read_results(results)
     models = json.loads((pair_report.SHIPPED / "record.json").read_text())["models"]
-    names = pair_report.TABLE3
-    rows = [["share/models", "kurtosis, first / other tokens", "full", *names]]
-    for which, own in zip(pair_report.PAIR, schemes):
-        seen = models[which]["training"]["evaluation"]
-        rows.append([f"{which} ({pair_report.trained_with(models[which]['training'])})",
-                     f"{seen['kurt_token_first']:.2f} / {seen['kurt_token_rest']:.2f}",
-                     pair_report.number(pair_report.full(own)),
-                     *(pair_report.signed(pair_report.penalty(own, name)) for name in names)])
-    rows.append(["vanilla / ours", "", "",
-                 *(pair_report.times(pair_report.penalty_ratio(schemes, name)) for name in names)])
-    return markdown(rows)
+    one = pair_report.first(schemes[0])
+    env = one["environment"]
+    rows = demo.quality_rows(schemes, [models[which] for which in pair_report.PAIR])
+    return ["```text", demo.heading(one), "", *demo.table_lines(rows), "```", "",
+            f"{one['time_utc'][:10]}, commit {one['git_commit']}, {env['cpu']}, {env['threads']} threads: "
+            f"`{one['command']}`."]
 
 
 def measured():
-    return quality_and_speed() + beside_llama_cpp() + gpu_inference() + gpu_gemm() + gpu_training()
+    return beside_llama_cpp()[1:] + gpu_inference() + gpu_gemm() + gpu_training()
 
 
 # ---- docs/reproduction.md ----
@@ -255,7 +252,11 @@ def analysis(text, _):
 
 
 def readme(text, _):
-    return fill(fill(text, "pair", pair()), "measured", measured())
+    return fill(fill(text, "demo", shipped_pair()), "smollm2", quality_and_speed())
+
+
+def measured_page(text, _):
+    return fill(text, "measured", measured())
 
 
 def fill(text, name, lines):
@@ -268,7 +269,7 @@ def schemes(text, _):
     return fill(text, "baselines", markdown(scheme_tables.baselines(ROOT / "results")))
 
 
-PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
+PAGES = {"README.md": readme, "docs/measured.md": measured_page, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
          "docs/analyze.md": analysis}
 
 
