@@ -71,6 +71,17 @@ static qb_status open_tokens(qb_analyze *a, const char *path, qb_analyze_text *t
 
 /* ---- texts ---- */
 
+/* --bos: what sinks and outliers of a first token are, depends on which it is. */
+static qb_status begin_with_bos(const qb_analyze *a, qb_run_text *r)
+{
+    int32_t bos = qb_tokenizer_bos(a->model->tokenizer);
+    if (bos < 0)
+        return QB_FAIL(QB_ERR_FORMAT, "%s: --bos: found a tokenizer without a first token",
+                       a->model->path);
+    for (size_t i = 0; i < r->windows.n; i++) r->windows.items[i].first_id = bos;
+    return QB_OK;
+}
+
 static qb_status open_text(qb_analyze *a, const char *path, qb_analyze_text *t)
 {
     if (!a->model->tokenizer)
@@ -85,7 +96,7 @@ static qb_status open_text(qb_analyze *a, const char *path, qb_analyze_text *t)
     }
     QB_TRY(qb_run_text_open(a->cli, a->model, &t->text, NULL, &t->run));
     if (!qb_cli_is_set(a->cli, "batch")) t->run.batch = default_batch(t->run.windows.n_feed_max);
-    return QB_OK;
+    return qb_cli_flag(a->cli, "bos") ? begin_with_bos(a, &t->run) : QB_OK;
 }
 
 static qb_status open_one(qb_analyze *a, size_t i)
@@ -102,6 +113,8 @@ qb_status qb_analyze_open_texts(qb_analyze *a)
            n_tokens = qb_cli_list_n_items(a->cli, "tokens");
     if (n_texts && n_tokens)
         return QB_FAIL(QB_ERR_USAGE, "analyze: --text and --tokens: found both, expected one");
+    if (n_tokens && qb_cli_flag(a->cli, "bos"))
+        return QB_FAIL(QB_ERR_USAGE, "analyze: --bos and --tokens: found both, expected texts");
     a->n_texts = n_texts + n_tokens ? n_texts + n_tokens : 1;
     QB_TRY(QB_NEW_ZERO(&a->texts, a->n_texts, "texts"));
     for (size_t i = 0; i < a->n_texts; i++) {

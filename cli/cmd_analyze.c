@@ -169,6 +169,7 @@ static void add_text(const qb_analyze *a, size_t i, json_t *record, json_t *text
     json_t *text = json_object_get(record, "text"), *protocol = json_object_get(record, "protocol");
     const qb_windows *w = &a->texts[i].run.windows;
     json_object_set(text, "protocol", protocol);
+    json_object_set_new(text, "bos", json_boolean(qb_cli_flag(a->cli, "bos")));
     json_object_set_new(text, "ppl", qb_json_real(exp(a->nll_sums[i] / (double)w->n_scored)));
     json_array_append(texts, text);
 }

@@ -416,6 +416,8 @@ const qb_option qb_options[] = {
     {"out", 'o', QB_OPTION_STRING, ON(LOGITS), "FILE", NULL, 0, 0,
         "safetensors file to write", NULL},
     /* analyze */
+    {"bos", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
+        "begin each window with the tokenizer's first token, in place of the text's", NULL},
     {"maps", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,
         "attention and hidden states of the first window, in cells, too", NULL},
     {"rotate-output-basis", 0, QB_OPTION_FLAG, ON(ANALYZE), NULL, NULL, 0, 0,

@@ -89,6 +89,25 @@ def test_analyze_tells_texts_apart(own):
     assert "| dormant queries: layer |" in (own / "a.md").read_text()
 
 
+def test_analyze_bos_begins_each_window(own):
+    path, text = models(own)["gguf"], own / "t"
+    text.write_text("Once upon a time there was a king. " * 30)
+    ids = json.loads(expect(qbench("tokenize", path, text)).out)
+    found = analyze(own, "--text", text, "--context", 16, "--bos", path)
+    windows = found["texts"][0]["protocol"]["windows"]
+    bos = tiny_models.VOCAB - 1  # a window of the protocol `paper` spans one token more
+    rows = [[bos, *ids[17 * i + 1:17 * i + 16]] for i in range(windows)]
+    tokens = own / "in.safetensors"
+    tokens.write_bytes(tiny_models.safetensors({"tokens": (
+        "I32", [windows, 16], b"".join(struct.pack("<16i", *row) for row in rows))}))
+    same = analyze(own, "--tokens", tokens, path)
+    assert found["layers"] == same["layers"] and found["heads"] == same["heads"]
+    assert found["texts"][0]["bos"] and not same["texts"][0]["bos"]
+    without = analyze(own, "--text", text, "--context", 16, path)
+    assert without["layers"][0]["kurt_token_first"] != found["layers"][0]["kurt_token_first"]
+    expect(qbench("analyze", "--bos", "--tokens", tokens, path), 2)
+
+
 def test_analyze_rows_of_tokens_are_windows(own):
     path = models(own)["model.bin"]
     tokens = own / "in.safetensors"
