@@ -35,14 +35,16 @@ def read_safetensors(path):
 
 
 GPT2 = {"wte": "embd", "wpe": "pos", "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "o",
-        "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down", "ln_f": "norm_f",
+        "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_gate": "gate", "mlp.c_proj": "down",
+        "ln_f": "norm_f",
         "lm_head": "head", "attn.gate": "attn_gate", "attn.sinks": "sinks"}
-LLAMA = {"embed_tokens": "embd", "input_layernorm": "norm1", "self_attn.q_proj": "q",
+LLAMA = {"embed_tokens": "embd", "embed_positions": "pos",
+         "input_layernorm": "norm1", "self_attn.q_proj": "q",
          "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
          "post_attention_layernorm": "norm2", "mlp.gate_proj": "gate", "mlp.up_proj": "up",
          "mlp.down_proj": "down", "norm": "norm_f", "lm_head": "head",
          "self_attn.gate": "attn_gate", "self_attn.sinks": "sinks"}
-TRANSPOSED = {"qkv", "o", "up", "down"}  # GPT2 writes these as (in, out)
+TRANSPOSED = {"qkv", "o", "up", "gate", "down"}  # GPT2 writes these as (in, out)
 
 
 def from_transformers(c):

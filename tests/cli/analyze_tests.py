@@ -275,6 +275,8 @@ KINDS = {
     "free-prefix": GPT2 | {"free_prefix": 5, "no_attention": [2], "pos": "rope",
                            "rope": {"kind": "default", "theta": 10000.0}},
     "one-key-head": LLAMA | {"n_kv_heads": 1, "softmax": "softmax1", "tied_head": True},
+    "crossed": LLAMA | {"pos": "learned", "norm": "layernorm", "norm_bias": True, "mlp_bias": True},
+    "gpt2-swiglu": GPT2 | {"act": "swiglu", "norm": "rmsnorm", "norm_bias": False},
     "gqa": LLAMA | {"n_heads": 6, "n_kv_heads": 2, "head_dim": 4},
 }
 

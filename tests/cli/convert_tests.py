@@ -78,6 +78,24 @@ def test_convert_dtype(folder):
     assert kept == {"f32", "q8_0"}, kept
 
 
+def test_convert_there_and_back_of_what_no_family_has(folder):
+    """Positions, norms and activations of the other family: under names of our own."""
+    tokens = folder / "in.safetensors"
+    tokens.write_bytes(tiny_models.tokens_file(2, 8, 61))
+    crossed = (tiny_models.LLAMA_KIND | {"pos": "learned", "norm": "layernorm", "norm_bias": True},
+               tiny_models.KIND | {"act": "swiglu", "pos": "none"})
+    for i, config in enumerate(crossed):
+        paths = [tiny_models.write_kind_folder(folder / f"m{i}", config), folder / f"m{i}.bin",
+                 folder / f"back{i}"]
+        expect(qbench("convert", paths[0], paths[1]))
+        expect(qbench("convert", paths[1], paths[2]))
+        found = []
+        for path in paths:
+            expect(qbench("logits", "--tokens", tokens, "--out", folder / "out", path))
+            found.append((folder / "out").read_bytes())
+        assert found[0] == found[1] == found[2], config
+
+
 def test_convert_folder_takes_no_bin_options(folder):
     source = models(folder)["gguf"]
     for options in (["--zlib", "3"], ["--dtype", "f16"], ["--quantize", "fine"],

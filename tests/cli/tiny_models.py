@@ -137,9 +137,11 @@ KIND_NAMES = {
     "gpt2": ("transformer.", "h.", {
         "embd": "wte", "pos": "wpe", "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj",
         "gate_of_heads": "attn.gate", "sinks": "attn.sinks", "norm2": "ln_2", "up": "mlp.c_fc",
+        "gate": "mlp.c_gate",
         "down": "mlp.c_proj", "norm_f": "ln_f"}),
     "llama": ("model.", "layers.", {
-        "embd": "embed_tokens", "norm1": "input_layernorm", "q": "self_attn.q_proj",
+        "embd": "embed_tokens", "pos": "embed_positions", "norm1": "input_layernorm",
+        "q": "self_attn.q_proj",
         "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
         "gate_of_heads": "self_attn.gate", "sinks": "self_attn.sinks",
         "norm2": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
@@ -175,7 +177,7 @@ def kind_shapes(c):
 
 
 def write_kind_folder(folder, config, spike=0.0, seed=7):
-    """A random model; channel 5 of the first eight embeddings is `spike` or more, if it is not 0."""
+    """A random model; channel 5 of the first eight embeddings is `spike` or more, if not 0."""
     folder.mkdir(parents=True, exist_ok=True)
     draw, tensors = random.Random(seed), {}
     prefix, layers, names = KIND_NAMES[config["arch"]]
@@ -190,7 +192,7 @@ def write_kind_folder(folder, config, spike=0.0, seed=7):
         values = [[draw.gauss(around, spread) for _ in range(cols)] for _ in range(rows)]
         for i, row in enumerate(values[:8] if spike and role == "embd" else []):
             row[5] = spike * (1 + i / 8)
-        if config["arch"] == "gpt2" and role in ("qkv", "o", "up", "down"):  # (in, out) there
+        if config["arch"] == "gpt2" and role in ("qkv", "o", "gate", "up", "down"):  # (in, out)
             values, shape = list(zip(*values)), shape[::-1]
         flat = [value for row in values for value in row]
         tensors[name + ("" if role == "sinks" else ".weight")] = (
