@@ -11,6 +11,15 @@
 
 #define WS "\\t-\\r\\x{85}\\p{Z}"
 #define CONTRACTIONS "'s|'t|'re|'ve|'m|'ll|'d"
+/* Of the Split patterns and, with white space written out, of ours. */
+#define HF_BLANKS "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define BLANKS "[" WS "]*[\\r\\n]+|[" WS "]+(?![^" WS "])|[" WS "]+"
+/* A word of capitals or title case before small letters, and one without any: o200k_base. */
+#define CASED_START "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
+#define CASED_END "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+#define CASED_WORDS(suffix)                                                                        \
+    CASED_START "*" CASED_END "+" suffix "|" CASED_START "+" CASED_END "*" suffix
+#define AFTER_WORD "(?i:" CONTRACTIONS ")?"
 
 static const qb__pre rows[] = {
     {.name = "gpt-2",
@@ -29,12 +38,24 @@ static const qb__pre rows[] = {
      .scan = qb__scan_smollm},
     {.name = "llama-bpe",
      .aliases = "llama3,llama-v3",
-     .hf_regex = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "
-                 "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+     .hf_regex = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "
+                 "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" HF_BLANKS,
      .gguf_ignore_merges = true,
      .pattern = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}"
-                "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|[" WS "]*[\\r\\n]+"
-                "|[" WS "]+(?![^" WS "])|[" WS "]+"},
+                "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" BLANKS},
+    {.name = "qwen2",
+     .hf_regex = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| "
+                 "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" HF_BLANKS,
+     .pattern = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
+                "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" BLANKS},
+    {.name = "tekken", /* Mistral Nemo */
+     .hf_regex = CASED_WORDS("") "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" HF_BLANKS,
+     .gguf_ignore_merges = true,
+     .pattern = CASED_WORDS("") "|\\p{N}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n/]*|" BLANKS},
+    {.name = "gpt-4o",
+     .aliases = "llama4",
+     .hf_regex = CASED_WORDS(AFTER_WORD) "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" HF_BLANKS,
+     .pattern = CASED_WORDS(AFTER_WORD) "|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n/]*|" BLANKS},
 };
 
 static bool in_list(const char *list, const char *word)
@@ -77,7 +98,7 @@ const qb__pre *qb__pre_find_hf_byte_level(void)
 
 const char *qb__pre_names(void)
 {
-    return "gpt-2, smollm or llama-bpe";
+    return "gpt-2, smollm, llama-bpe, qwen2, tekken or gpt-4o";
 }
 
 bool qb_tokenizer_pre_ignores_merges(const char *pre)

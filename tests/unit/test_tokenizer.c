@@ -191,6 +191,14 @@ static void pre_splitters_cut_as_documented(void **state)
         {"llama-bpe", "I'LL (don't) 12345", "I|'LL| (|don|'t|)| |123|45"},
         {"llama-bpe", "a\r\n\n  b\n\nc", "a|\r\n\n| | b|\n\n|c"},
         {"llama-bpe", "f(x);\n\ty", "f|(x|);\n|\ty"},
+        /* as the Python package tokenizers 0.23 cuts */
+        {"qwen2", "in 20245 WE'RE/\n\nx", "in| |2|0|2|4|5| WE|'RE|/\n\n|x"},
+        {"qwen2", "x//\n\n/y  ЖЖж ʰA 日本語a  \n b", "x|//\n\n|/y| | ЖЖж| ʰA| 日本語a|  \n| b"},
+        {"tekken", "in 20245 WE'RE/\n\nx", "in| |2|0|2|4|5| WE|'RE|/\n\n|x"},
+        {"tekken", "camelCase HTTPServer ABC's Don'T", "camel|Case| HTTPServer| ABC|'s| Don|'T"},
+        {"tekken", "x//\n\n/y  ЖЖж ʰA 日本語a  \n b", "x|//\n\n/|y| | ЖЖж| ʰ|A| 日本語a|  \n| b"},
+        {"gpt-4o", "in 20245 WE'RE/\n\nx", "in| |202|45| WE'RE|/\n\n|x"},
+        {"gpt-4o", "camelCase HTTPServer ABC's Don'T", "camel|Case| HTTPServer| ABC's| Don'T"},
     };
     for (size_t i = 0; i < QB_COUNT(cases); i++)
         check_pieces(cases[i].pre, cases[i].text, cases[i].pieces);
@@ -200,6 +208,30 @@ static void pre_splitters_cut_as_documented(void **state)
     assert_null(qb__pre_find("default"));
     assert_true(qb_tokenizer_pre_ignores_merges("llama-bpe"));
     assert_false(qb_tokenizer_pre_ignores_merges("gpt-2"));
+}
+
+/* As they stand in the tokenizer.json of Qwen2, Mistral Nemo and GPT-4o. */
+static void split_patterns_have_a_row(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *pre, *regex;
+    } cases[] = {
+        {"qwen2", "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^"
+                  "\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+        {"tekken", "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p"
+                   "{Lm}\\p{Lo}\\p{M}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo"
+                   "}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+["
+                   "\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+        {"gpt-4o", "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p"
+                   "{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\\r\\n\\p{L}\\p{N}]"
+                   "?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?"
+                   "i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]"
+                   "*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    };
+    for (size_t i = 0; i < QB_COUNT(cases); i++)
+        assert_ptr_equal(qb__pre_find_hf_regex(cases[i].regex), qb__pre_find(cases[i].pre));
+    assert_null(qb__pre_find_hf_regex(cases[0].regex + 1));
 }
 
 static void byte_alphabet_is_a_bijection(void **state)
@@ -437,7 +469,8 @@ static void fill_text(char *text, size_t n, uint64_t seed)
 static void any_bytes_round_trip(void **state)
 {
     (void)state;
-    static const char *const pres[] = {"gpt-2", "smollm", "llama-bpe", NULL};
+    static const char *const pres[] = {"gpt-2",  "smollm", "llama-bpe", "qwen2",
+                                       "tekken", "gpt-4o", NULL};
     for (size_t p = 0; p < QB_COUNT(pres); p++) {
         if (pres[p]) {
             start_bpe(&shared, pres[p]);
@@ -726,6 +759,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pre_splitters_cut_as_documented),
+        cmocka_unit_test(split_patterns_have_a_row),
         cmocka_unit_test(byte_alphabet_is_a_bijection),
         cmocka_unit_test(bpe_merges_as_the_definition),
         cmocka_unit_test(ignore_merges_takes_known_words_whole),
