@@ -174,24 +174,8 @@ static qb_status check_bytes(const qb_st_tensor *t, unsigned element_bits)
 }
 
 /* *begin goes to the data pointer as an offset; the tiling is checked after sorting. */
-static qb_status parse_entry(const qb_safetensors *st, const json_t *entry, qb_st_tensor *t)
+static qb_status parse_range(const qb_safetensors *st, const json_t *range, qb_st_tensor *t)
 {
-    char found[32];
-    const char *dtype = json_string_value(json_object_get(entry, "dtype"));
-    if (!dtype)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: dtype: found %s, expected a string", t->name,
-                       describe(json_object_get(entry, "dtype"), found));
-    const qb__st_dtype *d = find_dtype(dtype);
-    if (!d)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.200s: dtype: found \"%.40s\", expected one of the "
-                       "format's, such as F32",
-                       t->name, dtype);
-    t->dtype = d->name;
-    t->known = d->as != QB_DTYPE_COUNT;
-    t->as = d->as;
-    QB_TRY(parse_shape(json_object_get(entry, "shape"), t));
-    const json_t *range = json_object_get(entry, "data_offsets");
     size_t begin, end;
     char first[32], second[32];
     if (json_array_size(range) != 2 || !as_size(json_array_get(range, 0), &begin) ||
@@ -209,12 +193,33 @@ static qb_status parse_entry(const qb_safetensors *st, const json_t *entry, qb_s
             QB_ERR_FORMAT,
             "tensor %.200s: truncated: data end at %zu, but the file has %zu bytes of data",
             t->name, end, st->data_bytes);
+    t->data = st->data + begin;
+    t->bytes = end - begin;
+    return QB_OK;
+}
+
+static qb_status parse_entry(const qb_safetensors *st, const json_t *entry, qb_st_tensor *t)
+{
+    char found[32];
+    const char *dtype = json_string_value(json_object_get(entry, "dtype"));
+    if (!dtype)
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: dtype: found %s, expected a string", t->name,
+                       describe(json_object_get(entry, "dtype"), found));
+    const qb__st_dtype *d = find_dtype(dtype);
+    if (!d)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tensor %.200s: dtype: found \"%.40s\", expected one of the "
+                       "format's, such as F32",
+                       t->name, dtype);
+    t->dtype = d->name;
+    t->known = d->as != QB_DTYPE_COUNT;
+    t->as = d->as;
+    QB_TRY(parse_shape(json_object_get(entry, "shape"), t));
+    QB_TRY(parse_range(st, json_object_get(entry, "data_offsets"), t));
     if (json_object_size(entry) != 3)
         return QB_FAIL(QB_ERR_FORMAT,
                        "tensor %.200s: found %zu keys, expected dtype, shape and data_offsets",
                        t->name, json_object_size(entry));
-    t->data = st->data + begin;
-    t->bytes = end - begin;
     return check_bytes(t, d->bits);
 }
 

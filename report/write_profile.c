@@ -155,31 +155,23 @@ static void add_run(row *r, const qb_profile_part *part, double total_ms)
     add_share(r, roof_share(part));
 }
 
-static void write_phases(const page *p, const qb_profile_operation *op)
+static row phase_head(const qb_profile_run *full, const qb_profile_run *scheme)
 {
-    const qb_profile_run *a = &op->full, *b = &op->scheme;
     row head = {.n = 0};
     add_text(&head, "phase");
-    for (const qb_profile_run *run = a; run; run = run == a && b->measured ? b : NULL) {
+    for (int i = 0; i < 1 + scheme->measured; i++) {
         char text[CELL_BYTES];
-        snprintf(text, sizeof text, "%.6s ms", run->scheme);
+        snprintf(text, sizeof text, "%.6s ms", i ? scheme->scheme : full->scheme);
         add_text(&head, text);
         add_text(&head, "share");
         add_text(&head, "of roof");
     }
-    if (b->measured) add_text(&head, "more ms");
-    put_head(p, &head, &phase_layout);
-    for (size_t i = 0; i < QB_PHASE_COUNT; i++) {
-        if (!(a->phases[i].calls > 0) && !(b->phases[i].calls > 0)) continue;
-        row r = {.n = 0};
-        add_text(&r, qb_phase_names[i]);
-        add_run(&r, &a->phases[i], a->ms);
-        if (b->measured) {
-            add_run(&r, &b->phases[i], b->ms);
-            add_number(&r, b->phases[i].ms - a->phases[i].ms);
-        }
-        put(p, &r, &phase_layout);
-    }
+    if (scheme->measured) add_text(&head, "more ms");
+    return head;
+}
+
+static void write_phase_sums(const page *p, const qb_profile_run *a, const qb_profile_run *b)
+{
     const double gaps[] = {a->gaps_ms, b->gaps_ms}, totals[] = {a->ms, b->ms}, roofs[] = {NAN, NAN},
                  all[] = {a->roof_ms / a->ms, b->roof_ms / b->ms};
     for (size_t line = 0; line < 2; line++) {
@@ -194,6 +186,25 @@ static void write_phases(const page *p, const qb_profile_operation *op)
         if (b->measured) add_number(&r, ms[1] - ms[0]);
         put(p, &r, &phase_layout);
     }
+}
+
+static void write_phases(const page *p, const qb_profile_operation *op)
+{
+    const qb_profile_run *a = &op->full, *b = &op->scheme;
+    row head = phase_head(a, b);
+    put_head(p, &head, &phase_layout);
+    for (size_t i = 0; i < QB_PHASE_COUNT; i++) {
+        if (!(a->phases[i].calls > 0) && !(b->phases[i].calls > 0)) continue;
+        row r = {.n = 0};
+        add_text(&r, qb_phase_names[i]);
+        add_run(&r, &a->phases[i], a->ms);
+        if (b->measured) {
+            add_run(&r, &b->phases[i], b->ms);
+            add_number(&r, b->phases[i].ms - a->phases[i].ms);
+        }
+        put(p, &r, &phase_layout);
+    }
+    write_phase_sums(p, a, b);
 }
 
 static void write_kernels(const page *p, const qb_profile_run *run)
@@ -261,6 +272,25 @@ static void write_operation(const page *p, const qb_profile *profile, size_t i)
 
 /* ---- below ---- */
 
+/* One that was skipped at every batch has no batch from which the scheme wins. */
+static bool is_context_measured(const qb_profile *profile, size_t context)
+{
+    for (size_t i = 0; i < profile->n_sweep; i++)
+        if (profile->sweep[i].context == context && !profile->sweep[i].skipped) return true;
+    return false;
+}
+
+static void write_crossover(const page *p, const qb_profile *profile, int operation, size_t context)
+{
+    size_t batch = qb_sweep_crossover(profile, operation, context);
+    fprintf(p->stream, "%s%s of %zu tokens: %s ", p->markdown ? "- " : "  ",
+            qb_profile_operation_names[operation], context, profile->scheme);
+    if (batch)
+        fprintf(p->stream, "wins from batch >= %zu\n", batch);
+    else
+        fprintf(p->stream, "does not win at the largest batch\n");
+}
+
 static void write_sweep(const page *p, const qb_profile *profile)
 {
     if (!profile->sweep) return;
@@ -289,17 +319,9 @@ static void write_sweep(const page *p, const qb_profile *profile)
     for (int k = 0; k < QB_PROFILE_OPERATIONS; k++)
         for (size_t i = 0; i < profile->n_sweep; i++) {
             size_t context = profile->sweep[i].context;
-            bool measured = false;
-            for (size_t r = 0; r < profile->n_sweep; r++)
-                measured |= profile->sweep[r].context == context && !profile->sweep[r].skipped;
-            if (!measured || (i && context == profile->sweep[i - 1].context)) continue;
-            size_t batch = qb_sweep_crossover(profile, k, context);
-            fprintf(p->stream, "%s%s of %zu tokens: %s ", p->markdown ? "- " : "  ",
-                    qb_profile_operation_names[k], context, profile->scheme);
-            if (batch)
-                fprintf(p->stream, "wins from batch >= %zu\n", batch);
-            else
-                fprintf(p->stream, "does not win at the largest batch\n");
+            bool is_new = !i || context != profile->sweep[i - 1].context;
+            if (is_new && is_context_measured(profile, context))
+                write_crossover(p, profile, k, context);
         }
 }
 

@@ -192,6 +192,43 @@ def qbench_speed_once(command, versions):
     return speed
 
 
+PHASES = ("prefill", "decode")
+
+
+def llama_rate(name, phase):  # tokens a second of a round
+    return lambda r: statistics.median(r["llama.cpp"][name][phase])
+
+
+def qbench_rate(scheme, phase):  # likewise; None where it was not measured
+    return lambda r: r["qbench"] and (r["qbench"][scheme][phase] or {}).get("tok_per_s")
+
+
+def summarize_speed(rounds, variants, schemes):
+    """Median and range of each side's tokens a second."""
+    summary = [{"who": "llama.cpp", "what": name,
+                **{p: median_and_range([llama_rate(name, p)(r) for r in rounds]) for p in PHASES}}
+               for name in variants]
+    for scheme in schemes:
+        values = {p: [qbench_rate(scheme, p)(r) for r in rounds] for p in PHASES}
+        summary.append({"who": "qbench", "what": scheme,
+                        **{p: None if None in v else median_and_range(v)
+                           for p, v in values.items()}})
+    return summary
+
+
+def print_speed(args, contexts, summary, ratio):
+    rows = [["%s, %d threads; %d rounds in turn; tok/s: median of the rounds (lowest-highest)"
+             % (cpu_model(), args.threads, args.rounds)],
+            ["llama.cpp: prefill %d tokens, decode %d tokens after %d%s"
+             % (args.prefill, args.decode, args.depth,
+                "; qbench: context %s" % ", ".join(map(str, contexts)) if contexts else "")],
+            [""], ["", "prefill", "decode"]]
+    rows += [["%s %s" % (s["who"], s["what"]), *(cell(s[p], 1) for p in PHASES)] for s in summary]
+    rows += [["%s / %s" % (r["qbench"], r["llama.cpp"]), *(cell(r[p], 2) for p in PHASES)]
+             for r in ratio]
+    print_table(rows)
+
+
 def compare_llama_cpp(args):
     variants = dict(word.split("=", 1) for word in args.gguf)
     versions = {"qbench": None, **dict(word.split("=", 1) for word in args.version)}
@@ -205,38 +242,15 @@ def compare_llama_cpp(args):
         "llama.cpp": {name: llama_bench_once(args, gguf) for name, gguf in variants.items()},
         "qbench": qbench_speed_once(qbench_command, versions) if qbench else None})
 
-    def theirs(name, phase):
-        return lambda r: statistics.median(r["llama.cpp"][name][phase])
-
-    def ours(scheme, phase):
-        return lambda r: r["qbench"] and (r["qbench"][scheme][phase] or {}).get("tok_per_s")
-
-    phases = ("prefill", "decode")
-    summary = [{"who": "llama.cpp", "what": name,
-                **{p: median_and_range([theirs(name, p)(r) for r in rounds]) for p in phases}}
-               for name in variants]
     schemes = list(rounds[0]["qbench"] or [])
-    for scheme in schemes:
-        values = {p: [ours(scheme, p)(r) for r in rounds] for p in phases}
-        summary.append({"who": "qbench", "what": scheme,
-                        **{p: None if None in v else median_and_range(v)
-                           for p, v in values.items()}})
+    summary = summarize_speed(rounds, variants, schemes)
     pairs = [(s, v) for s, v in (pair.split("/") for pair in args.pairs.split(","))
              if s in schemes and v in variants]
     ratio = [{"qbench": s, "llama.cpp": v,
-              **{p: ratios(rounds, ours(s, p), theirs(v, p)) for p in phases}} for s, v in pairs]
-
+              **{p: ratios(rounds, qbench_rate(s, p), llama_rate(v, p)) for p in PHASES}}
+             for s, v in pairs]
     contexts = sorted({rounds[0]["qbench"][s]["context"] for s in schemes if s != "full"})
-    rows = [["%s, %d threads; %d rounds in turn; tok/s: median of the rounds (lowest-highest)"
-             % (cpu_model(), args.threads, args.rounds)],
-            ["llama.cpp: prefill %d tokens, decode %d tokens after %d%s"
-             % (args.prefill, args.decode, args.depth,
-                "; qbench: context %s" % ", ".join(map(str, contexts)) if contexts else "")],
-            [""], ["", "prefill", "decode"]]
-    rows += [["%s %s" % (s["who"], s["what"]), *(cell(s[p], 1) for p in phases)] for s in summary]
-    rows += [["%s / %s" % (r["qbench"], r["llama.cpp"]), *(cell(r[p], 2) for p in phases)]
-             for r in ratio]
-    print_table(rows)
+    print_speed(args, contexts, summary, ratio)
     print_trust(rounds)
     write_record(args.out, "llama.cpp", args, {
         "versions": versions,

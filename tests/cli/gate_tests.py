@@ -97,18 +97,29 @@ def test_compare_across_models(own):
     assert b"m -> n, fine" in expect(qbench("compare", "--across", a, b)).out
 
 
+def compared(x, y, code=0):
+    """The pair that `compare` finds, or its message where it fails."""
+    done = expect(qbench("compare", x, y, "--json", "-"), code)
+    return json.loads(done.out)["pairs"][0] if not code else done.err.decode()
+
+
+def records_with_losses(own):
+    """Of a model and of the same model a little changed: FOLDER/r.json beside FOLDER/nll."""
+    model = tiny_models.write_hf_folder(own / "m")
+    options = ["--scheme", "fine", *QUALITY]
+
+    def recorded(name):
+        (own / name).mkdir()
+        return record(model, own / name / "r.json", *options, "--nll", own / name / "nll")
+
+    a = recorded("a")
+    scale_tensor(model / "model.safetensors", "transformer.wte.weight", 1.02)
+    return a, recorded("b")
+
+
 def test_compare_reads_the_losses_of_tokens(own):
     """Files of --nll that both records name are used where they are those; said in every output."""
-    model = tiny_models.write_hf_folder(own / "m")
-    (own / "a").mkdir(), (own / "b").mkdir()
-    options = ["--scheme", "fine", *QUALITY]
-    a = record(model, own / "a" / "r.json", *options, "--nll", own / "a" / "nll")
-    scale_tensor(model / "model.safetensors", "transformer.wte.weight", 1.02)
-    b = record(model, own / "b" / "r.json", *options, "--nll", own / "b" / "nll")
-
-    def compared(x, y, *more, code=0):
-        done = expect(qbench("compare", x, y, "--json", "-", *more), code)
-        return json.loads(done.out)["pairs"][0] if not code else done.err.decode()
+    a, b = records_with_losses(own)
 
     def plain(path):  # as of a run without --nll
         return edit(path, path.with_name("plain.json"), lambda r: r["quality"].update(nll_file=None))
@@ -143,7 +154,27 @@ def test_compare_reads_the_losses_of_tokens(own):
     nll.unlink()
     assert "not found" in compared(a, b)["notes"][0]
 
-    # The recorded file that contradicts its record, or the other side, is refused.
+
+def put(name, at, value):
+    """A change of {name: (dtype, shape, data)}: one value."""
+    def change(tensors):
+        dtype, shape, data = tensors[name]
+        form, width = {"I32": ("<i", 4), "F64": ("<d", 8), "U8": ("B", 1)}[dtype]
+        at_byte = at % shape[0] * width
+        tensors[name] = (dtype, shape, data[:at_byte] + struct.pack(form, value) +
+                         data[at_byte + width:])
+    return change
+
+
+def retype(name, dtype, shape=None):
+    return lambda tensors: tensors.update({name: (dtype, shape or tensors[name][1], tensors[name][2])})
+
+
+def test_compare_refuses_losses_that_contradict(own):
+    """The recorded file that contradicts its record, or the other side, is refused."""
+    a, b = records_with_losses(own)
+    nll = next((own / "a" / "nll").iterdir())
+    whole = nll.read_bytes()
     size, = struct.unpack_from("<Q", whole)
     header = json.loads(whole[8:8 + size])
 
@@ -156,22 +187,9 @@ def test_compare_reads_the_losses_of_tokens(own):
         nll.write_bytes(data)
         named = {"path": "nll/" + nll.name, "bytes": len(data),
                  "sha256": hashlib.sha256(data).hexdigest()}
-        c = edit(a, own / "moved" / "forged.json", lambda r: r["quality"].update(nll_file=named))
+        c = edit(a, own / "a" / "forged.json", lambda r: r["quality"].update(nll_file=named))
         found = compared(b, c, code=3)
         assert nll.name in found and expected in found, found
-
-    def put(name, at, value):
-        def change(tensors):
-            dtype, shape, data = tensors[name]
-            form, width = {"I32": ("<i", 4), "F64": ("<d", 8), "U8": ("B", 1)}[dtype]
-            at_byte = at % shape[0] * width
-            tensors[name] = (dtype, shape, data[:at_byte] + struct.pack(form, value) +
-                             data[at_byte + width:])
-        return change
-
-    def retype(name, dtype, shape=None):
-        return lambda tensors: tensors.update({name: (dtype, shape or tensors[name][1],
-                                                      tensors[name][2])})
 
     n = header["nll"]["shape"][0]
     forged(put("target", 3, 1 << 20), "target[3]: found 1048576, expected")
