@@ -3,7 +3,7 @@
  * In: opened with O_CLOEXEC, must be a regular file (a directory, FIFO or device is refused,
  * nothing hangs), mapped read-only. A mapped file that is truncated behind our back would raise
  * SIGBUS: while a mapping lives, cli/ turns that signal into one error line and exit 3
- * (qb_file_guard). Out: written to NAME.tmp.PID in the same folder, fsync, rename, fsync of the
+ * (cli/main.c). Out: written to NAME.tmp.PID in the same folder, fsync, rename, fsync of the
  * folder; nothing is left under either name when a step fails, also on Ctrl-C (qb_file_cleanup). */
 #ifndef QB_CORE_FILE_H
 #define QB_CORE_FILE_H

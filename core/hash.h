@@ -1,4 +1,6 @@
-/* core/hash.h - a fast hash of bytes for tables in memory. Not for files: it may change. */
+/* core/hash.h - a fast hash of bytes for tables in memory. Not for files: it may change. Eight
+ * bytes a step are mixed by the factors of MurmurHash3's last step; 0x9e37... is 2^64 / golden
+ * ratio. */
 #ifndef QB_CORE_HASH_H
 #define QB_CORE_HASH_H
 

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-/* name, exit code (INTERFACE.md), text */
+/* name, exit code (the man page lists them), text */
 #define QB_STATUS_LIST(X)                                                                          \
     X(QB_OK, 0, "done")                                                                            \
     X(QB_ERR_GATE, 1, "a gate's limit is broken")                                                  \

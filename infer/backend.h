@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { ENGINE_KERNELS_TEXT = 512 };
+enum { ENGINE_KERNELS_TEXT = 512 }; /* bytes of the names of an engine's kernels, with the NUL */
 
 struct qb_backbone {
     const qb_backend *backend;
@@ -61,21 +61,25 @@ struct qb_backend {
      */
     qb_status (*mixed_create)(const qb_engine *base, qb_engine **out);
     qb_status (*mix)(qb_engine *mixed, const uint8_t *from_part);
-    bool mixes_singly, resumes; /* resumes: forward looks at first_block and stream */
-    /* NULL = not here. The role is a linear layer that the model has. */
+    bool mixes_singly; /* layers behind one norm can be of different parts */
+    bool resumes;      /* forward looks at first_block and stream */
+    /* y (m, n) = the layer of x (m, k), which it may overwrite; as in a forward call, without what
+     * follows. NULL = not here. The role is a linear layer that the model has. */
     qb_status (*product)(qb_engine *engine, qb_role role, size_t layer, float *x, size_t m,
                          float *y);
     /* tokens (batch, n_tokens), checked, from position `past` on. last_only: only each sequence's
      * last row is asked for afterwards, as row `sequence`. */
     qb_status (*forward)(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
                          size_t past, bool last_only);
+    /* qb_engine_logits, qb_engine_head, qb_backbone_compare and qb_backbone_sync of engine.h, with
+     * arguments that were checked; rows are those of the forward call. */
     qb_status (*logits)(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
     qb_status (*head)(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,
                       size_t n_rows);
     qb_status (*compare)(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
                          const int32_t *target, qb_logit_stats *out);
     qb_status (*sync)(qb_backbone *backbone);
-    void (*memory)(const qb_engine *engine, qb_engine_memory *out);
+    void (*memory)(const qb_engine *engine, qb_engine_memory *out); /* bytes on the device */
     /* NULL = the processor's clock. For at most n_stamps stamps. */
     qb_status (*timeline_clock)(qb_backbone *backbone, size_t n_stamps, qb_timeline_clock *out);
     /* The device's peaks; NULL = the processor's. */

@@ -1,4 +1,4 @@
-/* kernels/quantize.h - absmax and quantise passes over f32 matrices (INTERFACE.md, Schemes).
+/* kernels/quantize.h - absmax and quantise passes over f32 matrices (docs/schemes.md).
  *
  *     scale = max|x| / 127          q = clamp(round_half_even(x / scale), -127, 127)            (1)
  *

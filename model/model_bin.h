@@ -1,4 +1,4 @@
-/* model/model_bin.h - qbench's own file (INTERFACE.md, docs/formats.md).
+/* model/model_bin.h - qbench's own file (docs/formats.md).
  *
  *   64-byte header | JSON | tensor payloads, each 64-byte aligned, raw or zlib | 32-byte SHA-256
  *

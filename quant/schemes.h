@@ -1,4 +1,4 @@
-/* quant/schemes.h - quantisation schemes are data: one row each (INTERFACE.md, Schemes).
+/* quant/schemes.h - quantisation schemes are data: one row each (docs/schemes.md).
  *
  *   absmax, b = 8:     scale = max|w|/127,       q = clamp(round_half_even(w/scale), -127, 127) (1)
  *   zero point, b = 4: scale = (max - min)/15,   zp = round(-min/scale),

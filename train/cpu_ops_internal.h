@@ -42,7 +42,7 @@ struct qb_train_device {
     float *logits;                             /* (head_rows, V) */
     size_t head_rows;
     float *partial_sums;      /* of gains and biases of norms: (blocks of rows, 2 C) */
-    float *attention_scratch; /* qb__cpu_attention_scratch a thread */
+    float *attention_scratch; /* of each thread, laid out by cpu_attention.c */
     double *sink_sums;        /* (micro_batch, H) */
     double *norm_sums;        /* squares of the gradient, a chunk each */
 
