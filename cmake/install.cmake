@@ -21,8 +21,10 @@ install(CODE "
 set(QB_DATA ${CMAKE_INSTALL_DATADIR}/qbench)
 install(DIRECTORY share/models share/baselines share/examples share/text DESTINATION ${QB_DATA}
         PATTERN "*.metrics.jsonl" EXCLUDE)
-install(FILES docs/result.schema.json docs/profile.schema.json DESTINATION ${QB_DATA})
+install(FILES docs/result.schema.json docs/profile.schema.json docs/analysis.schema.json
+        DESTINATION ${QB_DATA})
 install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 if(QB_LIBRARY AND NOT QB_SANITIZE)
   include(cmake/library.cmake)
