@@ -2,6 +2,7 @@
  * with codes, other float types or another tokenizer on the way. */
 #include "cli/cli.h"
 
+#include "core/clock.h"
 #include "core/json.h"
 #include "core/memory.h"
 #include "infer/calibrate.h"
@@ -16,14 +17,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 /* ---- where to ---- */
 
@@ -209,7 +202,7 @@ static void print_summary(const qb_model *model, int64_t bytes_in, const char *o
 static qb_status convert(const qb_cli *cli, qb_pool *pool, qb_model **model, qb_model **full,
                          const char *out)
 {
-    double start = now_s();
+    double start = qb_now_s();
     const char *preset = qb_cli_string(cli, "random");
     if (preset)
         QB_TRY(qb_random_model(preset, qb_cli_size(cli, "seed"), pool, model));
@@ -221,7 +214,8 @@ static qb_status convert(const qb_cli *cli, qb_pool *pool, qb_model **model, qb_
     QB_TRY(apply_changes(cli, *model));
     QB_TRY(quantize(cli, pool, model, full));
     QB_TRY(folder ? qb_model_export_hf(*model, out) : write_bin(cli, *model, out));
-    if (!qb_cli_flag(cli, "quiet")) print_summary(*model, bytes_in, out, folder, now_s() - start);
+    if (!qb_cli_flag(cli, "quiet"))
+        print_summary(*model, bytes_in, out, folder, qb_now_s() - start);
     return QB_OK;
 }
 

@@ -1,6 +1,7 @@
 /* cli/cmd_generate.c - qbench generate: a prompt in, its continuation out, token by token. */
 #include "cli/prepare.h"
 
+#include "core/clock.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "infer/sampler.h"
@@ -9,14 +10,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 /* ---- the prompt ---- */
 
@@ -132,7 +125,7 @@ static qb_status generate_tokens(generation *g, text_stream *stream)
     for (;;) {
         QB_TRY(qb_engine_logits(g->engine, 0, 1, g->logits));
         int32_t id = qb_sampler_next(g->sampler, g->logits);
-        g->end_s = now_s();
+        g->end_s = qb_now_s();
         if (!g->n_new++) g->first_token_s = g->end_s;
         if (id == eos) return QB_OK;
         size_t n_bytes;
@@ -232,7 +225,7 @@ static qb_status generate(generation *g, qb_device device, qb_pool *pool)
 
 qb_status qb_cmd_generate(const qb_cli *cli)
 {
-    generation g = {.cli = cli, .start_s = now_s()};
+    generation g = {.cli = cli, .start_s = qb_now_s()};
     qb_model *model = NULL;
     qb_pool *pool = NULL;
     qb_device device;

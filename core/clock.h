@@ -21,6 +21,11 @@ static inline double qb_now_ms(void)
     return 1e-6 * (double)qb_now_ns();
 }
 
+static inline double qb_now_s(void)
+{
+    return 1e-9 * (double)qb_now_ns();
+}
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,6 +3,7 @@
  * build. */
 #include "core/serve.h"
 
+#include "core/clock.h"
 #include "core/library.h"
 #include "core/memory.h"
 
@@ -17,7 +18,6 @@
 #include <strings.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MAX_CONNECTIONS = 16, CONNECTION_BYTES = 16 << 10, TIMEOUT_S = 10, NICER = 10 };
@@ -97,13 +97,6 @@ struct qb_server {
     double made_at[MAX_PAGES];
 };
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 /* "localhost", "127.0.0.1:8000": any port, since a tunnel may end at another. */
 static bool is_own_host(const char *host)
 {
@@ -166,7 +159,7 @@ static qb_status make_page(qb_server *s, size_t i)
     if (!r) return QB_FAIL(QB_ERR_MEMORY, "%s: no memory", page->path);
     if (s->made[i]) http.destroy(s->made[i]); /* who still sends it has a share in it */
     s->made[i] = r;
-    s->made_at[i] = now();
+    s->made_at[i] = qb_now_s();
     return QB_OK;
 }
 
@@ -184,7 +177,7 @@ static int answer(void *context, http_connection *c, const char *path, const cha
     if (i == s->n_pages) return say(c, HTTP_NOT_FOUND, "404: no such page");
     if (strcmp(method, "GET") && strcmp(method, "HEAD"))
         return say(c, HTTP_NOT_ALLOWED, "405: pages are only read");
-    if ((!s->made[i] || now() - s->made_at[i] >= 1) && make_page(s, i) != QB_OK)
+    if ((!s->made[i] || qb_now_s() - s->made_at[i] >= 1) && make_page(s, i) != QB_OK)
         return say(c, HTTP_UNAVAILABLE, qb_error_message());
     return http.queue(c, HTTP_OK, s->made[i]);
 }

@@ -1,6 +1,7 @@
 /* infer/energy.c - see energy.h. */
 #include "infer/energy.h"
 
+#include "core/clock.h"
 #include "core/cuda.h"
 #include "core/memory.h"
 #include "infer/nvml.h"
@@ -105,13 +106,6 @@ double qb__energy_watts(const qb_energy_window *w)
     return length_s >= long_enough_s ? w->window_j / length_s : NAN;
 }
 
-static double clock_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void *watch_counter(void *context)
 {
     qb_energy_meter *meter = context;
@@ -119,7 +113,7 @@ static void *watch_counter(void *context)
     while (!enough && !meter->stop) {
         nanosleep(&(struct timespec){.tv_nsec = pause_ns}, NULL);
         double j = read_counter(meter->gpu);
-        enough = qb__energy_note(&meter->window, clock_s(), j);
+        enough = qb__energy_note(&meter->window, qb_now_s(), j);
     }
     meter->enough = true;
     return NULL;
@@ -132,7 +126,7 @@ qb_status qb_energy_begin(qb_energy_meter **out)
     snprintf(meter->gpu, sizeof meter->gpu, "%s", gpu_address());
     double j = read_counter(meter->gpu);
     meter->window =
-        (qb_energy_window){.begin_s = clock_s(), .last_j = j, .from_s = NAN, .to_s = NAN};
+        (qb_energy_window){.begin_s = qb_now_s(), .last_j = j, .from_s = NAN, .to_s = NAN};
     meter->enough = isnan(j);
     if (!meter->enough)
         meter->has_thread = !pthread_create(&meter->thread, NULL, watch_counter, meter);

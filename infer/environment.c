@@ -1,6 +1,7 @@
 /* infer/environment.c - see environment.h. */
 #include "infer/environment.h"
 
+#include "core/clock.h"
 #include "core/cpu_features.h"
 #include "core/threads.h"
 
@@ -122,10 +123,10 @@ void qb_gpu_read(qb_gpu *out)
 
 /* ---- what it does meanwhile ---- */
 
-static double clock_s(clockid_t id)
+static double own_cpu_s(void)
 {
     struct timespec t;
-    clock_gettime(id, &t);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -160,8 +161,8 @@ static int64_t read_throttle_events(void)
 
 void qb_machine_watch_start(qb_machine_watch *watch)
 {
-    watch->wall_s = clock_s(CLOCK_MONOTONIC);
-    watch->own_cpu_s = clock_s(CLOCK_PROCESS_CPUTIME_ID);
+    watch->wall_s = qb_now_s();
+    watch->own_cpu_s = own_cpu_s();
     read_cpu_times(&watch->busy_cpu_s, &watch->stolen_cpu_s);
     watch->throttle_events = read_throttle_events();
     qb_gpu_read(&watch->gpu);

@@ -1,6 +1,7 @@
 /* train/comm.c - see comm.h. */
 #include "train/comm.h"
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "train/comm_internal.h"
 
@@ -44,13 +45,6 @@ void qb_comm_part(const qb_comm *c, size_t n, size_t *first, size_t *own)
 
 /* ---- waiting ---- */
 
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 qb_status qb_comm_lose(qb_comm *c, const char *why)
 {
     if (!atomic_exchange(&c->losing, true)) {
@@ -86,7 +80,7 @@ qb_status qb_comm_check_alive(qb_comm *c)
 
 qb_comm_wait qb__comm_wait_begin(void)
 {
-    double now = seconds_now();
+    double now = qb_now_s();
     return (qb_comm_wait){now, now, 0};
 }
 
@@ -106,7 +100,7 @@ qb_status qb__comm_wait_more(qb_comm *c, qb_comm_wait *w)
     enum { LOOK_EVERY_MS = 100 };
     char why[64];
     rest(w->rounds++);
-    double now = seconds_now();
+    double now = qb_now_s();
     if (now - w->looked_s < LOOK_EVERY_MS / 1e3) return QB_OK;
     w->looked_s = now;
     QB_TRY(qb_comm_check_alive(c));

@@ -1,6 +1,7 @@
 /* train/loop.c - see loop.h. */
 #include "train/loop.h"
 
+#include "core/clock.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
@@ -11,7 +12,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct loop {
     const qb_loop_options *options;
@@ -29,13 +29,6 @@ typedef struct loop {
     qb_progress progress;
     char detail[128];
 } loop;
-
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 /* ---- the trainer ---- */
 
@@ -186,7 +179,7 @@ static void see_step(loop *l, const qb_step_stats *stats, double lr)
     s->grad_norm = stats->grad_norm;
     s->tok_per_s = tokens * rate;
     s->mfu = peak > 0 ? qb_trainer_flops(l->trainer, l->config->batch) * rate / peak : NAN;
-    s->seconds = l->state.seconds = l->earlier_s + seconds_now() - l->begun_s;
+    s->seconds = l->state.seconds = l->earlier_s + qb_now_s() - l->begun_s;
 }
 
 static qb_status log_step(loop *l, double loss)
@@ -386,7 +379,7 @@ static qb_status collect_step(loop *l)
     qb_step_stats stats;
     QB_TRY(qb_trainer_collect(l->trainer, &stats));
     if (!stats.finite) return fail_not_finite(l, &stats);
-    double now = seconds_now();
+    double now = qb_now_s();
     l->busy_s += now - l->mark_s;
     l->mark_s = now;
     l->busy_steps++;
@@ -411,7 +404,7 @@ enum { STOP_INTERRUPTED = 1, STOP_TIME_UP = 2 };
 static bool time_is_up(const loop *l)
 {
     double limit_s = 60 * l->config->minutes;
-    return limit_s > 0 && seconds_now() - l->begun_s >= limit_s;
+    return limit_s > 0 && qb_now_s() - l->begun_s >= limit_s;
 }
 
 static qb_status stop_early(loop *l)
@@ -427,7 +420,7 @@ static qb_status do_what_is_due(loop *l)
     if (!evaluation_is_due(l, step) && !checkpoint_is_due(l, step)) return QB_OK;
     QB_TRY(collect_steps(l, 0));
     qb_status status = between_steps(l);
-    l->mark_s = seconds_now(); /* no time of steps */
+    l->mark_s = qb_now_s(); /* no time of steps */
     return status;
 }
 
@@ -448,7 +441,7 @@ static qb_status fail_interrupted(loop *l)
 static qb_status run_steps(loop *l, qb_loop_end *end)
 {
     *end = QB_LOOP_DONE;
-    l->mark_s = seconds_now();
+    l->mark_s = qb_now_s();
     for (;;) {
         qb_status status = do_what_is_due(l);
         if (status != QB_OK && status != QB_ERR_INTERRUPTED) return status;
@@ -500,7 +493,7 @@ static qb_status prepare(loop *l)
                              .seconds = l->state.seconds,
                              .memory_bytes = qb_trainer_memory_bytes(l->trainer)};
     l->earlier_s = l->state.seconds;
-    l->begun_s = seconds_now();
+    l->begun_s = qb_now_s();
     return QB_OK;
 }
 

@@ -1,6 +1,7 @@
 /* train/peak.c - see peak.h. */
 #include "train/peak.h"
 
+#include "core/clock.h"
 #include "core/cuda.h"
 #include "core/memory.h"
 #include "core/threads.h"
@@ -9,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Dense bf16 Tensor-Core rates of the data sheets; the first name that the GPU's contains. */
 static const struct {
@@ -31,23 +31,16 @@ static qb_status peak_of_gpu(int index, qb_peak *out)
     return QB_OK;
 }
 
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 enum { SIDE = 512, MAX_RUNS = 8 };
 
 /* Of three matrices of SIDE x SIDE: x, packed w, y. */
 static double best_rate(const qb_gemm_f32_row *row, const qb_gemm_f32_args *args, qb_pool *pool)
 {
-    double best = 0, start = seconds_now();
+    double best = 0, start = qb_now_s();
     for (int i = 0; i < MAX_RUNS; i++) {
-        double before = seconds_now();
+        double before = qb_now_s();
         qb_gemm_f32_run(row, args, 1, pool);
-        double after = seconds_now(), rate = 2.0 * SIDE * SIDE * SIDE / (after - before);
+        double after = qb_now_s(), rate = 2.0 * SIDE * SIDE * SIDE / (after - before);
         if (rate > best) best = rate;
         if (i > 1 && after - start > 0.1) break; /* a slow machine */
     }

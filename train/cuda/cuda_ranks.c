@@ -1,6 +1,7 @@
 /* train/cuda/cuda_ranks.c - see cuda_ranks.h. */
 #include "train/cuda/cuda_ranks.h"
 
+#include "core/clock.h"
 #include "core/memory.h"
 #include "kernels/cuda/nccl.h"
 
@@ -37,13 +38,6 @@ struct qb_cuda_ranks {
 
 /* ---- watching ---- */
 
-static double seconds_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 static void rest(void)
 {
     const struct timespec t = {.tv_nsec = WATCH_EVERY_MS * 1000000L};
@@ -54,7 +48,7 @@ static bool is_stuck(qb_cuda_ranks *k)
 {
     pthread_mutex_lock(&k->mutex);
     bool waits = k->recorded && cudaEventQuery(k->moved) == cudaErrorNotReady;
-    double waited_s = waits ? seconds_now() - k->recorded_s : 0;
+    double waited_s = waits ? qb_now_s() - k->recorded_s : 0;
     pthread_mutex_unlock(&k->mutex);
     return waited_s > qb_comm_timeout_s(k->share->comm);
 }
@@ -185,7 +179,7 @@ static qb_status mark_moved(qb_cuda_ranks *k)
     pthread_mutex_lock(&k->mutex);
     qb_status status = qb_cuda_check((int)cudaEventRecord(k->moved, k->side), "cudaEventRecord");
     k->recorded = true;
-    k->recorded_s = seconds_now();
+    k->recorded_s = qb_now_s();
     pthread_mutex_unlock(&k->mutex);
     return status;
 }
