@@ -20,16 +20,10 @@
 
 /* ---- where to ---- */
 
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 static bool wants_folder(const qb_model *model, const char *out)
 {
     bool from_bin = !strcmp(model->format, "model.bin");
-    return ends_with(out, "/") || qb_is_folder(out) || (from_bin && !ends_with(out, ".bin"));
+    return qb_ends_with(out, "/") || qb_is_folder(out) || (from_bin && !qb_ends_with(out, ".bin"));
 }
 
 static qb_status check_target(const qb_cli *cli, const qb_model *model, const char *out)

@@ -83,6 +83,12 @@ bool qb_same_file(const char *a, const char *b)
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
+bool qb_ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), n_end = strlen(end);
+    return n >= n_end && !strcmp(text + n - n_end, end);
+}
+
 qb_status qb_path_join(const char *folder, const char *name, char **out)
 {
     size_t n = strlen(folder), m = strlen(name);

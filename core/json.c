@@ -222,3 +222,13 @@ json_t *qb_json_real(double value)
 {
     return isfinite(value) ? json_real(value) : json_null();
 }
+
+void qb_json_set_real(json_t *object, const char *key, double value)
+{
+    json_object_set_new(object, key, qb_json_real(value));
+}
+
+void qb_json_set_size(json_t *object, const char *key, size_t value)
+{
+    json_object_set_new(object, key, json_integer((json_int_t)value));
+}

@@ -61,6 +61,8 @@ double qb_json_real_at(const json_t *object, const char *key);
 const char *qb_json_text_at(const json_t *object, const char *key);
 /* A number, or null where it is NaN or infinite (the contract: not measured is null, never 0). */
 json_t *qb_json_real(double value);
+void qb_json_set_real(json_t *object, const char *key, double value);
+void qb_json_set_size(json_t *object, const char *key, size_t value);
 
 #ifdef __cplusplus
 }

@@ -9,16 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void set_real(json_t *object, const char *key, double value)
-{
-    json_object_set_new(object, key, qb_json_real(value));
-}
-
-static void set_size(json_t *object, const char *key, size_t value)
-{
-    json_object_set_new(object, key, json_integer((json_int_t)value));
-}
-
 /* Figures of which few digits are looked at: the cells of maps. */
 static json_t *rounded(double value)
 {
@@ -39,7 +29,7 @@ static json_t *list_of(const double *values, size_t n, double divisor)
 static void set_metrics(const qb_analysis *a, const layer_sums *l, json_t *object)
 {
     for (const layer_metric *m = qb__analysis_metrics; m->name; m++)
-        set_real(object, m->name, qb__analysis_value(a, l, m));
+        qb_json_set_real(object, m->name, qb__analysis_value(a, l, m));
 }
 
 /* Over the layers that have the metric; NaN where a stream holds NaN, since the others' mean would
@@ -62,10 +52,10 @@ static void add_layers(const qb_analysis *a, json_t *root)
 {
     json_t *mean = json_object(), *layers = json_array(), *embedding = json_object();
     for (const layer_metric *m = qb__analysis_metrics; m->name; m++)
-        set_real(mean, m->name, mean_of(a, m));
+        qb_json_set_real(mean, m->name, mean_of(a, m));
     for (size_t i = 0; i < a->c->n_layers; i++) {
         json_t *layer = json_object();
-        set_size(layer, "layer", i + 1);
+        qb_json_set_size(layer, "layer", i + 1);
         set_metrics(a, &a->layers[i], layer);
         json_array_append_new(layers, layer);
     }
@@ -101,8 +91,9 @@ static qb_status add_correlations(const qb_analysis *a, json_t *root)
     double *xy;
     QB_TRY(QB_NEW(&xy, 2 * a->c->n_layers, "correlations"));
     json_t *object = json_object();
-    set_real(object, "first", correlation_of(a, "kurt_token_first", "norm_ratio_first", xy));
-    set_real(object, "rest", correlation_of(a, "kurt_token_rest", "norm_ratio_rest", xy));
+    qb_json_set_real(object, "first",
+                     correlation_of(a, "kurt_token_first", "norm_ratio_first", xy));
+    qb_json_set_real(object, "rest", correlation_of(a, "kurt_token_rest", "norm_ratio_rest", xy));
     json_object_set_new(root, "kurt_norm_ratio_correlation", object);
     qb_free(xy);
     return QB_OK;
@@ -122,9 +113,9 @@ static void add_samples(const qb_analysis *a, json_t *root)
         most = fmax(most, s->kurt / s->n_windows);
         inf_norm = fmax(inf_norm, s->inf_norm / s->n_windows);
     }
-    set_real(root, "kurt_sample_mean", sum / n);
-    set_real(root, "kurt_sample_max", most);
-    set_real(root, "inf_norm_max", inf_norm);
+    qb_json_set_real(root, "kurt_sample_mean", sum / n);
+    qb_json_set_real(root, "kurt_sample_max", most);
+    qb_json_set_real(root, "inf_norm_max", inf_norm);
 }
 
 static void add_sinks(const qb_analysis *a, json_t *root)
@@ -141,9 +132,9 @@ static void add_sinks(const qb_analysis *a, json_t *root)
         n += l->n_alpha;
     }
     json_t *object = json_object();
-    set_real(object, "eps", ANALYSIS_SINK_EPS);
-    set_size(object, "tokens", a->sink_tokens);
-    set_real(object, "sink_1", 100 * sinks[0] / n);
+    qb_json_set_real(object, "eps", ANALYSIS_SINK_EPS);
+    qb_json_set_size(object, "tokens", a->sink_tokens);
+    qb_json_set_real(object, "sink_1", 100 * sinks[0] / n);
     json_object_set_new(object, "alpha", list_of(alpha, a->sink_tokens, n));
     json_object_set_new(object, "sink", list_of(sinks, a->sink_tokens, n / 100));
     json_object_set_new(object, "alpha_1_bins", list_of(bins, ANALYSIS_SINK_BINS, n));
@@ -168,14 +159,14 @@ static json_t *one_head(const qb_analysis *a, size_t layer, size_t head)
         all.n_windows += h->n_windows;
         json_array_append_new(texts, qb_json_real(h->figures.dormant / h->n_queries));
     }
-    set_size(object, "layer", layer + 1);
-    set_size(object, "head", head + 1);
-    set_real(object, "attn_first_argmax", all.figures.argmax / all.n_queries);
-    set_real(object, "attn_first_share", all.figures.share / all.n_queries);
-    set_real(object, "attn_silent_share", all.figures.silent / all.n_queries);
-    set_real(object, "sink_alpha", all.alpha / all.n_windows);
-    set_real(object, "sink_eps", 100 * all.sinks / all.n_windows);
-    set_real(object, "dormant_share", all.figures.dormant / all.n_queries);
+    qb_json_set_size(object, "layer", layer + 1);
+    qb_json_set_size(object, "head", head + 1);
+    qb_json_set_real(object, "attn_first_argmax", all.figures.argmax / all.n_queries);
+    qb_json_set_real(object, "attn_first_share", all.figures.share / all.n_queries);
+    qb_json_set_real(object, "attn_silent_share", all.figures.silent / all.n_queries);
+    qb_json_set_real(object, "sink_alpha", all.alpha / all.n_windows);
+    qb_json_set_real(object, "sink_eps", 100 * all.sinks / all.n_windows);
+    qb_json_set_real(object, "dormant_share", all.figures.dormant / all.n_queries);
     json_object_set_new(object, "dormant_share_by_text", texts);
     return object;
 }
@@ -187,7 +178,7 @@ static void add_heads(const qb_analysis *a, json_t *root)
         for (size_t h = 0; a->layers[layer].has_attention && h < a->c->n_heads; h++)
             json_array_append_new(heads, one_head(a, layer, h));
     json_object_set_new(root, "heads", heads);
-    set_real(root, "dormant_weight", QB_DORMANT_WEIGHT);
+    qb_json_set_real(root, "dormant_weight", QB_DORMANT_WEIGHT);
 }
 
 /* ---- massive activations ---- */
@@ -210,15 +201,15 @@ static json_t *one_massive(const qb_analysis *a, const listed *m)
     const massive_sums *s = m->sums;
     double mean = s->sum / s->n, variance = s->sum_squares / s->n - mean * mean;
     json_t *object = json_object();
-    set_size(object, "layer", m->layer + 1);
-    set_size(object, "channel", m->channel);
-    set_size(object, "count", (size_t)s->n);
-    set_real(object, "first_share", s->n_first / s->n);
-    set_real(object, "window_share", s->windows / a->layers[m->layer].n_windows);
-    set_real(object, "mean", mean);
-    set_real(object, "std", sqrt(fmax(variance, 0)));
-    set_real(object, "min_abs", s->least);
-    set_real(object, "max_abs", s->most);
+    qb_json_set_size(object, "layer", m->layer + 1);
+    qb_json_set_size(object, "channel", m->channel);
+    qb_json_set_size(object, "count", (size_t)s->n);
+    qb_json_set_real(object, "first_share", s->n_first / s->n);
+    qb_json_set_real(object, "window_share", s->windows / a->layers[m->layer].n_windows);
+    qb_json_set_real(object, "mean", mean);
+    qb_json_set_real(object, "std", sqrt(fmax(variance, 0)));
+    qb_json_set_real(object, "min_abs", s->least);
+    qb_json_set_real(object, "max_abs", s->most);
     return object;
 }
 
@@ -237,7 +228,7 @@ static qb_status add_massive(const qb_analysis *a, json_t *root)
     for (size_t i = 0; i < n && i < ANALYSIS_LISTED_MASSIVE; i++)
         json_array_append_new(array, one_massive(a, &list[i]));
     json_object_set_new(root, "massive", array);
-    set_size(root, "massive_places", n);
+    qb_json_set_size(root, "massive_places", n);
     qb_free(list);
     return QB_OK;
 }
@@ -267,7 +258,7 @@ static void add_positions(const qb_analysis *a, json_t *root)
     for (size_t i = 0; i < a->c->n_layers; i++) {
         const layer_sums *l = &a->layers[i];
         json_t *layer = json_object();
-        set_size(layer, "layer", i + 1);
+        qb_json_set_size(layer, "layer", i + 1);
         json_object_set_new(layer, "hidden", norms_of(a, &l->hidden, 1));
         if (l->has_attention) {
             json_object_set_new(layer, "key", norms_of(a, &l->key, (double)a->c->n_kv_heads));
@@ -345,7 +336,7 @@ static qb_status add_maps(const qb_analysis *a, json_t *root)
     }
     QB_TRY(mean_map(a, &mean));
     json_t *maps = json_object(), *list = json_array();
-    set_size(maps, "channels", a->c->d_model);
+    qb_json_set_size(maps, "channels", a->c->d_model);
     json_array_append_new(list, mean);
     for (size_t i = 0; i < a->c->n_layers; i++)
         if (is_shown(i, a->c->n_layers))

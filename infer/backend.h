@@ -71,7 +71,7 @@ struct qb_backend {
      * last row is asked for afterwards, as row `sequence`. */
     qb_status (*forward)(qb_engine *engine, const int32_t *tokens, size_t batch, size_t n_tokens,
                          size_t past, bool last_only);
-    /* qb_engine_logits, qb_engine_head, qb_backbone_compare and qb_backbone_sync of engine.h, with
+    /* qb_engine_logits, qb_engine_head, qb_backbone_compare and qb_engine_sync of engine.h, with
      * arguments that were checked; rows are those of the forward call. */
     qb_status (*logits)(qb_engine *engine, size_t first_row, size_t n_rows, float *logits);
     qb_status (*head)(qb_engine *engine, size_t slot, size_t first_row, size_t row_step,

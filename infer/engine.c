@@ -383,9 +383,9 @@ qb_status qb_backbone_compare(qb_backbone *b, int slot_a, int slot_b, size_t n_r
     return b->backend->compare(b, slot_a, slot_b, n_rows, target, out);
 }
 
-qb_status qb_backbone_sync(qb_backbone *b)
+qb_status qb_engine_sync(qb_engine *e)
 {
-    return b->backend->sync(b);
+    return e->backbone->backend->sync(e->backbone);
 }
 
 void qb_engine_set_timeline(qb_engine *e, qb_timeline *timeline)

@@ -118,7 +118,7 @@ qb_status qb_engine_head(qb_engine *engine, size_t slot, size_t first_row, size_
 qb_status qb_backbone_compare(qb_backbone *backbone, int slot_a, int slot_b, size_t n_rows,
                               const int32_t *target, qb_logit_stats *out);
 /* Waits until all that was queued is done; errors of the device surface here at the latest. */
-qb_status qb_backbone_sync(qb_backbone *backbone);
+qb_status qb_engine_sync(qb_engine *engine);
 
 /* From now on the engine's passes are timed by it (infer/timeline.h); NULL = no more. Borrowed. */
 typedef struct qb_timeline qb_timeline;

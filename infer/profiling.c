@@ -39,11 +39,6 @@ typedef struct profiler {
 
 /* ---- one sample ---- */
 
-static qb_status wait_for(qb_engine *engine)
-{
-    return qb_backbone_sync(qb_engine_backbone(engine));
-}
-
 static qb_status run_prefill(const profiler *p, qb_engine *engine)
 {
     QB_TRY(qb_engine_prefill_last(engine, p->tokens, p->plan->batch, p->plan->context));
@@ -70,10 +65,10 @@ static qb_status make_room(const profiler *p, qb_engine *engine, size_t n)
 /* `n` passes after each other; *ms of one. */
 static qb_status time_passes(const profiler *p, qb_engine *engine, size_t n, double *ms)
 {
-    QB_TRY(wait_for(engine));
+    QB_TRY(qb_engine_sync(engine));
     double start = qb_now_ms();
     for (size_t i = 0; i < n; i++) QB_TRY((p->plan->decode ? run_step : run_prefill)(p, engine));
-    QB_TRY(wait_for(engine));
+    QB_TRY(qb_engine_sync(engine));
     *ms = (qb_now_ms() - start) / (double)n;
     return QB_OK;
 }

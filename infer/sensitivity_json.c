@@ -6,16 +6,6 @@
 
 #include <math.h>
 
-static void set_real(json_t *object, const char *key, double value)
-{
-    json_object_set_new(object, key, qb_json_real(value));
-}
-
-static void set_size(json_t *object, const char *key, size_t value)
-{
-    json_object_set_new(object, key, json_integer((json_int_t)value));
-}
-
 static void set_interval(json_t *object, const char *key, qb_interval interval)
 {
     json_t *pair = json_null();
@@ -34,31 +24,31 @@ static json_t *one_part(const qb_sensitivity_part *p)
     json_object_set_new(object, "layer",
                         p->layer ? json_integer((json_int_t)p->layer) : json_null());
     json_object_set_new(object, "role", p->role[0] ? json_string(p->role) : json_null());
-    set_size(object, "linears", p->linears);
-    set_real(object, "ppl", p->ppl);
-    set_real(object, "penalty", p->penalty);
+    qb_json_set_size(object, "linears", p->linears);
+    qb_json_set_real(object, "ppl", p->ppl);
+    qb_json_set_real(object, "penalty", p->penalty);
     set_interval(object, "penalty_ci95", p->penalty_ci95);
-    set_real(object, "share", p->share);
-    set_real(object, "cumulative_share", p->cumulative_share);
-    set_real(object, "ppl_without", p->ppl_without);
-    set_real(object, "saved", p->saved);
+    qb_json_set_real(object, "share", p->share);
+    qb_json_set_real(object, "cumulative_share", p->cumulative_share);
+    qb_json_set_real(object, "ppl_without", p->ppl_without);
+    qb_json_set_real(object, "saved", p->saved);
     set_interval(object, "saved_ci95", p->saved_ci95);
-    set_real(object, "sqnr_db", p->sqnr_db);
-    set_real(object, "input_kurtosis", p->input_kurtosis);
-    set_real(object, "input_amax", p->input_amax);
-    set_real(object, "input_p999", p->input_p999);
-    set_real(object, "amax_ratio", p->amax_ratio);
+    qb_json_set_real(object, "sqnr_db", p->sqnr_db);
+    qb_json_set_real(object, "input_kurtosis", p->input_kurtosis);
+    qb_json_set_real(object, "input_amax", p->input_amax);
+    qb_json_set_real(object, "input_p999", p->input_p999);
+    qb_json_set_real(object, "amax_ratio", p->amax_ratio);
     return object;
 }
 
 static json_t *one_kept(const qb_sensitivity_kept *k)
 {
     json_t *object = json_object();
-    set_size(object, "n", k->n);
-    set_real(object, "ppl", k->ppl);
-    set_real(object, "penalty", k->penalty);
+    qb_json_set_size(object, "n", k->n);
+    qb_json_set_real(object, "ppl", k->ppl);
+    qb_json_set_real(object, "penalty", k->penalty);
     set_interval(object, "penalty_ci95", k->penalty_ci95);
-    set_real(object, "removed", k->removed);
+    qb_json_set_real(object, "removed", k->removed);
     return object;
 }
 
@@ -66,11 +56,11 @@ json_t *qb_sensitivity_to_json(const qb_sensitivity *s)
 {
     json_t *object = json_object(), *parts = json_array(), *kept = json_array();
     json_object_set_new(object, "by", json_string(qb_sensitivity_words[s->by]));
-    set_size(object, "windows", s->n_windows);
-    set_size(object, "scored_tokens", s->n_scored);
-    set_real(object, "ppl_full", s->ppl_full);
-    set_real(object, "ppl", s->ppl);
-    set_real(object, "penalty", s->penalty);
+    qb_json_set_size(object, "windows", s->n_windows);
+    qb_json_set_size(object, "scored_tokens", s->n_scored);
+    qb_json_set_real(object, "ppl_full", s->ppl_full);
+    qb_json_set_real(object, "ppl", s->ppl);
+    qb_json_set_real(object, "penalty", s->penalty);
     set_interval(object, "penalty_ci95", s->penalty_ci95);
     for (size_t i = 0; i < s->n_parts; i++) json_array_append_new(parts, one_part(&s->parts[i]));
     for (size_t i = 0; i < s->n_kept; i++) json_array_append_new(kept, one_kept(&s->kept[i]));

@@ -101,21 +101,15 @@ typedef struct stopwatch {
 /* *ms = the time of one sample of engine `e`. */
 typedef qb_status (*sample_fn)(stopwatch *s, size_t e, double *ms);
 
-/* Waits, so that a host clock can be read. */
-static qb_status sync(qb_engine *engine)
-{
-    return qb_backbone_sync(qb_engine_backbone(engine));
-}
-
 static qb_status sample_prefill(stopwatch *s, size_t e, double *ms)
 {
     const qb_speed_plan *p = s->plan;
     qb_engine *engine = p->engines[e];
-    QB_TRY(sync(engine));
+    QB_TRY(qb_engine_sync(engine));
     double start = qb_now_ms();
     QB_TRY(qb_engine_prefill_last(engine, s->tokens, p->batch, p->context));
     QB_TRY(qb_engine_head(engine, 0, 0, 1, p->batch));
-    QB_TRY(sync(engine));
+    QB_TRY(qb_engine_sync(engine));
     *ms = qb_now_ms() - start;
     return QB_OK;
 }
@@ -137,10 +131,10 @@ static qb_status sample_decode(stopwatch *s, size_t e, double *ms)
     if (position < p->decode_from || position + run + 1 > p->decode_from + p->decode_steps)
         QB_TRY(qb_engine_prefill_last(engine, s->tokens, p->batch, p->decode_from));
     QB_TRY(decode_token(s, engine));
-    QB_TRY(sync(engine));
+    QB_TRY(qb_engine_sync(engine));
     double start = qb_now_ms();
     for (size_t i = 0; i < run; i++) QB_TRY(decode_token(s, engine));
-    QB_TRY(sync(engine));
+    QB_TRY(qb_engine_sync(engine));
     *ms = (qb_now_ms() - start) / (double)run;
     return QB_OK;
 }

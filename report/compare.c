@@ -51,14 +51,9 @@ static double memory_of(const qb_result *r, bool with_kv, bool with_scratch)
            (with_scratch && r->memory.scratch_bytes > 0 ? (double)r->memory.scratch_bytes : 0);
 }
 
-static bool is_full(const qb_result *r)
-{
-    return r->scheme.weight_bits < 0 && r->scheme.act_bits < 0;
-}
-
 static double gain_of(const qb_result *r, const qb_result_timing *own, const qb_result_timing *full)
 {
-    return is_full(r) ? NAN : own->tok_per_s / full->tok_per_s;
+    return qb_result_is_full(r) ? NAN : own->tok_per_s / full->tok_per_s;
 }
 
 double qb_figure_value(const qb_result *r, qb_figure_id figure)

@@ -93,11 +93,6 @@ static qb_result full_of(const qb_result *r)
     return full;
 }
 
-static bool is_full(const qb_result *r)
-{
-    return r->scheme.weight_bits < 0 && r->scheme.act_bits < 0;
-}
-
 static void write_row(qb_page *page, const qb_result *r, const char *model, const char *scheme,
                       const bool *shown)
 {
@@ -130,7 +125,7 @@ static void write_table(qb_page *page, size_t n)
     for (size_t i = 0; i < n; i++) {
         const qb_result *r = page->rows[i];
         qb_page_model(page, r, name);
-        if ((!i || !qb_same_model(page->rows[i - 1], r)) && !is_full(r)) {
+        if ((!i || !qb_same_model(page->rows[i - 1], r)) && !qb_result_is_full(r)) {
             qb_result full = full_of(r);
             write_row(page, &full, name, "full", shown);
         }

@@ -30,13 +30,6 @@ static qb_status get_list(const json_t *object, const char *key, size_t max, con
     return QB_OK;
 }
 
-static qb_status copy_text(const json_t *object, const char *key, char **out)
-{
-    const char *text = NULL;
-    QB_TRY(qb_json_get_string(object, key, &text));
-    return qb_result_set(out, text);
-}
-
 static qb_status get_place(const json_t *object, const char *key, size_t max, size_t *out)
 {
     *out = 0;
@@ -212,7 +205,7 @@ static qb_status read_part(const json_t *object, qb_analysis_part *part)
                  {"sqnr_db", &part->sqnr_db},
                  {"input_kurtosis", &part->input_kurtosis}};
     if (!json_is_object(object)) return QB_FAIL(QB_ERR_FORMAT, "found no object, expected one");
-    QB_TRY(copy_text(object, "name", &part->name));
+    QB_TRY(qb_result_read_text(object, "name", &part->name));
     for (size_t i = 0; i < QB_COUNT(reals); i++) {
         *reals[i].at = NAN;
         QB_TRY(qb_json_get_double(object, reals[i].key, -INFINITY, INFINITY, reals[i].at));
@@ -225,7 +218,7 @@ static qb_status read_sensitivity(const json_t *root, qb_analysis_record *out)
     const json_t *sensitivity = json_object_get(root, "sensitivity"), *list;
     QB_TRY(get_list(sensitivity, "parts", QB_ANALYSIS_MAX_PARTS, &list));
     if (!list) return QB_OK;
-    QB_TRY(copy_text(json_object_get(sensitivity, "scheme"), "name", &out->scheme));
+    QB_TRY(qb_result_read_text(json_object_get(sensitivity, "scheme"), "name", &out->scheme));
     QB_TRY(QB_NEW_ZERO(&out->parts, json_array_size(list), "parts"));
     out->n_parts = json_array_size(list);
     for (size_t i = 0; i < out->n_parts; i++) {
@@ -242,14 +235,14 @@ static qb_status read_sensitivity(const json_t *root, qb_analysis_record *out)
 static qb_status read_names(const json_t *root, qb_analysis_record *out)
 {
     const json_t *model = json_object_get(root, "model"), *texts;
-    QB_TRY(copy_text(model, "name", &out->model));
-    QB_TRY(copy_text(model, "sha256", &out->sha256));
-    QB_TRY(copy_text(root, "command", &out->command));
+    QB_TRY(qb_result_read_text(model, "name", &out->model));
+    QB_TRY(qb_result_read_text(model, "sha256", &out->sha256));
+    QB_TRY(qb_result_read_text(root, "command", &out->command));
     QB_TRY(get_list(root, "texts", 1 << 16, &texts));
     const json_t *text = json_array_get(texts, 0);
     const json_t *protocol = json_object_get(text, "protocol");
     size_t context = 0;
-    QB_TRY(copy_text(text, "name", &out->text));
+    QB_TRY(qb_result_read_text(text, "name", &out->text));
     QB_TRY(qb_json_get_size(protocol, "context", 1, 1 << 24, &context));
     if (context) out->context = (int64_t)context;
     return QB_OK;

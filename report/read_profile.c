@@ -7,13 +7,6 @@
 
 const char *const qb_profile_seen_roofs[QB_PROFILE_SEEN_N_ROOFS] = {"f32", "bf16", "s8"};
 
-static qb_status copy_text(const json_t *object, const char *key, char **out)
-{
-    const char *text = NULL;
-    QB_TRY(qb_json_get_string(object, key, &text));
-    return qb_result_set(out, text);
-}
-
 static qb_status get_real(const json_t *object, const char *key, double *out)
 {
     *out = NAN;
@@ -66,9 +59,9 @@ static qb_status read_part(const json_t *o, const char *name_key, qb_profile_see
                  {"gb_per_s", &p->gb_per_s},
                  {"gops_per_s", &p->gops_per_s},
                  {"roofline_share", &p->roofline_share}};
-    QB_TRY(copy_text(o, name_key, &p->name));
-    QB_TRY(copy_text(o, "phase", &p->phase));
-    QB_TRY(copy_text(o, "role", &p->role));
+    QB_TRY(qb_result_read_text(o, name_key, &p->name));
+    QB_TRY(qb_result_read_text(o, "phase", &p->phase));
+    QB_TRY(qb_result_read_text(o, "role", &p->role));
     for (size_t i = 0; i < QB_COUNT(reals); i++) QB_TRY(get_real(o, reals[i].key, reals[i].at));
     return QB_OK;
 }
@@ -96,7 +89,7 @@ static qb_status add_kernel(void *context, const json_t *o)
 
 static qb_status read_run(const json_t *o, qb_profile_seen_run *run)
 {
-    QB_TRY(copy_text(o, "scheme", &run->scheme));
+    QB_TRY(qb_result_read_text(o, "scheme", &run->scheme));
     QB_TRY(get_real(o, "ms", &run->ms));
     QB_TRY(get_real(o, "gaps_ms", &run->gaps_ms));
     QB_TRY(get_real(o, "tok_per_s", &run->tok_per_s));
@@ -115,7 +108,7 @@ static qb_status add_operation(void *context, const json_t *o)
                       sizeof *p->operations, "operations"));
     qb_profile_seen_operation *operation = &p->operations[p->n_operations++];
     *operation = (qb_profile_seen_operation){0};
-    QB_TRY(copy_text(o, "operation", &operation->name));
+    QB_TRY(qb_result_read_text(o, "operation", &operation->name));
     QB_TRY(get_count(o, "context", &operation->context));
     QB_TRY(get_count(o, "rows", &operation->rows));
     for (size_t i = 0; i < QB_COUNT(sides); i++) {
@@ -159,11 +152,11 @@ static qb_status read_peaks(const json_t *peaks, qb_profile_seen *p)
 
 static qb_status read_root(const json_t *root, qb_profile_seen *p)
 {
-    QB_TRY(copy_text(json_object_get(root, "model"), "name", &p->model));
-    QB_TRY(copy_text(root, "scheme", &p->scheme));
-    QB_TRY(copy_text(root, "machine", &p->machine));
-    QB_TRY(copy_text(root, "cpu", &p->cpu));
-    QB_TRY(copy_text(root, "command", &p->command));
+    QB_TRY(qb_result_read_text(json_object_get(root, "model"), "name", &p->model));
+    QB_TRY(qb_result_read_text(root, "scheme", &p->scheme));
+    QB_TRY(qb_result_read_text(root, "machine", &p->machine));
+    QB_TRY(qb_result_read_text(root, "cpu", &p->cpu));
+    QB_TRY(qb_result_read_text(root, "command", &p->command));
     QB_TRY(get_count(root, "threads", &p->threads));
     QB_TRY(get_count(root, "batch", &p->batch));
     QB_TRY(get_count(root, "context", &p->context));

@@ -4,6 +4,7 @@
 #include "core/memory.h"
 
 #include <math.h>
+#include <string.h>
 
 #define ROW(kind, member)                                                                          \
     {                                                                                              \
@@ -147,6 +148,23 @@ qb_status qb_result_set(char **text, const char *value)
     qb_free(*text);
     *text = copy;
     return QB_OK;
+}
+
+qb_status qb_result_read_text(const json_t *object, const char *key, char **out)
+{
+    const char *text = NULL;
+    QB_TRY(qb_json_get_string(object, key, &text));
+    return qb_result_set(out, text);
+}
+
+bool qb_result_is_full(const qb_result *r)
+{
+    return r->scheme.weight_bits < 0 && r->scheme.act_bits < 0;
+}
+
+bool qb_result_same_path(const qb_result *a, const qb_result *b)
+{
+    return a->model.path && b->model.path && !strcmp(a->model.path, b->model.path);
 }
 
 qb_status qb_texts_add(qb_texts *texts, const char *value)

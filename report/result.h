@@ -146,6 +146,10 @@ void qb_result_init(qb_result *result);   /* nothing measured */
 void qb_result_deinit(qb_result *result); /* frees the texts */
 /* Replaces a text by a copy; NULL = not measured. */
 qb_status qb_result_set(char **text, const char *value);
+/* The same from a key of a JSON object; absent = NULL. */
+qb_status qb_result_read_text(const json_t *object, const char *key, char **text);
+bool qb_result_is_full(const qb_result *result); /* full precision itself: nothing is quantised */
+bool qb_result_same_path(const qb_result *a, const qb_result *b); /* of one model's file */
 qb_status qb_texts_add(qb_texts *texts, const char *value);
 void qb_texts_deinit(qb_texts *texts);
 /* Replaces the list by n unset items. */

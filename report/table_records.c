@@ -242,11 +242,6 @@ static bool quantises_head(const qb_result *r)
     return r->coverage.linears_quantised > 0;
 }
 
-static bool same_run(const qb_result *a, const qb_result *b)
-{
-    return a->model.path && b->model.path && !strcmp(a->model.path, b->model.path);
-}
-
 static double real_of(int64_t count)
 {
     return count < 0 ? NAN : (double)count;
@@ -310,7 +305,9 @@ static qb_status read_results(qb_table_records *records, const char *text, size_
     QB_TRY(qb_results_parse_json(text, bytes, path, &results));
     QB_TRY(keep_results(records, results));
     for (size_t i = 0, n; i < results.n; i += n) {
-        for (n = 1; i + n < results.n && same_run(&results.items[i], &results.items[i + n]); n++)
+        for (n = 1;
+             i + n < results.n && qb_result_same_path(&results.items[i], &results.items[i + n]);
+             n++)
             ;
         QB_TRY(add_schemes(records, &results.items[i], n, path));
     }

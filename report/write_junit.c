@@ -33,11 +33,6 @@ void qb_xml_text(const char *text, FILE *stream)
         }
 }
 
-static bool same_model(const qb_result *a, const qb_result *b)
-{
-    return a->model.path && b->model.path && !strcmp(a->model.path, b->model.path);
-}
-
 static void write_property(const char *name, double value, FILE *stream)
 {
     if (isfinite(value))
@@ -65,7 +60,8 @@ qb_status qb_results_write_junit(const qb_results *results, FILE *stream)
             results->n);
     for (size_t i = 0; i < results->n;) {
         size_t end = i + 1;
-        while (end < results->n && same_model(&results->items[i], &results->items[end])) end++;
+        while (end < results->n && qb_result_same_path(&results->items[i], &results->items[end]))
+            end++;
         fputs("  <testsuite name=\"", stream);
         qb_xml_text(results->items[i].model.name, stream);
         fprintf(stream, "\" tests=\"%zu\" failures=\"0\">\n", end - i);

@@ -13,11 +13,6 @@ typedef struct screen {
     const char *bold, *dim, *red, *reset; /* "" without colour */
 } screen;
 
-static bool same_model(const qb_result *a, const qb_result *b)
-{
-    return a->model.path && b->model.path && !strcmp(a->model.path, b->model.path);
-}
-
 static const char *or_unknown(const char *text)
 {
     return text ? text : "unknown";
@@ -70,18 +65,13 @@ static void write_quality_row(const screen *s, const qb_result *r)
             qb_format_perplexity(r->quality.ppl_fake, t[4]));
 }
 
-static bool is_full(const qb_result *r)
-{
-    return r->scheme.weight_bits < 0 && r->scheme.act_bits < 0;
-}
-
 static void write_quality(const screen *s, const qb_result *rows, size_t n)
 {
     char t[QB_FORMAT_BYTES];
     if (isnan(rows->quality.ppl_full)) return;
     fprintf(s->stream, "\n%s%-17s %8s  %-27s %7s %7s %8s%s\n", s->dim, "quality", "ppl",
             "penalty [95 %]", "KL", "top-1", "fake ppl", s->reset);
-    if (!is_full(rows))
+    if (!qb_result_is_full(rows))
         fprintf(s->stream, "%-17s %8s\n", "full", qb_format_perplexity(rows->quality.ppl_full, t));
     for (size_t i = 0; i < n; i++) write_quality_row(s, &rows[i]);
     if (!isnan(rows->quality.word_ppl))
@@ -113,7 +103,7 @@ static void write_speed(const screen *s, const qb_result *rows, size_t n)
     if (isnan(r->speed.prefill.tok_per_s) && isnan(r->speed.decode.tok_per_s)) return;
     fprintf(s->stream, "\n%s%-17s%17s%8s%17s%8s%11s%s\n", s->dim, "speed, tokens/s", "prefill",
             "x full", "decode", "x full", "weights", s->reset);
-    if (!is_full(r))
+    if (!qb_result_is_full(r))
         write_speed_row(s, "full", r, &r->speed.full.prefill, &r->speed.full.decode,
                         r->memory.full_weights_bytes);
     for (size_t i = 0; i < n; i++)
@@ -136,7 +126,7 @@ static void write_schemes(const screen *s, const qb_result *rows, size_t n)
     size_t n_written = 0;
     int width = 0;
     for (size_t i = 0; i < n; i++) {
-        if (is_full(&rows[i])) continue;
+        if (qb_result_is_full(&rows[i])) continue;
         bool second = n_written++ % 2;
         if (!second)
             fprintf(s->stream, "%-*s", INDENT, n_written == 1 ? "quantised" : "");
@@ -254,7 +244,8 @@ qb_status qb_results_write_screen(const qb_results *results, bool colour, FILE *
     if (colour) s = (screen){stream, "\033[1m", "\033[2m", "\033[31m", "\033[0m"};
     for (size_t i = 0; i < results->n;) {
         size_t end = i + 1;
-        while (end < results->n && same_model(&results->items[i], &results->items[end])) end++;
+        while (end < results->n && qb_result_same_path(&results->items[i], &results->items[end]))
+            end++;
         if (i) fputc('\n', stream);
         write_model(&s, &results->items[i], end - i);
         i = end;

@@ -34,12 +34,6 @@ static int by_name(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-static bool ends_in(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 /* Shards named valid* go to `valid`, others to `train`. */
 static qb_status list_shards(const char *folder, paths *train, paths *valid)
 {
@@ -48,7 +42,7 @@ static qb_status list_shards(const char *folder, paths *train, paths *valid)
     const struct dirent *entry;
     qb_status status = QB_OK;
     while (status == QB_OK && (entry = readdir(dir)))
-        if (ends_in(entry->d_name, ".qbs"))
+        if (qb_ends_with(entry->d_name, ".qbs"))
             status = paths_add(strncmp(entry->d_name, "valid", 5) ? train : valid, folder,
                                entry->d_name);
     closedir(dir);
