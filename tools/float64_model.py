@@ -56,13 +56,16 @@ def from_transformers(c):
                 "norm_eps": c["layer_norm_epsilon"], "pos": "learned", "softmax": "softmax",
                 "act": "relu" if c["activation_function"] == "relu" else "gelu_tanh"}
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    kind = rope.get("rope_type", "default")
+    if c["model_type"] != "llama" or kind not in ("default", "linear", "llama3"):
+        raise SystemExit(f"float64_model: found {c['model_type']} with {kind}, expected gpt2 or llama")
     return {"arch": "llama", "n_layers": c["num_hidden_layers"], "d_model": c["hidden_size"],
             "n_heads": c["num_attention_heads"],
             "n_kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],
             "head_dim": c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
             "norm": "rmsnorm", "norm_eps": c["rms_norm_eps"], "act": "swiglu", "pos": "rope",
             "softmax": "softmax",
-            "rope": {"kind": rope.get("rope_type", "default"), **rope,
+            "rope": {"kind": kind, **rope,
                      "theta": rope.get("rope_theta", c.get("rope_theta", 10000.0)),
                      "original_context": rope.get("original_max_position_embeddings")}}
 
