@@ -58,7 +58,7 @@ def from_transformers(c):
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     kind = rope.get("rope_type", "default")
     if c["model_type"] != "llama" or kind not in ("default", "linear", "llama3"):
-        raise SystemExit(f"float64_model: found {c['model_type']} with {kind}, expected gpt2 or llama")
+        raise SystemExit(f"float64_model: found {c['model_type']}, {kind}; expected gpt2 or llama")
     return {"arch": "llama", "n_layers": c["num_hidden_layers"], "d_model": c["hidden_size"],
             "n_heads": c["num_attention_heads"],
             "n_kv_heads": c.get("num_key_value_heads") or c["num_attention_heads"],

@@ -253,7 +253,7 @@ def check_figures(own, folder, tokens, *options, tolerance=1e-6):
     found = own / "a.json"
     expect(qbench("analyze", "--quiet", "--json", found, "--tokens", tokens, *options, folder))
     done = support.run(sys.executable, support.ROOT / "tools" / "check_analysis.py", folder, tokens,
-                       found, "--tolerance", tolerance)
+                       found, "--tolerance", tolerance, env={"OPENBLAS_NUM_THREADS": "1"})
     assert done.code == 0, f"{folder.name}:\n{done.out.decode()}{done.err.decode()}"
 
 
