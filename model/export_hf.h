@@ -16,7 +16,7 @@ extern "C" {
 
 /* Makes the folder where it is absent; each file is written atomically. F32, F16 and BF16 tensors
  * keep their type, block formats are widened to f32. QB_ERR_UNSUPPORTED: the model holds integer
- * codes, its layers have no names there, or its tokenizer is SentencePiece. */
+ * codes, its layers have no names there, or its tokenizer is SentencePiece by scores. */
 qb_status qb_model_export_hf(const qb_model *model, const char *folder);
 
 #ifdef __cplusplus

@@ -112,6 +112,8 @@ static qb_status fill(qb_tokenizer *t, const qb_tokenizer_spec *spec)
     t->unk = spec->unk;
     t->add_bos = spec->add_bos;
     t->add_space_prefix = spec->add_space_prefix;
+    t->prefix_first_only = spec->prefix_first_only;
+    t->prefix_unless_space = spec->prefix_unless_space;
     t->ignore_merges = spec->ignore_merges;
     if (t->kind == QB_TOKENIZER_BPE) {
         t->pre = spec->pre ? qb__pre_find(spec->pre) : NULL;
@@ -119,12 +121,13 @@ static qb_status fill(qb_tokenizer *t, const qb_tokenizer_spec *spec)
             return QB_FAIL(QB_ERR_UNSUPPORTED,
                            "tokenizer: unknown pre-tokenizer \"%s\", expected %s",
                            spec->pre ? spec->pre : "", qb__pre_names());
-    } else if (!spec->scores) {
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece vocabulary without scores");
+    } else if (!spec->scores && !spec->merges) {
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tokenizer: SentencePiece vocabulary with neither scores nor merges");
     }
     QB_TRY(take_texts(t, spec));
     QB_TRY(qb__tokenizer_index_texts(t));
-    if (t->kind == QB_TOKENIZER_BPE) {
+    if (!spec->scores) {
         QB_TRY(take_merges(t, spec));
     } else {
         QB_TRY(QB_NEW(&t->scores, t->vocab, "token scores"));
@@ -167,6 +170,7 @@ static bool drops_space(const qb_tokenizer *t, const int32_t *ids, size_t i)
 {
     if (t->kind != QB_TOKENIZER_SPM || !t->add_space_prefix) return false;
     if (i == 0) return true;
+    if (!t->scores) return false; /* as the decoder of tokenizer.json, Strip */
     int32_t before = ids[i - 1];
     return before >= 0 && (size_t)before < t->vocab && qb__token_is_special(t, (size_t)before) &&
            before != t->unk;

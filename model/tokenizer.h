@@ -52,15 +52,18 @@ typedef struct qb_tokenizer_spec {
     const char *const *texts; /* (vocab) */
     const size_t *text_bytes; /* (vocab) */
     const uint8_t *types;     /* (vocab) qb_token_type; NULL = all normal */
-    const float *scores;      /* (vocab) SentencePiece; NULL for BPE */
+    const float *scores;      /* (vocab) SentencePiece by scores; NULL for what has merges */
     size_t n_merges;
-    const char *const *merges; /* (n_merges) "left right", rank = index; BPE */
+    const char *const *merges; /* (n_merges) "left right", rank = index; BPE, SentencePiece of
+                                * tokenizer.json */
     const size_t *merge_bytes;
     int32_t bos, eos, unk; /* -1 = none */
     bool add_bos;          /* the model expects bos first; the caller of encode puts it there */
     bool add_space_prefix; /* text after the start or a special token gets a space (BPE: where it
                             * has none) */
-    bool ignore_merges;    /* BPE: a pre-split word that is a token is taken whole */
+    /* SentencePiece, with add_space_prefix: not after a special token; not before a space. */
+    bool prefix_first_only, prefix_unless_space;
+    bool ignore_merges; /* BPE: a pre-split word that is a token is taken whole */
 } qb_tokenizer_spec;
 
 qb_status qb_tokenizer_create(const qb_tokenizer_spec *spec, qb_tokenizer **out);
@@ -92,7 +95,8 @@ qb_status qb_encoder_encode(qb_encoder *encoder, const char *text, size_t n_byte
  * of range gives "". */
 const char *qb_tokenizer_token_bytes(const qb_tokenizer *tokenizer, int32_t id, size_t *n_bytes);
 /* The text of ids; owned by the caller (qb_free), NUL-terminated, *n_bytes without the NUL. The
- * space that add_space_prefix put in (SentencePiece) is taken out. */
+ * space that add_space_prefix put in (SentencePiece) is taken out; by tokenizer.json's merges only
+ * that at the start, as the Python package does. */
 qb_status qb_tokenizer_decode(const qb_tokenizer *tokenizer, const int32_t *ids, size_t n,
                               char **out, size_t *n_bytes);
 size_t qb_tokenizer_vocab(const qb_tokenizer *tokenizer);
@@ -102,7 +106,8 @@ bool qb_tokenizer_add_bos(const qb_tokenizer *tokenizer);
 const char *qb_tokenizer_pre(const qb_tokenizer *tokenizer);
 /* SHA-256 of the serialised form. */
 const char *qb_tokenizer_sha256(const qb_tokenizer *tokenizer);
-/* tokenizer.json's form, for model.bin -> HF folder (BPE only; QB_ERR_UNSUPPORTED otherwise). */
+/* tokenizer.json's form, for model.bin -> HF folder (QB_ERR_UNSUPPORTED for SentencePiece by
+ * scores, which it cannot say). */
 qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *tokenizer, json_t **out);
 
 #ifdef __cplusplus

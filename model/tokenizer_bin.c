@@ -2,17 +2,28 @@
  *
  *   "QBTK" | u8 version 1 | u8 kind | u8 flags | u8 n | pre-splitter name (n bytes)
  *   | i32 bos, eos, unk | u32 vocab | u32 n_merges
- *   | u8 type (vocab) | u16 text length (vocab) | texts | f32 score (vocab, SentencePiece)
- *   | u32 left, right (n_merges, byte-level BPE)
+ *   | u8 type (vocab) | u16 text length (vocab) | texts | f32 score (vocab, SentencePiece by
+ * scores) | u32 left, right (n_merges, byte-level BPE and SentencePiece by merges)
  *
- * flags: 1 add_bos, 2 add_space_prefix, 4 ignore_merges. The SHA-256 of it names the tokenizer. */
+ * flags: 1 add_bos, 2 add_space_prefix, 4 ignore_merges; of SentencePiece: 8 prefix_first_only,
+ * 16 prefix_unless_space, 32 by merges instead of scores. The SHA-256 of it names the tokenizer. */
 #include "model/tokenizer_internal.h"
 
 #include "core/dtype.h"
 #include "core/memory.h"
 
 static const char MAGIC[4] = {'Q', 'B', 'T', 'K'};
-enum { VERSION = 1, ADD_BOS = 1, ADD_SPACE_PREFIX = 2, IGNORE_MERGES = 4, ALL_FLAGS = 7 };
+enum {
+    VERSION = 1,
+    ADD_BOS = 1,
+    ADD_SPACE_PREFIX = 2,
+    IGNORE_MERGES = 4,
+    PREFIX_FIRST_ONLY = 8,
+    PREFIX_UNLESS_SPACE = 16,
+    BY_MERGES = 32,
+    BPE_FLAGS = 7,
+    SPM_FLAGS = 63,
+};
 
 static uint8_t *put(uint8_t *p, uint32_t value, size_t n_bytes)
 {
@@ -27,6 +38,15 @@ static uint32_t get(const uint8_t *p, size_t n_bytes)
     return value;
 }
 
+static uint32_t flags_of(const qb_tokenizer *t)
+{
+    bool by_merges = t->kind == QB_TOKENIZER_SPM && !t->scores;
+    return (t->add_bos ? ADD_BOS : 0u) | (t->add_space_prefix ? ADD_SPACE_PREFIX : 0u) |
+           (t->ignore_merges ? IGNORE_MERGES : 0u) |
+           (t->prefix_first_only ? PREFIX_FIRST_ONLY : 0u) |
+           (t->prefix_unless_space ? PREFIX_UNLESS_SPACE : 0u) | (by_merges ? BY_MERGES : 0u);
+}
+
 qb_status qb_tokenizer_serialize(const qb_tokenizer *t, uint8_t **out, size_t *bytes)
 {
     const char *pre = t->pre ? t->pre->name : "";
@@ -39,10 +59,7 @@ qb_status qb_tokenizer_serialize(const qb_tokenizer *t, uint8_t **out, size_t *b
     memcpy(p, MAGIC, 4);
     p = put(p + 4, VERSION, 1);
     p = put(p, t->kind, 1);
-    p = put(p,
-            (t->add_bos ? ADD_BOS : 0u) | (t->add_space_prefix ? ADD_SPACE_PREFIX : 0u) |
-                (t->ignore_merges ? IGNORE_MERGES : 0u),
-            1);
+    p = put(p, flags_of(t), 1);
     p = put(p, (uint32_t)n_pre, 1);
     memcpy(p, pre, n_pre);
     p += n_pre;
@@ -82,19 +99,22 @@ static qb_status take(source *s, size_t n, size_t elem_bytes, const uint8_t **ou
     return QB_OK;
 }
 
-static qb_status read_head(source *s, qb_tokenizer *t)
+static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
 {
     const uint8_t *p = NULL, *name = NULL;
     QB_TRY(take(s, 8, 1, &p, "head"));
     if (memcmp(p, MAGIC, 4)) return QB_FAIL(QB_ERR_FORMAT, "tokenizer: wrong magic");
     if (p[4] != VERSION)
         return QB_FAIL(QB_ERR_FORMAT, "tokenizer: version %u, expected %d", p[4], VERSION);
-    if (p[5] > QB_TOKENIZER_SPM || p[6] > ALL_FLAGS)
+    if (p[5] > QB_TOKENIZER_SPM || p[6] & ~(p[5] == QB_TOKENIZER_SPM ? SPM_FLAGS : BPE_FLAGS))
         return QB_FAIL(QB_ERR_FORMAT, "tokenizer: kind %u, flags %u unknown", p[5], p[6]);
     t->kind = p[5] == QB_TOKENIZER_SPM ? QB_TOKENIZER_SPM : QB_TOKENIZER_BPE;
     t->add_bos = p[6] & ADD_BOS;
     t->add_space_prefix = p[6] & ADD_SPACE_PREFIX;
     t->ignore_merges = p[6] & IGNORE_MERGES;
+    t->prefix_first_only = p[6] & PREFIX_FIRST_ONLY;
+    t->prefix_unless_space = p[6] & PREFIX_UNLESS_SPACE;
+    *by_merges = p[6] & BY_MERGES;
     if (t->kind == QB_TOKENIZER_SPM && p[7])
         return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece with a pre-splitter");
     QB_TRY(take(s, p[7], 1, &name, "pre-splitter name"));
@@ -115,8 +135,9 @@ static qb_status read_head(source *s, qb_tokenizer *t)
     if (t->vocab < 1 || t->vocab > QB__MAX_VOCAB)
         return QB_FAIL(QB_ERR_FORMAT, "tokenizer: vocabulary of %zu, expected 1 to %d", t->vocab,
                        QB__MAX_VOCAB);
-    if (t->kind == QB_TOKENIZER_SPM && t->n_merges)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece with %zu merges", t->n_merges);
+    if (t->kind == QB_TOKENIZER_SPM && t->n_merges && !*by_merges)
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece by scores with %zu merges",
+                       t->n_merges);
     return QB_OK;
 }
 
@@ -141,10 +162,11 @@ static qb_status read_texts(source *s, qb_tokenizer *t)
 
 static qb_status read_all(source *s, qb_tokenizer *t)
 {
-    QB_TRY(read_head(s, t));
+    bool by_merges = false;
+    QB_TRY(read_head(s, t, &by_merges));
     QB_TRY(read_texts(s, t));
     const uint8_t *p = NULL;
-    if (t->kind == QB_TOKENIZER_SPM) {
+    if (t->kind == QB_TOKENIZER_SPM && !by_merges) {
         QB_TRY(take(s, t->vocab, 4, &p, "scores"));
         QB_TRY(QB_NEW(&t->scores, t->vocab, "token scores"));
         for (size_t id = 0; id < t->vocab; id++)

@@ -2,8 +2,8 @@
  * words, and in each word the pair of lowest rank is merged until none is left. */
 #include "model/tokenizer_internal.h"
 
-static uint32_t pair_rank(const qb_tokenizer *t, const char *word, const qb__symbol *left,
-                          const qb__symbol *right, uint32_t end_at, int32_t *result)
+uint32_t qb__pair_rank(const qb_tokenizer *t, const char *word, const qb__symbol *left,
+                       const qb__symbol *right, uint32_t end_at, int32_t *result)
 {
     (void)word;
     (void)end_at;
@@ -25,7 +25,7 @@ static qb_status merge_word(qb_encoder *e, const char *word, size_t n_bytes)
         e->symbols[i].at = (uint32_t)i;
         e->symbols[i].id = e->t->byte_id[(uint8_t)word[i]];
     }
-    qb__merge_symbols(e, word, n_bytes, n_bytes, pair_rank);
+    qb__merge_symbols(e, word, n_bytes, n_bytes, qb__pair_rank);
     for (size_t i = 0; i < n_bytes; i = e->symbols[i].next)
         if (e->symbols[i].id >= 0) QB_TRY(qb_tokens_push(e->out, e->symbols[i].id));
     return QB_OK;

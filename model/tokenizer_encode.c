@@ -196,10 +196,12 @@ static qb_status encode_segments(qb_encoder *e, const char *text, size_t n_bytes
             i++;
             continue;
         }
+        e->at_start = start == 0;
         if (i > start) QB_TRY(encode(e, text + start, i - start));
         QB_TRY(qb_tokens_push(e->out, id));
         start = i += special_bytes;
     }
+    e->at_start = start == 0;
     return n_bytes > start ? encode(e, text + start, n_bytes - start) : QB_OK;
 }
 

@@ -17,6 +17,7 @@ typedef struct hf_parts {
     const char **merges;
     size_t *merge_bytes;
     char *joined; /* "left right" of merges given as pairs */
+    bool normalizes;
 } hf_parts;
 
 static bool absent(const json_t *v)
@@ -143,7 +144,19 @@ static qb_status want_unset(const json_t *model, const char *key)
     return QB_FAIL(QB_ERR_UNSUPPORTED, "model: %s is set, expected none", key);
 }
 
-static qb_status check_components(const json_t *root, const json_t *model)
+static qb_status check_model(const json_t *model)
+{
+    if (!json_is_object(model)) return QB_FAIL(QB_ERR_FORMAT, "no key \"model\"");
+    const json_t *v = json_object_get(model, "type"); /* old files have none */
+    if (!absent(v) && strcmp(type_of(model), "BPE")) return refuse("model", type_of(model), "BPE");
+    static const char *const unset[] = {"dropout", "continuing_subword_prefix",
+                                        "end_of_word_suffix"};
+    for (size_t i = 0; i < QB_COUNT(unset); i++) QB_TRY(want_unset(model, unset[i]));
+    return QB_OK;
+}
+
+/* Byte-level BPE: nothing before the pre-tokenizer. */
+static qb_status read_byte_level_parts(const json_t *root, qb_tokenizer_spec *spec)
 {
     const json_t *v = json_object_get(root, "normalizer");
     if (!absent(v) && !is_empty_sequence(v, "normalizers"))
@@ -151,13 +164,8 @@ static qb_status check_components(const json_t *root, const json_t *model)
     v = json_object_get(root, "decoder");
     if (!absent(v) && strcmp(type_of(v), "ByteLevel"))
         return refuse("decoder", type_of(v), "ByteLevel");
-    if (!json_is_object(model)) return QB_FAIL(QB_ERR_FORMAT, "no key \"model\"");
-    v = json_object_get(model, "type"); /* old files have none */
-    if (!absent(v) && strcmp(type_of(model), "BPE")) return refuse("model", type_of(model), "BPE");
-    static const char *const unset[] = {"dropout", "byte_fallback", "continuing_subword_prefix",
-                                        "end_of_word_suffix"};
-    for (size_t i = 0; i < QB_COUNT(unset); i++) QB_TRY(want_unset(model, unset[i]));
-    return QB_OK;
+    spec->kind = QB_TOKENIZER_BPE;
+    return read_pre_tokenizer(root, spec);
 }
 
 static qb_status read_id(const json_t *v, size_t limit, const char *text, size_t *id)
@@ -196,6 +204,13 @@ static qb_status put_added_token(hf_parts *h, const json_t *token, size_t limit)
             return QB_FAIL(QB_ERR_UNSUPPORTED, "added token \"%.40s\": %s is set, expected false",
                            text, unset[i]);
     }
+    /* The normalizer would be applied to its text too, and change where it is found. */
+    bool normalized = false;
+    QB_TRY(qb_json_get_bool(token, "normalized", &normalized));
+    if (normalized && h->normalizes)
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "added token \"%.40s\": normalized is set, expected false with a normalizer",
+                       text);
     size_t id;
     QB_TRY(read_id(json_object_get(token, "id"), limit, text, &id));
     if (id >= h->spec.vocab) h->spec.vocab = id + 1;
@@ -287,6 +302,18 @@ static int32_t find_special(const hf_parts *h, const char *text)
     return -1;
 }
 
+/* What SentencePiece has and byte-level BPE has not: tokens of bytes, and one for the unknown. */
+static void mark_spm_types(hf_parts *h, const json_t *model)
+{
+    const char *unk = json_string_value(json_object_get(model, "unk_token"));
+    for (size_t id = 0; id < h->spec.vocab; id++)
+        if (h->types[id] == QB_TOKEN_NORMAL &&
+            qb__byte_of_text(h->texts[id], h->text_bytes[id]) >= 0)
+            h->types[id] = QB_TOKEN_BYTE;
+    h->spec.unk = find_special(h, unk);
+    if (h->spec.unk >= 0) h->types[h->spec.unk] = QB_TOKEN_UNKNOWN;
+}
+
 /* tokenizer.json does not say which token ends a text: the names of the families read here. */
 static int32_t find_eos(const hf_parts *h)
 {
@@ -300,17 +327,20 @@ static qb_status read_parts(hf_parts *h, const json_t *root)
 {
     const json_t *model = json_object_get(root, "model");
     const char *bos = NULL;
-    h->spec.kind = QB_TOKENIZER_BPE;
-    QB_TRY(check_components(root, model));
-    QB_TRY(read_pre_tokenizer(root, &h->spec));
+    bool spm = json_is_true(json_object_get(model, "byte_fallback"));
+    h->normalizes = !absent(json_object_get(root, "normalizer"));
+    QB_TRY(check_model(model));
+    QB_TRY(spm ? qb__hf_read_spm(root, &h->spec) : read_byte_level_parts(root, &h->spec));
+    if (spm) QB_TRY(want_unset(model, "ignore_merges"));
     QB_TRY(read_post_processor(json_object_get(root, "post_processor"), 0, &bos));
     QB_TRY(qb_json_get_bool(model, "ignore_merges", &h->spec.ignore_merges));
     QB_TRY(read_vocab(h, root, model));
     QB_TRY(read_merges(h, model));
     h->spec.eos = find_eos(h);
     h->spec.unk = -1;
+    if (spm) mark_spm_types(h, model);
     h->spec.add_bos = bos != NULL;
-    h->spec.bos = find_special(h, bos ? bos : "<|endoftext|>");
+    h->spec.bos = find_special(h, bos ? bos : spm ? "<s>" : "<|endoftext|>");
     if (bos && h->spec.bos < 0)
         return QB_FAIL(QB_ERR_FORMAT, "post_processor: \"%.40s\" is no added token", bos);
     return QB_OK;

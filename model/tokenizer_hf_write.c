@@ -97,18 +97,25 @@ static json_t *merges(const qb_tokenizer *t)
 
 qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
 {
-    if (t->kind != QB_TOKENIZER_BPE)
-        return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "tokenizer.json: SentencePiece cannot be written, only byte-level BPE");
+    bool spm = t->kind == QB_TOKENIZER_SPM;
+    if (spm && t->scores)
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer.json: SentencePiece by scores cannot be "
+                                           "written, only what has merges");
     size_t mark = qb_json_mark();
+    json_t *normalizer = NULL, *pre = NULL, *decoder = NULL;
+    if (spm)
+        qb__hf_spm_components(t, &normalizer, &pre, &decoder);
+    else
+        normalizer = json_null(), pre = pre_tokenizer(t), decoder = byte_level(true, true);
+    json_t *unk = spm && t->unk >= 0 ? text_json(t, (size_t)t->unk) : json_null();
     json_t *model = json_pack(
-        "{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
-        "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
-        "ignore_merges", t->ignore_merges, "vocab", vocab(t), "merges", merges(t));
-    json_t *root = json_pack("{s:s, s:n, s:n, s:o, s:n, s:o, s:o, s:o, s:o}", "version", "1.0",
+        "{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
+        unk, "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", spm, "byte_fallback",
+        spm, "ignore_merges", t->ignore_merges, "vocab", vocab(t), "merges", merges(t));
+    json_t *root = json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0",
                              "truncation", "padding", "added_tokens", added_tokens(t), "normalizer",
-                             "pre_tokenizer", pre_tokenizer(t), "post_processor", post_processor(t),
-                             "decoder", byte_level(true, true), "model", model);
+                             normalizer, "pre_tokenizer", pre, "post_processor", post_processor(t),
+                             "decoder", decoder, "model", model);
     qb_status status = qb_json_check_memory(mark, "tokenizer.json");
     if (status == QB_OK && !root)
         status = QB_FAIL(QB_ERR_FORMAT, "tokenizer.json: a token text is not UTF-8");

@@ -20,8 +20,7 @@ static uint32_t code_point_at(const char *s, size_t length)
     return 0x110000; /* beyond the alphabet in any case */
 }
 
-/* The byte that a SentencePiece text <0xXX> stands for, -1 = it is no such text. */
-static int byte_of_text(const char *text, size_t n_bytes)
+int qb__byte_of_text(const char *text, size_t n_bytes)
 {
     static const char digits[] = "0123456789ABCDEF";
     if (n_bytes != 6 || memcmp(text, "<0x", 3) || text[5] != '>') return -1;
@@ -69,8 +68,8 @@ static qb_status make_bytes(qb_tokenizer *t)
         size_t n_bytes;
         const char *text = qb__token_text(t, id, &n_bytes);
         t->bytes_at[id] = at;
-        if (t->types[id] == QB_TOKEN_BYTE && byte_of_text(text, n_bytes) >= 0)
-            t->bytes[at++] = (char)byte_of_text(text, n_bytes);
+        if (t->types[id] == QB_TOKEN_BYTE && qb__byte_of_text(text, n_bytes) >= 0)
+            t->bytes[at++] = (char)qb__byte_of_text(text, n_bytes);
         else if (qb__token_is_special(t, id))
             memcpy(t->bytes + at, text, n_bytes), at += n_bytes;
         else if (t->kind == QB_TOKENIZER_BPE)
@@ -218,13 +217,18 @@ static void index_bytes(qb_tokenizer *t)
 
 static qb_status check_spm(qb_tokenizer *t)
 {
-    for (size_t id = 0; id < t->vocab; id++)
+    for (size_t id = 0; t->scores && id < t->vocab; id++)
         if (isnan(t->scores[id]))
             return QB_FAIL(QB_ERR_FORMAT, "tokenizer: the score of token %zu is no number", id);
     for (int byte = 0; byte < 256 && t->unk < 0; byte++)
         if (t->byte_id[byte] < 0)
             return QB_FAIL(QB_ERR_FORMAT, "tokenizer: neither a token <0x%02X> nor an unk token",
                            (unsigned)byte);
+    /* What is no token becomes bytes at the end: they take no part in merging. */
+    for (size_t i = 0; i < t->n_merges; i++)
+        if (t->types[t->merges[i].left] == QB_TOKEN_BYTE ||
+            t->types[t->merges[i].right] == QB_TOKEN_BYTE)
+            return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: merge %zu joins a byte token", i);
     t->splits_at_spaces = true;
     for (size_t id = 0; id < t->vocab; id++) {
         size_t n_bytes, i = 0;
@@ -264,12 +268,11 @@ qb_status qb__tokenizer_finish(qb_tokenizer *t)
     if (!t->text_slots) QB_TRY(qb__tokenizer_index_texts(t));
     QB_TRY(index_specials(t));
     index_bytes(t);
-    if (t->kind == QB_TOKENIZER_BPE) {
-        QB_TRY(index_pairs(t));
+    if (!t->scores) QB_TRY(index_pairs(t));
+    if (t->kind == QB_TOKENIZER_BPE)
         QB_TRY(qb__pre_compile(t->pre, &t->splitter));
-    } else {
+    else
         QB_TRY(check_spm(t));
-    }
     uint8_t *data;
     size_t bytes;
     QB_TRY(qb_tokenizer_serialize(t, &data, &bytes));

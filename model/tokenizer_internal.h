@@ -2,6 +2,7 @@
  *
  * tokenizer.c        create, lookup, decode               tokenizer_bin.c   the form in model.bin
  * tokenizer_index.c  hash tables, checks                  tokenizer_hf.c    tokenizer.json
+ * tokenizer_hf_spm.c what SentencePiece has in it         tokenizer_hf_write.c  tokenizer.json out
  * tokenizer_encode.c special tokens, the merge heap       tokenizer_pre.c   pre-splitter table
  * tokenizer_bpe.c    words and pairs of byte-level BPE    words.c           cutting into words
  * tokenizer_spm.c    SentencePiece BPE */
@@ -74,17 +75,17 @@ struct qb_tokenizer {
     char *texts;       /* all token texts in a row, as in the vocabulary */
     size_t *text_at;   /* (vocab + 1) */
     uint8_t *types;    /* (vocab) */
-    float *scores;     /* (vocab) SentencePiece */
-    qb__merge *merges; /* (n_merges) BPE */
+    float *scores;     /* (vocab) SentencePiece by scores, else NULL */
+    qb__merge *merges; /* (n_merges) BPE, SentencePiece by merges */
     int32_t bos, eos, unk;
-    bool add_bos, add_space_prefix, ignore_merges;
+    bool add_bos, add_space_prefix, ignore_merges, prefix_first_only, prefix_unless_space;
 
     /* derived by qb__tokenizer_finish */
     char *bytes;          /* what each token stands for, each followed by a NUL */
     size_t *bytes_at;     /* (vocab + 1) */
     uint32_t *text_slots; /* hash of text -> id + 1; 0 = free */
     size_t text_mask, max_text_bytes;
-    qb__pair_slot *pair_slots; /* BPE */
+    qb__pair_slot *pair_slots; /* of the merges */
     size_t pair_mask;
     int32_t byte_id[256]; /* -1 = the vocabulary has no such byte */
     int32_t *specials;    /* control, user and unknown tokens, sorted by text */
@@ -118,6 +119,14 @@ size_t qb__utf8_length(const char *s, size_t n_bytes);
 uint32_t qb__byte_to_code_point(uint8_t byte);
 int qb__code_point_to_byte(uint32_t code_point); /* -1 = not in the alphabet */
 
+/* The byte that a SentencePiece text <0xXX> stands for, -1 = it is no such text. */
+int qb__byte_of_text(const char *text, size_t n_bytes);
+/* Normalizer, pre-tokenizer and decoder of a SentencePiece tokenizer.json: sets the kind and how
+ * spaces are put first, or refuses by name; and the other way (NULL where memory lacks). */
+qb_status qb__hf_read_spm(const json_t *root, qb_tokenizer_spec *spec);
+void qb__hf_spm_components(const qb_tokenizer *t, json_t **normalizer, json_t **pre_tokenizer,
+                           json_t **decoder);
+
 /* ---- one call of encode ---- */
 
 #define QB__NO_KEY UINT32_MAX
@@ -145,7 +154,8 @@ struct qb_encoder {
     size_t heap_n;
     qb__cached_word *cache;
     size_t cache_mask;
-    char *work; /* the segment, escaped or prefixed */
+    bool at_start; /* the segment is the text's first, without a special token before it */
+    char *work;    /* the segment, escaped or prefixed */
     size_t work_capacity;
     char *spelled; /* a word in the byte-level alphabet */
     size_t spelled_capacity;
@@ -156,6 +166,9 @@ struct qb_encoder {
  * joined; *result = the token they become. */
 typedef uint32_t (*qb__pair_key)(const qb_tokenizer *t, const char *word, const qb__symbol *left,
                                  const qb__symbol *right, uint32_t end_at, int32_t *result);
+/* By the list of merges. */
+uint32_t qb__pair_rank(const qb_tokenizer *t, const char *word, const qb__symbol *left,
+                       const qb__symbol *right, uint32_t end_at, int32_t *result);
 /* Merges symbols[0..n) greedily: smallest key first, ties from the left. n log n. */
 void qb__merge_symbols(qb_encoder *e, const char *word, size_t n_bytes, size_t n,
                        qb__pair_key pair_key);

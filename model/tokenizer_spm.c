@@ -1,6 +1,7 @@
-/* model/tokenizer_spm.c - SentencePiece BPE (Kudo and Richardson 2018) as llama.cpp reads it:
- * spaces become U+2581, the pair that makes the token of the best score is merged first, ties from
- * the left, and what is no token falls back to its bytes. */
+/* model/tokenizer_spm.c - SentencePiece BPE (Kudo and Richardson 2018): spaces become U+2581, pairs
+ * of characters are merged, and what is no token falls back to its bytes. As llama.cpp reads it,
+ * the pair that makes the token of the best score comes first; where tokenizer.json lists merges,
+ * the pair of the lowest rank. Ties go from the left. */
 #include "model/tokenizer_internal.h"
 
 #include "core/dtype.h"
@@ -47,7 +48,7 @@ static qb_status encode_word(qb_encoder *e, const char *word, size_t n_bytes)
         e->symbols[n].id = qb__tokenizer_find(e->t, word + at, length);
         at += length;
     }
-    qb__merge_symbols(e, word, n_bytes, n, pair_score);
+    qb__merge_symbols(e, word, n_bytes, n, e->t->scores ? pair_score : qb__pair_rank);
     for (size_t i = 0; i < n; i = e->symbols[i].next) {
         const qb__symbol *s = &e->symbols[i];
         size_t end = s->next < n ? e->symbols[s->next].at : n_bytes;
@@ -60,13 +61,22 @@ static qb_status encode_word(qb_encoder *e, const char *word, size_t n_bytes)
     return QB_OK;
 }
 
+static bool wants_prefix(const qb_encoder *e, const char *text, size_t n_bytes)
+{
+    const qb_tokenizer *t = e->t;
+    bool space = *text == ' ' || (n_bytes >= 3 && !memcmp(text, SPACE, 3));
+    return t->add_space_prefix && (e->at_start || !t->prefix_first_only) &&
+           !(space && t->prefix_unless_space);
+}
+
 /* The segment with its spaces escaped, in e->work. */
 static qb_status escape(qb_encoder *e, const char *text, size_t n_bytes, size_t *n_escaped)
 {
-    size_t n_spaces = e->t->add_space_prefix, n = 0;
+    bool prefix = wants_prefix(e, text, n_bytes);
+    size_t n_spaces = prefix, n = 0;
     for (size_t i = 0; i < n_bytes; i++) n_spaces += text[i] == ' ';
     QB_TRY(qb__reserve_chars(&e->work, &e->work_capacity, n_bytes + 2 * n_spaces + 1));
-    if (e->t->add_space_prefix) memcpy(e->work, SPACE, 3), n = 3;
+    if (prefix) memcpy(e->work, SPACE, 3), n = 3;
     for (size_t i = 0; i < n_bytes; i++) {
         if (text[i] == ' ')
             memcpy(e->work + n, SPACE, 3), n += 3;
