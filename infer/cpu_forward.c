@@ -481,7 +481,7 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
                  .q_width = c->n_heads * c->head_dim,
                  .kv_width = c->n_kv_heads * c->head_dim};
     f.qkv_width = f.q_width + 2 * f.kv_width;
-    qb__timeline_restart(f.timeline, 0, 0);
+    qb__timeline_begin(f.timeline);
     if (engine->stream) {
         memcpy(f.b->x, engine->stream, f.m * c->d_model * sizeof *f.b->x);
     } else {

@@ -146,6 +146,13 @@ void qb__timeline_restart(qb_timeline *t, size_t n_spans, size_t n_stamps)
     t->start_ns = qb_now_ns();
 }
 
+void qb__timeline_begin(qb_timeline *t)
+{
+    if (!t) return;
+    qb__timeline_restart(t, 0, 0);
+    t->version = new_version();
+}
+
 void qb__timeline_count(const qb_timeline *t, size_t *n_spans, size_t *n_stamps)
 {
     *n_spans = t->n_spans;

@@ -63,8 +63,9 @@ void qb_timeline_destroy(qb_timeline *timeline); /* accepts NULL */
 void qb_timeline_set_slice(qb_timeline *timeline, size_t slice, size_t n_slices);
 /* Instants are of the processor's clock: a pass that is timed alone has no wait in it. */
 bool qb_timeline_on_host(const qb_timeline *timeline);
-/* Never the same for two timelines, and another after each qb_timeline_set_slice: what was captured
- * before stamps elsewhere or times other layers. 0 for NULL. */
+/* Never the same for two timelines, and another after each qb_timeline_set_slice and
+ * qb__timeline_begin: what was captured before stamps elsewhere, times other layers, or its spans
+ * are gone. 0 for NULL. */
 size_t qb_timeline_version(const qb_timeline *timeline);
 /* The spans of the last pass, in order; waits for it. Borrowed until the next pass. */
 qb_status qb_timeline_read(qb_timeline *timeline, const qb_timespan **spans, size_t *n_spans);
@@ -76,6 +77,8 @@ const qb_thread_span *qb_timeline_thread(const qb_timeline *timeline, size_t thr
 /* splits: several works will close it, whose tasks count their time by qb_lap. */
 void qb__timeline_open(qb_timeline *timeline, int layer, bool splits);
 void qb__timeline_close(qb_timeline *timeline, const qb_work *works, size_t n_works);
+/* Begins a pass, and forgets the spans of the one before. */
+void qb__timeline_begin(qb_timeline *timeline);
 /* Begins a pass, of which the first n_spans spans (and n_stamps stamps) of the one before stay:
  * those of a graph that is run again. */
 void qb__timeline_restart(qb_timeline *timeline, size_t n_spans, size_t n_stamps);

@@ -42,7 +42,7 @@ static qb_status make_product(cuda_engine *e, const qb_model *codes, const qb_ro
         return qb_error_prefix(status, name);
     }
     for (size_t i = 0; i < n; i++) {
-        bool quantised = weights[i]->quant.axis != QB_AXIS_NONE;
+        bool quantised = e->base.scheme.weights.bits && weights[i]->quant.axis != QB_AXIS_NONE;
         qb__engine_count_linear(&e->base, weights[i]->rows, weights[i]->cols, quantised);
         if (weights[i]->data == qb_model_tensor(b->base.model, roles[i], layer)->data)
             qb_tensor_forget(b->base.model, weights[i]);

@@ -83,6 +83,7 @@ typedef struct cuda_graph {
     size_t batch, n_tokens;
     size_t layout; /* of the backbone when it was captured */
     bool last_only;
+    const int32_t *tokens;    /* where it reads them: a prefill of one token is no step */
     size_t version;           /* of the timeline; 0 = none */
     size_t n_spans, n_stamps; /* that it had when all was captured */
 } cuda_graph;
@@ -115,7 +116,8 @@ typedef struct cuda_engine {
     qb_cuda_decode_layer *decode_layers;
     cuda_graph prefill, single_step; /* single_step: where no row takes the step */
     cuda_graph timed;                /* either with the engine's timeline */
-    size_t row_spans, row_stamps;    /* of the row's step with it */
+    size_t row_spans, row_stamps;    /* of the row's step with it, */
+    size_t row_version, n_watches;   /* captured at this version, the n-th */
 } cuda_engine;
 
 static inline cuda_backbone *qb__cuda_backbone(qb_backbone *backbone)

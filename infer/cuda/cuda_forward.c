@@ -121,8 +121,6 @@ static qb_status run_observed(cuda_forward *f)
 
 /* ---- graphs ---- */
 
-/* ---- graphs ---- */
-
 static qb_status capture(cuda_forward *f, cuda_graph *g)
 {
     cudaGraph_t graph = NULL;
@@ -141,7 +139,8 @@ static qb_status capture(cuda_forward *f, cuda_graph *g)
 static bool is_of(const cuda_graph *g, const cuda_forward *f)
 {
     return g->batch == f->batch && g->n_tokens == f->n_tokens && g->layout == f->b->layout &&
-           g->last_only == f->last_only && g->version == qb_timeline_version(f->e->base.timeline);
+           g->last_only == f->last_only && g->tokens == f->tokens &&
+           g->version == qb_timeline_version(f->e->base.timeline);
 }
 
 /* Kernels choose their algorithms at their first run, which a capture cannot hold: so the first
@@ -157,13 +156,15 @@ static qb_status run_captured(cuda_forward *f, cuda_graph *g)
                           .n_tokens = f->n_tokens,
                           .layout = f->b->layout,
                           .last_only = f->last_only,
-                          .version = qb_timeline_version(timeline)};
-        qb__timeline_restart(timeline, 0, 0);
+                          .tokens = f->tokens};
+        qb__timeline_begin(timeline);
+        g->version = qb_timeline_version(timeline);
         return run_layers(f);
     }
     if (!g->exec) {
-        qb__timeline_restart(timeline, 0, 0);
+        qb__timeline_begin(timeline);
         QB_TRY(capture(f, g));
+        g->version = qb_timeline_version(timeline);
         if (timeline) qb__timeline_count(timeline, &g->n_spans, &g->n_stamps);
     }
     qb__timeline_restart(timeline, g->n_spans, g->n_stamps);
@@ -195,7 +196,7 @@ typedef struct row_watch {
 static void row_begins(void *context, int layer)
 {
     row_watch *w = context;
-    if (!w->captured) qb__timeline_restart(w->e->base.timeline, 0, 0);
+    if (!w->captured) qb__timeline_begin(w->e->base.timeline);
     w->captured = true;
     qb__timeline_open(w->e->base.timeline, layer, false);
 }
@@ -212,15 +213,18 @@ static void row_ended(void *context, int layer, qb_cuda_decode_part part)
 static qb_status run_watched(cuda_engine *e)
 {
     cuda_backbone *b = qb__cuda_backbone(e->base.backbone);
+    qb_timeline *timeline = e->base.timeline;
     row_watch w = {.e = e};
-    const qb_cuda_decode_watch watch = {.context = &w,
-                                        .version = qb_timeline_version(e->base.timeline),
-                                        .begins = row_begins,
-                                        .ended = row_ended};
+    if (e->row_version != qb_timeline_version(timeline)) e->n_watches++;
+    const qb_cuda_decode_watch watch = {
+        .context = &w, .version = e->n_watches, .begins = row_begins, .ended = row_ended};
     QB_TRY(e->decode_row->watched_step(e->decode, e->step + 1, e->step, e->hidden, b->slots[0],
                                        &watch, b->stream));
-    if (w.captured) qb__timeline_count(e->base.timeline, &e->row_spans, &e->row_stamps);
-    qb__timeline_restart(e->base.timeline, e->row_spans, e->row_stamps);
+    if (w.captured) {
+        qb__timeline_count(timeline, &e->row_spans, &e->row_stamps);
+        e->row_version = qb_timeline_version(timeline);
+    }
+    qb__timeline_restart(timeline, e->row_spans, e->row_stamps);
     return QB_OK;
 }
 

@@ -126,7 +126,10 @@ qb_status qb__cuda_mix(qb_engine *mixed, const uint8_t *from_part)
     e->norms[2 * n_layers] = of[0]->norms[2 * n_layers];
     const qb_cuda_linear *head = &qb__cuda_backbone(mixed->backbone)->head[e->type];
     qb__engine_count_linear(mixed, head->n, head->k, false);
-    if (e->prefill.exec) cudaGraphExecDestroy(e->prefill.exec);
-    e->prefill = (cuda_graph){0};
+    cuda_graph *const graphs[] = {&e->prefill, &e->timed};
+    for (size_t i = 0; i < QB_COUNT(graphs); i++) {
+        if (graphs[i]->exec) cudaGraphExecDestroy(graphs[i]->exec);
+        *graphs[i] = (cuda_graph){0};
+    }
     return QB_OK;
 }

@@ -35,10 +35,30 @@ static size_t n_steps(void)
     return qb_test_is_small() ? 2 : STEPS;
 }
 
+/* In order, and of the pass that was run: a decode row's kernel is in its steps alone, and alone.
+ */
+static void check_spans(qb_timeline *timeline, bool by_row)
+{
+    const qb_timespan *spans;
+    size_t n_spans;
+    double end = 0;
+    QB_CHECK_OK(qb_timeline_read(timeline, &spans, &n_spans));
+    assert_true(n_spans > 0);
+    for (size_t s = 0; s < n_spans; s++) {
+        assert_true(spans[s].begin_us >= end - 1e-3);
+        assert_true(spans[s].end_us >= spans[s].begin_us);
+        assert_non_null(spans[s].work.kernel);
+        assert_int_equal(!strncmp(spans[s].work.kernel, "decode/", 7), by_row);
+        end = spans[s].end_us;
+    }
+    assert_true(end < 1e6);
+}
+
 /* Three prefills (as it is, captured, again) and steps behind each, with the logits of all. */
 static float *run(const qb_test_rig *r, qb_engine *e, size_t batch, qb_timeline *timeline)
 {
     size_t n = batch * r->model->config.vocab;
+    bool has_row = batch == 1 && strstr(qb_engine_kernels(e), "decode/");
     float *logits, *at;
     QB_CHECK_OK(QB_NEW(&logits, 3 * (1 + n_steps()) * n, "logits"));
     at = logits;
@@ -49,19 +69,7 @@ static float *run(const qb_test_rig *r, qb_engine *e, size_t batch, qb_timeline 
             else
                 QB_CHECK_OK(qb_engine_prefill_last(e, r->tokens, batch, TOKENS));
             QB_CHECK_OK(qb_engine_logits(e, 0, batch, at));
-            if (!timeline) continue;
-            const qb_timespan *spans;
-            size_t n_spans;
-            double end = 0;
-            QB_CHECK_OK(qb_timeline_read(timeline, &spans, &n_spans));
-            assert_true(n_spans > 0);
-            for (size_t s = 0; s < n_spans; s++) {
-                assert_true(spans[s].begin_us >= end - 1e-3);
-                assert_true(spans[s].end_us >= spans[s].begin_us);
-                assert_non_null(spans[s].work.kernel);
-                end = spans[s].end_us;
-            }
-            assert_true(end < 1e6);
+            if (timeline) check_spans(timeline, has_row && step);
         }
     return logits;
 }

@@ -171,7 +171,12 @@ static void a_section_is_shared_by_what_was_counted(void **state)
     const qb_timespan *spans;
     size_t n;
     qb_lap lap;
-    qb__timeline_restart(r.timeline, 0, 0);
+    size_t version = qb_timeline_version(r.timeline);
+    qb__timeline_begin(r.timeline); /* what a graph recorded before is gone, */
+    assert_true(qb_timeline_version(r.timeline) != version);
+    version = qb_timeline_version(r.timeline);
+    qb__timeline_restart(r.timeline, 0, 0); /* but not for one that is run again */
+    assert_true(qb_timeline_version(r.timeline) == version);
     qb__timeline_open(r.timeline, 0, true);
     int64_t at[3];
     qb_lap_begin(&lap, r.timeline);
