@@ -98,6 +98,9 @@ static void blocks_widen(void **state)
     q41[4] = 0xf3;
     qb_dtype_to_f32(QB_Q4_1, q41, 32, out);
     assert_true(out[0] == 0.5f * 3 + 1 && out[16] == 0.5f * 15 + 1 && out[1] == 1);
+    const double wide[2] = {0.1, -1e300};
+    qb_dtype_to_f32(QB_F64, wide, 2, out);
+    assert_true(out[0] == 0.1f && out[1] == -INFINITY);
     uint8_t q40[18] = {0x00, 0x38};
     q40[2] = 0x0f;
     qb_dtype_to_f32(QB_Q4_0, q40, 32, out);

@@ -56,6 +56,19 @@ static void full_precision_equals_plain_forward(void **state)
 /* The fake twin differs from the integers by f32 rounding alone; a code that falls on the other
  * side of a rounding boundary moves a logit by a step, so the bound is a share of the effect of
  * quantisation. */
+static void check_twin(const qb_test_rig *r, const qb_scheme *s, bool head, const float *full)
+{
+    float *real = engine_logits(r, s, false, head), *fake = engine_logits(r, s, true, head);
+    double gap = qb_test_max_diff(real, fake, r->n_logits, NULL);
+    double effect = qb_test_max_diff(real, full, r->n_logits, NULL);
+    print_message("%s %s%s: effect %.3g, integer against fake %.3g\n", r->model->config.arch->name,
+                  s->name, head ? " +head" : "", effect, gap);
+    assert_true(effect > 1e-4);
+    assert_true(gap < 0.35 * effect);
+    free(real);
+    free(fake);
+}
+
 static void integers_equal_their_fake_twin(void **state)
 {
     (void)state;
@@ -66,21 +79,42 @@ static void integers_equal_their_fake_twin(void **state)
         float *full = engine_logits(&r, qb_scheme_find("full"), false, false);
         for (const qb_scheme *row = qb_schemes; row->name; row++)
             for (int head = 0; head < 2 && row->weights.bits; head++) {
-                const qb_scheme tiny = qb_test_tiny_scheme(row), *s = &tiny;
-                float *real = engine_logits(&r, s, false, head),
-                      *fake = engine_logits(&r, s, true, head);
-                double gap = qb_test_max_diff(real, fake, r.n_logits, NULL);
-                double effect = qb_test_max_diff(real, full, r.n_logits, NULL);
-                print_message("%s %s%s: effect %.3g, integer against fake %.3g\n",
-                              config.arch->name, s->name, head ? " +head" : "", effect, gap);
-                assert_true(effect > 1e-4);
-                assert_true(gap < 0.35 * effect);
-                free(real);
-                free(fake);
+                const qb_scheme tiny = qb_test_tiny_scheme(row);
+                check_twin(&r, &tiny, head, full);
             }
         free(full);
         qb_test_rig_destroy(&r);
     }
+}
+
+/* What --weight-axis, --act-axis and --act-scale make of the rows. The largest values are measured,
+ * so that static scales fit. */
+static void overridden_integers_equal_their_fake_twin(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *scheme;
+        qb_scheme_overrides overrides;
+    } cases[] = {{"moderate", {.act_scale = "static"}},
+                 {"coarse", {.act_scale = "static"}},
+                 {"smoothquant", {.act_axis = "tensor", .act_scale = "static"}},
+                 {"moderate", {.weight_axis = "out"}},
+                 {"fine", {.act_axis = "channel"}},
+                 {"fine", {.weight_axis = "tensor"}},
+                 {"zeropoint4", {.weight_axis = "group:8"}},
+                 {"zeropoint4", {.weight_axis = "tensor"}}};
+    qb_config config = qb_test_tiny_config("llama");
+    qb_test_rig r = rig_create(&config, 2);
+    qb_calibration_destroy(r.calibration);
+    QB_CHECK_OK(qb_calibrate(r.model, r.pool, NULL, 0, &r.calibration));
+    float *full = engine_logits(&r, qb_scheme_find("full"), false, false);
+    for (size_t i = 0; i < QB_COUNT(cases); i++) {
+        qb_scheme s;
+        QB_CHECK_OK(qb_scheme_override(qb_scheme_find(cases[i].scheme), &cases[i].overrides, &s));
+        check_twin(&r, &s, false, full);
+    }
+    free(full);
+    qb_test_rig_destroy(&r);
 }
 
 static void bits_do_not_depend_on_threads(void **state)
@@ -270,6 +304,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_precision_equals_plain_forward),
         cmocka_unit_test(integers_equal_their_fake_twin),
+        cmocka_unit_test(overridden_integers_equal_their_fake_twin),
         cmocka_unit_test(bits_do_not_depend_on_threads),
         cmocka_unit_test(decode_continues_prefill),
         cmocka_unit_test(decode_continues_prefill_for_every_flag),

@@ -311,6 +311,69 @@ static void tokenizer_and_name_are_read(void **state)
     test_bytes_free(&b);
 }
 
+/* SentencePiece: pieces are joined by their scores; bos and the space before the text by default.
+ */
+static void add_scored_tokenizer(test_bytes *b)
+{
+    static const char *const tokens[] = {"<unk>", "<s>", "▁", "a", "b", "▁a", "ab"};
+    static const int32_t types[] = {2, 3, 1, 1, 1, 1, 1};
+    static const float scores[] = {0, 0, -1, -2, -3, -5, -4};
+    kv_text(b, "tokenizer.ggml.model", "llama");
+    kv_array(b, "tokenizer.ggml.tokens", QB_GGUF_STRING, QB_COUNT(tokens));
+    for (size_t i = 0; i < QB_COUNT(tokens); i++) add_text(b, tokens[i]);
+    kv_array(b, "tokenizer.ggml.token_type", QB_GGUF_S32, QB_COUNT(types));
+    test_bytes_add(b, types, sizeof types);
+    kv_array(b, "tokenizer.ggml.scores", QB_GGUF_F32, QB_COUNT(scores));
+    test_bytes_add(b, scores, sizeof scores);
+    kv_u32(b, "tokenizer.ggml.bos_token_id", 1);
+    kv_u32(b, "tokenizer.ggml.unknown_token_id", 0);
+}
+
+static void scored_tokenizers_are_read(void **state)
+{
+    (void)state;
+    const extra more = {.add_kvs = add_scored_tokenizer, .n_kvs = 6};
+    qb_config c = config_of("llama");
+    qb_model *source = qb_test_tiny_model(&c, 5), *read;
+    test_bytes b = file_of(source, &more);
+    QB_CHECK_OK(test_build_bytes(qb__gguf_build, b.data, b.n, &read));
+    assert_true(qb_tokenizer_add_bos(read->tokenizer));
+    assert_int_equal(qb_tokenizer_bos(read->tokenizer), 1);
+    qb_tokens ids = {0};
+    QB_CHECK_OK(qb_tokenizer_encode(read->tokenizer, "ab", 2, false, &ids));
+    const int32_t want[] = {2, 6}; /* " ab": "ab" scores higher than " a" */
+    assert_int_equal(ids.n, QB_COUNT(want));
+    assert_memory_equal(ids.ids, want, sizeof want);
+    qb_tokens_deinit(&ids);
+    qb_model_close(read);
+    qb_model_close(source);
+    test_bytes_free(&b);
+}
+
+static void linear_scaling(test_bytes *b)
+{
+    kv_text(b, "llama.rope.scaling.type", "linear");
+    add_text(b, "llama.rope.scaling.factor");
+    test_bytes_u32(b, QB_GGUF_F64); /* as some tools write it */
+    const double factor = 2.5;
+    test_bytes_add(b, &factor, sizeof factor);
+}
+
+static void linear_scaling_is_read(void **state)
+{
+    (void)state;
+    const extra more = {.add_kvs = linear_scaling, .n_kvs = 2};
+    qb_config c = config_of("llama");
+    qb_model *source = qb_test_tiny_model(&c, 5), *read;
+    test_bytes b = file_of(source, &more);
+    QB_CHECK_OK(test_build_bytes(qb__gguf_build, b.data, b.n, &read));
+    assert_int_equal(read->config.rope.kind, QB_ROPE_LINEAR);
+    assert_true(read->config.rope.factor == 2.5);
+    qb_model_close(read);
+    qb_model_close(source);
+    test_bytes_free(&b);
+}
+
 /* ---- broken containers ---- */
 
 /* A file with one key and one tensor (1 x 4, f32), each part of which a case may replace. */
@@ -694,6 +757,8 @@ int main(void)
         cmocka_unit_test(golden_llama_comes_back),
         cmocka_unit_test(llama3_factors_give_the_rule),
         cmocka_unit_test(tokenizer_and_name_are_read),
+        cmocka_unit_test(scored_tokenizers_are_read),
+        cmocka_unit_test(linear_scaling_is_read),
         cmocka_unit_test(broken_containers_are_refused_by_name),
         cmocka_unit_test(models_that_are_not_computed_are_refused),
         cmocka_unit_test(replaced_names_and_numbers_are_refused),

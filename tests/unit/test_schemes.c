@@ -3,6 +3,7 @@
 #include "support.h"
 
 #include "core/memory.h"
+#include "quant/linear.h"
 #include "quant/quantize_model.h"
 #include "quant/schemes.h"
 
@@ -41,6 +42,16 @@ static void overrides_follow_the_arithmetic(void **state)
     for (size_t i = 0; i < QB_COUNT(not_split); i++)
         assert_int_equal(qb_scheme_override(llm, &not_split[i], &s), QB_ERR_USAGE);
     assert_int_equal(qb_scheme_override(smooth, &not_split[1], &s), QB_ERR_USAGE);
+}
+
+static void static_scales_hold_the_largest_value_behind_smoothing(void **state)
+{
+    (void)state;
+    float channel_max[] = {12.7f, 4.0f};
+    const float smooth[] = {10.0f, 1.0f};
+    const qb_calibration_linear c = {.cols = 2, .in_max = 12.7f, .in_channel_max = channel_max};
+    assert_true(qb_static_in_scale(&c, NULL) == 12.7f / 127.0f);
+    assert_true(qb_static_in_scale(&c, smooth) == 4.0f / 127.0f); /* of 1.27 and 4 */
 }
 
 static void check_golden_weights(const char *path, const char *scheme, const char *prefix)
@@ -139,6 +150,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(overrides_follow_the_arithmetic),
+        cmocka_unit_test(static_scales_hold_the_largest_value_behind_smoothing),
         cmocka_unit_test(weights_equal_golden_codes),
         cmocka_unit_test(constant_slices_keep_their_value),
     };
