@@ -286,6 +286,33 @@ static void written_folders_give_the_same_model(void **state)
     }
 }
 
+/* safetensors has no blocks: a tensor that holds some is written as the f32 that they stand for. */
+static void tensors_in_blocks_are_widened(void **state)
+{
+    (void)state;
+    enum { ROWS = 61, COLS = 64, BLOCK_BYTES = 34 };
+    qb_config c = qb_test_tiny_config("llama");
+    c.n_heads = 2, c.n_kv_heads = 1, c.head_dim = 32, c.d_model = COLS;
+    qb_model *source = qb_test_tiny_model(&c, 9), *read;
+    static uint8_t blocks[ROWS * COLS / 32 * BLOCK_BYTES];
+    static float want[ROWS * COLS];
+    for (size_t i = 0; i < sizeof blocks; i++) blocks[i] = (uint8_t)(i * 7);
+    for (size_t i = 0; i < sizeof blocks; i += BLOCK_BYTES) blocks[i + 1] = 0x38; /* about 0.5 */
+    qb_dtype_to_f32(QB_Q8_0, blocks, ROWS * COLS, want);
+    qb_tensor *t = (qb_tensor *)qb_model_tensor(source, QB_ROLE_TOK_EMBD, 0);
+    assert_true(t->rows == ROWS && t->cols == COLS);
+    t->dtype = QB_Q8_0;
+    t->data = blocks;
+    t->bytes = sizeof blocks;
+    QB_CHECK_OK(qb_model_export_hf(source, in_folder("blocks")));
+    QB_CHECK_OK(qb_model_open(in_folder("blocks"), &read));
+    const qb_tensor *widened = qb_model_tensor(read, QB_ROLE_TOK_EMBD, 0);
+    assert_int_equal(widened->dtype, QB_F32);
+    assert_memory_equal(widened->data, want, sizeof want);
+    qb_model_close(read);
+    qb_model_close(source);
+}
+
 static void narrow_tensors_and_tokenizers_travel(void **state)
 {
     (void)state;
@@ -533,6 +560,7 @@ int main(void)
         cmocka_unit_test(written_folders_give_the_same_model),
         cmocka_unit_test(unused_rows_of_positions_are_kept),
         cmocka_unit_test(narrow_tensors_and_tokenizers_travel),
+        cmocka_unit_test(tensors_in_blocks_are_widened),
         cmocka_unit_test(old_names_extra_buffers_and_heads),
         cmocka_unit_test(shards_are_joined_and_their_names_checked),
         cmocka_unit_test(files_that_are_no_models_are_named),

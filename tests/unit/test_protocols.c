@@ -197,6 +197,41 @@ static void batches_hold_equal_windows(void **state)
     assert_int_equal(qb_protocol_default_batch(10000), 1);
 }
 
+/* As Python's re.split(r"\\s+"): one word more than runs of white space, which other characters
+ * than ASCII's are, too. */
+static void words_are_counted_as_python_splits(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {"<unk>"};
+    static const size_t text_bytes[] = {5};
+    static const uint8_t types[] = {QB_TOKEN_UNKNOWN};
+    static const float scores[] = {0};
+    const qb_tokenizer_spec spec = {.kind = QB_TOKENIZER_SPM,
+                                    .pre = "",
+                                    .vocab = 1,
+                                    .texts = texts,
+                                    .text_bytes = text_bytes,
+                                    .types = types,
+                                    .scores = scores,
+                                    .bos = -1,
+                                    .eos = -1};
+    static char bytes[] = "a\u00a0b\u2003c d\u00e9 \u3000e" /* five words */
+                          "x ";                             /* one, and the empty one behind it */
+    size_t doc_end[] = {sizeof bytes - 3, sizeof bytes - 1};
+    const qb_text text = {
+        .bytes = bytes, .n_bytes = sizeof bytes - 1, .doc_end = doc_end, .n_docs = 2};
+    const qb_protocol *protocol = qb_protocols;
+    while (!protocol->per_document) protocol++;
+    qb_tokenizer *tokenizer;
+    qb_stream stream;
+    QB_CHECK_OK(qb_tokenizer_create(&spec, &tokenizer));
+    QB_CHECK_OK(qb_protocol_tokenize(protocol, &text, tokenizer, 0, &stream));
+    assert_true(stream.n_words == 5 + 2);
+    assert_true(stream.n_text_bytes == (double)text.n_bytes);
+    qb_stream_deinit(&stream);
+    qb_tokenizer_destroy(tokenizer);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -209,6 +244,7 @@ int main(void)
         cmocka_unit_test(short_texts_are_refused_with_both_numbers),
         cmocka_unit_test(no_target_counts_twice),
         cmocka_unit_test(batches_hold_equal_windows),
+        cmocka_unit_test(words_are_counted_as_python_splits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
