@@ -56,7 +56,7 @@ static qb_status open_tokens(qb_analyze *a, const char *path, qb_analyze_text *t
 {
     int32_t *ids;
     qb_token_grid grid;
-    QB_TRY(qb_token_grid_read(path, &ids, &grid));
+    QB_TRY(qb_token_grid_read(path, &a->model->config, &ids, &grid));
     const char *slash = strrchr(path, '/');
     qb_status status = check_grid(&a->model->config, &grid, path);
     if (status == QB_OK) status = qb_strdup(&t->text.name, slash ? slash + 1 : path);

@@ -22,8 +22,9 @@ typedef struct gate_run {
     qb_gate_limits limits;
     qb_compare_options options;
     qb_results baseline, result;
-    bool has_run; /* models, here and now */
-    bool is_new;  /* there is no baseline yet: --update-baseline makes it */
+    bool by_default; /* no limit is given */
+    bool has_run;    /* models, here and now */
+    bool is_new;     /* there is no baseline yet: --update-baseline makes it */
     qb_comparison comparison;
     qb_gate gate;
 } gate_run;
@@ -44,7 +45,7 @@ static qb_status read_limits(gate_run *g)
         any = any || text;
     }
     if (any || file) return QB_OK;
-    qb_cli_note(g->cli, "no limit is given: --max-ppl-delta 0.5%%");
+    g->by_default = true;
     return qb_gate_limit_set(g->limits.limits, QB_LIMIT_PPL_DELTA, "0.5%", "default");
 }
 
@@ -153,10 +154,17 @@ static qb_status append_summary(const qb_gate *gate)
     const char *path = getenv("GITHUB_STEP_SUMMARY");
     if (!path || !*path) return QB_OK;
     FILE *file = fopen(path, "a");
-    if (!file) return QB_FAIL(QB_ERR_IO, "%s: %s", path, strerror(errno));
+    if (!file)
+        return QB_FAIL(
+            QB_ERR_IO,
+            "%s: cannot be written: found \"%s\", expected a writable file with space for it", path,
+            strerror(errno));
     qb_status status = qb_gate_write_markdown(gate, file);
     if (fclose(file) && status == QB_OK)
-        status = QB_FAIL(QB_ERR_IO, "%s: write: %s", path, strerror(errno));
+        status = QB_FAIL(
+            QB_ERR_IO,
+            "%s: cannot be written: found \"%s\", expected a writable file with space for it", path,
+            strerror(errno));
     return status;
 }
 
@@ -218,6 +226,7 @@ static qb_status run(gate_run *g)
     QB_TRY(get_result(g));
     if (!g->is_new) {
         QB_TRY(judge(g));
+        if (g->by_default) qb_cli_note(g->cli, "no limit is given: --max-ppl-delta 0.5%%");
         QB_TRY(write_outputs(g));
     }
     return qb_cli_flag(g->cli, "update-baseline") ? update_baseline(g) : verdict(g);

@@ -2,7 +2,9 @@
  * batch. */
 #include "cli/logits.h"
 
+#include "cli/output.h"
 #include "cli/prepare.h"
+#include "core/file.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
@@ -11,7 +13,21 @@
 
 enum { CHUNK_ROWS = 64 };
 
-qb_status qb_token_grid_read(const char *path, int32_t **ids, qb_token_grid *out)
+/* What the model cannot take is the file's fault, so it is said of the file. */
+static qb_status check_grid(const char *path, const qb_token_grid *g, const qb_config *config)
+{
+    if (g->n_tokens > qb_config_longest(config))
+        return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: found %zu a row, expected at most %zu (%s)",
+                       path, g->n_tokens, qb_config_longest(config), qb_config_limit(config));
+    for (size_t i = 0; i < g->batch * g->n_tokens; i++)
+        if (g->ids[i] < 0 || (size_t)g->ids[i] >= config->vocab)
+            return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: found id %d in row %zu, expected 0 to %zu",
+                           path, (int)g->ids[i], i / g->n_tokens, config->vocab - 1);
+    return QB_OK;
+}
+
+qb_status qb_token_grid_read(const char *path, const qb_config *config, int32_t **ids,
+                             qb_token_grid *out)
 {
     qb_safetensors *st;
     QB_TRY(qb_safetensors_open(path, &st));
@@ -20,11 +36,16 @@ qb_status qb_token_grid_read(const char *path, int32_t **ids, qb_token_grid *out
     int32_t *read = NULL;
     if (!t || t->rank != 2 || !t->n_elems)
         status = QB_FAIL(QB_ERR_FORMAT,
-                         "%s: no tensor `tokens` of shape (B, T), B and T at least 1", path);
+                         "%s: found no tensor `tokens` of two dimensions, expected shape (B, T) "
+                         "with B and T at least 1",
+                         path);
     if (status == QB_OK) status = QB_NEW(&read, t->n_elems, "tokens");
-    if (status == QB_OK) status = qb_st_tensor_to_s32(t, read);
+    if (status == QB_OK && (status = qb_st_tensor_to_s32(t, read)) != QB_OK)
+        status = qb_error_prefix(status, path);
+    const qb_token_grid grid = {read, t ? t->shape[0] : 0, t ? t->shape[1] : 0};
+    if (status == QB_OK) status = check_grid(path, &grid, config);
     if (status == QB_OK) {
-        *out = (qb_token_grid){read, t->shape[0], t->shape[1]};
+        *out = grid;
         *ids = read;
     } else {
         qb_free(read);
@@ -122,15 +143,21 @@ done:
 
 qb_status qb_cmd_logits(const qb_cli *cli)
 {
-    if (!qb_cli_is_set(cli, "tokens") || !qb_cli_is_set(cli, "out"))
-        return QB_FAIL(QB_ERR_USAGE, "logits: --tokens FILE and --out FILE are needed");
+    static const char *const outputs[] = {"out", NULL};
+    const char *tokens = qb_cli_string(cli, "tokens"), *out = qb_cli_string(cli, "out");
+    if (!tokens || !out)
+        return QB_FAIL(QB_ERR_USAGE, "logits: found no --%s, expected --tokens FILE and --out FILE",
+                       tokens ? "out" : "tokens");
+    if (qb_cli_is_stdout(out) || qb_same_file(tokens, out))
+        return QB_FAIL(QB_ERR_USAGE, "--out: found %s, expected a file of its own", out);
+    QB_TRY(qb_cli_check_outputs(cli, outputs));
     qb_token_grid grid;
     int32_t *ids = NULL;
     qb_model *model = NULL;
     qb_status status;
-    QB_TRY_GOTO(status, qb_token_grid_read(qb_cli_string(cli, "tokens"), &ids, &grid), done);
     QB_TRY_GOTO(status, qb_model_open(qb_cli_arg(cli, 0), &model), done);
-    status = qb_logits_run(cli, model, &grid, write_output, (void *)qb_cli_string(cli, "out"));
+    QB_TRY_GOTO(status, qb_token_grid_read(tokens, &model->config, &ids, &grid), done);
+    status = qb_logits_run(cli, model, &grid, write_output, (void *)out);
 done:
     qb_model_close(model);
     qb_free(ids);

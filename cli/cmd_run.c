@@ -350,6 +350,7 @@ static qb_status open_text(run *r)
         return qb_text_from_memory("memory", given->text, given->n_text_bytes, &r->text);
     if (path) return qb_text_open(path, 0, &r->text);
     QB_TRY(qb_text_builtin(&r->text));
+    for (size_t i = 0; i < r->n_models; i++) QB_TRY(qb_run_text_check(r->models[i]));
     qb_cli_note(r->cli, "no --text: the built-in text is used (%zu bytes)", r->text.raw_bytes);
     return QB_OK;
 }

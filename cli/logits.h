@@ -9,8 +9,10 @@ typedef struct qb_token_grid {
     const int32_t *ids; /* (batch, n_tokens) */
     size_t batch, n_tokens;
 } qb_token_grid;
-/* `tokens` (B, T) of a safetensors file, B and T at least 1. The caller frees *ids. */
-qb_status qb_token_grid_read(const char *path, int32_t **ids, qb_token_grid *out);
+/* `tokens` (B, T) of a safetensors file, B and T at least 1, as a model of `config` can take them.
+ * The caller frees *ids. */
+qb_status qb_token_grid_read(const char *path, const qb_config *config, int32_t **ids,
+                             qb_token_grid *out);
 
 /* Runs the tokens as one batch, as the command line of `logits` says, and hands the engine over:
  * its logits are those of every token. */

@@ -88,11 +88,14 @@ int main(int argc, char **argv)
     handle(SIGTERM, on_interrupt, SA_RESTART);
     handle(SIGBUS, on_bus_error, 0);
     handle(SIGPIPE, on_pipe, 0);
+    handle(SIGXFSZ, SIG_IGN, 0); /* a file beyond the limit of sizes: its write fails and says so */
 
     qb_status status = QB_OK;
     qb_cli *cli = NULL;
     if (argc < 2) {
         qb_help_print_first_steps();
+        status =
+            QB_FAIL(QB_ERR_USAGE, "too few arguments: found none, expected COMMAND or MODEL...");
     } else {
         status = qb_cli_parse(argc, argv, &cli);
         if (status == QB_OK) status = run_verb(cli, argv[1]);
@@ -100,8 +103,10 @@ int main(int argc, char **argv)
     }
     errno = 0;
     if ((fflush(stdout) || ferror(stdout)) && status == QB_OK)
-        status =
-            QB_FAIL(QB_ERR_IO, "standard output: write: %s", errno ? strerror(errno) : "failed");
+        status = QB_FAIL(
+            QB_ERR_IO,
+            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
+            errno ? strerror(errno) : "failed");
     if (status != QB_OK && !qb_cli_error_is_left())
         fprintf(stderr, "qbench: %s\n", qb_error_message());
     return qb_status_exit_code(status);

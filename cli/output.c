@@ -52,9 +52,26 @@ static qb_status check_writable(const char *path)
     qb_free(folder);
     if (writable) return QB_OK;
     return QB_FAIL(QB_ERR_IO,
-                   "%s: cannot be written: expected a file in a folder that "
+                   "%s: cannot be written: found a folder, or no writable one for it, expected a "
+                   "file in a folder that "
                    "exists and is writable",
                    path);
+}
+
+/* An output must be neither an input nor another output. */
+static qb_status check_apart(const qb_cli *cli, const char *path, const char *const *others)
+{
+    for (size_t i = 0; i < qb_cli_n_args(cli); i++)
+        if (qb_same_file(qb_cli_arg(cli, i), path))
+            return QB_FAIL(QB_ERR_USAGE, "%s: found an input as output, expected another file",
+                           path);
+    for (; *others; others++) {
+        const char *other = qb_cli_string(cli, *others);
+        if (other && (!strcmp(other, path) || qb_same_file(other, path)))
+            return QB_FAIL(QB_ERR_USAGE, "%s: found as two outputs, expected another file for --%s",
+                           path, *others);
+    }
+    return QB_OK;
 }
 
 qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options)
@@ -63,11 +80,12 @@ qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options)
     for (; *options; options++) {
         const char *path = qb_cli_string(cli, *options);
         n_stdout += qb_cli_is_stdout(path);
-        if (path && !qb_cli_is_stdout(path)) QB_TRY(check_writable(path));
+        if (!path || qb_cli_is_stdout(path)) continue;
+        QB_TRY(check_writable(path));
+        QB_TRY(check_apart(cli, path, options + 1));
     }
     if (n_stdout > 1)
-        return QB_FAIL(QB_ERR_USAGE, "only one output can go to standard output, found %zu",
-                       n_stdout);
+        return QB_FAIL(QB_ERR_USAGE, "standard output: found %zu outputs, expected one", n_stdout);
     return QB_OK;
 }
 

@@ -6,8 +6,9 @@
 
 #include <stdio.h>
 
-/* Finds out before the work, not after it, that a file cannot be written, and that at most one of
- * the options (names, NULL after the last) goes to standard output. */
+/* Finds out before the work, not after it, that a file cannot be written, that it is an argument or
+ * another output, or that more than one of the options (names, NULL after the last) goes to
+ * standard output. */
 qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options);
 /* True for "-". */
 bool qb_cli_is_stdout(const char *path);

@@ -35,6 +35,8 @@ typedef struct qb_run_text {
     size_t batch;
     double n_bytes, n_words; /* behind the scored tokens; NaN = unknown */
 } qb_run_text;
+/* That the model has a tokenizer to read a text with. */
+qb_status qb_run_text_check(const qb_model *model);
 /* Tokens (of the text, or those given, where given is not NULL and has some) and windows for one
  * model, by --protocol, --context, --stride, --max-tokens and --batch. Without --context a short
  * text shrinks the windows, and that is said. */

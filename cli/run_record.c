@@ -280,6 +280,7 @@ qb_status qb_run_record(const qb_run_seen *seen, size_t i, size_t speed_idx, qb_
     if (seen->quality) {
         QB_TRY(record_quality(seen, i, r));
         if (!item->is_full) trust.windows = r->protocol.windows;
+        trust.not_finite = !isfinite(r->quality.ppl_full) || !isfinite(r->quality.ppl);
     }
     if (seen->speed) QB_TRY(record_speed(seen, speed_idx, &trust, r));
     return record_trust(&trust, r);

@@ -27,7 +27,9 @@ static qb_status choose_context(const qb_cli *cli, const qb_model *model, const 
     if (context > MOST_DEFAULT_CONTEXT) context = MOST_DEFAULT_CONTEXT;
     if (t->protocol->default_context && t->protocol->default_context < config->context)
         context = t->protocol->default_context;
-    if (largest < context && largest >= 2) {
+    if (largest < 2) {
+        context = 2; /* the least that a text must be good for */
+    } else if (largest < context) {
         qb_cli_note(cli, "the text has %zu tokens: windows of %zu instead of %zu",
                     t->stream.tokens.n, largest, context);
         context = largest;
@@ -47,7 +49,9 @@ static qb_status lay(const qb_cli *cli, const qb_model *model, qb_run_text *t)
     QB_TRY(choose_context(cli, model, t, &options.context));
     QB_TRY(qb_windows_create(t->protocol, &t->stream, &options, &t->windows));
     if (!t->windows.n_scored)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: no token of the text is scored", t->protocol->name);
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: found no token of the text that is scored, expected some",
+                       t->protocol->name);
     if (options.unscored)
         qb_cli_note(cli,
                     "the first %zu targets of each window are not scored: tokens of %s's free "
@@ -71,15 +75,20 @@ static qb_status take_tokens(const qb_run_given *given, size_t max_tokens, qb_st
     return QB_OK;
 }
 
+qb_status qb_run_text_check(const qb_model *model)
+{
+    if (model->tokenizer) return QB_OK;
+    return QB_FAIL(QB_ERR_FORMAT,
+                   "%s: found no tokenizer in the file, expected one to evaluate a text with "
+                   "(--no-quality measures speed alone)",
+                   model->path);
+}
+
 qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_text *text,
                            const qb_run_given *given, qb_run_text *out)
 {
     bool has_tokens = given && given->tokens;
-    if (!model->tokenizer && !has_tokens)
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "%s: no tokenizer in the file, so no text can be evaluated (--no-quality "
-                       "measures speed alone)",
-                       model->path);
+    if (!has_tokens) QB_TRY(qb_run_text_check(model));
     qb_run_text t = {.protocol = qb_protocol_find(qb_cli_string(cli, "protocol"))};
     size_t max_tokens = qb_cli_size(cli, "max-tokens");
     qb_status status = has_tokens ? take_tokens(given, max_tokens, &t.stream)

@@ -273,6 +273,8 @@ void qb_trust_judge(const qb_trust_input *input, qb_trust *out)
         judge_watch(input, out);
         judge_gpu(input, out);
     }
+    if (input->not_finite)
+        lower(out, QB_TRUST_LOW, "losses that are NaN or infinite: no perplexity");
     if (input->windows >= 0 && input->windows < 20)
         lower(out, input->windows < 5 ? QB_TRUST_LOW : QB_TRUST_MEDIUM,
               "few windows for the interval of the penalty: %lld, 20 wanted",

@@ -63,6 +63,7 @@ typedef struct qb_trust_input {
     double half_width; /* widest interval of any timing: half of it over the median */
     bool steady;       /* the warm-up became steady */
     int64_t windows;   /* of the perplexity interval */
+    bool not_finite;   /* a perplexity was measured and is none */
 } qb_trust_input;
 
 enum { QB_TRUST_MAX_REASONS = 12, QB_TRUST_REASON_BYTES = 128 };

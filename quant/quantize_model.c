@@ -227,7 +227,8 @@ static qb_status quantize_source(quantize_job *job, qb_pool *pool)
     }
     qb_parallel_for(pool, n_chunks, codes_task, job);
     if (atomic_load(&job->not_finite))
-        status = QB_FAIL(QB_ERR_FORMAT, "weights: found NaN or infinity, expected finite numbers");
+        status = QB_FAIL(QB_ERR_FORMAT, "%s: found NaN or infinity, expected finite numbers",
+                         job->source.fold ? "weights times the scales of their inputs" : "weights");
 done:
     qb_free(job->rows_f32);
     qb_free(job->low);
@@ -459,7 +460,7 @@ qb_status qb_quantize_model(const qb_model *in, const qb_scheme *scheme,
     if (status == QB_OK) status = qb_strdup(&model->stored_scheme, scheme->name);
     if (status != QB_OK) {
         qb_model_close(model);
-        return status;
+        return status == QB_ERR_FORMAT ? qb_error_prefix(status, in->path) : status;
     }
     model->quantized = true;
     *out = model;

@@ -10,7 +10,7 @@ import support
 
 
 def test_no_argument_shows_first_steps(_):
-    done = expect(qbench())
+    done = expect(qbench(), 2)
     assert len(re.findall(rb"^  qbench ", done.out, re.M)) == 5, done
 
 

@@ -106,6 +106,26 @@ def test_logits_shapes(folder):
     expect(qbench("logits", "--tokens", tokens, path), 2)
 
 
+def test_logits_refuses_tokens_by_their_file(folder):
+    path, tokens, out = models(folder)["hf"], folder / "in.safetensors", folder / "out.safetensors"
+    for ids, shape, dtype, message in (
+            ([1, -2], [1, 2], "I32", b"tokens: found id -2 in row 0, expected 0 to 258"),
+            ([1, 2, 3, tiny_models.VOCAB], [2, 2], "I32", b"found id 259 in row 1"),
+            ([1] * 65, [1, 65], "I32", b"tokens: found 65 a row, expected at most 64"),
+            ([1, 2], [1, 2], "F32", b"dtype: found F32, expected I32"),
+            ([1, 2], [2], "I32", b"expected shape (B, T)")):
+        data = struct.pack(f"<{len(ids)}i", *ids)
+        tokens.write_bytes(tiny_models.safetensors({"tokens": (dtype, shape, data)}))
+        for verb in (["logits", "--out", out], ["analyze", "--quiet"]):
+            done = expect(qbench(*verb, "--tokens", tokens, path), 3)
+            assert message in done.err and b"in.safetensors: " in done.err, (verb, done)
+    tokens.write_bytes(tiny_models.tokens_file())
+    for to in ("-", tokens, path / "config.json" / "x"):
+        done = qbench("logits", "--tokens", tokens, "--out", to, path)
+        assert done.code in (2, 3) and done.err.count(b"\n") == 1, done
+    assert tokens.read_bytes() == tiny_models.tokens_file() and not out.exists()
+
+
 def test_generate_is_reproducible(folder):
     path = models(folder)["model.bin"]
 

@@ -158,6 +158,45 @@ def test_run_shrinks_windows_for_a_short_text(own):
     expect(qbench(*base, "--context", 65), 3)
 
 
+def test_run_of_a_text_of_one_token(own):
+    (own / "one.txt").write_text("a")
+    model = tiny_models.write_hf_folder(own / "hf")
+    done = expect(qbench("run", "--no-speed", "--text", own / "one.txt", model), 3)
+    assert b"found 1 tokens, expected at least 3" in done.err, done
+
+
+def test_run_of_losses_that_are_no_numbers(own):
+    """NaN in a row of the embedding: no perplexity, and no trust in what is left."""
+    model = tiny_models.write_hf_folder(own / "hf")
+    tensors = tiny_models.gpt2_tensors()
+    dtype, shape, data = tensors["transformer.wte.weight"]
+    row = 4 * tiny_models.D * ord("e")
+    data = data[:row] + b"\xff" * (4 * tiny_models.D) + data[row + 4 * tiny_models.D:]
+    tensors["transformer.wte.weight"] = (dtype, shape, data)
+    (model / "model.safetensors").write_bytes(tiny_models.safetensors(tensors))
+    result, = run_json(own, "--no-speed", "--max-tokens", "2000", model)
+    assert result["quality"]["ppl"] is None and result["quality"]["penalty"] is None
+    assert result["trust"]["level"] == "low" and "NaN" in " ".join(result["trust"]["reasons"])
+    done = expect(qbench("run", "--quiet", "--no-speed", "--quantize-head", model), 3)
+    assert b"hf: head: weights: found NaN" in done.err, done
+
+
+def test_outputs_do_not_meet(own):
+    """Neither another output nor an input is written over."""
+    model = own / "m.bin"
+    expect(qbench("convert", "--quiet", tiny_models.write_hf_folder(own / "hf"), model))
+    before, same = model.read_bytes(), own / "same"
+    quick = ["--quiet", "--no-speed", "--max-tokens", "200"]
+    expect(qbench("run", *quick, "--json", same, "--csv", same, model), 2)
+    expect(qbench("run", *quick, "--json", model, model), 2)
+    assert model.read_bytes() == before and not same.exists()
+    limited = support.run("sh", "-c", 'ulimit -f 1; exec "$0" "$@"', support.QBENCH, "run", *quick,
+                          "--json", own / "r.json", model)
+    assert b"r.json: cannot be written: found" in expect(limited, 3).err, limited
+    assert not (own / "r.json").exists()
+    support.no_leftovers(own)
+
+
 def test_run_refuses(own):
     model = tiny_models.write_hf_folder(own / "m")
     mute = tiny_models.write_hf_folder(own / "mute")
