@@ -76,7 +76,8 @@ static qb_status begin_with_bos(const qb_analyze *a, qb_run_text *r)
 {
     int32_t bos = qb_tokenizer_bos(a->model->tokenizer);
     if (bos < 0)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: --bos: found a tokenizer without a first token",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: --bos: found a tokenizer without a first token, expected one with it",
                        a->model->path);
     for (size_t i = 0; i < r->windows.n; i++) r->windows.items[i].first_id = bos;
     return QB_OK;

@@ -60,10 +60,10 @@ static qb_status change_softmax(qb_model *model, const char *name)
         if (strcmp(qb_softmax_names[i], name) || model->config.softmax == (qb_softmax_kind)i)
             continue;
         if (i == QB_SOFTMAX_SINK || model->config.softmax == QB_SOFTMAX_SINK)
-            return QB_FAIL(
-                QB_ERR_UNSUPPORTED,
-                "--softmax %s: a model's sink logits are learned, %s was trained with %s", name,
-                model->path, qb_softmax_names[model->config.softmax]);
+            return QB_FAIL(QB_ERR_UNSUPPORTED,
+                           "--softmax %s: sink logits are learned: found %s, trained with %s, "
+                           "expected a model that has them",
+                           name, model->path, qb_softmax_names[model->config.softmax]);
         snprintf(text, sizeof text, "%s, trained with %s", name,
                  qb_softmax_names[model->config.softmax]);
         model->config.softmax = (qb_softmax_kind)i;

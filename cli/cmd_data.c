@@ -164,7 +164,8 @@ static qb_status train_tokenizer(data_run *r)
 static qb_status make_folder(const char *path)
 {
     if (qb_is_folder(path) || !mkdir(path, 0777)) return QB_OK;
-    return QB_FAIL(QB_ERR_IO, "%s: cannot make the folder: %s", path, strerror(errno));
+    return QB_FAIL(QB_ERR_IO, "%s: cannot be made: found \"%s\", expected a folder that can be",
+                   path, strerror(errno));
 }
 
 /* The folder tells by itself what its ids mean. */

@@ -101,7 +101,11 @@ static qb_status put_bytes(text_stream *stream, const char *bytes, size_t n)
         stream->held[stream->n_held++] = bytes[i];
         if (stream->n_held >= sequence_bytes((unsigned char)stream->held[0])) put_held(stream);
     }
-    if (fflush(stdout)) return QB_FAIL(QB_ERR_IO, "standard output: write: %s", strerror(errno));
+    if (fflush(stdout))
+        return QB_FAIL(
+            QB_ERR_IO,
+            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
+            strerror(errno));
     return QB_OK;
 }
 
@@ -157,7 +161,10 @@ static qb_status stream_text(generation *g)
     put_held(&stream);
     if (stream.last != '\n') putchar('\n');
     if (fflush(stdout) && status == QB_OK)
-        status = QB_FAIL(QB_ERR_IO, "standard output: write: %s", strerror(errno));
+        status = QB_FAIL(
+            QB_ERR_IO,
+            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
+            strerror(errno));
     if (status == QB_OK && !qb_cli_flag(g->cli, "quiet")) print_statistics(g);
     return status;
 }

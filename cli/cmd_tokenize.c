@@ -30,7 +30,8 @@ static qb_status read_standard_input(input *in)
     size_t capacity = 0;
     for (;;) {
         if (in->n_bytes > QB_TOKENIZER_MAX_TEXT)
-            return QB_FAIL(QB_ERR_FORMAT, "standard input: more than %zu bytes",
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "standard input: found more than %zu bytes, expected fewer",
                            QB_TOKENIZER_MAX_TEXT);
         if (in->n_bytes == capacity) {
             size_t grown = capacity ? 2 * capacity : 1 << 16;
@@ -39,7 +40,9 @@ static qb_status read_standard_input(input *in)
         }
         ssize_t n = read(STDIN_FILENO, in->read + in->n_bytes, capacity - in->n_bytes);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return QB_FAIL(QB_ERR_IO, "standard input: read: %s", strerror(errno));
+        if (n < 0)
+            return QB_FAIL(QB_ERR_IO, "standard input: cannot be read: found \"%s\", expected text",
+                           strerror(errno));
         if (n == 0) break;
         in->n_bytes += (size_t)n;
     }
@@ -88,7 +91,8 @@ static qb_status encode(const qb_tokenizer *t, const input *in, bool special)
 
 static qb_status read_ids(const qb_tokenizer *t, const json_t *list, qb_tokens *ids)
 {
-    if (!json_is_array(list)) return QB_FAIL(QB_ERR_FORMAT, "expected a JSON array");
+    if (!json_is_array(list))
+        return QB_FAIL(QB_ERR_FORMAT, "found another kind of JSON, expected an array");
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *v = json_array_get(list, i);
         json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;

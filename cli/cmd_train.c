@@ -179,7 +179,7 @@ static qb_status check_alike(train *t)
     if (status != QB_OK || r == n) return status;
     if (!same_step)
         return QB_FAIL(QB_ERR_IO,
-                       "%s: ranks 0 and %zu see different checkpoints, expected one folder",
+                       "%s: found different checkpoints in ranks 0 and %zu, expected one folder",
                        t->folder.path, r);
     return QB_FAIL(QB_ERR_USAGE,
                    "of ranks 0 and %zu one found a GPU, expected --device cpu or one for each", r);

@@ -114,7 +114,7 @@ qb_status qb_gate_run(const qb_cli *cli, const qb_results *baseline, bool wants_
     const qb_result *speed = wants_speed ? first_with_speed(baseline) : NULL;
     const char *text = qb_cli_string(cli, "text");
     if (!quality && !speed)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: found neither quality nor speed to repeat",
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found neither quality nor speed to repeat, expected one",
                        qb_cli_string(cli, "baseline"));
     if (quality) QB_TRY(check_text(text, quality));
     add(&w, "qbench");

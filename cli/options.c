@@ -190,8 +190,10 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
 
 #define ON(verb) (1u << QB_VERB_##verb)
 #define ALL (~0u)
-#define ENGINE (ON(RUN) | ON(LOGITS) | ON(GENERATE) | ON(PROFILE)) /* verbs that run a model under a scheme */
-#define WINDOWS (ON(RUN) | ON(ANALYZE))              /* verbs that cut a text into windows */
+#define ENGINE                                                                                     \
+    (ON(RUN) | ON(LOGITS) | ON(GENERATE) | ON(PROFILE)) /* verbs that run a model under a scheme   \
+                                                         */
+#define WINDOWS (ON(RUN) | ON(ANALYZE))                 /* verbs that cut a text into windows */
 #define COMPARING (ON(COMPARE) | ON(GATE))
 
 /* Words of an option that are a list of their own; others come from the tables they name. */

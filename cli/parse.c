@@ -456,6 +456,9 @@ qb_status qb_cli_emit(const char *path, const void *data, size_t bytes)
 {
     if (strcmp(path, "-")) return qb_file_write_whole(path, data, bytes);
     if (fwrite(data, 1, bytes, stdout) != bytes || fflush(stdout))
-        return QB_FAIL(QB_ERR_IO, "standard output: write: %s", strerror(errno));
+        return QB_FAIL(
+            QB_ERR_IO,
+            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
+            strerror(errno));
     return QB_OK;
 }

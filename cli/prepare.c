@@ -47,7 +47,7 @@ qb_status qb_cli_scheme(const qb_cli *cli, const char *name, const qb_model *mod
     const qb_scheme *row = qb_scheme_find(name);
     if (!row && stored)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "%s: its codes are for scheme %.60s, expected one that --scheme knows",
+                       "%s: found codes for scheme %.60s, expected one that --scheme knows",
                        model->path, stored);
     if (!row) return unknown_scheme(name);
     const qb_scheme_overrides overrides = {.weight_axis = qb_cli_string(cli, "weight-axis"),
@@ -99,7 +99,9 @@ static qb_status open_tokenizer(const char *path, qb_cli_tokenizer *s)
     }
     QB_TRY(qb_model_open(path, &s->model));
     s->tokenizer = s->model->tokenizer;
-    return s->tokenizer ? QB_OK : QB_FAIL(QB_ERR_FORMAT, "%s: the model has no tokenizer", path);
+    return s->tokenizer
+               ? QB_OK
+               : QB_FAIL(QB_ERR_FORMAT, "%s: found no tokenizer in the model, expected one", path);
 }
 
 qb_status qb_cli_tokenizer_open(const char *path, qb_cli_tokenizer *out)

@@ -68,10 +68,15 @@ static qb_status check_containers(const char *text, size_t bytes, const char *wh
     for (char c; (c = qb_json_next_mark(text, bytes, &at));) {
         if (c == '{' || c == '[') {
             if (++depth > MAX_DEPTH)
-                return QB_FAIL(QB_ERR_FORMAT, "%s: JSON nested deeper than %d", what, MAX_DEPTH);
+                return QB_FAIL(
+                    QB_ERR_FORMAT,
+                    "%s: JSON nested too deep: found more levels than %d, expected fewer", what,
+                    MAX_DEPTH);
             if (++n > MAX_CONTAINERS)
-                return QB_FAIL(QB_ERR_FORMAT, "%s: JSON of more than %d lists and objects", what,
-                               MAX_CONTAINERS);
+                return QB_FAIL(
+                    QB_ERR_FORMAT,
+                    "%s: JSON too large: found more than %d lists and objects, expected fewer",
+                    what, MAX_CONTAINERS);
         } else if (c != ',' && depth) {
             depth--;
         }
@@ -83,7 +88,8 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
                         json_t **out)
 {
     if (bytes > max_bytes)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON of %zu bytes, at most %zu", what, bytes, max_bytes);
+        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON too large: found %zu bytes, expected at most %zu",
+                       what, bytes, max_bytes);
     QB_TRY(check_containers(text, bytes, what));
     json_error_t error;
     size_t mark = qb_json_mark();
@@ -94,8 +100,9 @@ qb_status qb_json_parse(const char *text, size_t bytes, size_t max_bytes, const 
         return status;
     }
     if (!value)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: JSON line %d column %d: %s", what, error.line,
-                       error.column, error.text);
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: not JSON: found an error in line %d, column %d (%s), expected JSON",
+                       what, error.line, error.column, error.text);
     *out = value;
     return QB_OK;
 }
@@ -165,7 +172,9 @@ qb_status qb_json_get_size(const json_t *object, const char *key, size_t min, si
 {
     const json_t *v = find(object, key);
     if (!v) return QB_OK;
-    if (!json_is_integer(v)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected an integer", key);
+    if (!json_is_integer(v))
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key \"%s\": found another kind of value, expected an integer", key);
     json_int_t n = json_integer_value(v);
     if (n < 0 || (uint64_t)n < min || (uint64_t)n > max)
         return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found %lld, expected %zu to %zu", key,
@@ -179,7 +188,9 @@ qb_status qb_json_get_double(const json_t *object, const char *key, double min, 
 {
     const json_t *v = find(object, key);
     if (!v) return QB_OK;
-    if (!json_is_number(v)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected a number", key);
+    if (!json_is_number(v))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found another kind of value, expected a number",
+                       key);
     double d = json_number_value(v);
     if (!(d >= min && d <= max))
         return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found %g, expected %g to %g", key, d, min, max);
@@ -192,7 +203,8 @@ qb_status qb_json_get_bool(const json_t *object, const char *key, bool *out)
     const json_t *v = find(object, key);
     if (!v) return QB_OK;
     if (!json_is_boolean(v))
-        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected true or false", key);
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key \"%s\": found another kind of value, expected true or false", key);
     *out = json_is_true(v);
     return QB_OK;
 }
@@ -201,7 +213,9 @@ qb_status qb_json_get_string(const json_t *object, const char *key, const char *
 {
     const json_t *v = find(object, key);
     if (!v) return QB_OK;
-    if (!json_is_string(v)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected a string", key);
+    if (!json_is_string(v))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found another kind of value, expected a string",
+                       key);
     *out = json_string_value(v);
     return QB_OK;
 }

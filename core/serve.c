@@ -71,7 +71,7 @@ static void load(void)
                                           entries, QB_COUNT(entries));
     if (!missing) return;
     snprintf(http.refusal_text, sizeof http.refusal_text,
-             "needs libmicrohttpd: %s not found (Debian: libmicrohttpd12)", missing);
+             "needs libmicrohttpd: found no %s, expected it (Debian: libmicrohttpd12)", missing);
     http.refusal = http.refusal_text;
 }
 

@@ -99,7 +99,9 @@ static qb_status make_tokens(const qb_model *model, const qb_text *text, size_t 
     QB_TRY(qb_strdup(&c->text_name, text->name));
     memcpy(c->text_sha256, text->sha256, sizeof c->text_sha256);
     QB_TRY(qb_text_tokenize(text, model->tokenizer, out));
-    if (!out->n) return QB_FAIL(QB_ERR_FORMAT, "%s: no tokens to calibrate on", text->name);
+    if (!out->n)
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found no tokens to calibrate on, expected some",
+                       text->name);
     if (out->n > max_tokens) out->n = max_tokens;
     return QB_OK;
 }

@@ -131,8 +131,8 @@ static qb_status create_backbone(const qb_backbone *base, qb_backbone **out)
 {
     const qb_model *model = base->model;
     if (model->config.head_dim > QB_ATTENTION_MAX_HEAD_DIM)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", model->path,
-                       model->config.head_dim, QB_ATTENTION_MAX_HEAD_DIM);
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, expected at most %d",
+                       model->path, model->config.head_dim, QB_ATTENTION_MAX_HEAD_DIM);
     cpu_backbone *b;
     QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
     b->base = *base;

@@ -14,7 +14,8 @@
 static qb_status make_folder(const char *folder)
 {
     if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
+        return QB_FAIL(QB_ERR_IO, "%s: cannot be made: found \"%s\", expected a folder that can be",
+                       folder, strerror(errno));
     if (!qb_is_folder(folder))
         return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
     return QB_OK;

@@ -64,7 +64,8 @@ static qb_status lay_rolling(const qb_protocol *protocol, const qb_stream *strea
     int32_t prefix = options->bos >= 0 ? options->bos : options->eos;
     if (prefix < 0)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "protocol %s: the tokenizer has neither bos nor eos to start a text with",
+                       "protocol %s: found neither bos nor eos in the tokenizer, expected one to "
+                       "start a text with",
                        protocol->name);
     for (size_t d = 0; d < stream->n_docs; start = stream->doc_end[d++]) {
         size_t n = stream->doc_end[d] - start, first = n < context ? n : context;
@@ -240,10 +241,11 @@ static qb_status check(const qb_protocol *protocol, const qb_stream *stream,
         return QB_FAIL(QB_ERR_USAGE, "--stride: found %zu, expected at most the context %zu",
                        options->stride, options->context);
     if (options->unscored && protocol->per_document)
-        return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "protocol %s scores every token, but the first %zu of a window see each "
-                       "other in this model (free_prefix), expected another --protocol",
-                       protocol->name, options->unscored);
+        return QB_FAIL(
+            QB_ERR_UNSUPPORTED,
+            "protocol %s scores every token: found the first %zu of a window to see each "
+            "other in this model (free_prefix), expected another --protocol",
+            protocol->name, options->unscored);
     if (qb_protocol_largest_context(protocol, stream) < options->context)
         return QB_FAIL(QB_ERR_SHAPE,
                        "text too short: found %zu tokens, expected at least %zu for "

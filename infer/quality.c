@@ -195,8 +195,8 @@ static qb_status check_ids(const qb_quality_plan *plan, size_t vocab)
     for (size_t i = 0; i < tokens->n; i++)
         if (tokens->ids[i] < 0 || (size_t)tokens->ids[i] >= vocab)
             return QB_FAIL(QB_ERR_FORMAT,
-                           "tokenizer and model do not fit: token id %d, expected below %zu",
-                           (int)tokens->ids[i], vocab);
+                           "tokenizer and model do not fit: found token id %d, expected 0 to %zu",
+                           (int)tokens->ids[i], vocab - 1);
     return QB_OK;
 }
 

@@ -294,7 +294,8 @@ qb_status qb__check_real(const char *field, double value, double min, double max
 static qb_status check_no_attention(const qb_config *c)
 {
     if (c->n_layers < QB_MASKED_LAYERS && c->no_attention >> c->n_layers)
-        return QB_FAIL(QB_ERR_FORMAT, "no_attention: found a block above the last, %zu",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "no_attention: found a block above the last, expected at most %zu",
                        c->n_layers);
     if (!qb_config_n_attention(c))
         return QB_FAIL(QB_ERR_FORMAT,
@@ -428,14 +429,16 @@ static qb_status get_no_attention(const json_t *object, uint64_t *out)
     size_t i;
     if (!list) return QB_OK;
     if (!json_is_array(list))
-        return QB_FAIL(QB_ERR_FORMAT, "key \"no_attention\": expected a list of blocks");
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key \"no_attention\": found no list, expected one of blocks");
     *out = 0;
     json_array_foreach(list, i, item)
     {
         json_int_t block = json_is_integer(item) ? json_integer_value(item) : 0;
         if (block < 1 || block > QB_MASKED_LAYERS || *out >> (block - 1) & 1)
             return QB_FAIL(QB_ERR_FORMAT,
-                           "key \"no_attention\": expected different whole numbers from 1 to %d",
+                           "key \"no_attention\": found another value, expected different whole "
+                           "numbers from 1 to %d",
                            QB_MASKED_LAYERS);
         *out |= (uint64_t)1 << (block - 1);
     }
@@ -481,7 +484,8 @@ qb_status qb_config_from_json(const json_t *object, qb_config *out)
     QB_TRY(get_no_attention(object, &c.no_attention));
     const json_t *rope = json_object_get(object, "rope");
     if (rope && !json_is_object(rope))
-        return QB_FAIL(QB_ERR_FORMAT, "key \"rope\": expected an object");
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key \"rope\": found another kind of value, expected an object");
     QB_TRY(qb__rope_from_json(rope, &c.rope));
     QB_TRY(qb_config_check(&c));
     *out = c;

@@ -35,14 +35,15 @@ static qb_status add_tensor(const qb_model *model, const qb_tensor *t, hf_list *
     hf_tensor *h = &list->tensors[list->n];
     if (t->quant.axis != QB_AXIS_NONE)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "%s: holds integer codes, expected float weights to "
+                       "%s: found integer codes, expected float weights to "
                        "write as safetensors",
                        model->path);
     if (!qb__hf_format_name(model->config.arch, t->role, t->layer_idx, h->name, sizeof h->name,
                             &h->form)) {
         char role[64];
         qb_role_name(t->role, t->layer_idx, role, sizeof role);
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: tensor %s has no name in Hugging Face's %s",
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "%s: found tensor %s, expected one that has a name in Hugging Face's %s",
                        model->path, role, model->config.arch->name);
     }
     h->tensor = t;
@@ -190,7 +191,9 @@ static qb_status write_folder(const qb_model *model, const hf_list *list, const 
                               const char *folder)
 {
     if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be written: found \"%s\", expected a folder that can be made",
+                       folder, strerror(errno));
     char *path;
     QB_TRY(qb_path_join(folder, "model.safetensors", &path));
     qb_status status = write_weights(model, list, path);

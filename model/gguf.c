@@ -73,7 +73,7 @@ static uint64_t load(const uint8_t *p, size_t bytes)
 static qb_status need(const cursor *c, uint64_t bytes, const char *what)
 {
     if (bytes <= left(c)) return QB_OK;
-    return QB_FAIL(QB_ERR_FORMAT, "truncated: %s at offset %zu needs %llu bytes, but %zu remain",
+    return QB_FAIL(QB_ERR_FORMAT, "truncated: %s at offset %zu: expected %llu bytes, found %zu",
                    what, offset(c), (unsigned long long)bytes, left(c));
 }
 
@@ -119,7 +119,7 @@ static qb_status read_header(cursor *c, uint64_t *n_tensors, uint64_t *n_kvs)
 {
     uint32_t version = 0;
     if (left(c) < 4 || memcmp(c->at, "GGUF", 4))
-        return QB_FAIL(QB_ERR_FORMAT, "magic: expected GGUF");
+        return QB_FAIL(QB_ERR_FORMAT, "magic: found other bytes, expected GGUF");
     c->at += 4;
     QB_TRY(read_u32(c, "version", &version));
     if (!(version & 0xffff) && version)
@@ -138,7 +138,7 @@ static qb_status read_header(cursor *c, uint64_t *n_tensors, uint64_t *n_kvs)
     /* The shortest key takes 8 + 1 + 4 + 1 bytes, the shortest tensor 8 + 1 + 4 + 8 + 4 + 8. */
     if (*n_kvs * 14 + *n_tensors * 33 > left(c))
         return QB_FAIL(QB_ERR_FORMAT,
-                       "truncated: %llu keys and %llu tensors do not fit into %zu bytes",
+                       "truncated: %llu keys and %llu tensors: found %zu bytes, expected more",
                        (unsigned long long)*n_kvs, (unsigned long long)*n_tensors, left(c));
     return QB_OK;
 }
@@ -163,15 +163,17 @@ static qb_status skip_items(cursor *c, qb_gguf_kv *kv)
     kv->value = c->at;
     if (kv->type == QB_GGUF_STRING) {
         if (kv->n > left(c) / 8)
-            return QB_FAIL(QB_ERR_FORMAT, "key %.*s: %zu strings do not fit into %zu bytes",
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "key %.*s: truncated: %zu strings: found %zu bytes, expected more",
                            TEXT(kv->key), kv->n, left(c));
         qb_gguf_text unused;
         for (size_t i = 0; i < kv->n; i++) QB_TRY(read_text(c, "string", &unused));
     } else {
         if (!qb_mul_size(kv->n, type_bytes[kv->type], &bytes) || bytes > left(c))
-            return QB_FAIL(QB_ERR_FORMAT,
-                           "key %.*s: %zu items of %u bytes do not fit into %zu bytes",
-                           TEXT(kv->key), kv->n, type_bytes[kv->type], left(c));
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "key %.*s: truncated: %zu items of %u bytes: found %zu bytes, expected more",
+                TEXT(kv->key), kv->n, type_bytes[kv->type], left(c));
         c->at += bytes;
     }
     kv->value_bytes = (size_t)(c->at - kv->value);
@@ -199,7 +201,9 @@ static qb_status read_kv(cursor *c, qb_gguf_kv *kv)
     if (kv->is_array) {
         QB_TRY(read_type(c, kv->key, &type));
         if (type == QB_GGUF_ARRAY)
-            return QB_FAIL(QB_ERR_UNSUPPORTED, "key %.*s: found an array of arrays", TEXT(kv->key));
+            return QB_FAIL(QB_ERR_UNSUPPORTED,
+                           "key %.*s: found an array of arrays, expected one of numbers or strings",
+                           TEXT(kv->key));
         QB_TRY(read_u64(c, "array length", &n));
     }
     kv->type = (qb_gguf_type)type;
@@ -218,7 +222,8 @@ static qb_status read_kvs(cursor *c, qb_gguf *g)
     qsort(g->kvs, g->n_kvs, sizeof *g->kvs, by_key);
     for (size_t i = 1; i < g->n_kvs; i++)
         if (!compare_texts(g->kvs[i - 1].key, g->kvs[i].key))
-            return QB_FAIL(QB_ERR_FORMAT, "key %.*s: found twice", TEXT(g->kvs[i].key));
+            return QB_FAIL(QB_ERR_FORMAT, "key %.*s: found twice, expected once",
+                           TEXT(g->kvs[i].key));
     return QB_OK;
 }
 
@@ -228,7 +233,7 @@ static qb_status read_alignment(qb_gguf *g)
     g->alignment = DEFAULT_ALIGNMENT;
     if (!kv) return QB_OK;
     if (kv->type != QB_GGUF_U32 || kv->is_array)
-        return QB_FAIL(QB_ERR_FORMAT, "general.alignment: expected type u32");
+        return QB_FAIL(QB_ERR_FORMAT, "general.alignment: found another type, expected u32");
     g->alignment = (size_t)load(kv->value, 4);
     if (!g->alignment || g->alignment & (g->alignment - 1) || g->alignment > MAX_ALIGNMENT)
         return QB_FAIL(QB_ERR_FORMAT,
@@ -257,8 +262,10 @@ static qb_status read_dims(cursor *c, qb_gguf_tensor *t)
                            "tensor %.*s: dimension %u: found %llu, expected 1 to 2^63 - 1",
                            TEXT(t->name), i, (unsigned long long)ne);
         if (!qb_mul_size(elems, (size_t)ne, &elems) || elems > INT64_MAX)
-            return QB_FAIL(QB_ERR_FORMAT, "tensor %.*s: the product of its dimensions overflows",
-                           TEXT(t->name));
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "tensor %.*s: found dimensions whose product overflows, expected a size in 64 bits",
+                TEXT(t->name));
         if (i == 0) t->cols = (size_t)ne;
     }
     t->rows = elems / t->cols;
@@ -276,10 +283,11 @@ static qb_status read_dtype(cursor *c, qb_gguf_tensor *t)
         t->dtype = ggml_types[i].dtype;
         if (t->dtype == QB_DTYPE_COUNT) break;
         if (qb_dtype_bytes(t->dtype, t->rows, t->cols, &t->bytes)) return QB_OK;
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %.*s: row of %zu elements: expected a multiple of the %s block of "
-                       "%zu, and a size that does not overflow",
-                       TEXT(t->name), t->cols, name, qb_dtype_get(t->dtype)->block_elems);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tensor %.*s: found a row of %zu elements, expected a multiple of the %s block of "
+            "%zu, and a size that does not overflow",
+            TEXT(t->name), t->cols, name, qb_dtype_get(t->dtype)->block_elems);
     }
     return QB_FAIL(QB_ERR_UNSUPPORTED,
                    "tensor %.*s: type: found %s (%u), expected F32, F16, BF16, "
@@ -305,7 +313,9 @@ static qb_status read_tensor(cursor *c, size_t alignment, uint64_t *expected, qb
             TEXT(t->name), (unsigned long long)at, (unsigned long long)*expected, alignment);
     size_t end;
     if (!qb_add_size(*expected, t->bytes, &end) || end > SIZE_MAX - alignment)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.*s: the sum of sizes overflows", TEXT(t->name));
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tensor %.*s: found sizes whose sum overflows, expected one in 64 bits",
+                       TEXT(t->name));
     *expected = qb_round_up(end, alignment);
     return QB_OK;
 }
@@ -325,7 +335,8 @@ static qb_status check_names(const qb_gguf *g)
     qb_status status = QB_OK;
     for (size_t i = 1; i < g->n_tensors && status == QB_OK; i++)
         if (!compare_texts(sorted[i - 1]->name, sorted[i]->name))
-            status = QB_FAIL(QB_ERR_FORMAT, "tensor %.*s: found twice", TEXT(sorted[i]->name));
+            status = QB_FAIL(QB_ERR_FORMAT, "tensor %.*s: found twice, expected once",
+                             TEXT(sorted[i]->name));
     qb_free(sorted);
     return status;
 }
@@ -337,9 +348,10 @@ static qb_status place_tensors(const cursor *c, qb_gguf *g)
     for (size_t i = 0; i < g->n_tensors; i++) {
         qb_gguf_tensor *t = &g->tensors[i];
         if (at > size || t->bytes > size - at)
-            return QB_FAIL(QB_ERR_FORMAT,
-                           "truncated: tensor %.*s at offset %zu needs %zu bytes, the file has %zu",
-                           TEXT(t->name), at, t->bytes, size);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "truncated: tensor %.*s at offset %zu: expected %zu bytes, found a file of %zu",
+                TEXT(t->name), at, t->bytes, size);
         t->data = c->start + at;
         at = qb_round_up(at + t->bytes, g->alignment);
     }

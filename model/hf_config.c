@@ -13,7 +13,8 @@ static qb_status need_size(const json_t *root, const char *key, size_t *out)
 {
     *out = 0;
     QB_TRY(qb_json_get_size(root, key, 1, MAX_SIZE, out));
-    if (!*out) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\" is missing", key);
+    if (!*out)
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\" is missing: found none, expected one", key);
     return QB_OK;
 }
 
@@ -85,7 +86,7 @@ static qb_status get_activation(const json_t *root, const char *key, qb_config *
 static qb_status need_double(const json_t *object, const char *key, double *out)
 {
     if (!json_is_number(json_object_get(object, key)))
-        return QB_FAIL(QB_ERR_FORMAT, "rope: key \"%s\" is missing", key);
+        return QB_FAIL(QB_ERR_FORMAT, "rope: key \"%s\" is missing: found none, expected one", key);
     return qb_json_get_double(object, key, 0.0, 1e12, out);
 }
 
@@ -144,7 +145,9 @@ static qb_status check_rope_object(const json_t *o, const char *place)
 {
     const char *key;
     json_t *value;
-    if (!json_is_object(o)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": expected an object", place);
+    if (!json_is_object(o))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found another kind of value, expected an object",
+                       place);
     json_object_foreach((json_t *)o, key, value) if (json_is_object(value)) return QB_FAIL(
         QB_ERR_UNSUPPORTED,
         "key \"%s\": found settings for \"%.40s\", expected the same for all "
@@ -295,16 +298,18 @@ static const struct {
 
 qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
 {
-    if (!json_is_object(root)) return QB_FAIL(QB_ERR_FORMAT, "expected a JSON object");
+    if (!json_is_object(root))
+        return QB_FAIL(QB_ERR_FORMAT, "found another kind of JSON, expected an object");
     const char *type = NULL;
     QB_TRY(qb_json_get_string(root, "model_type", &type));
-    if (!type) return QB_FAIL(QB_ERR_FORMAT, "key \"model_type\" is missing");
+    if (!type)
+        return QB_FAIL(QB_ERR_FORMAT, "key \"model_type\" is missing: found none, expected one");
     const json_t *own = json_object_get(root, "qbench");
     if (!strcmp(type, "qbench") && json_is_object(own)) return qb_config_from_json(own, out);
     const json_t *quantised = json_object_get(root, "quantization_config");
     if (quantised && !json_is_null(quantised))
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "key \"quantization_config\": expected unquantised weights");
+                       "key \"quantization_config\": found one, expected unquantised weights");
     for (size_t i = 0; i < QB_COUNT(families); i++) {
         if (strcmp(families[i].type, type)) continue;
         const qb_arch *arch = qb_arch_find(families[i].arch);

@@ -98,7 +98,7 @@ static qb_status get_size(const gguf_keys *k, const char *name, bool required, s
     char key[128];
     full_key(k, name, key);
     if (required && !qb_gguf_find(k->g, key))
-        return QB_FAIL(QB_ERR_FORMAT, "key %s is missing", key);
+        return QB_FAIL(QB_ERR_FORMAT, "key %s is missing: found none, expected one", key);
     return qb_gguf_get_size(k->g, key, MAX_SIZE, out);
 }
 
@@ -107,7 +107,7 @@ static qb_status get_double(const gguf_keys *k, const char *name, bool required,
     char key[128];
     full_key(k, name, key);
     if (required && !qb_gguf_find(k->g, key))
-        return QB_FAIL(QB_ERR_FORMAT, "key %s is missing", key);
+        return QB_FAIL(QB_ERR_FORMAT, "key %s is missing: found none, expected one", key);
     return qb_gguf_get_double(k->g, key, out);
 }
 
@@ -166,7 +166,9 @@ static qb_status read_heads(const gguf_keys *k, qb_config *c)
 static qb_status read_sizes(const gguf_keys *k, qb_config *c)
 {
     const qb_gguf_tensor *embd = find_tensor(k->g, "token_embd.weight");
-    if (!embd) return QB_FAIL(QB_ERR_FORMAT, "tensor token_embd.weight is missing");
+    if (!embd)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tensor token_embd.weight is missing: found none, expected one");
     c->vocab = embd->rows;
     QB_TRY(get_size(k, "context_length", true, &c->context));
     QB_TRY(get_size(k, "embedding_length", true, &c->d_model));
@@ -239,8 +241,9 @@ static qb_status fit_llama3(const float *factors, size_t head_dim, qb_rope *rope
             *rope = fit;
             return QB_OK;
         }
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "tensor rope_freqs.weight: its factors are not those of the "
-                                       "llama3 rule with low and high frequency factors 1 and 4");
+    return QB_FAIL(QB_ERR_UNSUPPORTED,
+                   "tensor rope_freqs.weight: found other factors, expected those of the "
+                   "llama3 rule with low and high frequency factors 1 and 4");
 }
 
 static qb_status read_rope_factors(const qb_gguf *g, qb_config *c)
@@ -318,7 +321,9 @@ static qb_status read_config(const qb_gguf *g, size_t *family, qb_config *out)
 {
     qb_gguf_text name = {NULL, 0};
     QB_TRY(qb_gguf_get_text(g, "general.architecture", &name));
-    if (!name.data) return QB_FAIL(QB_ERR_FORMAT, "key general.architecture is missing");
+    if (!name.data)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key general.architecture is missing: found none, expected one");
     for (size_t i = 0; i < QB_COUNT(families); i++) {
         const qb_arch *arch = qb_arch_find(families[i].arch);
         if (!qb_gguf_text_is(name, families[i].name)) continue;
@@ -377,8 +382,8 @@ static qb_status set_tensor(qb_model *model, bool permuted, const qb_gguf_tensor
     if (qb_gguf_text_is(t->name, "rope_freqs.weight") && model->config.pos == QB_POS_ROPE)
         return QB_OK; /* in the configuration */
     if (!find_role(t->name, &role, &layer_idx))
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: not a tensor of %s models", name,
-                       model->config.arch->name);
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found one, expected only those of %s models",
+                       name, model->config.arch->name);
     if (t->n_dims > 2)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found %zu dimensions, expected 1 or 2", name,
                        t->n_dims);

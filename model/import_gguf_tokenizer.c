@@ -36,7 +36,7 @@ static qb_status get_array(const qb_gguf *g, const char *key, qb_gguf_type type,
     const qb_gguf_kv *kv = qb_gguf_find(g, key);
     *out = NULL;
     if (!kv && !required) return QB_OK;
-    if (!kv) return QB_FAIL(QB_ERR_FORMAT, "key %s is missing", key);
+    if (!kv) return QB_FAIL(QB_ERR_FORMAT, "key %s is missing: found none, expected one", key);
     if (!kv->is_array || kv->type != type)
         return QB_FAIL(QB_ERR_FORMAT, "key %s: found %s type %d, expected an array of type %d", key,
                        kv->is_array ? "an array of" : "one value of", kv->type, type);
@@ -89,10 +89,13 @@ static qb_status read_pre(const qb_gguf *g, const char *default_pre, gguf_vocab 
     QB_TRY(qb_gguf_get_text(g, "tokenizer.ggml.pre", &pre));
     if (!pre.data && default_pre) pre = (qb_gguf_text){default_pre, strlen(default_pre)};
     if (!pre.data)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "key tokenizer.ggml.pre is missing: which pre-tokenizer "
-                                           "the model was made with is not known");
+        return QB_FAIL(
+            QB_ERR_UNSUPPORTED,
+            "key tokenizer.ggml.pre is missing: found none, expected the pre-tokenizer that "
+            "the model was made with");
     if (pre.bytes >= sizeof v->pre || memchr(pre.data, 0, pre.bytes))
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "key tokenizer.ggml.pre: found \"%.*s\", unknown",
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "key tokenizer.ggml.pre: found \"%.*s\", expected a known one",
                        (int)(pre.bytes < 60 ? pre.bytes : 60), pre.data);
     memcpy(v->pre, pre.data, pre.bytes);
     v->pre[pre.bytes] = 0;

@@ -55,8 +55,8 @@ static qb_status set_tensor(hf_import *import, qb_file *file, const qb_st_tensor
     qb__hf_kind kind = qb__hf_find_name(model->config.arch, t->name, &role, &layer_idx, &form);
     if (kind == QB__HF_HARMLESS) return QB_OK;
     if (kind == QB__HF_UNKNOWN)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: not a tensor of %s models", t->name,
-                       model->config.arch->name);
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: found one, expected only those of %s models",
+                       t->name, model->config.arch->name);
     QB_TRY(check_float_matrix(t));
     if (role == QB_ROLE_HEAD && model->config.tied_head) {
         import->spare_head = t->data;
@@ -114,7 +114,7 @@ static qb_status list_shards(const json_t *index, json_t **out)
 {
     const json_t *map = json_object_get(index, "weight_map");
     if (!json_is_object(map))
-        return QB_FAIL(QB_ERR_FORMAT, "key \"weight_map\": expected an object");
+        return QB_FAIL(QB_ERR_FORMAT, "key \"weight_map\": found no object, expected one");
     json_t *shards = json_object();
     const char *tensor;
     json_t *file;
@@ -124,7 +124,8 @@ static qb_status list_shards(const json_t *index, json_t **out)
         if (status != QB_OK) break;
         if (!json_is_string(file))
             status =
-                QB_FAIL(QB_ERR_FORMAT, "weight_map: tensor %.200s: expected a file name", tensor);
+                QB_FAIL(QB_ERR_FORMAT,
+                        "weight_map: tensor %.200s: found no text, expected a file name", tensor);
         else
             status = check_shard_name(json_string_value(file));
         if (status == QB_OK && json_object_set_new(shards, json_string_value(file), json_true()))
@@ -181,7 +182,7 @@ static qb_status add_folder(hf_import *import, const char *folder)
         status = add_index(import, folder, index);
     else if (status == QB_OK)
         status = QB_FAIL(QB_ERR_FORMAT,
-                         "%s: no weights: expected model.safetensors or "
+                         "%s: found no weights, expected model.safetensors or "
                          "model.safetensors.index.json (pickled .bin files are not read)",
                          folder);
     qb_free(single);
@@ -198,8 +199,9 @@ static qb_status check_spare_head(const hf_import *import)
     if (!import->spare_head || (import->spare_head_bytes == embd->bytes &&
                                 !memcmp(import->spare_head, embd->data, embd->bytes)))
         return QB_OK;
-    return QB_FAIL(QB_ERR_FORMAT, "tensor lm_head.weight: differs from the embedding, but "
-                                  "config.json says tie_word_embeddings");
+    return QB_FAIL(QB_ERR_FORMAT,
+                   "tensor lm_head.weight: found another than the embedding, expected it as "
+                   "config.json says tie_word_embeddings");
 }
 
 static qb_status add_tokenizer(qb_model *model, const char *folder)
@@ -210,8 +212,9 @@ static qb_status add_tokenizer(qb_model *model, const char *folder)
     if (!access(path, F_OK)) status = qb_tokenizer_open_json(path, &model->tokenizer);
     if (status == QB_OK && model->tokenizer &&
         qb_tokenizer_vocab(model->tokenizer) > model->config.vocab)
-        status = QB_FAIL(QB_ERR_FORMAT, "%s: found %zu tokens, but the model has %zu", path,
-                         qb_tokenizer_vocab(model->tokenizer), model->config.vocab);
+        status =
+            QB_FAIL(QB_ERR_FORMAT, "%s: found %zu tokens, expected at most the %zu of the model",
+                    path, qb_tokenizer_vocab(model->tokenizer), model->config.vocab);
     qb_free(path);
     return status;
 }

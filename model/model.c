@@ -122,24 +122,27 @@ qb_status qb_model_set(qb_model *model, qb_role role, size_t layer_idx, qb_dtype
                        size_t cols, const void *data, size_t bytes, const char *what)
 {
     if (qb_roles[role].per_layer && layer_idx >= model->config.n_layers)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: layer %zu, but the model has %zu layers", what,
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tensor %s: found layer %zu, expected fewer than the %zu of the model", what,
                        layer_idx, model->config.n_layers);
     size_t want_rows = 0, want_cols = 0, want_bytes;
     qb_config_shape(&model->config, role, &want_rows, &want_cols);
     if (!qb_config_has(&model->config, role, layer_idx))
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: not part of this configuration", what);
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tensor %s: found one that is not part of this configuration, expected none",
+                       what);
     if (rows != want_rows || cols != want_cols)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found shape (%zu, %zu), expected (%zu, %zu)",
                        what, rows, cols, want_rows, want_cols);
     if (!qb_dtype_bytes(dtype, rows, cols, &want_bytes))
         return QB_FAIL(QB_ERR_FORMAT,
-                       "tensor %s: %zu columns are no multiple of the %s block of %zu", what, cols,
-                       qb_dtype_get(dtype)->name, qb_dtype_get(dtype)->block_elems);
+                       "tensor %s: found %zu columns, expected a multiple of the %s block of %zu",
+                       what, cols, qb_dtype_get(dtype)->name, qb_dtype_get(dtype)->block_elems);
     if (bytes != want_bytes)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found %zu bytes, expected %zu", what, bytes,
                        want_bytes);
     qb_tensor *t = slot_of(model, role, layer_idx);
-    if (t->data) return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found twice", what);
+    if (t->data) return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found twice, expected once", what);
     t->dtype = dtype;
     t->rows = rows;
     t->cols = cols;
@@ -204,7 +207,9 @@ qb_status qb_model_check_complete(const qb_model *model)
             char name[64];
             qb_role_name((qb_role)r, i, name, sizeof name);
             if (!t->data)
-                return QB_FAIL(QB_ERR_FORMAT, "tensor %s (%zu, %zu) is missing", name, rows, cols);
+                return QB_FAIL(QB_ERR_FORMAT,
+                               "tensor %s (%zu, %zu) is missing: found none, expected one", name,
+                               rows, cols);
             return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found dtype %s, expected a float type", name,
                            qb_dtype_get(t->dtype)->name);
         }

@@ -68,8 +68,8 @@ qb_status qb__bin_header_unpack(const qb_file *file, qb_bin_header *out)
     qb_bin_header h = {(uint32_t)get_le(p + 8, 4), (uint32_t)get_le(p + 12, 4), get_le(p + 16, 8),
                        get_le(p + 24, 8),          get_le(p + 32, 8),           get_le(p + 40, 8)};
     if (h.version < 1 || h.version > QB_BIN_VERSION)
-        return QB_FAIL(QB_ERR_FORMAT, "format version: found %u, this program reads 1 to %d",
-                       h.version, QB_BIN_VERSION);
+        return QB_FAIL(QB_ERR_FORMAT, "format version: found %u, expected 1 to %d", h.version,
+                       QB_BIN_VERSION);
     for (int i = 48; i < QB_BIN_HEADER_BYTES; i++)
         if (p[i])
             return QB_FAIL(QB_ERR_FORMAT, "reserved header byte %d: found %u, expected 0", i, p[i]);

@@ -51,7 +51,8 @@ static qb_status take_side(qb_bin_reader *r, const qb_bin_payload *codes, const 
     qb_bin_payload *p = qb__bin_find(r, codes->name, suffix);
     if (!p) {
         if (!required) return QB_OK;
-        return QB_FAIL(QB_ERR_FORMAT, "its codes need %s%s: found none", codes->name, suffix);
+        return QB_FAIL(QB_ERR_FORMAT, "its codes: found no %s%s, expected one", codes->name,
+                       suffix);
     }
     if (p->dtype != dtype || p->rows != 1 || p->cols != n_slices)
         return QB_FAIL(QB_ERR_FORMAT, "%s: found (%zu, %zu) %s, expected (%zu) %s", suffix, p->rows,
@@ -67,7 +68,8 @@ static qb_status check_spare_nibbles(const qb_bin_payload *p)
     size_t row_bytes = p->cols / 2 + 1;
     for (size_t row = 0; p->cols % 2 && row < p->rows; row++)
         if (p->data[(row + 1) * row_bytes - 1] >> 4)
-            return QB_FAIL(QB_ERR_FORMAT, "row %zu: found a code past the last column", row);
+            return QB_FAIL(QB_ERR_FORMAT, "row %zu: found a code past the last column, expected 0",
+                           row);
     return QB_OK;
 }
 
@@ -118,7 +120,7 @@ static qb_status set_tensor(qb_bin_reader *r, qb_bin_payload *p, qb_role role, s
 {
     qb_tensor_quant quant = {.axis = QB_AXIS_NONE};
     if (p->quant && !qb_roles[role].linear && role != QB_ROLE_HEAD)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found codes, only linear layers may hold them",
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found codes, expected them in linear layers only",
                        p->name);
     qb_status status = p->quant ? read_quant(r, p, &quant) : QB_OK;
     if (status != QB_OK) return qb__bin_fail_in(status, p);
@@ -163,7 +165,8 @@ static qb_status read_tokenizer(qb_bin_reader *r)
                        qb_tokenizer_sha256(r->model->tokenizer), sha256);
     size_t vocab = qb_tokenizer_vocab(r->model->tokenizer);
     if (vocab > r->model->config.vocab)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: found %zu tokens, the model has %zu", vocab,
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tokenizer: found %zu tokens, expected at most the %zu of the model", vocab,
                        r->model->config.vocab);
     return QB_OK;
 }
@@ -172,7 +175,8 @@ static qb_status keep_record(const qb_bin_reader *r, const char *key, json_t **o
 {
     json_t *record = json_object_get(r->root, key);
     if (!record || json_is_null(record)) return QB_OK;
-    if (!json_is_object(record)) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": no object", key);
+    if (!json_is_object(record))
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found no object, expected one", key);
     *out = json_incref(record);
     return QB_OK;
 }
@@ -192,8 +196,10 @@ static qb_status check_all_taken(const qb_bin_reader *r)
 {
     for (size_t i = 0; i < r->n; i++)
         if (!r->payloads[i].taken)
-            return QB_FAIL(QB_ERR_FORMAT, "tensor %s: the architecture has no such tensor",
-                           r->payloads[i].name);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "tensor %s: found one, but the architecture has no such tensor, expected none",
+                r->payloads[i].name);
     return QB_OK;
 }
 
@@ -204,7 +210,8 @@ static qb_status read_json(qb_bin_reader *r)
     QB_TRY(qb__bin_header_unpack(r->file, &r->header));
     QB_TRY(qb_json_parse((const char *)r->file->data + QB_BIN_HEADER_BYTES, r->header.json_bytes,
                          QB_BIN_MAX_JSON_BYTES, "JSON header", &r->root));
-    if (!json_is_object(r->root)) return QB_FAIL(QB_ERR_FORMAT, "JSON header: no object");
+    if (!json_is_object(r->root))
+        return QB_FAIL(QB_ERR_FORMAT, "JSON header: found no object, expected one");
     return QB_OK;
 }
 

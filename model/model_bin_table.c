@@ -23,7 +23,8 @@ qb_status qb__bin_need_size(const json_t *object, const char *key, size_t min, s
 {
     size_t value = SIZE_MAX;
     QB_TRY(qb_json_get_size(object, key, min, max, &value));
-    if (value == SIZE_MAX) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found none", key);
+    if (value == SIZE_MAX)
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found none, expected one", key);
     *out = value;
     return QB_OK;
 }
@@ -32,7 +33,7 @@ qb_status qb__bin_need_string(const json_t *object, const char *key, const char 
 {
     const char *value = NULL;
     QB_TRY(qb_json_get_string(object, key, &value));
-    if (!value) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found none", key);
+    if (!value) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found none, expected one", key);
     *out = value;
     return QB_OK;
 }
@@ -72,8 +73,8 @@ static qb_status check_chunks(const qb_bin_payload *p)
                            i, (long long)stored, whole);
         if (whole / QB_BIN_MAX_RATIO > (size_t)stored)
             return QB_FAIL(QB_ERR_FORMAT,
-                           "chunk %zu: %lld stored bytes cannot hold %zu (at most %d to 1)", i,
-                           (long long)stored, whole, QB_BIN_MAX_RATIO);
+                           "chunk %zu: found %lld stored bytes for %zu, expected at most %d to 1",
+                           i, (long long)stored, whole, QB_BIN_MAX_RATIO);
         sum += (size_t)stored;
     }
     if (sum != p->stored_bytes)
@@ -97,7 +98,8 @@ static qb_status parse_encoding(const json_t *object, qb_bin_payload *p)
     QB_TRY(qb__bin_need_size(object, "chunk_bytes", QB_BIN_MIN_CHUNK_BYTES, QB_BIN_MAX_CHUNK_BYTES,
                              &p->chunk_bytes));
     p->chunks = json_object_get(object, "chunks");
-    if (!json_is_array(p->chunks)) return QB_FAIL(QB_ERR_FORMAT, "chunks: found no array");
+    if (!json_is_array(p->chunks))
+        return QB_FAIL(QB_ERR_FORMAT, "chunks: found no array, expected one");
     return check_chunks(p);
 }
 
@@ -107,7 +109,7 @@ static qb_status parse_payload(const qb_bin_reader *r, const json_t *object, qb_
     size_t crc, bytes;
     QB_TRY(qb__bin_need_string(object, "dtype", &dtype));
     if (!qb_dtype_from_name(dtype, &p->dtype))
-        return QB_FAIL(QB_ERR_FORMAT, "unknown dtype \"%s\"", dtype);
+        return QB_FAIL(QB_ERR_FORMAT, "dtype: found \"%s\", expected a known one", dtype);
     QB_TRY(parse_shape(object, p));
     QB_TRY(qb__bin_need_size(object, "offset", QB_BIN_HEADER_BYTES, r->file->bytes, &p->offset));
     QB_TRY(qb__bin_need_size(object, "bytes", 1, MAX_INFLATED_BYTES, &p->bytes));
@@ -115,8 +117,8 @@ static qb_status parse_payload(const qb_bin_reader *r, const json_t *object, qb_
     QB_TRY(qb__bin_need_size(object, "crc32", 0, UINT32_MAX, &crc));
     p->crc = (uint32_t)crc;
     if (!qb_dtype_bytes(p->dtype, p->rows, p->cols, &bytes) || bytes != p->bytes)
-        return QB_FAIL(QB_ERR_FORMAT, "(%zu, %zu) %s: found %zu bytes, which is not its size",
-                       p->rows, p->cols, dtype, p->bytes);
+        return QB_FAIL(QB_ERR_FORMAT, "(%zu, %zu) %s: found %zu bytes, expected its size", p->rows,
+                       p->cols, dtype, p->bytes);
     p->quant = json_object_get(object, "quant");
     return parse_encoding(object, p);
 }
@@ -132,7 +134,8 @@ static qb_status check_place(const qb_bin_reader *r, const qb_bin_payload *p, si
                        : p->offset < expected   ? "overlap"
                                                 : "hole");
     if (p->stored_bytes > r->header.digest_offset - expected)
-        return QB_FAIL(QB_ERR_FORMAT, "found %zu stored bytes at %zu, the payloads end at %llu",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "found %zu stored bytes at %zu, expected the payloads to end at %llu",
                        p->stored_bytes, p->offset, (unsigned long long)r->header.digest_offset);
     *end = p->offset + p->stored_bytes;
     return QB_OK;
@@ -169,7 +172,7 @@ static qb_status sort_by_name(qb_bin_reader *r)
     qsort(r->by_name, r->n, sizeof *r->by_name, compare_names);
     for (size_t i = 1; i < r->n; i++)
         if (!strcmp(r->by_name[i - 1]->name, r->by_name[i]->name))
-            return QB_FAIL(QB_ERR_FORMAT, "tensor %s: stands twice in the table",
+            return QB_FAIL(QB_ERR_FORMAT, "tensor %s: found twice in the table, expected once",
                            r->by_name[i]->name);
     return QB_OK;
 }
@@ -186,8 +189,9 @@ qb_status qb__bin_read_table(qb_bin_reader *r)
     const json_t *table = json_object_get(r->root, "tensors");
     r->n = json_array_size(table);
     if (!r->n || r->n != r->header.n_payloads)
-        return QB_FAIL(QB_ERR_FORMAT, "payload table: found %zu entries, the header says %llu",
-                       r->n, (unsigned long long)r->header.n_payloads);
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "payload table: found %zu entries, expected %llu as the header says", r->n,
+                       (unsigned long long)r->header.n_payloads);
     QB_TRY(QB_NEW_ZERO(&r->payloads, r->n, "payload table"));
     size_t end = QB_BIN_HEADER_BYTES + r->header.json_bytes, inflated = 0;
     for (size_t i = 0; i < r->n; i++) {
@@ -202,11 +206,14 @@ qb_status qb__bin_read_table(qb_bin_reader *r)
         if (p->chunks) inflated += p->bytes; /* cannot overflow: 2^38 each, 2^25 at most */
     }
     if (qb_round_up(end, QB_BIN_ALIGN) != r->header.digest_offset)
-        return QB_FAIL(QB_ERR_FORMAT, "payloads end at %zu, the digest stands at %llu", end,
-                       (unsigned long long)r->header.digest_offset);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "payloads: found their end at %zu, expected the digest there and not at %llu", end,
+            (unsigned long long)r->header.digest_offset);
     QB_TRY(check_padding(r, end));
     if (inflated > MAX_INFLATED_BYTES)
-        return QB_FAIL(QB_ERR_FORMAT, "deflated payloads: found %zu bytes inflated, at most %zu",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "deflated payloads: found %zu bytes inflated, expected at most %zu",
                        inflated, MAX_INFLATED_BYTES);
     return sort_by_name(r);
 }
@@ -328,7 +335,8 @@ static qb_status inflate_payload(const qb_bin_reader *r, qb_bin_payload *p)
     int status = atomic_load(&job.status);
     if (status == QB_ERR_MEMORY) return QB_FAIL(QB_ERR_MEMORY, "no memory to inflate");
     if (status != QB_OK)
-        return QB_FAIL(QB_ERR_FORMAT, "a deflated chunk does not hold the declared bytes");
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "a deflated chunk: found other bytes, expected those declared");
     return QB_OK;
 }
 

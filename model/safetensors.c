@@ -80,10 +80,11 @@ static qb_status check_header_size(const qb_file *file, size_t *out)
                        (unsigned long long)n, FORMAT_MAX_HEADER_BYTES);
     if (n > file->bytes - 8)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "invalid header length: found %llu bytes, but %zu remain (truncated?)",
+                       "invalid header length: found %llu bytes, expected at most the %zu that "
+                       "remain (truncated?)",
                        (unsigned long long)n, file->bytes - 8);
     if (n > MAX_HEADER_BYTES)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "header: found %llu bytes, qbench reads at most %d",
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "header: found %llu bytes, expected at most %d",
                        (unsigned long long)n, MAX_HEADER_BYTES);
     *out = (size_t)n;
     return QB_OK;
@@ -97,7 +98,7 @@ static qb_status parse_header(qb_safetensors *st)
     QB_TRY(check_budget(text, bytes));
     QB_TRY(qb_json_parse(text, bytes, MAX_HEADER_BYTES, "header", &st->header));
     if (!json_is_object(st->header))
-        return QB_FAIL(QB_ERR_FORMAT, "header: expected a JSON object");
+        return QB_FAIL(QB_ERR_FORMAT, "header: found another kind of JSON, expected an object");
     st->data = st->file->data + 8 + bytes;
     st->data_bytes = st->file->bytes - 8 - bytes;
     return QB_OK;
@@ -137,7 +138,8 @@ static const qb__st_dtype *find_dtype(const char *name)
 static qb_status parse_shape(const json_t *shape, qb_st_tensor *t)
 {
     if (!json_is_array(shape))
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: shape: expected an array", t->name);
+        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: shape: found no array, expected one",
+                       t->name);
     t->rank = json_array_size(shape);
     if (t->rank > QB_ST_MAX_RANK)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "tensor %.200s: rank: found %zu, expected at most %d",
@@ -150,7 +152,9 @@ static qb_status parse_shape(const json_t *shape, qb_st_tensor *t)
                            "tensor %.200s: shape[%zu]: found %s, expected a non-negative integer",
                            t->name, i, describe(json_array_get(shape, i), found));
         if (!qb_mul_size(t->n_elems, t->shape[i], &t->n_elems))
-            return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: shape: the product overflows at %zu",
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tensor %.200s: shape: found a product that overflows at %zu, expected "
+                           "one in 64 bits",
                            t->name, t->shape[i]);
     }
     return QB_OK;
@@ -160,8 +164,10 @@ static qb_status check_bytes(const qb_st_tensor *t, unsigned element_bits)
 {
     size_t bits;
     if (!qb_mul_size(t->n_elems, element_bits, &bits))
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: size: %zu elements of %s overflow", t->name,
-                       t->n_elems, t->dtype);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tensor %.200s: size: found %zu elements of %s, which overflow, expected fewer",
+            t->name, t->n_elems, t->dtype);
     if (bits % 8)
         return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: size: found %zu bits, expected whole bytes",
                        t->name, bits);
@@ -186,13 +192,15 @@ static qb_status parse_range(const qb_safetensors *st, const json_t *range, qb_s
             t->name, describe(json_array_get(range, 0), first),
             describe(json_array_get(range, 1), second));
     if (begin > end)
-        return QB_FAIL(QB_ERR_FORMAT, "tensor %.200s: data_offsets: end %zu before begin %zu",
-                       t->name, end, begin);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tensor %.200s: data_offsets: found end %zu, expected it not before begin %zu", t->name,
+            end, begin);
     if (end > st->data_bytes)
         return QB_FAIL(
             QB_ERR_FORMAT,
-            "tensor %.200s: truncated: data end at %zu, but the file has %zu bytes of data",
-            t->name, end, st->data_bytes);
+            "tensor %.200s: truncated: expected %zu bytes of data, found %zu in the file", t->name,
+            end, st->data_bytes);
     t->data = st->data + begin;
     t->bytes = end - begin;
     return QB_OK;
@@ -228,11 +236,15 @@ static qb_status check_metadata(const json_t *metadata)
     const char *key;
     json_t *value;
     if (!json_is_object(metadata))
-        return QB_FAIL(QB_ERR_FORMAT, "__metadata__: expected an object of strings");
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "__metadata__: found another kind of value, expected an object of strings");
     json_object_foreach((json_t *)metadata, key, value)
     {
         if (!json_is_string(value))
-            return QB_FAIL(QB_ERR_FORMAT, "__metadata__: key \"%.100s\": expected a string", key);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "__metadata__: key \"%.100s\": found another kind of value, expected a string",
+                key);
     }
     return QB_OK;
 }
@@ -266,7 +278,7 @@ static qb_status check_tiling(const qb_safetensors *st)
     }
     if (at != st->data_bytes)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "trailing bytes: the tensors end at %zu, but the file has %zu bytes of data",
+                       "trailing bytes: expected %zu bytes of data as the tensors have, found %zu",
                        at, st->data_bytes);
     return QB_OK;
 }

@@ -34,7 +34,8 @@ static qb_status describe(const qb_st_entry *e, sorted_entry *out)
     for (const qb__st_dtype *d = qb__st_dtypes; d->name; d++)
         if (d->as == e->dtype && e->dtype != QB_DTYPE_COUNT) out->dtype = d;
     if (!out->dtype)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "tensor %s: safetensors has no dtype %s", e->name,
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "tensor %s: found dtype %s, expected one that safetensors has", e->name,
                        qb_dtype_get(e->dtype)->name);
     size_t bytes = out->dtype->bits / 8;
     for (size_t i = 0; i < e->rank; i++)

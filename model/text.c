@@ -31,13 +31,14 @@ qb_status qb__growing_room(qb__growing *g, size_t bytes)
 qb_status qb__growing_check(const qb__growing *g)
 {
     if (g->n <= g->max) return QB_OK;
-    return QB_FAIL(QB_ERR_FORMAT, "text: more than the %zu bytes that are allowed", g->max);
+    return QB_FAIL(QB_ERR_FORMAT, "text: found more than %zu bytes, expected fewer", g->max);
 }
 
 static qb_status append(qb__growing *g, const void *data, size_t bytes)
 {
     if (bytes > g->max || g->n > g->max - bytes)
-        return QB_FAIL(QB_ERR_FORMAT, "text: %zu bytes, at most %zu", g->n + bytes, g->max);
+        return QB_FAIL(QB_ERR_FORMAT, "text: found %zu bytes, expected at most %zu", g->n + bytes,
+                       g->max);
     QB_TRY(qb__growing_room(g, bytes));
     if (bytes) memcpy(g->data + g->n, data, bytes);
     g->n += bytes;
@@ -50,7 +51,9 @@ static qb_status append_stdin(qb__growing *g)
         QB_TRY(qb__growing_room(g, 1 << 16));
         ssize_t n = read(STDIN_FILENO, g->data + g->n, g->capacity - g->n);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return QB_FAIL(QB_ERR_IO, "cannot read: %s", strerror(errno));
+        if (n < 0)
+            return QB_FAIL(QB_ERR_IO, "cannot be read: found \"%s\", expected text",
+                           strerror(errno));
         if (n == 0) return QB_OK;
         g->n += (size_t)n;
         QB_TRY(qb__growing_check(g));
@@ -114,7 +117,7 @@ static qb_status put_json_line(qb_text *text, const char *line, size_t n, size_t
     bool found = json_is_string(value);
     if (found) memcpy(text->bytes + text->n_bytes, json_string_value(value), bytes);
     json_decref(object);
-    if (!found) return QB_FAIL(QB_ERR_FORMAT, "no key \"text\" with a string");
+    if (!found) return QB_FAIL(QB_ERR_FORMAT, "found no key \"text\" with a string, expected one");
     text->n_bytes += bytes;
     return end_document(text, capacity);
 }
@@ -137,7 +140,7 @@ static qb_status cut_documents(qb_text *text, bool is_jsonl)
         }
     }
     QB_TRY(end_document(text, &capacity));
-    return text->n_docs ? QB_OK : QB_FAIL(QB_ERR_FORMAT, "no text in it");
+    return text->n_docs ? QB_OK : QB_FAIL(QB_ERR_FORMAT, "found no text in it, expected some");
 }
 
 static bool ends_with(const char *name, size_t n, const char *end)

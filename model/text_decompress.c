@@ -51,9 +51,11 @@ static qb_status inflate_member(z_stream *z, const uint8_t **data, size_t *left,
         out->n += STEP_BYTES - z->avail_out;
         QB_TRY(qb__growing_check(out));
         if (code == Z_MEM_ERROR) return QB_FAIL(QB_ERR_MEMORY, "gzip: no memory to unpack");
-        if (code == Z_BUF_ERROR && !*left) return QB_FAIL(QB_ERR_FORMAT, "gzip: truncated");
+        if (code == Z_BUF_ERROR && !*left)
+            return QB_FAIL(QB_ERR_FORMAT, "gzip: truncated: found the end, expected more");
         if (code != Z_OK && code != Z_STREAM_END && code != Z_BUF_ERROR)
-            return QB_FAIL(QB_ERR_FORMAT, "gzip: %s", z->msg ? z->msg : "broken data");
+            return QB_FAIL(QB_ERR_FORMAT, "gzip: found %s, expected whole data",
+                           z->msg ? z->msg : "broken data");
     } while (code != Z_STREAM_END);
     return QB_OK;
 }
@@ -65,8 +67,9 @@ static qb_status inflate_all(z_stream *z, const uint8_t *data, size_t left, qb__
         while (left && !*data) data++, left--; /* padding of tapes, as gzip allows it */
         if (!left) return QB_OK;
         if (left < 2 || data[0] != 0x1f || data[1] != 0x8b)
-            return QB_FAIL(QB_ERR_FORMAT, "gzip: %zu bytes that are no gzip member at the end",
-                           left);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "gzip: found %zu bytes that are no gzip member at the end, expected none", left);
         if (inflateReset(z) != Z_OK) return QB_FAIL(QB_ERR_MEMORY, "gzip: cannot start again");
     }
 }
@@ -109,7 +112,7 @@ static qb_status run_xz(lzma_stream *z, qb__growing *out)
         QB_TRY(qb__growing_check(out));
         if (code == LZMA_MEM_ERROR) return QB_FAIL(QB_ERR_MEMORY, "xz: no memory to unpack");
         if (code != LZMA_OK && code != LZMA_STREAM_END)
-            return QB_FAIL(QB_ERR_FORMAT, "xz: %s", xz_text(code));
+            return QB_FAIL(QB_ERR_FORMAT, "xz: found %s, expected whole data", xz_text(code));
     }
     return QB_OK;
 }

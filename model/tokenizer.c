@@ -65,7 +65,9 @@ static qb_status take_texts(qb_tokenizer *t, const qb_tokenizer_spec *spec)
     size_t total = 0;
     for (size_t id = 0; id < spec->vocab; id++)
         if (!qb_add_size(total, spec->text_bytes[id], &total))
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: token texts larger than memory");
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "tokenizer: found token texts larger than memory, expected smaller ones");
     QB_TRY(QB_NEW(&t->texts, total, "token texts"));
     QB_TRY(QB_NEW(&t->text_at, spec->vocab + 1, "token texts"));
     QB_TRY(QB_NEW_ZERO(&t->types, spec->vocab, "token types"));
@@ -87,14 +89,16 @@ static qb_status take_merges(qb_tokenizer *t, const qb_tokenizer_spec *spec)
         size_t n = spec->merge_bytes[i];
         const char *space = memchr(text, ' ', n);
         if (!space || memchr(space + 1, ' ', n - (size_t)(space + 1 - text)))
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: merge %zu: expected two texts and one space",
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: merge %zu: found another text, expected two and one space",
                            i);
         size_t left_bytes = (size_t)(space - text);
         int32_t left = qb__tokenizer_find(t, text, left_bytes);
         int32_t right = qb__tokenizer_find(t, space + 1, n - left_bytes - 1);
         if (left < 0 || right < 0)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: merge %zu: its %s side is no token", i,
-                           left < 0 ? "left" : "right");
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: merge %zu: found a %s side that is no token, expected one",
+                           i, left < 0 ? "left" : "right");
         t->merges[i] = (qb__merge){(uint32_t)left, (uint32_t)right};
     }
     return QB_OK;
@@ -103,8 +107,8 @@ static qb_status take_merges(qb_tokenizer *t, const qb_tokenizer_spec *spec)
 static qb_status fill(qb_tokenizer *t, const qb_tokenizer_spec *spec)
 {
     if (spec->vocab < 1 || spec->vocab > QB__MAX_VOCAB)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: vocabulary of %zu, expected 1 to %d", spec->vocab,
-                       QB__MAX_VOCAB);
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: found a vocabulary of %zu, expected 1 to %d",
+                       spec->vocab, QB__MAX_VOCAB);
     t->kind = spec->kind;
     t->vocab = spec->vocab;
     t->bos = spec->bos;
@@ -119,7 +123,7 @@ static qb_status fill(qb_tokenizer *t, const qb_tokenizer_spec *spec)
         t->pre = spec->pre ? qb__pre_find(spec->pre) : NULL;
         if (!t->pre)
             return QB_FAIL(QB_ERR_UNSUPPORTED,
-                           "tokenizer: unknown pre-tokenizer \"%s\", expected %s",
+                           "tokenizer: unknown pre-tokenizer: found \"%s\", expected %s",
                            spec->pre ? spec->pre : "", qb__pre_names());
     } else if (!spec->scores && !spec->merges) {
         return QB_FAIL(QB_ERR_FORMAT,

@@ -91,8 +91,8 @@ static qb_status take(source *s, size_t n, size_t elem_bytes, const uint8_t **ou
     size_t bytes;
     if (!qb_mul_size(n, elem_bytes, &bytes) || bytes > s->left)
         return QB_FAIL(QB_ERR_FORMAT,
-                       "tokenizer: truncated in its %s: %zu bytes left, expected %zu x %zu", what,
-                       s->left, n, elem_bytes);
+                       "tokenizer: truncated in its %s: found %zu bytes left, expected %zu x %zu",
+                       what, s->left, n, elem_bytes);
     *out = s->p;
     s->p += bytes;
     s->left -= bytes;
@@ -103,7 +103,9 @@ static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
 {
     const uint8_t *p = NULL, *name = NULL;
     QB_TRY(take(s, 8, 1, &p, "head"));
-    if (memcmp(p, MAGIC, 4)) return QB_FAIL(QB_ERR_FORMAT, "tokenizer: wrong magic");
+    if (memcmp(p, MAGIC, 4))
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tokenizer: wrong magic: found other bytes, expected its own");
     if (p[4] != VERSION)
         return QB_FAIL(QB_ERR_FORMAT, "tokenizer: version %u, expected %d", p[4], VERSION);
     if (p[5] > QB_TOKENIZER_SPM || p[6] & ~(p[5] == QB_TOKENIZER_SPM ? SPM_FLAGS : BPE_FLAGS))
@@ -116,7 +118,8 @@ static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
     t->prefix_unless_space = p[6] & PREFIX_UNLESS_SPACE;
     *by_merges = p[6] & BY_MERGES;
     if (t->kind == QB_TOKENIZER_SPM && p[7])
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece with a pre-splitter");
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tokenizer: SentencePiece: found a pre-splitter, expected none");
     QB_TRY(take(s, p[7], 1, &name, "pre-splitter name"));
     char text[256] = "";
     memcpy(text, name, p[7]);
@@ -124,8 +127,9 @@ static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
     const char *name_written = t->pre ? t->pre->name : "";
     if ((t->kind == QB_TOKENIZER_BPE && !t->pre) || strlen(name_written) != p[7] ||
         memcmp(name_written, name, p[7]))
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: unknown pre-tokenizer \"%s\", expected %s",
-                       text, qb__pre_names());
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "tokenizer: unknown pre-tokenizer: found \"%s\", expected %s", text,
+                       qb__pre_names());
     QB_TRY(take(s, 5, 4, &p, "numbers"));
     t->bos = (int32_t)get(p, 4);
     t->eos = (int32_t)get(p + 4, 4);
@@ -176,7 +180,9 @@ static qb_status read_all(source *s, qb_tokenizer *t)
     QB_TRY(QB_NEW(&t->merges, t->n_merges, "merges"));
     for (size_t i = 0; i < t->n_merges; i++)
         t->merges[i] = (qb__merge){get(p + 8 * i, 4), get(p + 8 * i + 4, 4)};
-    if (s->left) return QB_FAIL(QB_ERR_FORMAT, "tokenizer: %zu bytes after its end", s->left);
+    if (s->left)
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: found %zu bytes after its end, expected none",
+                       s->left);
     return qb__tokenizer_finish(t);
 }
 

@@ -249,7 +249,8 @@ qb_status qb_encoder_encode(qb_encoder *e, const char *text, size_t n_bytes, boo
                             qb_tokens *out)
 {
     if (n_bytes > QB_TOKENIZER_MAX_TEXT)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: text of %zu bytes, at most %zu", n_bytes,
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "tokenizer: found a text of %zu bytes, expected at most %zu", n_bytes,
                        QB_TOKENIZER_MAX_TEXT);
     size_t first = out->n;
     e->out = out;

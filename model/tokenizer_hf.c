@@ -141,7 +141,7 @@ static qb_status want_unset(const json_t *model, const char *key)
                  (json_is_number(v) && json_number_value(v) == 0) ||
                  (json_is_string(v) && !json_string_length(v));
     if (unset) return QB_OK;
-    return QB_FAIL(QB_ERR_UNSUPPORTED, "model: %s is set, expected none", key);
+    return QB_FAIL(QB_ERR_UNSUPPORTED, "model: found %s set, expected none", key);
 }
 
 static qb_status check_model(const json_t *model)
@@ -181,8 +181,9 @@ static qb_status read_id(const json_t *v, size_t limit, const char *text, size_t
 static qb_status put_text(hf_parts *h, size_t id, const char *text, uint8_t type)
 {
     if (h->texts[id] && strcmp(h->texts[id], text))
-        return QB_FAIL(QB_ERR_FORMAT, "id %zu is both \"%.40s\" and \"%.40s\"", id, h->texts[id],
-                       text);
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "id %zu: found both \"%.40s\" and \"%.40s\", expected one text", id,
+                       h->texts[id], text);
     h->texts[id] = text;
     h->text_bytes[id] = strlen(text);
     h->types[id] = type;
@@ -193,7 +194,8 @@ static qb_status put_added_token(hf_parts *h, const json_t *token, size_t limit)
 {
     const char *text = NULL;
     QB_TRY(qb_json_get_string(token, "content", &text));
-    if (!text || !*text) return QB_FAIL(QB_ERR_FORMAT, "an added token has no content");
+    if (!text || !*text)
+        return QB_FAIL(QB_ERR_FORMAT, "an added token: found no content, expected some");
     bool special = false;
     QB_TRY(qb_json_get_bool(token, "special", &special));
     static const char *const unset[] = {"lstrip", "rstrip", "single_word"};
@@ -201,8 +203,8 @@ static qb_status put_added_token(hf_parts *h, const json_t *token, size_t limit)
         bool set = false;
         QB_TRY(qb_json_get_bool(token, unset[i], &set));
         if (set)
-            return QB_FAIL(QB_ERR_UNSUPPORTED, "added token \"%.40s\": %s is set, expected false",
-                           text, unset[i]);
+            return QB_FAIL(QB_ERR_UNSUPPORTED,
+                           "added token \"%.40s\": found %s set, expected false", text, unset[i]);
     }
     /* The normalizer would be applied to its text too, and change where it is found. */
     bool normalized = false;
@@ -221,9 +223,10 @@ static qb_status read_vocab(hf_parts *h, const json_t *root, const json_t *model
 {
     json_t *vocab = json_object_get(model, "vocab");
     const json_t *added = json_object_get(root, "added_tokens");
-    if (!json_is_object(vocab)) return QB_FAIL(QB_ERR_FORMAT, "model: no key \"vocab\"");
+    if (!json_is_object(vocab))
+        return QB_FAIL(QB_ERR_FORMAT, "model: found no key \"vocab\", expected one");
     if (!absent(added) && !json_is_array(added))
-        return QB_FAIL(QB_ERR_FORMAT, "added_tokens: expected an array");
+        return QB_FAIL(QB_ERR_FORMAT, "added_tokens: found no array, expected one");
     /* Ids may have holes, but not so many that a small file asks for a large table. */
     size_t limit = 2 * (json_object_size(vocab) + json_array_size(added)) + 1024;
     if (limit > QB__MAX_VOCAB) limit = QB__MAX_VOCAB;
@@ -260,7 +263,9 @@ static qb_status read_merge(hf_parts *h, size_t i, const json_t *merge, char **j
     }
     const json_t *left = json_array_get(merge, 0), *right = json_array_get(merge, 1);
     if (json_array_size(merge) != 2 || !json_is_string(left) || !json_is_string(right))
-        return QB_FAIL(QB_ERR_FORMAT, "merge %zu: expected a string or a pair of strings", i);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "merge %zu: found another kind of value, expected a string or a pair of strings", i);
     size_t left_bytes = json_string_length(left), right_bytes = json_string_length(right);
     char *p = *joined;
     memcpy(p, json_string_value(left), left_bytes);
@@ -275,7 +280,8 @@ static qb_status read_merge(hf_parts *h, size_t i, const json_t *merge, char **j
 static qb_status read_merges(hf_parts *h, const json_t *model)
 {
     const json_t *list = json_object_get(model, "merges");
-    if (!json_is_array(list)) return QB_FAIL(QB_ERR_FORMAT, "model: no key \"merges\"");
+    if (!json_is_array(list))
+        return QB_FAIL(QB_ERR_FORMAT, "model: found no key \"merges\", expected one");
     size_t n = json_array_size(list), total = 0;
     for (size_t i = 0; i < n; i++) {
         const json_t *merge = json_array_get(list, i);
@@ -342,7 +348,8 @@ static qb_status read_parts(hf_parts *h, const json_t *root)
     h->spec.add_bos = bos != NULL;
     h->spec.bos = find_special(h, bos ? bos : spm ? "<s>" : "<|endoftext|>");
     if (bos && h->spec.bos < 0)
-        return QB_FAIL(QB_ERR_FORMAT, "post_processor: \"%.40s\" is no added token", bos);
+        return QB_FAIL(QB_ERR_FORMAT, "post_processor: found \"%.40s\", expected an added token",
+                       bos);
     return QB_OK;
 }
 
@@ -352,7 +359,8 @@ static qb_status check_unk(const json_t *root, const qb_tokenizer *t)
     const json_t *unk = json_object_get(json_object_get(root, "model"), "unk_token");
     for (unsigned byte = 0; byte < 256 && !absent(unk); byte++)
         if (t->byte_id[byte] < 0)
-            return QB_FAIL(QB_ERR_UNSUPPORTED, "unk_token is set and byte 0x%02x has no token",
+            return QB_FAIL(QB_ERR_UNSUPPORTED,
+                           "found unk_token set and no token for byte 0x%02x, expected one a byte",
                            byte);
     return QB_OK;
 }
@@ -361,9 +369,10 @@ qb_status qb_tokenizer_from_hf_json(const json_t *root, const char *what, qb_tok
 {
     hf_parts h = {0};
     qb_tokenizer *t = NULL;
-    qb_status status = json_is_object(root)
-                           ? read_parts(&h, root)
-                           : QB_FAIL(QB_ERR_FORMAT, "expected an object, as tokenizer.json is");
+    qb_status status =
+        json_is_object(root)
+            ? read_parts(&h, root)
+            : QB_FAIL(QB_ERR_FORMAT, "found no object, expected one as in tokenizer.json");
     if (status == QB_OK) status = qb_tokenizer_create(&h.spec, &t);
     if (status == QB_OK) status = check_unk(root, t);
     void *const blocks[] = {h.texts, h.text_bytes, h.types, h.merges, h.merge_bytes, h.joined};

@@ -118,7 +118,8 @@ qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
                              "decoder", decoder, "model", model);
     qb_status status = qb_json_check_memory(mark, "tokenizer.json");
     if (status == QB_OK && !root)
-        status = QB_FAIL(QB_ERR_FORMAT, "tokenizer.json: a token text is not UTF-8");
+        status = QB_FAIL(QB_ERR_FORMAT,
+                         "tokenizer.json: found a token text that is not UTF-8, expected UTF-8");
     if (status != QB_OK) {
         json_decref(root);
         return status;

@@ -121,15 +121,19 @@ qb_status qb__tokenizer_index_texts(qb_tokenizer *t)
         if (!n_bytes) continue; /* a hole in the vocabulary */
         size_t limit = qb__token_is_special(t, id) ? QB__MAX_SPECIAL_BYTES : QB__MAX_TEXT_BYTES;
         if (n_bytes > limit)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: token %zu has %zu bytes, at most %zu", id,
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: token %zu: found %zu bytes, expected at most %zu", id,
                            n_bytes, limit);
         size_t slot = find_text_slot(t, text, n_bytes, &n_probes);
         if (n_probes == MAX_PROBES)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: token %zu collides with %d others", id,
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: token %zu: found %d others of its hash, expected fewer", id,
                            MAX_PROBES);
         if (t->text_slots[slot])
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: tokens %u and %zu have the same text",
-                           t->text_slots[slot] - 1, id);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "tokenizer: tokens %u and %zu: found the same text, expected different ones",
+                t->text_slots[slot] - 1, id);
         t->text_slots[slot] = (uint32_t)id + 1;
         if (n_bytes > t->max_text_bytes) t->max_text_bytes = n_bytes;
     }
@@ -149,14 +153,17 @@ static qb_status index_pair(qb_tokenizer *t, size_t rank)
         result = qb__tokenizer_find(t, joined, left_bytes + right_bytes);
     }
     if (result < 0)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: merge %zu makes a text that is no token", rank);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tokenizer: merge %zu makes a text that is no token: found none, expected one", rank);
     uint64_t pair = (uint64_t)t->merges[rank].left << 32 | t->merges[rank].right;
     size_t slot = qb_hash_u64(pair) & t->pair_mask, n_probes = 0;
     while (t->pair_slots[slot].pair != UINT64_MAX) {
         if (t->pair_slots[slot].pair == pair) return QB_OK; /* the lower rank stands */
         if (++n_probes == MAX_PROBES)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: merge %zu collides with %d others", rank,
-                           MAX_PROBES);
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: merge %zu: found %d others of its hash, expected fewer",
+                           rank, MAX_PROBES);
         slot = (slot + 1) & t->pair_mask;
     }
     t->pair_slots[slot] = (qb__pair_slot){pair, (uint32_t)rank, result};
@@ -219,7 +226,8 @@ static qb_status check_spm(qb_tokenizer *t)
 {
     for (size_t id = 0; t->scores && id < t->vocab; id++)
         if (isnan(t->scores[id]))
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: the score of token %zu is no number", id);
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: the score of token %zu: found no number, expected one", id);
     for (int byte = 0; byte < 256 && t->unk < 0; byte++)
         if (t->byte_id[byte] < 0)
             return QB_FAIL(QB_ERR_FORMAT, "tokenizer: neither a token <0x%02X> nor an unk token",
@@ -245,18 +253,19 @@ static qb_status check_fields(const qb_tokenizer *t)
     static const char *const names[] = {"bos", "eos", "unk"};
     for (size_t i = 0; i < QB_COUNT(ids); i++)
         if (ids[i] < -1 || ids[i] >= (int64_t)t->vocab)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: %s id %d, vocabulary of %zu", names[i],
-                           ids[i], t->vocab);
+            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: %s: found id %d, expected one below %zu",
+                           names[i], ids[i], t->vocab);
     if (t->add_bos && t->bos < 0)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: texts start with bos, but there is no bos");
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: texts start with bos: found none, expected one");
     for (size_t id = 0; id < t->vocab; id++)
         if (t->types[id] > QB_TOKEN_UNUSED)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: type %u of token %zu, at most %d",
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "tokenizer: found type %u of token %zu, expected at most %d",
                            t->types[id], id, QB_TOKEN_UNUSED);
     for (size_t i = 0; i < t->n_merges; i++)
         if (t->merges[i].left >= t->vocab || t->merges[i].right >= t->vocab)
             return QB_FAIL(
-                QB_ERR_FORMAT, "tokenizer: merge %zu names token %u, vocabulary of %zu", i,
+                QB_ERR_FORMAT, "tokenizer: merge %zu: found token %u, expected one below %zu", i,
                 t->merges[i].left >= t->vocab ? t->merges[i].left : t->merges[i].right, t->vocab);
     return QB_OK;
 }

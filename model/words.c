@@ -76,7 +76,7 @@ qb_status qb_words_create(const char *name, qb_words **out)
 {
     const qb__pre *pre = qb__pre_find(name);
     if (!pre)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "unknown pre-tokenizer \"%s\", expected %s", name,
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "unknown pre-tokenizer: found \"%s\", expected %s", name,
                        qb__pre_names());
     pcre2_code *code;
     qb_words *w;

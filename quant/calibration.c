@@ -101,14 +101,16 @@ static qb_status get_max(const json_t *object, const char *key, float *out)
 {
     double value = -1;
     QB_TRY(qb_json_get_double(object, key, 0, 3e38, &value));
-    if (value < 0) return QB_FAIL(QB_ERR_FORMAT, "calibration: key \"%s\" is absent", key);
+    if (value < 0)
+        return QB_FAIL(QB_ERR_FORMAT, "calibration: key \"%s\": found none, expected one", key);
     *out = (float)value;
     return QB_OK;
 }
 
 static qb_status read_linear(const json_t *entry, const char *key, qb_calibration_linear *l)
 {
-    if (!json_is_object(entry)) return QB_FAIL(QB_ERR_FORMAT, "calibration: %s is absent", key);
+    if (!json_is_object(entry))
+        return QB_FAIL(QB_ERR_FORMAT, "calibration: %s: found none, expected one", key);
     QB_TRY(get_max(entry, "in_max", &l->in_max));
     QB_TRY(get_max(entry, "out_max", &l->out_max));
     const json_t *channels = json_object_get(entry, "in_channel_max");
@@ -119,7 +121,9 @@ static qb_status read_linear(const json_t *entry, const char *key, qb_calibratio
         const json_t *v = json_array_get(channels, k);
         double value = json_number_value(v);
         if (!json_is_number(v) || !(value >= 0 && value <= 3e38))
-            return QB_FAIL(QB_ERR_FORMAT, "calibration: %s: channel %zu is no number >= 0", key, k);
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "calibration: %s: channel %zu: found no number from 0 on, expected one",
+                           key, k);
         l->in_channel_max[k] = (float)value;
     }
     return QB_OK;

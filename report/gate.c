@@ -79,7 +79,9 @@ static qb_status find_limit(const char *name, const char *where, qb_limit_id *ou
         return QB_OK;
     }
     return QB_FAIL(QB_ERR_FORMAT, "%s: no such limit: found '%.40s'%s%s", where, name,
-                   nearest.word ? ", did you mean " : "", nearest.word ? nearest.word : "");
+                   nearest.word ? ", expected a known one: did you mean "
+                                : ", expected a known one",
+                   nearest.word ? nearest.word : "");
 }
 
 static qb_status read_limits(json_t *object, const char *where, qb_amount *limits)
@@ -141,8 +143,10 @@ static qb_status read_root(json_t *root, qb_gate_limits *out)
             json_object_foreach(value, scheme, scheme_value)
                 QB_TRY(read_scheme(scheme, scheme_value, out));
         } else {
-            return QB_FAIL(QB_ERR_FORMAT, "%.40s: expected the keys limits and schemes, objects",
-                           name);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "%.40s: found another key or kind, expected the keys limits and schemes, objects",
+                name);
         }
     }
     return QB_OK;

@@ -33,7 +33,7 @@ static qb_status add_results(qb_report *report, const json_t *root, const char *
 static qb_status check_files(size_t n, const char *path)
 {
     if (n < QB_REPORT_MAX_FILES) return QB_OK;
-    return QB_FAIL(QB_ERR_FORMAT, "%s: found more than %d files of its kind", path,
+    return QB_FAIL(QB_ERR_FORMAT, "%s: found more files of its kind than %d, expected fewer", path,
                    QB_REPORT_MAX_FILES);
 }
 
@@ -264,7 +264,9 @@ qb_status qb_report_write_tables(const qb_report *report, const char *folder)
 {
     qb_page page = {.form = QB_PAGE_CSV, .folder = folder, .report = report};
     if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
+                       folder, strerror(errno));
     if (!qb_is_folder(folder))
         return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
     return write_twin(&page, "tables");

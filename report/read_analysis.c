@@ -102,7 +102,10 @@ static qb_status read_grid(const json_t *object, const char *key, qb_grid *out)
         for (size_t c = 0; c < n_cols; c++) {
             const json_t *cell = json_array_get(row, c);
             if (!json_is_number(cell) && !json_is_null(cell))
-                return QB_FAIL(QB_ERR_FORMAT, "%s[%zu][%zu]: expected a number or null", key, r, c);
+                return QB_FAIL(
+                    QB_ERR_FORMAT,
+                    "%s[%zu][%zu]: found another kind of value, expected a number or null", key, r,
+                    c);
             if (json_is_number(cell)) out->cells[r * n_cols + c] = json_number_value(cell);
         }
     }
@@ -190,7 +193,8 @@ static qb_status read_interval(const json_t *object, const char *key, qb_interva
     const json_t *low = json_array_get(list, 0), *high = json_array_get(list, 1);
     if (!list || json_is_null(low) || json_is_null(high)) return QB_OK;
     if (!json_is_number(low) || !json_is_number(high))
-        return QB_FAIL(QB_ERR_FORMAT, "%s: expected [number, number]", key);
+        return QB_FAIL(QB_ERR_FORMAT, "%s: found another kind of value, expected [number, number]",
+                       key);
     *out = (qb_interval){json_number_value(low), json_number_value(high)};
     return QB_OK;
 }

@@ -58,7 +58,8 @@ static qb_status get_count(const json_t *object, const char *key, uint64_t *out)
 {
     size_t value = SIZE_MAX;
     QB_TRY(qb_json_get_size(object, key, 0, (size_t)1 << 53, &value));
-    if (value == SIZE_MAX) return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": absent", key);
+    if (value == SIZE_MAX)
+        return QB_FAIL(QB_ERR_FORMAT, "key \"%s\": found none, expected one", key);
     *out = value;
     return QB_OK;
 }
@@ -67,13 +68,16 @@ static qb_status get_losses(const json_t *object, qb_run_state *s)
 {
     const json_t *losses = json_object_get(object, "losses");
     if (!json_is_array(losses) || json_array_size(losses) > QB_LOSS_TAIL)
-        return QB_FAIL(QB_ERR_FORMAT, "key \"losses\": expected a list of at most %d numbers",
-                       QB_LOSS_TAIL);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "key \"losses\": found another kind of value, expected a list of at most %d numbers",
+            QB_LOSS_TAIL);
     s->n_losses = json_array_size(losses);
     for (size_t i = 0; i < s->n_losses; i++) {
         const json_t *value = json_array_get(losses, i);
         if (!json_is_number(value))
-            return QB_FAIL(QB_ERR_FORMAT, "key \"losses\": expected numbers only");
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "key \"losses\": found another kind of value, expected numbers only");
         s->losses[i] = json_number_value(value);
     }
     return QB_OK;
@@ -194,7 +198,7 @@ static qb_status check_header(const header *h, size_t file_bytes)
         return QB_FAIL(QB_ERR_UNSUPPORTED, "version: found %u, expected %d", h->version,
                        QB_CHECKPOINT_VERSION);
     if (h->crc != qb_crc32(h, offsetof(header, crc)))
-        return QB_FAIL(QB_ERR_FORMAT, "header: its CRC-32 does not fit");
+        return QB_FAIL(QB_ERR_FORMAT, "header: found another CRC-32, expected that of its bytes");
     if (h->json_bytes > MAX_JSON)
         return QB_FAIL(QB_ERR_FORMAT, "JSON: found %llu bytes, expected at most %d",
                        (unsigned long long)h->json_bytes, MAX_JSON);
@@ -211,7 +215,7 @@ static qb_status check_header(const header *h, size_t file_bytes)
 static qb_status check_zeros(const qb_file *file, const header *h)
 {
     for (uint64_t i = sizeof *h + h->json_bytes; i < payload_offset(h->json_bytes); i++)
-        if (file->data[i]) return QB_FAIL(QB_ERR_FORMAT, "padding: found other bytes than 0");
+        if (file->data[i]) return QB_FAIL(QB_ERR_FORMAT, "padding: found other bytes, expected 0");
     return QB_OK;
 }
 
@@ -219,12 +223,14 @@ static qb_status check_buffers(const json_t *root, const qb_checkpoint *c)
 {
     const json_t *crcs = json_object_get(root, "crc32");
     if (!json_is_array(crcs) || json_array_size(crcs) != c->n_buffers)
-        return QB_FAIL(QB_ERR_FORMAT, "key \"crc32\": expected a list of %zu numbers",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "key \"crc32\": found another kind of value, expected a list of %zu numbers",
                        c->n_buffers);
     for (size_t i = 0; i < c->n_buffers; i++) {
         uint32_t crc = qb_crc32(c->buffers[i], c->n_elems * sizeof(float));
         if (json_integer_value(json_array_get(crcs, i)) != crc)
-            return QB_FAIL(QB_ERR_FORMAT, "buffer %zu: its CRC-32 does not fit", i);
+            return QB_FAIL(QB_ERR_FORMAT,
+                           "buffer %zu: found another CRC-32, expected that of its bytes", i);
     }
     return QB_OK;
 }
@@ -241,13 +247,14 @@ static qb_status read_json(const json_t *root, qb_checkpoint *out)
 static qb_status parse(const qb_file *file, qb_checkpoint *out)
 {
     header h;
-    if (!has_magic(file)) return QB_FAIL(QB_ERR_FORMAT, "found no checkpoint of qbench train");
+    if (!has_magic(file))
+        return QB_FAIL(QB_ERR_FORMAT, "found other bytes, expected a checkpoint of qbench train");
     memcpy(&h, file->data, sizeof h);
     QB_TRY(check_header(&h, file->bytes));
     QB_TRY(check_zeros(file, &h));
     const char *text = (const char *)file->data + sizeof h;
     if (h.json_crc != qb_crc32(text, h.json_bytes))
-        return QB_FAIL(QB_ERR_FORMAT, "JSON: its CRC-32 does not fit");
+        return QB_FAIL(QB_ERR_FORMAT, "JSON: found another CRC-32, expected that of its bytes");
     out->n_buffers = h.n_buffers;
     out->n_elems = h.n_elems;
     for (size_t i = 0; i < h.n_buffers; i++)
@@ -326,7 +333,10 @@ qb_status qb_checkpoint_list(const char *folder, uint64_t **steps, size_t *n)
     *steps = NULL;
     *n = 0;
     DIR *dir = opendir(folder);
-    if (!dir) return QB_FAIL(QB_ERR_IO, "%s: %s", folder, strerror(errno));
+    if (!dir)
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
+                       folder, strerror(errno));
     qb_status status = list_open(dir, steps, n);
     closedir(dir);
     if (status != QB_OK) {
@@ -344,7 +354,7 @@ qb_status qb_checkpoint_open_newest(const char *folder, qb_checkpoint *out, size
     size_t n;
     QB_TRY(qb_checkpoint_list(folder, &steps, &n));
     qb_status status =
-        n ? QB_OK : QB_FAIL(QB_ERR_IO, "%s: found no checkpoint (step-N.ckpt)", folder);
+        n ? QB_OK : QB_FAIL(QB_ERR_IO, "%s: found no checkpoint, expected step-N.ckpt", folder);
     for (*n_broken = 0; *n_broken < n; ++*n_broken) {
         char *path;
         status = qb_checkpoint_path(folder, steps[*n_broken], &path);
@@ -368,7 +378,9 @@ qb_status qb_checkpoint_prune(const char *folder, size_t keep)
         status = qb_checkpoint_path(folder, steps[i], &path);
         if (status != QB_OK) break;
         if (unlink(path) && errno != ENOENT)
-            status = QB_FAIL(QB_ERR_IO, "%s: %s", path, strerror(errno));
+            status = QB_FAIL(QB_ERR_IO,
+                             "%s: cannot be opened: found \"%s\", expected a file that can be read",
+                             path, strerror(errno));
         qb_free(path);
     }
     qb_free(steps);

@@ -175,7 +175,7 @@ static qb_status open_row(qb_comm *c)
     if (!c->row->open(c)) return QB_FAIL(QB_ERR_UNSUPPORTED, "MPI: could not be initialised");
     if (c->size != n)
         return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "this is one of %lu processes, but MPI knows of %zu (srun needs "
+                       "found one of %lu processes, expected the %zu that MPI knows of (srun needs "
                        "--mpi=pmix, and mpirun must be of the MPI that qbench was built with)",
                        n, c->size);
     return meet(c);
@@ -183,7 +183,7 @@ static qb_status open_row(qb_comm *c)
     (void)c;
     (void)meet;
     return QB_FAIL(QB_ERR_UNSUPPORTED,
-                   "this is one of %lu processes, but this build trains in one: it was configured "
+                   "found one of %lu processes, expected a single one: this build was configured "
                    "without MPI (-DQB_MPI=ON)",
                    n);
 #endif

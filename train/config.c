@@ -205,7 +205,8 @@ static qb_status fail_unknown(const char *name)
     for (const qb_train_key *key = qb_train_keys; key->name; key++)
         qb_nearest_consider(&nearest, key->name);
     if (nearest.word)
-        return QB_FAIL(QB_ERR_USAGE, "no such key: found '%.40s', did you mean '%s'?", name,
+        return QB_FAIL(QB_ERR_USAGE,
+                       "no such key: found '%.40s', expected a known one: did you mean '%s'?", name,
                        nearest.word);
     return QB_FAIL(QB_ERR_USAGE, "no such key: found '%.40s', expected one of qbench help train",
                    name);
@@ -280,7 +281,7 @@ static qb_status merge_all(qb_train_config *config, const json_t *object)
         return QB_FAIL(QB_ERR_FORMAT, "found no object, expected one of keys and values");
     const json_t *preset = json_object_get(object, "preset");
     if (preset && !json_is_string(preset))
-        return QB_FAIL(QB_ERR_FORMAT, "preset: wrong kind of value, expected a name");
+        return QB_FAIL(QB_ERR_FORMAT, "preset: found another kind of value, expected a name");
     if (preset) QB_TRY(qb_preset_apply(json_string_value(preset), config));
     const char *name;
     json_t *value;

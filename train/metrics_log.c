@@ -36,15 +36,20 @@ static qb_status log_file_cut(log_file *f, uint64_t bytes)
     struct stat st;
     f->fd = open(f->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
     if (f->fd < 0 || fstat(f->fd, &st))
-        return QB_FAIL(QB_ERR_IO, "%s: %s", f->path, strerror(errno));
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be opened: found \"%s\", expected a file that can be read",
+                       f->path, strerror(errno));
     if (!S_ISREG(st.st_mode))
-        return QB_FAIL(QB_ERR_IO, "%s: expected a regular file or none", f->path);
+        return QB_FAIL(QB_ERR_IO, "%s: found another kind of file, expected a regular one or none",
+                       f->path);
     if ((uint64_t)st.st_size < bytes)
         return QB_FAIL(QB_ERR_FORMAT,
                        "%s: found %lld bytes, expected at least the %llu of the checkpoint",
                        f->path, (long long)st.st_size, (unsigned long long)bytes);
     if (ftruncate(f->fd, (off_t)bytes) || lseek(f->fd, 0, SEEK_END) < 0)
-        return QB_FAIL(QB_ERR_IO, "%s: %s", f->path, strerror(errno));
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be opened: found \"%s\", expected a file that can be read",
+                       f->path, strerror(errno));
     f->bytes = bytes;
     return QB_OK;
 }
@@ -62,7 +67,11 @@ static qb_status log_file_append(log_file *f, const void *data, size_t bytes)
     while (bytes) {
         ssize_t n = write(f->fd, p, bytes);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return QB_FAIL(QB_ERR_IO, "%s: write: %s", f->path, strerror(errno));
+        if (n <= 0)
+            return QB_FAIL(
+                QB_ERR_IO,
+                "%s: cannot be written: found \"%s\", expected a writable file with space for it",
+                f->path, strerror(errno));
         p += n;
         bytes -= (size_t)n;
     }
@@ -78,7 +87,10 @@ static void log_file_close(log_file *f)
 static qb_status log_file_sync(const log_file *f)
 {
     if (f->fd >= 0 && fsync(f->fd) && errno != EINVAL)
-        return QB_FAIL(QB_ERR_IO, "%s: fsync: %s", f->path, strerror(errno));
+        return QB_FAIL(
+            QB_ERR_IO,
+            "%s: cannot be written: found \"%s\", expected a writable file with space for it",
+            f->path, strerror(errno));
     return QB_OK;
 }
 

@@ -54,7 +54,8 @@ static qb_status find(const replay *r, const char *name, const qb_st_tensor **ou
 {
     *out = qb_safetensors_find(r->file, name);
     if (*out) return QB_OK;
-    return QB_FAIL(QB_ERR_FORMAT, "%s: no tensor %s", qb_safetensors_path(r->file), name);
+    return QB_FAIL(QB_ERR_FORMAT, "%s: found no tensor %s, expected one",
+                   qb_safetensors_path(r->file), name);
 }
 
 static qb_status read_f32(const replay *r, const char *name, size_t n_elems, float *to)
@@ -123,8 +124,10 @@ static qb_status read_config(replay *r)
     QB_TRY(find(r, "init.wpe", &wpe));
     QB_TRY(find(r, "init.h0.mlp.fc", &fc));
     if (wte->rank != 2 || wpe->rank != 2 || fc->rank != 2)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: init.wte, init.wpe and init.h0.mlp.fc must be matrices",
-                       qb_safetensors_path(r->file));
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "%s: init.wte, init.wpe and init.h0.mlp.fc: found other ranks, expected matrices",
+            qb_safetensors_path(r->file));
     c->vocab = wte->shape[0];
     c->d_model = wte->shape[1];
     c->context = wpe->shape[0];
@@ -145,7 +148,8 @@ static qb_status read_tokens(replay *r)
     const qb_st_tensor *t;
     QB_TRY(find(r, "tokens", &t));
     if (t->rank != 3 || t->n_elems == 0 || t->shape[2] < 2)
-        return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: expected the shape (steps, windows, T + 1)",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "%s: tokens: found another shape, expected (steps, windows, T + 1)",
                        qb_safetensors_path(r->file));
     r->n_steps = t->shape[0];
     r->n_windows = t->shape[1];

@@ -15,9 +15,14 @@
 static qb_status lock(qb_run_folder *f)
 {
     f->fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (f->fd < 0) return QB_FAIL(QB_ERR_IO, "%s: %s", f->path, strerror(errno));
+    if (f->fd < 0)
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
+                       f->path, strerror(errno));
     if (flock(f->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        return QB_FAIL(QB_ERR_IO, "%s: another process is training in this folder", f->path);
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: found another process that trains in this folder, expected none",
+                       f->path);
     return QB_OK; /* a file system without locks does not hinder */
 }
 
@@ -55,7 +60,9 @@ static qb_status refuse_old_run(const qb_run_folder *f)
 static qb_status open_folder(bool new_run, qb_run_folder *f)
 {
     if (new_run && mkdir(f->path, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO, "%s: %s", f->path, strerror(errno));
+        return QB_FAIL(QB_ERR_IO,
+                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
+                       f->path, strerror(errno));
     QB_TRY(lock(f));
     remove_leftovers(f);
     return new_run ? refuse_old_run(f) : QB_OK;
@@ -108,7 +115,8 @@ static qb_status read_config(const qb_run_folder *folder, qb_train_config *confi
     QB_TRY(qb_path_join(folder->path, "config.json", &path));
     qb_status status =
         access(path, F_OK)
-            ? QB_FAIL(QB_ERR_IO, "%s: found no run (no step-N.ckpt, no config.json)", folder->path)
+            ? QB_FAIL(QB_ERR_IO, "%s: found no run, expected step-N.ckpt or config.json",
+                      folder->path)
             : qb_json_read_file(path, 1 << 20, &object);
     if (status == QB_OK) {
         qb_train_config_init(config);

@@ -239,8 +239,8 @@ qb_status qb__cuda_backbone_create(const qb_backbone *base, qb_backbone **out)
     const qb_config *c = base->config;
     cuda_backbone *b;
     if (c->head_dim > QB_ATTENTION_MAX_HEAD_DIM)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, at most %d", base->model->path,
-                       c->head_dim, QB_ATTENTION_MAX_HEAD_DIM);
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "%s: head_dim: found %zu, expected at most %d",
+                       base->model->path, c->head_dim, QB_ATTENTION_MAX_HEAD_DIM);
     QB_TRY(qb_cuda_use(base->device_idx));
     QB_TRY(QB_NEW_ZERO(&b, 1, "backbone"));
     b->base = *base;

@@ -78,7 +78,7 @@ def test_live_page_needs_its_library(own):
     (own / "empty").mkdir()
     env = {"QB_MICROHTTPD_PATH": str(own / "empty")}
     done = expect(qbench("train", *TINY, "--out", own / "r", "--serve", 0, env=env), 3)
-    why = "needs libmicrohttpd: libmicrohttpd.so.12 not found (Debian: libmicrohttpd12)"
+    why = "needs libmicrohttpd: found no libmicrohttpd.so.12, expected it (Debian: libmicrohttpd12)"
     assert f"--serve: {why}" in done.err.decode() and not (own / "r").exists(), done.err
     check = live_page_check(env)
     assert check["state"] == "no" and why in check["found"], check

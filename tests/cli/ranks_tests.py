@@ -229,7 +229,7 @@ def test_one_of_several_processes_does_not_train_alone(folder):
     done = expect(qbench("train", *TINY, "--steps", "1", "--out", folder / "run",
                          env={"SLURM_STEP_NUM_TASKS": "2", "OMPI_ALLOW_RUN_AS_ROOT": "1",
                               "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}), 3)
-    assert b"one of 2 processes" in done.err
+    assert b"found one of 2 processes" in done.err
     assert not (folder / "run").exists()
 
 

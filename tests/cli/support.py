@@ -69,12 +69,15 @@ def run(*command, stdin=b"", env=None, timeout=120):
 
 
 def expect(done, code=0):
-    """The exit code; and exactly one line on standard error where it is an error."""
+    """The exit code; and exactly one line on standard error where it is an error, which for a bad
+    input file says what was found and what was expected."""
     assert done.code == code, f"expected exit {code}: {done}"
     if code:
         lines = [line for line in done.err.decode("utf-8", "replace").splitlines()
                  if not line.startswith(NO_GPU)]
         assert len(lines) == 1 and lines[0].startswith("qbench: "), f"expected one line: {done}"
+        said = "found" in lines[0] and "expected" in lines[0]
+        assert said or code != 3, f"expected the found and the expected: {done}"
     return done
 
 

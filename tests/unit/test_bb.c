@@ -147,10 +147,10 @@ static void bad_counts_are_refused_by_line(void **state)
         {"# only\n97\t1\t1\n", "found 1 characters"},
         {"97\t2\t1\t1\n98\t1\tx\t1\n", "line 2: expected a whole number up to 2^40, found 'x"},
         {"97\t2\t1\t1\n98\t1\t1\n", "line 2: expected a whole number up to 2^40, found ''"},
-        {"#\n97\t2\t1\t1\t1\n98\t1\t1\t1\n", "line 2: more than 2 counts"},
-        {"98\t2\t1\t1\n97\t1\t1\t1\n", "line 2: code point 97"},
-        {"97\t2\t0\t0\n98\t1\t1\t1\n", "line 1: character 0: its counts are 0"},
-        {"97 2\t1\t1\n98\t1\t1\t1\n", "line 1: expected a tab after 97"},
+        {"#\n97\t2\t1\t1\t1\n98\t1\t1\t1\n", "line 2: found more than 2 counts"},
+        {"98\t2\t1\t1\n97\t1\t1\t1\n", "line 2: found code point 97"},
+        {"97\t2\t0\t0\n98\t1\t1\t1\n", "line 1: character 0: found counts of 0"},
+        {"97 2\t1\t1\n98\t1\t1\t1\n", "line 1: found no tab after 97"},
         {"97\t2\t1\t99999999999999999999\n98\t1\t1\t1\n", "line 1: expected a whole number"},
     };
     char path[] = "/tmp/qb_bb_XXXXXX";

@@ -373,9 +373,11 @@ static void limits_files_are_checked(void **state)
         const char *json, *message;
     } cases[] = {
         {"[]", "found no object"},
-        {"{\"limit\": {}}", "limit: expected the keys limits and schemes"},
+        {"{\"limit\": {}}",
+         "limit: found another key or kind, expected the keys limits and schemes"},
         {"{\"limits\": []}", "limits: found no object"},
-        {"{\"limits\": {\"max-kll\": 1}}", "found 'max-kll', did you mean max-kl"},
+        {"{\"limits\": {\"max-kll\": 1}}",
+         "found 'max-kll', expected a known one: did you mean max-kl"},
         {"{\"limits\": {\"max-kl\": \"1%\"}}", "limits.max-kl: found '1%', expected a number"},
         {"{\"limits\": {\"max-slowdown\": 3}}",
          "limits.max-slowdown: found '3', expected a percent"},

@@ -212,10 +212,9 @@ static void bad_curves_are_refused(void **state)
         {"{\"kind\": \"train\"}\n", "f: line 1: key \"step\": found nothing"},
         {"{\"step\": 1}\n", "f: line 1: key \"kind\": found nothing"},
         {"{\"kind\": \"train\", \"step\": -1}\n", "f: line 1: key \"step\": found -1"},
-        {"{\"kind\": \"train\", \"step\": 1, \"loss\": \"low\"}\n",
-         "key \"loss\": expected a number"},
+        {"{\"kind\": \"train\", \"step\": 1, \"loss\": \"low\"}\n", "expected a number"},
         {"[1]\n", "f: line 1: found no object"},
-        {"{\"kind\": \"train\", \"step\": 1}\nx\n", "f: line 2: JSON"},
+        {"{\"kind\": \"train\", \"step\": 1}\nx\n", "f: line 2: not JSON"},
     };
     for (size_t i = 0; i < QB_COUNT(cases); i++) {
         qb_metrics m;
@@ -309,7 +308,8 @@ static void bad_analyses_and_profiles_are_refused(void **state)
         {"\"head\": 3", "\"head\": 3000", "f: heads: found head 3000"},
         {"\"layer\": 2, \"head\"", "\"layer\": 9, \"head\"", "f: heads[0]: key \"layer\""},
         {"[0.5, 0.004]", "[0.5]", "f: maps.layers[0]: attention[1]: found 1 columns, expected 2"},
-        {"[30, 4, 5]", "[30, 4, \"5\"]", "f: maps.layers[0]: hidden[1][2]: expected a number"},
+        {"[30, 4, 5]", "[30, 4, \"5\"]",
+         "f: maps.layers[0]: hidden[1][2]: found another kind of value, expected a number"},
         {"\"layers\": [{\"layer\": 1", "\"layers_\": [{\"layer\": 1", "f: layers: found nothing"},
         {"[0.25, 0.75]", "[0.25, []]", "f: sensitivity.parts[0]: penalty_ci95: expected"},
         {"\"phases\": [{", "\"phases\": [1, {",

@@ -214,7 +214,7 @@ static void json_that_breaks_a_rule_is_refused_by_its_place(void **state)
         {"\"n_layers\": 5", "\"n_layers\": -5", "expected a whole number from 0 on, or null"},
         {"\"n_layers\": 5", "\"n_layerz\": 5", "results[0].model.n_layers: found nothing"},
         {"\"n_layers\": 5", "\"n_layers\": 5, \"n_layers\": 5", "duplicate"},
-        {"\"n_layers\": 5", "\"n_layers\": NaN", "JSON line"},
+        {"\"n_layers\": 5", "\"n_layers\": NaN", "not JSON: found an error in line"},
         {"\"penalty_ci95\": [", "\"penalty_ci95\": [1, ", "expected [number, number] or null"},
         {"\"samples_ms\": [", "\"samples_ms\": [-1, ", "samples_ms[0]: found -1"},
         {"\"samples_ms\": [", "\"samples_ms\": [null, ", "samples_ms[0]: found nan"},

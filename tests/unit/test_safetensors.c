@@ -74,7 +74,7 @@ static void refuses_each_broken_rule_by_name(void **state)
         const char *message;
     } bad[] = {
         {"", 0, "JSON"},
-        {"[]", 0, "expected a JSON object"},
+        {"[]", 0, "found another kind of JSON"},
         {"{", 0, "JSON"},
         {"{} x", 0, "JSON"},
         {"{\"a\xff\":1}", 0, "JSON"},

@@ -125,12 +125,12 @@ static void every_rule_is_named(void **state)
         {32, UINT64_MAX / 2, 8, "more than a file can hold"},
         {48, 384, 8, "offset of the tokens: found 384, expected 320"},
         {56, 1, 8, "reserved field"},
-        {64, 'g', 1, "no hexadecimal number"},
-        {130, 'A', 1, "no hexadecimal number"},
-        {255, 0, 1, "no hexadecimal number"},
+        {64, 'g', 1, "expected a hexadecimal number"},
+        {130, 'A', 1, "expected a hexadecimal number"},
+        {255, 0, 1, "expected a hexadecimal number"},
         {256, 0, 8, "end of document 0: found 0, expected 1 to 200"},
         {264, 1, 8, "end of document 1: found 1, expected 2 to 200"},
-        {272, 199, 8, "the documents end at token 199, expected 200"},
+        {272, 199, 8, "documents: found their end at token 199, expected 200"},
         {272, UINT64_MAX, 8, "end of document 2"},
     };
     for (size_t i = 0; i < QB_COUNT(bad); i++) {

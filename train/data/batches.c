@@ -65,7 +65,7 @@ static qb_status open_shards(qb_batches *b, const char *const *paths, size_t n)
 static qb_status check_counts(const qb_batches *b)
 {
     if (b->n_docs > UINT32_MAX)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "shards: found %llu documents, at most %u",
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "shards: found %llu documents, expected at most %u",
                        (unsigned long long)b->n_docs, UINT32_MAX);
     if (b->n_tokens < b->options.context + 1)
         return QB_FAIL(QB_ERR_FORMAT,

@@ -63,7 +63,8 @@ static qb_status take_number(const char **line, size_t *n, uint64_t *out)
         return QB_FAIL(QB_ERR_FORMAT, "expected a whole number up to 2^40, found '%.*s'",
                        (int)(*n < 12 ? *n : 12), *line);
     if (i < *n && (*line)[i++] != '\t')
-        return QB_FAIL(QB_ERR_FORMAT, "expected a tab after %llu", (unsigned long long)value);
+        return QB_FAIL(QB_ERR_FORMAT, "found no tab after %llu, expected one",
+                       (unsigned long long)value);
     *line += i;
     *n -= i;
     *out = value;
@@ -76,16 +77,17 @@ static qb_status read_row(const char *line, size_t n, counts *c, size_t row)
     QB_TRY(take_number(&line, &n, &code_point));
     QB_TRY(take_number(&line, &n, &c->unigram[row]));
     if (code_point > 0x10ffff || (row && code_point <= c->code_points[row - 1]))
-        return QB_FAIL(QB_ERR_FORMAT, "code point %llu: expected rising ones up to 1114111",
+        return QB_FAIL(QB_ERR_FORMAT, "found code point %llu, expected rising ones up to 1114111",
                        (unsigned long long)code_point);
     c->code_points[row] = (uint32_t)code_point;
     for (size_t i = 0; i < c->n; i++) {
         QB_TRY(take_number(&line, &n, &c->pair[row * c->n + i]));
         sum += c->pair[row * c->n + i];
     }
-    if (n) return QB_FAIL(QB_ERR_FORMAT, "more than %zu counts of pairs", c->n);
+    if (n)
+        return QB_FAIL(QB_ERR_FORMAT, "found more than %zu counts of pairs, expected fewer", c->n);
     if (!sum || !c->unigram[row])
-        return QB_FAIL(QB_ERR_FORMAT, "character %zu: its counts are 0", row);
+        return QB_FAIL(QB_ERR_FORMAT, "character %zu: found counts of 0, expected some", row);
     return QB_OK;
 }
 

@@ -64,8 +64,8 @@ static qb_status count_document(worker *w, const char *text, size_t n_bytes)
     const char *word;
     size_t n;
     if (n_bytes > QB_TOKENIZER_MAX_TEXT)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "a document of %zu bytes, at most %zu", n_bytes,
-                       QB_TOKENIZER_MAX_TEXT);
+        return QB_FAIL(QB_ERR_UNSUPPORTED, "found a document of %zu bytes, expected at most %zu",
+                       n_bytes, QB_TOKENIZER_MAX_TEXT);
     qb_words_start(w->words, text, n_bytes);
     for (;;) {
         QB_TRY(qb_words_next(w->words, &word, &n));

@@ -44,8 +44,11 @@ static qb_status check_vocabulary(const qb_shard_header *h)
         return QB_FAIL(QB_ERR_FORMAT, "bytes a token: found %u, expected %d for %u tokens",
                        h->token_bytes, h->vocab <= 65536 ? 2 : 4, h->vocab);
     if (!is_hex(h->tokenizer_sha256) || !is_hex(h->text_sha256) || !is_hex(h->digest))
-        return QB_FAIL(QB_ERR_FORMAT, "a digest of the header is no hexadecimal number");
-    if (h->reserved) return QB_FAIL(QB_ERR_FORMAT, "reserved field: expected 0");
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "a digest of the header: found other characters, expected a hexadecimal number");
+    if (h->reserved)
+        return QB_FAIL(QB_ERR_FORMAT, "reserved field: found another value, expected 0");
     return QB_OK;
 }
 
@@ -53,8 +56,10 @@ static qb_status check_vocabulary(const qb_shard_header *h)
 static qb_status check_sizes(const qb_shard_header *h, uint64_t file_bytes)
 {
     if (h->n_docs > MAX_COUNT || h->n_tokens > MAX_COUNT)
-        return QB_FAIL(QB_ERR_FORMAT, "%llu documents, %llu tokens: more than a file can hold",
-                       (unsigned long long)h->n_docs, (unsigned long long)h->n_tokens);
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "found %llu documents and %llu tokens, expected no more than a file can hold",
+            (unsigned long long)h->n_docs, (unsigned long long)h->n_tokens);
     if (h->tokens_offset != tokens_offset(h->n_docs))
         return QB_FAIL(QB_ERR_FORMAT, "offset of the tokens: found %llu, expected %llu",
                        (unsigned long long)h->tokens_offset,
@@ -75,7 +80,7 @@ static qb_status check_documents(const qb_shard *s)
                            (unsigned long long)i, (unsigned long long)s->doc_end[i],
                            (unsigned long long)before + 1, (unsigned long long)s->header.n_tokens);
     if (before != s->header.n_tokens)
-        return QB_FAIL(QB_ERR_FORMAT, "the documents end at token %llu, expected %llu",
+        return QB_FAIL(QB_ERR_FORMAT, "documents: found their end at token %llu, expected %llu",
                        (unsigned long long)before, (unsigned long long)s->header.n_tokens);
     return QB_OK;
 }
