@@ -17,12 +17,12 @@ enum { CHUNK_ROWS = 64 };
 static qb_status check_grid(const char *path, const qb_token_grid *g, const qb_config *config)
 {
     if (g->n_tokens > qb_config_longest(config))
-        return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: found %zu a row, expected at most %zu (%s)",
+        return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: found rows of %zu, expected at most %zu (%s)",
                        path, g->n_tokens, qb_config_longest(config), qb_config_limit(config));
     for (size_t i = 0; i < g->batch * g->n_tokens; i++)
         if (g->ids[i] < 0 || (size_t)g->ids[i] >= config->vocab)
-            return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: found id %d in row %zu, expected 0 to %zu",
-                           path, (int)g->ids[i], i / g->n_tokens, config->vocab - 1);
+            return QB_FAIL(QB_ERR_FORMAT, "%s: tokens: found id %d, expected 0 to %zu", path,
+                           (int)g->ids[i], config->vocab - 1);
     return QB_OK;
 }
 

@@ -261,7 +261,7 @@ static qb_status check_json_kind(const qb_train_key *key, const json_t *value)
         [QB_KEY_SIZE] = "a whole number",  [QB_KEY_REAL] = "a number",
         [QB_KEY_SWITCH] = "true or false", [QB_KEY_BLOCKS] = "a text"};
     if (fits) return QB_OK;
-    return QB_FAIL(QB_ERR_USAGE, "%s: wrong kind of value, expected %s", key->name,
+    return QB_FAIL(QB_ERR_USAGE, "%s: found another kind of value, expected %s", key->name,
                    expected[key->kind]);
 }
 

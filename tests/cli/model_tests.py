@@ -109,9 +109,9 @@ def test_logits_shapes(folder):
 def test_logits_refuses_tokens_by_their_file(folder):
     path, tokens, out = models(folder)["hf"], folder / "in.safetensors", folder / "out.safetensors"
     for ids, shape, dtype, message in (
-            ([1, -2], [1, 2], "I32", b"tokens: found id -2 in row 0, expected 0 to 258"),
-            ([1, 2, 3, tiny_models.VOCAB], [2, 2], "I32", b"found id 259 in row 1"),
-            ([1] * 65, [1, 65], "I32", b"tokens: found 65 a row, expected at most 64"),
+            ([1, -2], [1, 2], "I32", b"tokens: found id -2, expected 0 to 258"),
+            ([1, 2, 3, tiny_models.VOCAB], [2, 2], "I32", b"found id 259"),
+            ([1] * 65, [1, 65], "I32", b"tokens: found rows of 65, expected at most 64"),
             ([1, 2], [1, 2], "F32", b"dtype: found F32, expected I32"),
             ([1, 2], [2], "I32", b"expected shape (B, T)")):
         data = struct.pack(f"<{len(ids)}i", *ids)

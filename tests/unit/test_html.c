@@ -311,7 +311,7 @@ static void bad_analyses_and_profiles_are_refused(void **state)
         {"[30, 4, 5]", "[30, 4, \"5\"]",
          "f: maps.layers[0]: hidden[1][2]: found another kind of value, expected a number"},
         {"\"layers\": [{\"layer\": 1", "\"layers_\": [{\"layer\": 1", "f: layers: found nothing"},
-        {"[0.25, 0.75]", "[0.25, []]", "f: sensitivity.parts[0]: penalty_ci95: expected"},
+        {"[0.25, 0.75]", "[0.25, []]", "f: sensitivity.parts[0]: penalty_ci95: found another"},
         {"\"phases\": [{", "\"phases\": [1, {",
          "f: operations[0]: full: phases[0]: found no object"},
         {"\"ms\": 2", "\"ms\": \"2\"", "f: operations[0]: full: key \"ms\""},
