@@ -126,8 +126,9 @@ static qb_status fill(qb_tokenizer *t, const qb_tokenizer_spec *spec)
                            "tokenizer: unknown pre-tokenizer: found \"%s\", expected %s",
                            spec->pre ? spec->pre : "", qb__pre_names());
     } else if (!spec->scores && !spec->merges) {
-        return QB_FAIL(QB_ERR_FORMAT,
-                       "tokenizer: SentencePiece vocabulary with neither scores nor merges");
+        return QB_FAIL(
+            QB_ERR_FORMAT,
+            "tokenizer: SentencePiece vocabulary: found neither scores nor merges, expected one");
     }
     QB_TRY(take_texts(t, spec));
     QB_TRY(qb__tokenizer_index_texts(t));

@@ -107,9 +107,10 @@ static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
         return QB_FAIL(QB_ERR_FORMAT,
                        "tokenizer: wrong magic: found other bytes, expected its own");
     if (p[4] != VERSION)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: version %u, expected %d", p[4], VERSION);
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: found version %u, expected %d", p[4], VERSION);
     if (p[5] > QB_TOKENIZER_SPM || p[6] & ~(p[5] == QB_TOKENIZER_SPM ? SPM_FLAGS : BPE_FLAGS))
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: kind %u, flags %u unknown", p[5], p[6]);
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: found kind %u and flags %u, expected known ones",
+                       p[5], p[6]);
     t->kind = p[5] == QB_TOKENIZER_SPM ? QB_TOKENIZER_SPM : QB_TOKENIZER_BPE;
     t->add_bos = p[6] & ADD_BOS;
     t->add_space_prefix = p[6] & ADD_SPACE_PREFIX;
@@ -137,10 +138,11 @@ static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
     t->vocab = get(p + 12, 4);
     t->n_merges = get(p + 16, 4);
     if (t->vocab < 1 || t->vocab > QB__MAX_VOCAB)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: vocabulary of %zu, expected 1 to %d", t->vocab,
-                       QB__MAX_VOCAB);
+        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: found a vocabulary of %zu, expected 1 to %d",
+                       t->vocab, QB__MAX_VOCAB);
     if (t->kind == QB_TOKENIZER_SPM && t->n_merges && !*by_merges)
-        return QB_FAIL(QB_ERR_FORMAT, "tokenizer: SentencePiece by scores with %zu merges",
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "tokenizer: SentencePiece by scores: found %zu merges, expected none",
                        t->n_merges);
     return QB_OK;
 }

@@ -146,7 +146,8 @@ static qb_status want_unset(const json_t *model, const char *key)
 
 static qb_status check_model(const json_t *model)
 {
-    if (!json_is_object(model)) return QB_FAIL(QB_ERR_FORMAT, "no key \"model\"");
+    if (!json_is_object(model))
+        return QB_FAIL(QB_ERR_FORMAT, "found no key \"model\", expected one");
     const json_t *v = json_object_get(model, "type"); /* old files have none */
     if (!absent(v) && strcmp(type_of(model), "BPE")) return refuse("model", type_of(model), "BPE");
     static const char *const unset[] = {"dropout", "continuing_subword_prefix",
@@ -210,9 +211,9 @@ static qb_status put_added_token(hf_parts *h, const json_t *token, size_t limit)
     bool normalized = false;
     QB_TRY(qb_json_get_bool(token, "normalized", &normalized));
     if (normalized && h->normalizes)
-        return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "added token \"%.40s\": normalized is set, expected false with a normalizer",
-                       text);
+        return QB_FAIL(
+            QB_ERR_UNSUPPORTED,
+            "added token \"%.40s\": found normalized set, expected false with a normalizer", text);
     size_t id;
     QB_TRY(read_id(json_object_get(token, "id"), limit, text, &id));
     if (id >= h->spec.vocab) h->spec.vocab = id + 1;

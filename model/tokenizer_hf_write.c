@@ -99,8 +99,9 @@ qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
 {
     bool spm = t->kind == QB_TOKENIZER_SPM;
     if (spm && t->scores)
-        return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer.json: SentencePiece by scores cannot be "
-                                           "written, only what has merges");
+        return QB_FAIL(QB_ERR_UNSUPPORTED,
+                       "tokenizer.json: found SentencePiece by scores, expected "
+                       "what has merges");
     size_t mark = qb_json_mark();
     json_t *normalizer = NULL, *pre = NULL, *decoder = NULL;
     if (spm)

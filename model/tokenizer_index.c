@@ -230,13 +230,16 @@ static qb_status check_spm(qb_tokenizer *t)
                            "tokenizer: the score of token %zu: found no number, expected one", id);
     for (int byte = 0; byte < 256 && t->unk < 0; byte++)
         if (t->byte_id[byte] < 0)
-            return QB_FAIL(QB_ERR_FORMAT, "tokenizer: neither a token <0x%02X> nor an unk token",
-                           (unsigned)byte);
+            return QB_FAIL(
+                QB_ERR_FORMAT,
+                "tokenizer: found neither a token <0x%02X> nor an unk token, expected one",
+                (unsigned)byte);
     /* What is no token becomes bytes at the end: they take no part in merging. */
     for (size_t i = 0; i < t->n_merges; i++)
         if (t->types[t->merges[i].left] == QB_TOKEN_BYTE ||
             t->types[t->merges[i].right] == QB_TOKEN_BYTE)
-            return QB_FAIL(QB_ERR_UNSUPPORTED, "tokenizer: merge %zu joins a byte token", i);
+            return QB_FAIL(QB_ERR_UNSUPPORTED,
+                           "tokenizer: merge %zu: found a byte token, expected none", i);
     t->splits_at_spaces = true;
     for (size_t id = 0; id < t->vocab; id++) {
         size_t n_bytes, i = 0;
