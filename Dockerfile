@@ -1,4 +1,5 @@
-# UNTESTED: written with care, but never built or run where it was written.
+# UNTESTED as an image: its commands were run one after another in a bare Debian 12 (2026-11-22), but no
+# engine built or ran it.
 #
 #     docker build -t qbench .
 #     docker run --rm -v "$PWD:/data" qbench --scheme all --no-speed /data/model.bin

@@ -218,8 +218,9 @@ qb_status qb_cmd_convert(const qb_cli *cli)
     bool random = qb_cli_string(cli, "random") != NULL;
     size_t n_args = qb_cli_n_args(cli), expected = random ? 1 : 2;
     if (n_args != expected)
-        return QB_FAIL(QB_ERR_USAGE, "convert%s: found %zu arguments, expected %s",
-                       random ? " --random" : "", n_args, random ? "OUT" : "IN and OUT");
+        return QB_FAIL(QB_ERR_USAGE, "convert%s: found %zu argument%s, expected %s",
+                       random ? " --random" : "", n_args, n_args == 1 ? "" : "s",
+                       random ? "OUT" : "IN and OUT");
     qb_pool *pool;
     qb_model *model = NULL, *full = NULL;
     QB_TRY(qb_pool_create(qb_cli_size(cli, "threads"), &pool));

@@ -89,8 +89,15 @@ static bool is_choice(const qb_option *option, const char *text, size_t n_bytes)
 
 static qb_status fail_choice(const qb_option *option, const char *text, size_t n_bytes)
 {
-    char words[512] = "";
+    char words[512] = "", typed[64];
     const char *choice;
+    snprintf(typed, sizeof typed, "%.*s", (int)n_bytes, text);
+    qb_nearest nearest = qb_nearest_begin(typed);
+    for (size_t i = 0; (choice = option->choice(i)); i++)
+        if (choice[strlen(choice) - 1] != ':') qb_nearest_consider(&nearest, choice);
+    if (nearest.word)
+        return QB_FAIL(QB_ERR_USAGE, "--%s: unknown value: found '%s', did you mean '%s'?",
+                       option->name, typed, nearest.word);
     for (size_t i = 0; (choice = option->choice(i)); i++)
         snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s%s", i ? ", " : "",
                  choice, choice[strlen(choice) - 1] == ':' ? "N" : "");
@@ -174,8 +181,8 @@ static qb_status fail_unknown(const qb_verb *verb, const char *word)
         return QB_FAIL(QB_ERR_USAGE, "no such option of %s: found '--%s', did you mean '--%s'?",
                        verb->name, name, s.word);
     return QB_FAIL(QB_ERR_USAGE,
-                   "no such option of %s: found '--%s', expected one of qbench help %s", verb->name,
-                   name, verb->name);
+                   "no such option of %s: found '--%s', expected one that qbench help %s lists",
+                   verb->name, name, verb->name);
 }
 
 static qb_status set_option(qb_cli *cli, const qb_option *option, const char *text)
@@ -207,9 +214,10 @@ static qb_status take_option(qb_cli *cli, char **argv, int argc, int *i)
     } else {
         option = find_letter(cli->verb, word[1]);
         if (!option)
-            return QB_FAIL(QB_ERR_USAGE,
-                           "no such option of %s: found '-%c', expected one of qbench help %s",
-                           cli->verb->name, word[1], cli->verb->name);
+            return QB_FAIL(
+                QB_ERR_USAGE,
+                "no such option of %s: found '-%c', expected one that qbench help %s lists",
+                cli->verb->name, word[1], cli->verb->name);
         if (word[2]) value = word + 2;
     }
     if (option->kind == QB_OPTION_FLAG) {

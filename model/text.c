@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 enum { MAX_LINE_BYTES = 64 << 20 }; /* of JSON lines */
+enum { LOOK_BYTES = 1 << 16 };
 static const size_t DEFAULT_MAX_BYTES = (size_t)1 << 30;
 static const char SEPARATOR[] = "<|endoftext|>";
 
@@ -72,6 +73,16 @@ static qb_status decompress(const uint8_t *data, size_t bytes, qb__growing *raw)
     const char *other = qb_file_looks_like(data, bytes);
     if (other) return QB_FAIL(QB_ERR_FORMAT, "found %s, expected text", other);
     return append(raw, data, bytes);
+}
+
+/* A model or an image has a NUL early, a text has none: millions of tokens of nothing are refused.
+ */
+static qb_status check_is_text(const qb__growing *raw)
+{
+    const char *nul = memchr(raw->data, 0, raw->n < LOOK_BYTES ? raw->n : LOOK_BYTES);
+    if (!nul) return QB_OK;
+    return QB_FAIL(QB_ERR_FORMAT, "no text: found a NUL at byte %zu, expected UTF-8",
+                   (size_t)(nul - raw->data));
 }
 
 /* Ends a document at text->n_bytes; empty ones do not count. */
@@ -175,6 +186,7 @@ static qb_status open_data(const char *name, const uint8_t *data, size_t bytes, 
 {
     qb__growing raw = {.max = max_bytes ? max_bytes : DEFAULT_MAX_BYTES};
     qb_status status = decompress(data, bytes, &raw);
+    if (status == QB_OK && raw.n) status = check_is_text(&raw);
     if (status == QB_OK) status = make_text(name, &raw, is_jsonl, out);
     qb_free(raw.data);
     return status;

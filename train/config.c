@@ -208,8 +208,8 @@ static qb_status fail_unknown(const char *name)
         return QB_FAIL(QB_ERR_USAGE,
                        "no such key: found '%.40s', expected a known one: did you mean '%s'?", name,
                        nearest.word);
-    return QB_FAIL(QB_ERR_USAGE, "no such key: found '%.40s', expected one of qbench help train",
-                   name);
+    return QB_FAIL(QB_ERR_USAGE,
+                   "no such key: found '%.40s', expected one that qbench help train lists", name);
 }
 
 qb_status qb_train_config_set(qb_train_config *config, const char *name, const char *text)

@@ -79,7 +79,7 @@ qb_status qb_preset_apply(const char *name, qb_train_config *config)
         for (const qb_preset *p = qb_presets; p->name; p++)
             if (p->summary) qb_nearest_consider(&nearest, p->name);
         return QB_FAIL(QB_ERR_USAGE, "no such preset: found '%.40s', %s%s%s", name,
-                       nearest.word ? "did you mean '" : "expected one of qbench presets",
+                       nearest.word ? "did you mean '" : "expected one that qbench presets lists",
                        nearest.word ? nearest.word : "", nearest.word ? "'?" : "");
     }
     QB_TRY(apply(preset, config));

@@ -168,6 +168,8 @@ def test_usage_errors_exit_2_with_the_nearest_word(_):
         (["generate", "--top-p", "2", "m"], "from 0 to 1"),
         (["generate", "--temp", "nan", "m"], "from 0 to 100"),
         (["--weight-axis", "group:x", "m"], "group:N"),
+        (["--scheme", "coarse,fin", "m"], "found 'fin', did you mean 'fine'?"),
+        (["--scheme", "nosuch", "m"], "expected one of full, "),
         (["--scheme", "fine,,full", "m"], "empty item"),
         (["--scheme=", "m"], "empty value"),
         (["--quiet=1", "m"], "takes no value"),

@@ -172,6 +172,7 @@ static void what_is_no_text_is_refused(void **state)
         {"<|endoftext|>\n", "no text", 14},
         {"PK\003\004aaaa", "zip", 8},
         {"GGUF\003", "GGUF", 5},
+        {"QBENCH\0\0", "NUL at byte 6", 8},
         {"version https://git-lfs.github.com/spec/v1\n", "LFS", 43},
     };
     qb_text text;
