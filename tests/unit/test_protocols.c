@@ -215,8 +215,8 @@ static void words_are_counted_as_python_splits(void **state)
                                     .scores = scores,
                                     .bos = -1,
                                     .eos = -1};
-    static char bytes[] = "a\u00a0b\u2003c d\u00e9 \u3000e" /* five words */
-                          "x ";                             /* one, and the empty one behind it */
+    static char bytes[] = "a\u00a0b\u2003c \u2028d\u3000\u00e9" /* five words */
+                          "x "; /* one, and the empty one behind it */
     size_t doc_end[] = {sizeof bytes - 3, sizeof bytes - 1};
     const qb_text text = {
         .bytes = bytes, .n_bytes = sizeof bytes - 1, .doc_end = doc_end, .n_docs = 2};
