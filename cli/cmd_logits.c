@@ -8,8 +8,12 @@
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/progress.h"
+#include "kernels/gemm_u4.h"
 #include "kernels/pointwise.h"
 #include "model/safetensors.h"
+
+#include <stdio.h>
+#include <string.h>
 
 enum { CHUNK_ROWS = 64 };
 
@@ -120,6 +124,25 @@ static qb_status run_engine(const qb_cli *cli, qb_backbone *backbone, qb_pool *p
     return status == QB_OK ? qb_engine_prefill(*out, g->ids, g->batch, g->n_tokens) : status;
 }
 
+/* These logits are laid beside other programs': where --kernel does not say otherwise, 4-bit
+ * weights are multiplied with the inputs as they are, by the first row that does not round them.
+ * The next qb_cli_prepare() lifts it. */
+static qb_status choose_rows(const qb_cli *cli)
+{
+    const char *given = qb_cli_string(cli, "kernel");
+    const qb_gemm_u4_row *row = qb_gemm_u4_kernels;
+    if (given && strstr(given, "gemm_u4/")) return QB_OK;
+    while (qb_kernel_refusal(&row->info) || row->prepared_bytes(1, 1))
+        row++; /* ends at the reference */
+    const size_t bytes = (given ? strlen(given) : 0) + strlen(row->info.name) + 2;
+    char *list;
+    QB_TRY(QB_NEW(&list, bytes, "names of kernel rows"));
+    snprintf(list, bytes, "%s%s%s", given ? given : "", given ? "," : "", row->info.name);
+    qb_status status = qb_kernel_force(list);
+    qb_free(list);
+    return status;
+}
+
 qb_status qb_logits_run(const qb_cli *cli, const qb_model *model, const qb_token_grid *grid,
                         qb_status (*use)(qb_engine *engine, const qb_token_grid *grid, void *what),
                         void *what)
@@ -130,6 +153,7 @@ qb_status qb_logits_run(const qb_cli *cli, const qb_model *model, const qb_token
     qb_backbone_options wide = {.max_tokens = grid->batch * grid->n_tokens};
     qb_status status;
     QB_TRY_GOTO(status, qb_cli_prepare(cli, &wide.device, &pool), done);
+    QB_TRY_GOTO(status, choose_rows(cli), done);
     wide.pool = pool;
     QB_TRY_GOTO(status, qb_backbone_create(model, &wide, &backbone), done);
     QB_TRY_GOTO(status, run_engine(cli, backbone, pool, model, grid, &engine), done);

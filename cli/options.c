@@ -70,7 +70,8 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
     [QB_VERB_LOGITS] = {"logits", "--tokens IN.safetensors --out OUT.safetensors MODEL",
         "logits and losses of given tokens, as safetensors",
         "IN holds `tokens` (B, T) int32; OUT gets `logits` (B, T, V) and `nll` (B, T-1), both f32. "
-        "The whole (B, T) is one batch, so a per-tensor scale spans all of it.",
+        "The whole (B, T) is one batch, so a per-tensor scale spans all of it. 4-bit weights are "
+        "multiplied in f32 on the processor, whichever row is the fastest.",
         {"qbench logits --tokens in.safetensors --out out.safetensors model.bin",
          "qbench logits --scheme coarse --tokens in.safetensors --out out.safetensors model.bin"},
         1, 1, qb_cmd_logits},

@@ -106,6 +106,25 @@ def test_logits_shapes(folder):
     expect(qbench("logits", "--tokens", tokens, path), 2)
 
 
+def test_logits_of_four_bits_round_no_inputs(folder):
+    """The row for speed holds inputs in 16 bits; logits are those of the values of the weights."""
+    path, tokens = models(folder)["model.bin"], folder / "in.safetensors"
+    tokens.write_bytes(tiny_models.tokens_file(2, 8))
+
+    def logits(*options):
+        out = folder / "out.safetensors"
+        expect(qbench("logits", "--scheme", "zeropoint4", *options, "--tokens", tokens, "--out", out,
+                      path))
+        data = out.read_bytes()
+        n = 2 * 8 * tiny_models.VOCAB
+        return struct.unpack_from(f"<{n}f", data, 8 + struct.unpack_from("<Q", data)[0])
+
+    exact = logits("--kernel", "gemm_u4/ref")
+    for options in ([], ["--kernel", "attention/ref"], ["--fake"]):
+        off = max(abs(a - b) for a, b in zip(exact, logits(*options)))
+        assert off < 3e-5 * max(map(abs, exact)), (options, off)
+
+
 def test_logits_refuses_tokens_by_their_file(folder):
     path, tokens, out = models(folder)["hf"], folder / "in.safetensors", folder / "out.safetensors"
     for ids, shape, dtype, message in (
