@@ -23,12 +23,14 @@ SAID_default := QB_CUDA:BOOL=ON
 SAID_cuda := QB_REQUIRE_CUDA:BOOL=ON
 SAID := $(or $(SAID_$(PRESET)),CMAKE_BUILD_TYPE)
 
-all:
+all: TARGET =
+program: TARGET = --target qbench
+all program:
 	@tools/setup.sh build
 	@grep -qs '^$(SAID)' $(BUILD)/CMakeCache.txt || cmake --preset $(PRESET)
-	cmake --build $(BUILD) --parallel $(JOBS)
+	cmake --build $(BUILD) --parallel $(JOBS) $(TARGET)
 
-demo: all
+demo: program
 	tools/demo.py --qbench $(BUILD)/qbench
 
 test:
@@ -50,7 +52,7 @@ coverage:
 	@tools/setup.sh test
 	tools/coverage.py
 
-fetch-smollm2: all
+fetch-smollm2: program
 	tools/fetch_smollm2.sh
 
 format:
@@ -73,4 +75,4 @@ reproducible:
 clean:
 	rm -rf build build-*
 
-.PHONY: all demo test test-cuda fuzz coverage fetch-smollm2 format install package reproducible clean
+.PHONY: all program demo test test-cuda fuzz coverage fetch-smollm2 format install package reproducible clean

@@ -181,6 +181,8 @@ class Panel:
                    'stroke="#ddd"/>')
             yield (f'<text x="{x:.1f}" y="{self.y + HEIGHT + 15}" text-anchor="middle">'
                    f'{10 ** power:,}</text>')
+        yield (f'<text x="{self.x + WIDTH / 2:.0f}" y="{self.y + HEIGHT + 29}" '
+               'text-anchor="middle" fill="#555">training steps</text>')
         ticks = round((self.high - self.low) / self.step)
         for i in range(ticks + 1):
             value = self.low + i * self.step
@@ -210,14 +212,14 @@ def write_figure(path, records, panels):
         x, y = LEFT + i % 2 * (WIDTH + GAP_X), TOP + i // 2 * (HEIGHT + GAP_Y)
         panel = Panel(x, y, title, [c for c in curves if c[1]], is_log)
         body += [*panel.axes(), *panel.lines()]
-    bottom = TOP + n_rows * (HEIGHT + GAP_Y) - 20
+    bottom = TOP + n_rows * (HEIGHT + GAP_Y) - 16
     for i, r in enumerate(records):
-        x, y = LEFT + i % 3 * 260, bottom + i // 3 * 18
+        x, y = LEFT + i % 2 * (WIDTH + GAP_X), bottom + i // 2 * 18  # below the panels
         body.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke-width="2" '
                     f'stroke="{colours[r["name"]]}"/>')
         body.append(f'<text x="{x + 28}" y="{y}">{html.escape(VARIANTS[r["name"]][2])}</text>')
     width = LEFT + 2 * WIDTH + GAP_X + 40
-    height = bottom + (len(records) + 2) // 3 * 18 + 4
+    height = bottom + (len(records) + 1) // 2 * 18 + 4
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
                     f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">\n'
                     f'<rect width="{width}" height="{height}" fill="white"/>\n' +
