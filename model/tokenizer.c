@@ -119,6 +119,7 @@ static qb_status fill(qb_tokenizer *t, const qb_tokenizer_spec *spec)
     t->prefix_first_only = spec->prefix_first_only;
     t->prefix_unless_space = spec->prefix_unless_space;
     t->ignore_merges = spec->ignore_merges;
+    t->nfc = spec->nfc;
     if (t->kind == QB_TOKENIZER_BPE) {
         t->pre = spec->pre ? qb__pre_find(spec->pre) : NULL;
         if (!t->pre)

@@ -63,6 +63,7 @@ typedef struct qb_tokenizer_spec {
                             * has none) */
     /* SentencePiece, with add_space_prefix: not after a special token; not before a space. */
     bool prefix_first_only, prefix_unless_space;
+    bool nfc;           /* BPE: the text is put into normalization form C first (Qwen2) */
     bool ignore_merges; /* BPE: a pre-split word that is a token is taken whole */
 } qb_tokenizer_spec;
 

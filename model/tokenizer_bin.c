@@ -6,7 +6,8 @@
  * scores) | u32 left, right (n_merges, byte-level BPE and SentencePiece by merges)
  *
  * flags: 1 add_bos, 2 add_space_prefix, 4 ignore_merges; of SentencePiece: 8 prefix_first_only,
- * 16 prefix_unless_space, 32 by merges instead of scores. The SHA-256 of it names the tokenizer. */
+ * 16 prefix_unless_space, 32 by merges instead of scores; of byte-level BPE: 64 nfc. The SHA-256 of
+ * it names the tokenizer. */
 #include "model/tokenizer_internal.h"
 
 #include "core/dtype.h"
@@ -21,7 +22,8 @@ enum {
     PREFIX_FIRST_ONLY = 8,
     PREFIX_UNLESS_SPACE = 16,
     BY_MERGES = 32,
-    BPE_FLAGS = 7,
+    NFC = 64,
+    BPE_FLAGS = 7 | NFC,
     SPM_FLAGS = 63,
 };
 
@@ -44,7 +46,8 @@ static uint32_t flags_of(const qb_tokenizer *t)
     return (t->add_bos ? ADD_BOS : 0u) | (t->add_space_prefix ? ADD_SPACE_PREFIX : 0u) |
            (t->ignore_merges ? IGNORE_MERGES : 0u) |
            (t->prefix_first_only ? PREFIX_FIRST_ONLY : 0u) |
-           (t->prefix_unless_space ? PREFIX_UNLESS_SPACE : 0u) | (by_merges ? BY_MERGES : 0u);
+           (t->prefix_unless_space ? PREFIX_UNLESS_SPACE : 0u) | (by_merges ? BY_MERGES : 0u) |
+           (t->nfc ? NFC : 0u);
 }
 
 qb_status qb_tokenizer_serialize(const qb_tokenizer *t, uint8_t **out, size_t *bytes)
@@ -117,6 +120,7 @@ static qb_status read_head(source *s, qb_tokenizer *t, bool *by_merges)
     t->ignore_merges = p[6] & IGNORE_MERGES;
     t->prefix_first_only = p[6] & PREFIX_FIRST_ONLY;
     t->prefix_unless_space = p[6] & PREFIX_UNLESS_SPACE;
+    t->nfc = p[6] & NFC;
     *by_merges = p[6] & BY_MERGES;
     if (t->kind == QB_TOKENIZER_SPM && p[7])
         return QB_FAIL(QB_ERR_FORMAT,

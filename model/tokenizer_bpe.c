@@ -1,5 +1,7 @@
 /* model/tokenizer_bpe.c - byte-level BPE (Radford et al. 2019): the pre-splitter cuts the text into
  * words, and in each word the pair of lowest rank is merged until none is left. */
+#include "core/memory.h"
+#include "model/nfc.h"
 #include "model/tokenizer_internal.h"
 
 uint32_t qb__pair_rank(const qb_tokenizer *t, const char *word, const qb__symbol *left,
@@ -60,7 +62,7 @@ static qb_status encode_word(qb_encoder *e, const char *word, size_t n_bytes)
     return QB_OK;
 }
 
-qb_status qb__bpe_encode_segment(qb_encoder *e, const char *text, size_t n_bytes)
+static qb_status encode_words(qb_encoder *e, const char *text, size_t n_bytes)
 {
     if (e->t->add_space_prefix && *text != ' ') {
         QB_TRY(qb__reserve_chars(&e->work, &e->work_capacity, n_bytes + 1));
@@ -77,4 +79,15 @@ qb_status qb__bpe_encode_segment(qb_encoder *e, const char *text, size_t n_bytes
         if (!word_bytes) return QB_OK;
         QB_TRY(encode_word(e, word, word_bytes));
     }
+}
+
+qb_status qb__bpe_encode_segment(qb_encoder *e, const char *text, size_t n_bytes)
+{
+    if (!e->t->nfc || qb_nfc_is_plain(text, n_bytes)) return encode_words(e, text, n_bytes);
+    char *composed;
+    size_t composed_bytes;
+    QB_TRY(qb_nfc(text, n_bytes, &composed, &composed_bytes));
+    qb_status status = encode_words(e, composed, composed_bytes);
+    qb_free(composed);
+    return status;
 }

@@ -156,13 +156,20 @@ static qb_status check_model(const json_t *model)
     return QB_OK;
 }
 
-/* Byte-level BPE: nothing before the pre-tokenizer. */
+/* None, or NFC (Qwen2). */
+static qb_status read_plain_normalizer(const json_t *v, bool *nfc)
+{
+    const json_t *list = json_object_get(v, "normalizers");
+    if (!strcmp(type_of(v), "Sequence") && json_array_size(list) == 1) v = json_array_get(list, 0);
+    if (absent(v) || is_empty_sequence(v, "normalizers")) return QB_OK;
+    *nfc = !strcmp(type_of(v), "NFC");
+    return *nfc ? QB_OK : refuse("normalizer", type_of(v), "none or NFC");
+}
+
 static qb_status read_byte_level_parts(const json_t *root, qb_tokenizer_spec *spec)
 {
-    const json_t *v = json_object_get(root, "normalizer");
-    if (!absent(v) && !is_empty_sequence(v, "normalizers"))
-        return refuse("normalizer", type_of(v), "none");
-    v = json_object_get(root, "decoder");
+    QB_TRY(read_plain_normalizer(json_object_get(root, "normalizer"), &spec->nfc));
+    const json_t *v = json_object_get(root, "decoder");
     if (!absent(v) && strcmp(type_of(v), "ByteLevel"))
         return refuse("decoder", type_of(v), "ByteLevel");
     spec->kind = QB_TOKENIZER_BPE;

@@ -107,7 +107,8 @@ qb_status qb_tokenizer_to_hf_json(const qb_tokenizer *t, json_t **out)
     if (spm)
         qb__hf_spm_components(t, &normalizer, &pre, &decoder);
     else
-        normalizer = json_null(), pre = pre_tokenizer(t), decoder = byte_level(true, true);
+        normalizer = t->nfc ? json_pack("{s:s}", "type", "NFC") : json_null(),
+        pre = pre_tokenizer(t), decoder = byte_level(true, true);
     json_t *unk = spm && t->unk >= 0 ? text_json(t, (size_t)t->unk) : json_null();
     json_t *model = json_pack(
         "{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",

@@ -78,7 +78,7 @@ struct qb_tokenizer {
     float *scores;     /* (vocab) SentencePiece by scores, else NULL */
     qb__merge *merges; /* (n_merges) BPE, SentencePiece by merges */
     int32_t bos, eos, unk;
-    bool add_bos, add_space_prefix, ignore_merges, prefix_first_only, prefix_unless_space;
+    bool add_bos, add_space_prefix, ignore_merges, nfc, prefix_first_only, prefix_unless_space;
 
     /* derived by qb__tokenizer_finish */
     char *bytes;          /* what each token stands for, each followed by a NUL */

@@ -763,6 +763,30 @@ static void spm_json_is_read_as_tokenizers_does(void **state)
     }
 }
 
+/* Angstrom's sign is the letter, but with the bytes of the letter alone the sign gives nothing. */
+static void nfc_is_applied_before_the_split(void **state)
+{
+    (void)state;
+    static const char json[] =
+        "{\"normalizer\":{\"type\":\"NFC\"}," BYTE_LEVEL ",\"model\":{\"type\":\"BPE\",\"vocab\":"
+        "{\"a\":0,\"Ã\":1,\"ħ\":2,\"Ãħ\":3},\"merges\":[\"Ã ħ\"]}}";
+    qb_tokenizer *t, *back, *read;
+    json_t *root;
+    uint8_t *data;
+    size_t bytes;
+    QB_CHECK_OK(parse(json, &t));
+    QB_CHECK_OK(qb_tokenizer_to_hf_json(t, &root));
+    QB_CHECK_OK(qb_tokenizer_from_hf_json(root, "written", &back));
+    QB_CHECK_OK(qb_tokenizer_serialize(back, &data, &bytes));
+    QB_CHECK_OK(qb_tokenizer_deserialize(data, bytes, &read));
+    check_ids(read, "a\u212ba A\u030a", false, 4, (int32_t[]){0, 3, 0, 3});
+    qb_free(data);
+    json_decref(root);
+    qb_tokenizer_destroy(t);
+    qb_tokenizer_destroy(back);
+    qb_tokenizer_destroy(read);
+}
+
 static void unknown_hf_parts_are_refused_by_name(void **state)
 {
     (void)state;
@@ -772,7 +796,7 @@ static void unknown_hf_parts_are_refused_by_name(void **state)
         {"{" MODEL(MERGES) "}", "pre_tokenizer"},
         {"{\"pre_tokenizer\":{\"type\":\"Whitespace\"}," MODEL(MERGES) "}", "Whitespace"},
         {"{" SPLIT("\\\\d+") "," MODEL(MERGES) "}", "\\d+"},
-        {"{\"normalizer\":{\"type\":\"NFC\"}," BYTE_LEVEL "," MODEL(MERGES) "}", "NFC"},
+        {"{\"normalizer\":{\"type\":\"NFKC\"}," BYTE_LEVEL "," MODEL(MERGES) "}", "NFKC"},
         {"{\"decoder\":{\"type\":\"WordPiece\"}," BYTE_LEVEL "," MODEL(MERGES) "}", "WordPiece"},
         {"{\"post_processor\":{\"type\":\"BertProcessing\"}," BYTE_LEVEL "," MODEL(MERGES) "}",
          "BertProcessing"},
@@ -908,6 +932,7 @@ int main(void)
         cmocka_unit_test(bad_specs_are_refused),
         cmocka_unit_test(hf_files_give_their_splitter),
         cmocka_unit_test(spm_json_is_read_as_tokenizers_does),
+        cmocka_unit_test(nfc_is_applied_before_the_split),
         cmocka_unit_test(unknown_hf_parts_are_refused_by_name),
         cmocka_unit_test(failed_allocations_in_spm_json_are_reported),
         cmocka_unit_test(broken_hf_files_are_refused),
