@@ -131,6 +131,35 @@ static void write_heads(const json_t *root, FILE *stream)
     }
 }
 
+/* Of tokens but the first, the mean over layers. */
+static double mean_of_basis(const json_t *list, const char *part, const char *basis)
+{
+    double sum = 0, n = 0;
+    size_t i;
+    json_t *one;
+    json_array_foreach(list, i, one)
+    {
+        double kurt = qb_json_real_at(json_object_get(one, basis), "rest");
+        if (strcmp(qb_json_text_at(one, "part"), part) || isnan(kurt)) continue;
+        sum += kurt;
+        n++;
+    }
+    return sum / n;
+}
+
+static void write_bases(const json_t *root, FILE *stream)
+{
+    static const char *const parts[] = {"attn", "mlp"}, *const bases[] = {"own", "q", "qt", "v"};
+    const json_t *list = json_object_get(root, "output_basis");
+    for (size_t i = 0; i < 2 && json_array_size(list); i++) {
+        char t[4][QB_FORMAT_BYTES];
+        for (size_t b = 0; b < 4; b++)
+            qb_format_significant(mean_of_basis(list, parts[i], bases[b]), t[b]);
+        fprintf(stream, "%-8s kurtosis of what %s adds: X %s, X Q %s, X Q^T %s, X V %s\n",
+                i ? "" : "bases", parts[i], t[0], t[1], t[2], t[3]);
+    }
+}
+
 static void write_interventions(const json_t *root, FILE *stream)
 {
     size_t i;
@@ -160,6 +189,7 @@ qb_status qb_analysis_write_screen(const json_t *root, FILE *stream)
     write_summary(root, stream);
     write_massive(root, stream);
     write_heads(root, stream);
+    write_bases(root, stream);
     write_interventions(root, stream);
     const json_t *sensitivity = json_object_get(root, "sensitivity");
     if (sensitivity) qb_sensitivity_write_screen(sensitivity, stream);

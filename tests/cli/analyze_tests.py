@@ -235,6 +235,8 @@ def test_analyze_a_run_with_its_checkpoint_and_bases(own):
     assert parts == [(1, "attn"), (1, "mlp")]
     for one in found["output_basis"]:
         assert 1 < one["q"]["rest"] < 12 and one["v"]["rest"] > one["own"]["rest"]
+    done = expect(qbench("analyze", "--tokens", tokens, "--rotate-output-basis", run / "model.bin"))
+    assert re.search(rb"^bases +kurtosis of what attn adds: X [\d.]+, X Q [\d.]+", done.out, re.M)
     other = own / "rmsprop"
     found = analyze(own, "--tokens", tokens, "--checkpoint", other / ckpt, other / "model.bin")
     assert found["weights"][0]["first_moment_rms"] is None
