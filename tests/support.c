@@ -72,6 +72,36 @@ const char *qb_test_golden(const char *name)
     return access(path, R_OK) ? NULL : path;
 }
 
+static char folder[] = "/tmp/qb_test.XXXXXX";
+
+int qb_test_make_folder(void **state)
+{
+    (void)state;
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+int qb_test_remove_folder(void **state)
+{
+    (void)state;
+    char command[40];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command);
+}
+
+const char *qb_test_folder(void)
+{
+    return folder;
+}
+
+const char *qb_test_in_folder(const char *name)
+{
+    static char paths[4][256];
+    static unsigned next;
+    char *path = paths[next++ % QB_COUNT(paths)];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
 void qb_test_fill_f32(float *x, size_t n, uint64_t seed)
 {
     qb_rng_normal_f32(seed, QB_STREAM_TEST, 0, n, 1.0f, x);

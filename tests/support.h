@@ -43,6 +43,13 @@ void qb_test_guarded_free(void *memory, size_t bytes);
  * where it is absent (skip, with the reason). The string lives until the next call. */
 const char *qb_test_golden(const char *name);
 
+/* A folder of the program's own, for setup and teardown of cmocka_run_group_tests, which removes it
+ * with what is in it; and the path of NAME in it, good until the fourth call from now. */
+int qb_test_make_folder(void **state);
+int qb_test_remove_folder(void **state);
+const char *qb_test_folder(void);
+const char *qb_test_in_folder(const char *name);
+
 /* Deterministic test numbers: normal with a few outliers, uniform in [-1, 1), bytes. */
 void qb_test_fill_f32(float *x, size_t n, uint64_t seed);
 void qb_test_fill_bytes(void *x, size_t n, uint64_t seed);

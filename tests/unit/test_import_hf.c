@@ -16,18 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-static char folder[] = "/tmp/qb_import_hf.XXXXXX";
-
-static const char *in_folder(const char *name)
-{
-    static char paths[4][256];
-    static unsigned next;
-    char *path = paths[next++ % QB_COUNT(paths)];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
 
 static void write_text(const char *path, const char *text)
 {
@@ -269,16 +257,16 @@ static void written_folders_give_the_same_model(void **state)
         if (variant == 9) c.sliding_window = c.context, foreign = "mistral";
         if (variant == 10) c.rope.kind = QB_ROPE_YARN, c.rope.factor = 3, foreign = "llama";
         qb_model *source = qb_test_tiny_model(&c, 9), *read;
-        QB_CHECK_OK(qb_model_export_hf(source, in_folder("out")));
-        QB_CHECK_OK(qb_model_open(in_folder("out"), &read));
+        QB_CHECK_OK(qb_model_export_hf(source, qb_test_in_folder("out")));
+        QB_CHECK_OK(qb_model_open(qb_test_in_folder("out"), &read));
         test_models_equal(source, read);
         assert_string_equal(read->name, source->name);
         qb_model_close(read);
-        QB_CHECK_OK(qb_model_open(in_folder("out/model.safetensors"), &read));
+        QB_CHECK_OK(qb_model_open(qb_test_in_folder("out/model.safetensors"), &read));
         assert_string_equal(read->format, "safetensors");
         qb_model_close(read);
         json_t *config;
-        QB_CHECK_OK(qb_json_read_file(in_folder("out/config.json"), 1 << 20, &config));
+        QB_CHECK_OK(qb_json_read_file(qb_test_in_folder("out/config.json"), 1 << 20, &config));
         assert_string_equal(json_string_value(json_object_get(config, "model_type")),
                             foreign ? foreign : "qbench");
         json_decref(config);
@@ -304,8 +292,8 @@ static void tensors_in_blocks_are_widened(void **state)
     t->dtype = QB_Q8_0;
     t->data = blocks;
     t->bytes = sizeof blocks;
-    QB_CHECK_OK(qb_model_export_hf(source, in_folder("blocks")));
-    QB_CHECK_OK(qb_model_open(in_folder("blocks"), &read));
+    QB_CHECK_OK(qb_model_export_hf(source, qb_test_in_folder("blocks")));
+    QB_CHECK_OK(qb_model_open(qb_test_in_folder("blocks"), &read));
     const qb_tensor *widened = qb_model_tensor(read, QB_ROLE_TOK_EMBD, 0);
     assert_int_equal(widened->dtype, QB_F32);
     assert_memory_equal(widened->data, want, sizeof want);
@@ -318,8 +306,8 @@ static void narrow_tensors_and_tokenizers_travel(void **state)
     (void)state;
     qb_model *source, *read;
     QB_CHECK_OK(qb_random_model("gpt2-60m", 7, NULL, &source));
-    QB_CHECK_OK(qb_model_export_hf(source, in_folder("random")));
-    QB_CHECK_OK(qb_model_open(in_folder("random"), &read));
+    QB_CHECK_OK(qb_model_export_hf(source, qb_test_in_folder("random")));
+    QB_CHECK_OK(qb_model_open(qb_test_in_folder("random"), &read));
     test_models_equal(source, read);
     assert_int_equal(qb_model_tensor(read, QB_ROLE_DOWN, 2)->dtype, QB_BF16);
     qb_tokens ids = {0};
@@ -337,9 +325,9 @@ static void unused_rows_of_positions_are_kept(void **state)
     (void)state;
     qb_config c = qb_test_tiny_config("opt");
     qb_model *source = qb_test_tiny_model(&c, 9);
-    QB_CHECK_OK(qb_model_export_hf(source, in_folder("opt")));
+    QB_CHECK_OK(qb_model_export_hf(source, qb_test_in_folder("opt")));
     size_t n, width = c.d_model;
-    float *stored = qb_test_safetensor(in_folder("opt/model.safetensors"),
+    float *stored = qb_test_safetensor(qb_test_in_folder("opt/model.safetensors"),
                                        "model.decoder.embed_positions.weight", "F32", &n);
     assert_int_equal(n, (c.context + 2) * width);
     for (size_t i = 0; i < 2 * width; i++) assert_true(stored[i] == 0.0f);
@@ -396,9 +384,9 @@ static void start_folder(const qb_model *m, const char *name)
     json_t *config;
     bool foreign;
     QB_CHECK_OK(qb__hf_config_to_json(&m->config, &config, &foreign));
-    mkdir(in_folder(name), 0777);
+    mkdir(qb_test_in_folder(name), 0777);
     char *text = json_dumps(config, 0);
-    snprintf(path, sizeof path, "%s/config.json", in_folder(name));
+    snprintf(path, sizeof path, "%s/config.json", qb_test_in_folder(name));
     write_text(path, text);
     qb_library_free(text);
     json_decref(config);
@@ -413,7 +401,7 @@ static void old_names_extra_buffers_and_heads(void **state)
     list_entries(source, &l);
     start_folder(source, "old");
     char path[256];
-    snprintf(path, sizeof path, "%s", in_folder("old/model.safetensors"));
+    snprintf(path, sizeof path, "%s", qb_test_in_folder("old/model.safetensors"));
     const float mask[4] = {1, 0, 1, 1};
     size_t n = l.n;
     l.entries[l.n++] = (qb_st_entry){"h.0.attn.bias", QB_F32, 2, {2, 2}, mask};
@@ -422,24 +410,24 @@ static void old_names_extra_buffers_and_heads(void **state)
     l.entries[l.n++] =
         (qb_st_entry){"lm_head.weight", QB_F32, 2, {embd->rows, embd->cols}, embd->data};
     QB_CHECK_OK(qb_safetensors_write(path, l.entries, l.n, NULL));
-    QB_CHECK_OK(qb_model_open(in_folder("old"), &read));
+    QB_CHECK_OK(qb_model_open(qb_test_in_folder("old"), &read));
     test_models_equal(source, read);
     qb_model_close(read);
     float *other = calloc(embd->rows * embd->cols, sizeof *other);
     l.entries[l.n - 1].data = other;
     QB_CHECK_OK(qb_safetensors_write(path, l.entries, l.n, NULL));
-    refused(in_folder("old"), "lm_head.weight");
+    refused(qb_test_in_folder("old"), "lm_head.weight");
     l.entries[n] = (qb_st_entry){"h.0.attn.extra", QB_F32, 1, {4}, mask};
     QB_CHECK_OK(qb_safetensors_write(path, l.entries, n + 1, NULL));
-    refused(in_folder("old"), "h.0.attn.extra: found one, expected only those");
+    refused(qb_test_in_folder("old"), "h.0.attn.extra: found one, expected only those");
     l.entries[n] = (qb_st_entry){"h.7.ln_1.bias", QB_F32, 1, {c.d_model}, embd->data};
     QB_CHECK_OK(qb_safetensors_write(path, l.entries, n + 1, NULL));
-    refused(in_folder("old"), "layer 7");
+    refused(qb_test_in_folder("old"), "layer 7");
     QB_CHECK_OK(qb_safetensors_write(path, l.entries, n - 1, NULL));
-    refused(in_folder("old"), "is missing");
+    refused(qb_test_in_folder("old"), "is missing");
     l.entries[0].dtype = QB_S32;
     QB_CHECK_OK(qb_safetensors_write(path, l.entries, n, NULL));
-    refused(in_folder("old"), "found dtype I32");
+    refused(qb_test_in_folder("old"), "found dtype I32");
     free(other);
     l.n = n;
     free_entries(&l);
@@ -457,31 +445,32 @@ static void shards_are_joined_and_their_names_checked(void **state)
     list_entries(source, &l);
     start_folder(source, "shards");
     size_t half = l.n / 2;
-    QB_CHECK_OK(qb_safetensors_write(in_folder("shards/a.safetensors"), l.entries, half, NULL));
-    QB_CHECK_OK(qb_safetensors_write(in_folder("shards/b.safetensors"), l.entries + half,
+    QB_CHECK_OK(
+        qb_safetensors_write(qb_test_in_folder("shards/a.safetensors"), l.entries, half, NULL));
+    QB_CHECK_OK(qb_safetensors_write(qb_test_in_folder("shards/b.safetensors"), l.entries + half,
                                      l.n - half, NULL));
     char index[256];
-    snprintf(index, sizeof index, "%s", in_folder("shards/model.safetensors.index.json"));
+    snprintf(index, sizeof index, "%s", qb_test_in_folder("shards/model.safetensors.index.json"));
     json_t *map = json_object(), *root = json_pack("{s:o}", "weight_map", map);
     for (size_t i = 0; i < l.n; i++)
         json_object_set_new(map, l.entries[i].name,
                             json_string(i < half ? "a.safetensors" : "b.safetensors"));
     json_dump_file(root, index, 0);
-    QB_CHECK_OK(qb_model_open(in_folder("shards"), &read));
+    QB_CHECK_OK(qb_model_open(qb_test_in_folder("shards"), &read));
     test_models_equal(source, read);
     assert_int_equal(read->n_files, 2);
     qb_model_close(read);
     for (size_t i = 0; i < QB_COUNT(bad_names); i++) {
         json_object_set_new(map, l.entries[0].name, json_string(bad_names[i]));
         json_dump_file(root, index, 0);
-        refused(in_folder("shards"), "weight_map");
+        refused(qb_test_in_folder("shards"), "weight_map");
     }
     json_object_set_new(map, l.entries[0].name, json_string("c.safetensors"));
     json_dump_file(root, index, 0);
-    refused(in_folder("shards"), "c.safetensors");
+    refused(qb_test_in_folder("shards"), "c.safetensors");
     json_decref(root);
     write_text(index, "{\"weight_map\": 3}");
-    refused(in_folder("shards"), "weight_map");
+    refused(qb_test_in_folder("shards"), "weight_map");
     free_entries(&l);
     qb_model_close(source);
 }
@@ -489,28 +478,29 @@ static void shards_are_joined_and_their_names_checked(void **state)
 static void files_that_are_no_models_are_named(void **state)
 {
     (void)state;
-    write_text(in_folder("pointer"), "version https://git-lfs.github.com/spec/v1\noid sha256:00\n");
-    refused(in_folder("pointer"), "git-LFS pointer");
-    write_text(in_folder("weights.safetensors"), "PK\003\004xxxxxxxxxxxxxxxx");
-    refused(in_folder("weights.safetensors"), "zip");
-    write_text(in_folder("noise"), "\x01\x02 noise noise");
-    refused(in_folder("noise"), "found bytes 01 02 20");
-    write_text(in_folder("empty"), "");
-    refused(in_folder("empty"), "empty");
-    write_text(in_folder("cut.safetensors"), "\x08");
-    refused(in_folder("cut.safetensors"), "header too small");
-    mkdir(in_folder("nothing"), 0777);
-    refused(in_folder("nothing"), "config.json");
-    mkfifo(in_folder("fifo"), 0666);
-    refused(in_folder("fifo"), "FIFO");
+    write_text(qb_test_in_folder("pointer"),
+               "version https://git-lfs.github.com/spec/v1\noid sha256:00\n");
+    refused(qb_test_in_folder("pointer"), "git-LFS pointer");
+    write_text(qb_test_in_folder("weights.safetensors"), "PK\003\004xxxxxxxxxxxxxxxx");
+    refused(qb_test_in_folder("weights.safetensors"), "zip");
+    write_text(qb_test_in_folder("noise"), "\x01\x02 noise noise");
+    refused(qb_test_in_folder("noise"), "found bytes 01 02 20");
+    write_text(qb_test_in_folder("empty"), "");
+    refused(qb_test_in_folder("empty"), "empty");
+    write_text(qb_test_in_folder("cut.safetensors"), "\x08");
+    refused(qb_test_in_folder("cut.safetensors"), "header too small");
+    mkdir(qb_test_in_folder("nothing"), 0777);
+    refused(qb_test_in_folder("nothing"), "config.json");
+    mkfifo(qb_test_in_folder("fifo"), 0666);
+    refused(qb_test_in_folder("fifo"), "FIFO");
     refused("/dev/zero", "device");
-    refused(in_folder("absent"), "No such file");
+    refused(qb_test_in_folder("absent"), "No such file");
     qb_config c = qb_test_tiny_config("gpt2");
     qb_model *source = qb_test_tiny_model(&c, 9);
     start_folder(source, "bare");
-    refused(in_folder("bare"), "no weights");
-    write_text(in_folder("bare/config.json"), "{\"model_type\":");
-    refused(in_folder("bare"), "JSON");
+    refused(qb_test_in_folder("bare"), "no weights");
+    write_text(qb_test_in_folder("bare/config.json"), "{\"model_type\":");
+    refused(qb_test_in_folder("bare"), "JSON");
     qb_model_close(source);
 }
 
@@ -523,8 +513,8 @@ static void failed_allocations_leave_nothing(void **state)
     size_t live = qb_memory_live_blocks();
     for (size_t at = 1;; at++) {
         qb_memory_fail_at(at);
-        qb_status status = qb_model_export_hf(source, in_folder("failing"));
-        if (status == QB_OK) status = qb_model_open(in_folder("failing"), &read);
+        qb_status status = qb_model_export_hf(source, qb_test_in_folder("failing"));
+        if (status == QB_OK) status = qb_model_open(qb_test_in_folder("failing"), &read);
         qb_memory_fail_at(0);
         if (status == QB_OK) break;
         if (status != QB_ERR_MEMORY) fail_msg("allocation %zu: %s", at, qb_error_message());
@@ -533,20 +523,6 @@ static void failed_allocations_leave_nothing(void **state)
     test_models_equal(source, read);
     qb_model_close(read);
     qb_model_close(source);
-}
-
-static int make_folder(void **state)
-{
-    (void)state;
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[300];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
 }
 
 int main(void)
@@ -566,5 +542,5 @@ int main(void)
         cmocka_unit_test(files_that_are_no_models_are_named),
         cmocka_unit_test(failed_allocations_leave_nothing),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, qb_test_make_folder, qb_test_remove_folder);
 }

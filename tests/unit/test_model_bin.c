@@ -15,17 +15,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char folder[] = "/tmp/qb_model_bin.XXXXXX";
-
-static const char *in_folder(const char *name)
-{
-    static char paths[4][256];
-    static unsigned next;
-    char *path = paths[next++ % QB_COUNT(paths)];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
-
 /* ---- small models ---- */
 
 enum { D_MODEL = 32, N_LAYERS = 2, VOCAB = 40 };
@@ -277,7 +266,7 @@ static void fix_checksums(bytes *b)
 /* Writes the bytes and expects verify and open to refuse them with `rule` in the message. */
 static void expect_refused(const bytes *b, const char *rule)
 {
-    const char *path = in_folder("hostile.bin");
+    const char *path = qb_test_in_folder("hostile.bin");
     QB_CHECK_OK(qb_file_write_whole(path, b->data, b->n));
     size_t blocks = qb_memory_live_blocks();
     qb_model *m = NULL;
@@ -296,7 +285,7 @@ static void what_is_written_comes_back(void **state)
     (void)state;
     for (size_t i = 0; i < QB_COUNT(cases); i++)
         for (int level = 0; level <= 9; level += 3) {
-            const char *path = in_folder("round.bin");
+            const char *path = qb_test_in_folder("round.bin");
             qb_model *m = make_model(&cases[i]), *back;
             qb_model_bin_options options = {.zlib_level = level};
             QB_CHECK_OK(qb_model_bin_write(m, path, &options));
@@ -317,10 +306,11 @@ static void equal_models_give_equal_bytes(void **state)
     for (int level = 0; level < 2; level++) {
         qb_model *m = make_model(&cases[1]), *back;
         qb_model_bin_options options = {.zlib_level = level};
-        QB_CHECK_OK(qb_model_bin_write(m, in_folder("one.bin"), &options));
-        QB_CHECK_OK(open_bin(in_folder("one.bin"), &back));
-        QB_CHECK_OK(qb_model_bin_write(back, in_folder("two.bin"), &options));
-        bytes a = read_bytes(in_folder("one.bin")), b = read_bytes(in_folder("two.bin"));
+        QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("one.bin"), &options));
+        QB_CHECK_OK(open_bin(qb_test_in_folder("one.bin"), &back));
+        QB_CHECK_OK(qb_model_bin_write(back, qb_test_in_folder("two.bin"), &options));
+        bytes a = read_bytes(qb_test_in_folder("one.bin")),
+              b = read_bytes(qb_test_in_folder("two.bin"));
         assert_int_equal(a.n, b.n);
         assert_memory_equal(a.data, b.data, a.n);
         qb_free(a.data);
@@ -334,12 +324,12 @@ static void zlib_makes_repetitive_weights_smaller(void **state)
 {
     (void)state;
     qb_model *m = make_model(&cases[1]);
-    QB_CHECK_OK(qb_model_bin_write(m, in_folder("raw.bin"), NULL));
-    QB_CHECK_OK(
-        qb_model_bin_write(m, in_folder("small.bin"), &(qb_model_bin_options){.zlib_level = 6}));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("raw.bin"), NULL));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("small.bin"),
+                                   &(qb_model_bin_options){.zlib_level = 6}));
     struct stat raw, small;
-    assert_int_equal(stat(in_folder("raw.bin"), &raw), 0);
-    assert_int_equal(stat(in_folder("small.bin"), &small), 0);
+    assert_int_equal(stat(qb_test_in_folder("raw.bin"), &raw), 0);
+    assert_int_equal(stat(qb_test_in_folder("small.bin"), &small), 0);
     assert_true(small.st_size < raw.st_size / 2);
     qb_model_close(m);
 }
@@ -348,7 +338,7 @@ static void floats_are_narrowed_on_request(void **state)
 {
     (void)state;
     static const qb_dtype to[] = {QB_F32, QB_F16, QB_BF16};
-    const char *path = in_folder("narrow.bin");
+    const char *path = qb_test_in_folder("narrow.bin");
     for (size_t i = 0; i < 6; i++)
         for (size_t t = 0; t < QB_COUNT(to); t++) {
             qb_model *m = make_model(&cases[i]), *back;
@@ -380,7 +370,7 @@ static void values_too_large_are_refused(void **state)
     (void)state;
     qb_model *m = make_model(&cases[0]);
     float *w = (float *)qb_model_tensor(m, QB_ROLE_DOWN, 1)->data;
-    const char *path = in_folder("large.bin");
+    const char *path = qb_test_in_folder("large.bin");
     w[5] = 65520.0f; /* rounds to 65536, which f16 has not */
     qb_model_bin_options options = {.convert_floats = true, .float_dtype = QB_F16};
     assert_int_equal(qb_model_bin_write(m, path, &options), QB_ERR_UNSUPPORTED);
@@ -401,8 +391,8 @@ static void golden_models_come_back(void **state)
         if (!from) QB_SKIP("no golden cases");
         qb_model *m, *back;
         QB_CHECK_OK(qb_model_open(from, &m));
-        QB_CHECK_OK(qb_model_bin_write(m, in_folder("golden.bin"), NULL));
-        QB_CHECK_OK(qb_model_open(in_folder("golden.bin"), &back));
+        QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("golden.bin"), NULL));
+        QB_CHECK_OK(qb_model_open(qb_test_in_folder("golden.bin"), &back));
         check_same_model(m, back);
         qb_model_close(m);
         qb_model_close(back);
@@ -416,7 +406,7 @@ static void every_flip_is_found(void **state)
     (void)state;
     enum { FLIPS = 1000 };
     const case_row *models[] = {&cases[1], &cases[11]};
-    const char *path = in_folder("flip.bin");
+    const char *path = qb_test_in_folder("flip.bin");
     for (int level = 0; level < 2; level++) {
         qb_model *m = make_model(models[level]), *back;
         QB_CHECK_OK(qb_model_bin_write(m, path, &(qb_model_bin_options){.zlib_level = level}));
@@ -448,7 +438,7 @@ static void every_flip_is_found(void **state)
 static void every_truncation_is_found(void **state)
 {
     (void)state;
-    const char *path = in_folder("short.bin");
+    const char *path = qb_test_in_folder("short.bin");
     qb_model *m = make_model(&cases[8]), *back;
     QB_CHECK_OK(qb_model_bin_write(m, path, NULL));
     struct stat st;
@@ -465,8 +455,8 @@ static void bytes_after_the_end_are_refused(void **state)
 {
     (void)state;
     qb_model *m = make_model(&cases[0]);
-    QB_CHECK_OK(qb_model_bin_write(m, in_folder("long.bin"), NULL));
-    bytes b = read_bytes(in_folder("long.bin"));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("long.bin"), NULL));
+    bytes b = read_bytes(qb_test_in_folder("long.bin"));
     bytes longer = {.n = b.n + 64};
     QB_CHECK_OK(qb_alloc_zero((void **)&longer.data, longer.n, 1, "file"));
     memcpy(longer.data, b.data, b.n);
@@ -544,9 +534,9 @@ static void hostile_json_is_refused(void **state)
     };
     const case_row group = {"gpt2", 30, QB_U4, QB_AXIS_GROUP, false, false};
     qb_model *m = make_model(&group);
-    QB_CHECK_OK(qb_model_bin_write(m, in_folder("good.bin"), NULL));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("good.bin"), NULL));
     for (size_t i = 0; i < QB_COUNT(changes); i++) {
-        bytes b = read_bytes(in_folder("good.bin"));
+        bytes b = read_bytes(qb_test_in_folder("good.bin"));
         if (!replace_in_json(&b, changes[i].from, changes[i].to))
             fail_msg("no %s in the file", changes[i].from);
         fix_checksums(&b);
@@ -578,9 +568,9 @@ static void hostile_headers_are_refused(void **state)
         {48, 1, "reserved"},
     };
     qb_model *m = make_model(&cases[0]);
-    QB_CHECK_OK(qb_model_bin_write(m, in_folder("good.bin"), NULL));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("good.bin"), NULL));
     for (size_t i = 0; i < QB_COUNT(changes); i++) {
-        bytes b = read_bytes(in_folder("good.bin"));
+        bytes b = read_bytes(qb_test_in_folder("good.bin"));
         uint64_t json_crc_word = get_u64(b.data + 8);
         put_u64(b.data + changes[i].at, changes[i].value);
         if (changes[i].at == 8) /* the version is a u32, the JSON's CRC stands after it */
@@ -597,7 +587,7 @@ static void hostile_payloads_are_refused(void **state)
 {
     (void)state;
     static const float bad_scales[] = {-1.0f, INFINITY, NAN};
-    const char *path = in_folder("payload.bin");
+    const char *path = qb_test_in_folder("payload.bin");
     for (size_t i = 0; i <= QB_COUNT(bad_scales); i++) {
         const case_row odd = {"gpt2", 31, QB_U4, QB_AXIS_OUT, false, false};
         qb_model *m = make_model(&odd);
@@ -621,17 +611,17 @@ static void spare_nibbles_and_broken_streams_are_refused(void **state)
     qb_model *m = make_model(&odd);
     const qb_tensor *t = qb_model_tensor(m, QB_ROLE_UP, 0);
     ((uint8_t *)t->data)[2 * 16 - 1] |= 0x10; /* row 1, column 31 of 31 */
-    QB_CHECK_OK(qb_model_bin_write(m, in_folder("payload.bin"), NULL));
-    bytes b = read_bytes(in_folder("payload.bin"));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("payload.bin"), NULL));
+    bytes b = read_bytes(qb_test_in_folder("payload.bin"));
     expect_refused(&b, "row 1: found a code past the last column");
     qb_free(b.data);
     qb_model_close(m);
 
     /* One chunk that inflates to fewer bytes than it should; its CRC is of what is stored. */
     m = make_model(&cases[1]);
-    QB_CHECK_OK(
-        qb_model_bin_write(m, in_folder("payload.bin"), &(qb_model_bin_options){.zlib_level = 9}));
-    b = read_bytes(in_folder("payload.bin"));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("payload.bin"),
+                                   &(qb_model_bin_options){.zlib_level = 9}));
+    b = read_bytes(qb_test_in_folder("payload.bin"));
     assert_true(replace_in_json(&b, "\"shape\":[40,32]", "\"shape\":[80,32]"));
     assert_true(replace_in_json(&b, "\"bytes\":5120", "\"bytes\":10240"));
     assert_true(replace_in_json(&b, "\"vocab\":40", "\"vocab\":80"));
@@ -649,9 +639,9 @@ static void a_deflate_bomb_allocates_nothing(void **state)
 {
     (void)state;
     qb_model *m = make_model(&cases[1]);
-    QB_CHECK_OK(
-        qb_model_bin_write(m, in_folder("bomb.bin"), &(qb_model_bin_options){.zlib_level = 9}));
-    bytes b = read_bytes(in_folder("bomb.bin"));
+    QB_CHECK_OK(qb_model_bin_write(m, qb_test_in_folder("bomb.bin"),
+                                   &(qb_model_bin_options){.zlib_level = 9}));
+    bytes b = read_bytes(qb_test_in_folder("bomb.bin"));
     assert_true(replace_in_json(&b, "\"shape\":[40,32]", "\"shape\":[400000,32]"));
     assert_true(replace_in_json(&b, "\"bytes\":5120", "\"bytes\":51200000"));
     fix_checksums(&b);
@@ -718,7 +708,7 @@ static void version_1_stays_readable(void **state)
             memcpy(file + 2048 + 64 * t + 4 * i, &x, 4);
         }
     memcpy(file + TOTAL - 32, digest, 32);
-    const char *path = in_folder("v1.bin");
+    const char *path = qb_test_in_folder("v1.bin");
     QB_CHECK_OK(qb_file_write_whole(path, file, TOTAL));
     size_t n = 0;
     QB_CHECK_OK(qb_model_bin_verify(path, &n));
@@ -755,7 +745,7 @@ static void a_failed_write_leaves_no_file(void **state)
     for (int level = 0; level < 2; level++) {
         qb_model *m = make_model(&cases[11]);
         char path[256];
-        snprintf(path, sizeof path, "%s/failed%d.bin", folder, level);
+        snprintf(path, sizeof path, "%s/failed%d.bin", qb_test_folder(), level);
         qb_model_bin_options options = {level, true, QB_F16, 2};
         size_t n = 1, blocks = qb_memory_live_blocks();
         for (;; n += STEP) {
@@ -782,20 +772,6 @@ static void a_failed_write_leaves_no_file(void **state)
                      QB_ERR_USAGE);
 }
 
-static int make_folder(void **state)
-{
-    (void)state;
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    char command[300];
-    snprintf(command, sizeof command, "rm -r '%s'", folder);
-    return system(command);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -816,5 +792,5 @@ int main(void)
         cmocka_unit_test(version_1_stays_readable),
         cmocka_unit_test(a_failed_write_leaves_no_file),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, qb_test_make_folder, qb_test_remove_folder);
 }
