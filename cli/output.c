@@ -4,6 +4,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -48,14 +49,16 @@ static qb_status check_writable(const char *path)
     const char *slash = strrchr(path, '/');
     char *folder;
     QB_TRY(qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1));
-    bool writable = !access(folder, W_OK) && !qb_is_folder(path);
+    errno = 0;
+    const char *found = qb_is_folder(path) ? "a folder" : NULL;
+    if (!found && access(folder, W_OK)) found = strerror(errno);
     qb_free(folder);
-    if (writable) return QB_OK;
-    return QB_FAIL(QB_ERR_IO,
-                   "%s: cannot be written: found a folder, or no writable one for it, expected a "
-                   "file in a folder that "
-                   "exists and is writable",
-                   path);
+    if (!found) return QB_OK;
+    return QB_FAIL(
+        QB_ERR_IO,
+        "%s: cannot be written: found \"%s\", expected a file in a folder that exists and "
+        "is writable",
+        path, found);
 }
 
 /* An output must be neither an input nor another output. */
