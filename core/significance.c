@@ -10,14 +10,14 @@
 
 /* ---- distributions ---- */
 
-double qb_normal_cdf(double z)
+static double normal_cdf(double z)
 {
     return 0.5 * erfc(-z / sqrt(2.0));
 }
 
 double qb_student_cdf(double t, size_t df)
 {
-    if (isinf(t) || df > 100000) return qb_normal_cdf(t);
+    if (isinf(t) || df > 100000) return normal_cdf(t);
     double theta = atan(t / sqrt((double)df)), c = cos(theta), s = sin(theta);
     bool odd = df % 2;
     double sum = 0, term = odd ? c : 1;
@@ -82,7 +82,7 @@ qb_status qb_mann_whitney(const double *a, size_t n_a, const double *b, size_t n
         return QB_OK;
     }
     double variance = pairs / 12 * (n + 1 - ties / (n * (n - 1)));
-    if (variance > 0) *p = fmin(1, 2 * qb_normal_cdf(-(u - pairs / 2 - 0.5) / sqrt(variance)));
+    if (variance > 0) *p = fmin(1, 2 * normal_cdf(-(u - pairs / 2 - 0.5) / sqrt(variance)));
     return QB_OK;
 }
 

@@ -9,7 +9,6 @@
 extern "C" {
 #endif
 
-double qb_normal_cdf(double z);
 /* P(T <= t) of Student's t with df >= 1 degrees of freedom; exact (Abramowitz and Stegun 26.7.3,
  * 26.7.4). */
 double qb_student_cdf(double t, size_t df);

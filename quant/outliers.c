@@ -224,20 +224,21 @@ static qb_status alloc_scratch(heads *h, qb_pool *pool)
     return QB_NEW(&h->scratch, qb_pool_n_threads(pool) * h->thread_elems, "scores");
 }
 
+/* Tokens i of n with i * n_cells / n == cell. */
+static size_t cell_tokens(size_t n, size_t n_cells, size_t cell)
+{
+    return ((cell + 1) * n + n_cells - 1) / n_cells - (cell * n + n_cells - 1) / n_cells;
+}
+
 /* Sums over the tokens of a cell become means. */
 static void average_cells(const heads *h)
 {
     const qb_attention_wishes *w = &h->wishes;
     for (size_t i = 0; i < h->c->n_heads * w->n_cells * w->n_cells; i++) {
         size_t row = i / w->n_cells % w->n_cells, column = i % w->n_cells;
-        w->map[i] /= (double)qb_cell_elems(h->context, w->n_cells, row) *
-                     (double)qb_cell_elems(h->context, w->n_cells, column);
+        w->map[i] /= (double)cell_tokens(h->context, w->n_cells, row) *
+                     (double)cell_tokens(h->context, w->n_cells, column);
     }
-}
-
-size_t qb_cell_elems(size_t n, size_t n_cells, size_t cell)
-{
-    return ((cell + 1) * n + n_cells - 1) / n_cells - (cell * n + n_cells - 1) / n_cells;
 }
 
 qb_status qb_attention_figures(const qb_config *config, const float *qkv, const float *sink,

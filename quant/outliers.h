@@ -65,9 +65,6 @@ typedef struct qb_head_figures {
     double dormant;       /* queries */
 } qb_head_figures;
 
-/* Tokens i of n with i * n_cells / n == cell. */
-size_t qb_cell_elems(size_t n, size_t n_cells, size_t cell);
-
 /* What single queries do, with the first key above all, (batch, H, context) each; borrowed. */
 typedef struct qb_first_key_view {
     float *weight; /* of the first key */

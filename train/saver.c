@@ -47,7 +47,9 @@ static void forget_folders(json_t *config)
     }
 }
 
-qb_status qb_train_record(const qb_train_config *config, const qb_run_state *state, json_t **out)
+/* The training record of a model file; paths in its configuration are reduced to their last part.
+ */
+static qb_status make_record(const qb_train_config *config, const qb_run_state *state, json_t **out)
 {
     json_t *all;
     QB_TRY(qb_train_config_to_json(config, &all));
@@ -112,7 +114,7 @@ static qb_status write_model(const qb_saver *s, const char *name)
     char *path;
     QB_TRY(
         qb_params_to_model(qb_trainer_params(s->trainer), s->buffers[0], s->config.name, &model));
-    qb_status status = qb_train_record(&s->config, &s->state, &model->training);
+    qb_status status = make_record(&s->config, &s->state, &model->training);
     if (status == QB_OK) status = qb_path_join(s->folder, name, &path);
     if (status == QB_OK) {
         model->tokenizer = (qb_tokenizer *)s->tokenizer; /* lent: a model only reads it */

@@ -35,8 +35,6 @@ void qb_saver_destroy(qb_saver *saver); /* waits; accepts NULL */
 qb_status qb_saver_last_good(const char *folder, char **path);
 /* QB_ERR_DEVICE: a NaN or infinity in `what` at that step; names the last checkpoint on disk. */
 qb_status qb_fail_not_finite(const char *folder, uint64_t step, const char *what);
-/* The training record of a model file; paths in its configuration are reduced to their last part. */
-qb_status qb_train_record(const qb_train_config *config, const qb_run_state *state, json_t **out);
 
 #ifdef __cplusplus
 }
