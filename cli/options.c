@@ -41,8 +41,9 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "any model format to model.bin, or model.bin to a Hugging Face folder",
         "IN is a Hugging Face folder, .safetensors, GGUF, llm.c .bin or model.bin. OUT is a "
         "model.bin; where it ends in a slash or names a folder, or where IN is a model.bin and OUT "
-        "does not end in .bin, it becomes a Hugging Face folder. With --random NAME there is no "
-        "IN: a seeded random model of that shape is written, for timing.",
+        "does not end in .bin, it becomes a Hugging Face folder. A GGUF file's blocks (Q4_0 to "
+        "Q8_0, Q2_K to Q6_K, IQ4, TQ) are kept in model.bin, or widened by --dtype. With --random "
+        "NAME there is no IN: a seeded random model of that shape is written, for timing.",
         {"qbench convert model.gguf model.bin",
          "qbench convert --quantize zeropoint4 model.gguf small.bin"},
         1, 2, qb_cmd_convert},

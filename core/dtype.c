@@ -2,16 +2,34 @@
  * the compiler turns them into vector code. */
 #include "core/dtype.h"
 
+#include "core/gguf_blocks.h"
 #include "core/memory.h"
 
 static const qb_dtype_info infos[QB_DTYPE_COUNT] = {
-    [QB_F32] = {"f32", 1, 4, true},     [QB_F16] = {"f16", 1, 2, true},
-    [QB_BF16] = {"bf16", 1, 2, true},   [QB_F64] = {"f64", 1, 8, true},
-    [QB_S8] = {"s8", 1, 1, false},      [QB_U8] = {"u8", 1, 1, false},
-    [QB_S16] = {"s16", 1, 2, false},    [QB_S32] = {"s32", 1, 4, false},
-    [QB_S64] = {"s64", 1, 8, false},    [QB_U4] = {"u4", 2, 1, false},
-    [QB_Q8_0] = {"q8_0", 32, 34, true}, [QB_Q4_0] = {"q4_0", 32, 18, true},
-    [QB_Q4_1] = {"q4_1", 32, 20, true},
+    [QB_F32] = {"f32", 1, 4, true, NULL},
+    [QB_F16] = {"f16", 1, 2, true, NULL},
+    [QB_BF16] = {"bf16", 1, 2, true, NULL},
+    [QB_F64] = {"f64", 1, 8, true, NULL},
+    [QB_S8] = {"s8", 1, 1, false, NULL},
+    [QB_U8] = {"u8", 1, 1, false, NULL},
+    [QB_S16] = {"s16", 1, 2, false, NULL},
+    [QB_S32] = {"s32", 1, 4, false, NULL},
+    [QB_S64] = {"s64", 1, 8, false, NULL},
+    [QB_U4] = {"u4", 2, 1, false, NULL},
+    [QB_Q8_0] = {"q8_0", 32, 34, true, qb__block_q8_0},
+    [QB_Q4_0] = {"q4_0", 32, 18, true, qb__block_q4_0},
+    [QB_Q4_1] = {"q4_1", 32, 20, true, qb__block_q4_1},
+    [QB_Q5_0] = {"q5_0", 32, 22, true, qb__block_q5_0},
+    [QB_Q5_1] = {"q5_1", 32, 24, true, qb__block_q5_1},
+    [QB_Q2_K] = {"q2_k", 256, 84, true, qb__block_q2_k},
+    [QB_Q3_K] = {"q3_k", 256, 110, true, qb__block_q3_k},
+    [QB_Q4_K] = {"q4_k", 256, 144, true, qb__block_q4_k},
+    [QB_Q5_K] = {"q5_k", 256, 176, true, qb__block_q5_k},
+    [QB_Q6_K] = {"q6_k", 256, 210, true, qb__block_q6_k},
+    [QB_IQ4_NL] = {"iq4_nl", 32, 18, true, qb__block_iq4_nl},
+    [QB_IQ4_XS] = {"iq4_xs", 256, 136, true, qb__block_iq4_xs},
+    [QB_TQ1_0] = {"tq1_0", 256, 54, true, qb__block_tq1_0},
+    [QB_TQ2_0] = {"tq2_0", 256, 66, true, qb__block_tq2_0},
 };
 
 const qb_dtype_info *qb_dtype_get(qb_dtype dtype)
@@ -71,31 +89,12 @@ static inline uint16_t load_u16(const uint8_t *p)
     return (uint16_t)(p[0] | p[1] << 8);
 }
 
-static void widen_q8_0(const uint8_t *src, size_t n_blocks, float *dst)
-{
-    for (size_t b = 0; b < n_blocks; b++, src += 34, dst += 32) {
-        float d = qb_f32_from_f16(load_u16(src));
-        for (int i = 0; i < 32; i++) dst[i] = d * (float)(int8_t)src[2 + i];
-    }
-}
-
-static void widen_q4(const uint8_t *src, size_t n_blocks, float *dst, bool has_min)
-{
-    size_t head = has_min ? 4 : 2;
-    for (size_t b = 0; b < n_blocks; b++, src += head + 16, dst += 32) {
-        float d = qb_f32_from_f16(load_u16(src));
-        float m = has_min ? qb_f32_from_f16(load_u16(src + 2)) : 0.0f;
-        int offset = has_min ? 0 : 8;
-        for (size_t i = 0; i < 16; i++) {
-            dst[i] = d * (float)((src[head + i] & 15) - offset) + m;
-            dst[i + 16] = d * (float)((src[head + i] >> 4) - offset) + m;
-        }
-    }
-}
-
 void qb_dtype_to_f32(qb_dtype dtype, const void *source, size_t n, float *dst)
 {
     const uint8_t *src = source;
+    const qb_dtype_info *t = &infos[dtype];
+    for (size_t i = 0; t->block_to_f32 && i < n; i += t->block_elems, src += t->block_bytes)
+        t->block_to_f32(src, dst + i);
     switch (dtype) {
     case QB_F32:
         memcpy(dst, src, n * 4);
@@ -112,15 +111,6 @@ void qb_dtype_to_f32(qb_dtype dtype, const void *source, size_t n, float *dst)
             memcpy(&d, src + 8 * i, 8);
             dst[i] = (float)d;
         }
-        break;
-    case QB_Q8_0:
-        widen_q8_0(src, n / 32, dst);
-        break;
-    case QB_Q4_0:
-        widen_q4(src, n / 32, dst, false);
-        break;
-    case QB_Q4_1:
-        widen_q4(src, n / 32, dst, true);
         break;
     default:
         break;

@@ -34,17 +34,28 @@ static const struct {
     {1, "F16", QB_F16},
     {2, "Q4_0", QB_Q4_0},
     {3, "Q4_1", QB_Q4_1},
+    {6, "Q5_0", QB_Q5_0},
+    {7, "Q5_1", QB_Q5_1},
     {8, "Q8_0", QB_Q8_0},
+    {10, "Q2_K", QB_Q2_K},
+    {11, "Q3_K", QB_Q3_K},
+    {12, "Q4_K", QB_Q4_K},
+    {13, "Q5_K", QB_Q5_K},
+    {14, "Q6_K", QB_Q6_K},
+    {20, "IQ4_NL", QB_IQ4_NL},
+    {23, "IQ4_XS", QB_IQ4_XS},
     {30, "BF16", QB_BF16},
-    {6, "Q5_0", QB_DTYPE_COUNT},
-    {7, "Q5_1", QB_DTYPE_COUNT},
-    {10, "Q2_K", QB_DTYPE_COUNT},
-    {11, "Q3_K", QB_DTYPE_COUNT},
-    {12, "Q4_K", QB_DTYPE_COUNT},
-    {13, "Q5_K", QB_DTYPE_COUNT},
-    {14, "Q6_K", QB_DTYPE_COUNT},
-    {20, "IQ4_NL", QB_DTYPE_COUNT},
-    {23, "IQ4_XS", QB_DTYPE_COUNT},
+    {34, "TQ1_0", QB_TQ1_0},
+    {35, "TQ2_0", QB_TQ2_0},
+    {16, "IQ2_XXS", QB_DTYPE_COUNT},
+    {17, "IQ2_XS", QB_DTYPE_COUNT},
+    {18, "IQ3_XXS", QB_DTYPE_COUNT},
+    {19, "IQ1_S", QB_DTYPE_COUNT},
+    {21, "IQ3_S", QB_DTYPE_COUNT},
+    {22, "IQ2_S", QB_DTYPE_COUNT},
+    {29, "IQ1_M", QB_DTYPE_COUNT},
+    {39, "MXFP4", QB_DTYPE_COUNT},
+    {40, "NVFP4", QB_DTYPE_COUNT},
 };
 
 /* ---- a cursor that never passes the end ---- */
@@ -290,8 +301,8 @@ static qb_status read_dtype(cursor *c, qb_gguf_tensor *t)
             TEXT(t->name), t->cols, name, qb_dtype_get(t->dtype)->block_elems);
     }
     return QB_FAIL(QB_ERR_UNSUPPORTED,
-                   "tensor %.*s: type: found %s (%u), expected F32, F16, BF16, "
-                   "Q8_0, Q4_0 or Q4_1",
+                   "tensor %.*s: type: found %s (%u), expected F32, F16, BF16, Q8_0, Q4_0, Q4_1, "
+                   "Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, TQ1_0 or TQ2_0",
                    TEXT(t->name), name, number);
 }
 

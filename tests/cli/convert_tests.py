@@ -4,6 +4,7 @@ import os
 import stat
 import struct
 
+import gguf_blocks
 import tiny_models
 from support import expect, models, no_leftovers, qbench
 
@@ -17,6 +18,15 @@ def logits(folder, model, *args):
     tokens.write_bytes(tiny_models.tokens_file())
     expect(qbench("logits", "--quiet", *args, "--tokens", tokens, "--out", out, model))
     return out.read_bytes()
+
+
+def floats(safetensors, name):
+    """The numbers of an f32 tensor."""
+    header = struct.unpack_from("<Q", safetensors)[0]
+    tensor = json.loads(safetensors[8:8 + header])[name]
+    begin, end = tensor["data_offsets"]
+    assert tensor["dtype"] == "F32", tensor
+    return struct.unpack_from(f"<{(end - begin) // 4}f", safetensors, 8 + header + begin)
 
 
 def test_convert_says_what_it_wrote(folder):
@@ -76,6 +86,39 @@ def test_convert_dtype(folder):
     assert logits(folder, folder / "f32.bin") == logits(folder, source)
     kept = {t["dtype"] for t in inspect(source)["tensors"]}
     assert kept == {"f32", "q8_0"}, kept
+
+
+def block_type_matrices():
+    """(type, name in a Hugging Face folder, values) of tiny_models.block_types_gguf."""
+    types = {number: name for name, (number, *_) in gguf_blocks.TYPES.items()}
+    parts = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+             "attn_v": "self_attn.v_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}
+    for name, (cols, *_), number, data in tiny_models.block_types_tensors():
+        if number in types:
+            values = gguf_blocks.values(types[number], data)
+            _, layer, part, _ = name.split(".")
+            if part in ("attn_q", "attn_k"):  # the file has neighbouring rows where pairs rotate
+                rows = [values[at:at + cols] for at in range(0, len(values), cols)]
+                values = sum(rows[0::2] + rows[1::2], ())
+            yield types[number], f"model.layers.{layer}.{parts[part]}.weight", values
+
+
+def test_convert_block_types(folder):
+    """GGUF's block formats are kept, and have the values of their definitions."""
+    source, kept = folder / "blocks.gguf", folder / "kept.bin"
+    source.write_bytes(tiny_models.block_types_gguf())
+    expect(qbench("convert", source, kept))
+    types = [t["dtype"] for t in inspect(source)["tensors"]]
+    assert set(types) == {"f32", *gguf_blocks.TYPES}, types
+    assert types == [t["dtype"] for t in inspect(kept)["tensors"]]
+    assert kept.stat().st_size < 1.2 * source.stat().st_size
+    for model, wide in (source, folder / "wide"), (kept, folder / "again"):
+        expect(qbench("convert", model, f"{wide}/"))
+        data, seen = (wide / "model.safetensors").read_bytes(), set()
+        for kind, name, values in block_type_matrices():
+            assert floats(data, name) == values, (kind, name)
+            seen.add(kind)
+        assert seen == set(gguf_blocks.TYPES)
 
 
 def test_convert_there_and_back_of_what_no_family_has(folder):
@@ -189,22 +232,15 @@ def test_convert_the_baselines(folder):
         assert b"expected token" in done.err, done
 
 
-def floats(safetensors):
-    """The numbers of the first tensor by offset, which is `logits`."""
-    header = struct.unpack_from("<Q", safetensors)[0]
-    begin, end = json.loads(safetensors[8:8 + header])["logits"]["data_offsets"]
-    return struct.unpack_from(f"<{(end - begin) // 4}f", safetensors, 8 + header + begin)
-
-
 def test_convert_full_precision_of_codes(folder):
     """Full precision of a stored scheme is that of the values which its codes stand for."""
     source, out = models(folder)["gguf"], folder / "codes.bin"
-    want = floats(logits(folder, source, "--scheme", "full"))
+    want = floats(logits(folder, source, "--scheme", "full"), "logits")
     largest = max(map(abs, want))
     for scheme in ("fine", "smoothquant"):
         for options in ([], ["--quantize-head"]):
             expect(qbench("convert", "--quiet", "--quantize", scheme, *options, source, out))
-            got = floats(logits(folder, out, "--scheme", "full"))
+            got = floats(logits(folder, out, "--scheme", "full"), "logits")
             off = max(abs(a - b) for a, b in zip(want, got))
             assert 0 < off < 0.3 * largest, (scheme, options, off, largest)
     plain = folder / "plain.bin"

@@ -4,6 +4,8 @@ import json
 import random
 import struct
 
+import gguf_blocks
+
 VOCAB, D, HEADS, FF, LAYERS, CONTEXT = 259, 32, 2, 64, 1, 64
 
 
@@ -286,6 +288,40 @@ def llama_tensors(seed=2):
 
 def llama_gguf():
     return gguf(llama_metadata(), llama_tensors())
+
+
+BLOCK_D, BLOCK_ROWS = 256, 4  # the longest block; rows of a head, an MLP and a vocabulary
+
+
+def block_types_tensors(seed=3):
+    """Each of the block formats is the type of a matrix; five matrices a layer."""
+    numbers, types = Numbers(seed), list(gguf_blocks.TYPES)
+
+    def f32(name, rows, cols, around=0.0):
+        return name, [cols, rows][:1 if rows == 1 else 2], GGML_F32, numbers.f32(rows * cols, around)
+
+    tensors = [f32("token_embd.weight", BLOCK_ROWS, BLOCK_D), f32("output_norm.weight", 1, BLOCK_D, 1)]
+    for i, kind in enumerate(types + types[:-len(types) % 5]):
+        blk = f"blk.{i // 5}."
+        if i % 5 == 0:
+            tensors += [f32(blk + "attn_norm.weight", 1, BLOCK_D, 1),
+                        f32(blk + "ffn_norm.weight", 1, BLOCK_D, 1),
+                        f32(blk + "attn_output.weight", BLOCK_D, BLOCK_ROWS),
+                        f32(blk + "ffn_down.weight", BLOCK_D, BLOCK_ROWS)]
+        name = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")[i % 5]
+        tensors.append((f"{blk}{name}.weight", [BLOCK_D, BLOCK_ROWS], gguf_blocks.TYPES[kind][0],
+                        gguf_blocks.random_blocks(kind, BLOCK_ROWS * BLOCK_D, numbers.random)))
+    return tensors
+
+
+def block_types_gguf():
+    sizes = {"context_length": 16, "embedding_length": BLOCK_D, "feed_forward_length": BLOCK_ROWS,
+             "block_count": (len(gguf_blocks.TYPES) + 4) // 5, "attention.head_count": 1,
+             "attention.key_length": BLOCK_ROWS, "attention.value_length": BLOCK_ROWS}
+    metadata = [("general.architecture", STRING, "llama"), ("general.quantization_version", U32, 2),
+                ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5)]
+    return gguf(metadata + [("llama." + key, U32, n) for key, n in sizes.items()],
+                block_types_tensors())
 
 
 # ---- llm.c ----

@@ -167,7 +167,7 @@ def main():
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     corpora = {"text": texts(), "tokenizer_json": tokenizers(), "safetensors": gpt2_header(),
-               "gguf": {"llama": tiny_models.llama_gguf()},
+               "gguf": {"llama": tiny_models.llama_gguf(), "blocks": tiny_models.block_types_gguf()},
                "llmc": {"v3": tiny_models.llm_c(3), "v5": tiny_models.llm_c(5)},
                "hf_config": {"config": json.dumps(tiny_models.GPT2_CONFIG).encode(),
                              "flags": json.dumps(tiny_models.FLAGS_CONFIG).encode()},

@@ -117,6 +117,8 @@ def gguf_nasties():
         "bytes-wrap": gguf([], [info(dims=(2**62,))]),
         "sizes-sum-wraps": gguf([], [info("a", (2**61 - 8,)), info("b", (2**61,), 0, 2**63 - 32)]),
         "row-not-blocks": gguf([], [info(dims=(33,), kind=8)], bytes(64)),
+        "row-not-long-blocks": gguf([], [info(dims=(32,), kind=12)], bytes(64)),
+        "long-blocks-wrap": gguf([], [info(dims=(2**62,), kind=14)]),
         "type-99": gguf([], [info(kind=99)]),
         "offset-odd": gguf([], [info(offset=1)]),
         "offset-far": gguf([], [info(offset=2**63)]),

@@ -86,25 +86,13 @@ static void f16_and_bf16_round_trip(void **state)
     assert_int_equal(qb_bf16_from_f32(1.0f + 3 * 0x1p-8f), 0x3f82);
 }
 
-static void blocks_widen(void **state)
+static void f64_and_sizes(void **state)
 {
     (void)state;
-    uint8_t block[34] = {0x00, 0x38}; /* d = 0.5 */
-    for (int i = 0; i < 32; i++) block[2 + i] = (uint8_t)(i - 16);
-    float out[32];
-    qb_dtype_to_f32(QB_Q8_0, block, 32, out);
-    for (int i = 0; i < 32; i++) assert_true(out[i] == 0.5f * (float)(i - 16));
-    uint8_t q41[20] = {0x00, 0x38, 0x00, 0x3c}; /* d 0.5, m 1 */
-    q41[4] = 0xf3;
-    qb_dtype_to_f32(QB_Q4_1, q41, 32, out);
-    assert_true(out[0] == 0.5f * 3 + 1 && out[16] == 0.5f * 15 + 1 && out[1] == 1);
     const double wide[2] = {0.1, -1e300};
+    float out[2];
     qb_dtype_to_f32(QB_F64, wide, 2, out);
     assert_true(out[0] == 0.1f && out[1] == -INFINITY);
-    uint8_t q40[18] = {0x00, 0x38};
-    q40[2] = 0x0f;
-    qb_dtype_to_f32(QB_Q4_0, q40, 32, out);
-    assert_true(out[0] == 0.5f * 7 && out[16] == 0.5f * -8);
     size_t bytes;
     assert_true(qb_dtype_bytes(QB_Q8_0, 3, 64, &bytes) && bytes == 3 * 68);
     assert_false(qb_dtype_bytes(QB_Q8_0, 3, 65, &bytes));
@@ -281,7 +269,7 @@ int main(void)
         cmocka_unit_test(allocation_counts_fails_and_aligns),
         cmocka_unit_test(blocks_are_counted_and_freed_together),
         cmocka_unit_test(f16_and_bf16_round_trip),
-        cmocka_unit_test(blocks_widen),
+        cmocka_unit_test(f64_and_sizes),
         cmocka_unit_test(every_task_runs_once),
         cmocka_unit_test(spans_tile_the_whole),
         cmocka_unit_test(philox_matches_published_vectors),
