@@ -192,7 +192,7 @@ static qb_status write_tokenizer(data_run *r)
 static void print_counts(const char *name, const qb_shard_made *m)
 {
     char docs[QB_FORMAT_BYTES], tokens[QB_FORMAT_BYTES], dropped[QB_FORMAT_BYTES];
-    printf("%-20s %12s documents %15s tokens", name, qb_format_count((int64_t)m->n_docs, docs),
+    printf("%-14s %9s documents %13s tokens", name, qb_format_count((int64_t)m->n_docs, docs),
            qb_format_count((int64_t)m->n_tokens, tokens));
     if (m->n_tokens) printf("  %.3f bytes a token", (double)m->text_bytes / (double)m->n_tokens);
     if (m->n_dropped) printf("  %s dropped", qb_format_count((int64_t)m->n_dropped, dropped));

@@ -269,17 +269,12 @@ static void print_evaluation(void *context, const qb_loop_seen *s)
     const qb_outliers *o = &e->outliers;
     const qb_bb_layer *first = &e->bb.layers[0], *last = first;
     if (e->bb.n_layers) last += e->bb.n_layers - 1;
-    const column text[] = {{"step", 8, 0, (double)s->step},
-                           {"train", 8, 4, s->loss},
-                           {"valid", 8, 4, e->loss},
-                           {"ppl", 9, 3, qb_perplexity(e->loss)},
-                           {"bits/byte", 9, 4, e->bits_per_byte},
-                           {"kurt 1", 8, 2, o->kurt_token_first},
-                           {"kurt >1", 8, 2, o->kurt_token_rest},
-                           {"max 1", 8, 2, o->max_abs_first},
-                           {"max >1", 8, 2, o->max_abs_rest},
-                           {"%first", 7, 1, 100 * o->attn_first_argmax},
-                           {"tok/s", 9, 0, s->tok_per_s}};
+    const column text[] = {
+        {"step", 6, 0, (double)s->step},    {"train", 7, 4, s->loss},
+        {"valid", 7, 4, e->loss},           {"ppl", 8, 3, qb_perplexity(e->loss)},
+        {"bits/B", 6, 4, e->bits_per_byte}, {"kurt 1", 6, 2, o->kurt_token_first},
+        {">1", 6, 2, o->kurt_token_rest},   {"max 1", 6, 2, o->max_abs_first},
+        {">1", 6, 2, o->max_abs_rest},      {"%first", 6, 1, 100 * o->attn_first_argmax}};
     const column bb[] = {{"step", 8, 0, (double)s->step},
                          {"train", 8, 4, s->loss},
                          {"valid", 8, 4, e->loss},

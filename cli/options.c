@@ -26,7 +26,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "Writes the continuation of the prompt to standard output as it is made, and the time to "
         "the first token, tokens a second and peak memory to standard error.",
         {"qbench generate model.bin --prompt \"Once upon a time\"",
-         "qbench generate --scheme zeropoint4 --temp 0 --max-tokens 64 --prompt \"The sea\" model.bin"},
+         "qbench generate --scheme zeropoint4 --temp 0 --prompt \"The sea\" model.bin"},
         1, 1, qb_cmd_generate},
     [QB_VERB_DATA] = {"data", "TEXT...",
         "texts to token shards, for training",
@@ -34,7 +34,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "writes DIR/NAME.qbs, and DIR/tokenizer.json beside them. The vocabulary is trained on the "
         "texts (--train-bpe) or given (--tokenizer). In plain text a line holding exactly "
         "<|endoftext|> ends a document.",
-        {"qbench data train-*.txt.xz --train-bpe 8192 --decontaminate valid.txt --out shards",
+        {"qbench data train-*.xz --train-bpe 8192 --decontaminate valid.txt -o shards",
          "qbench data valid.txt --tokenizer shards/tokenizer.json --out shards"},
         1, 65536, qb_cmd_data},
     [QB_VERB_CONVERT] = {"convert", "IN OUT",
@@ -68,13 +68,13 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         {"echo hello | qbench tokenize model.bin",
          "echo '[1, 2, 3]' | qbench tokenize --decode tokenizer.json -"},
         1, 2, qb_cmd_tokenize},
-    [QB_VERB_LOGITS] = {"logits", "--tokens IN.safetensors --out OUT.safetensors MODEL",
+    [QB_VERB_LOGITS] = {"logits", "--tokens IN --out OUT MODEL",
         "logits and losses of given tokens, as safetensors",
         "IN holds `tokens` (B, T) int32; OUT gets `logits` (B, T, V) and `nll` (B, T-1), both f32. "
         "The whole (B, T) is one batch, so a per-tensor scale spans all of it. 4-bit weights are "
         "multiplied in f32 on the processor, whichever row is the fastest.",
         {"qbench logits --tokens in.safetensors --out out.safetensors model.bin",
-         "qbench logits --scheme coarse --tokens in.safetensors --out out.safetensors model.bin"},
+         "qbench logits -s coarse --tokens in.safetensors -o out.safetensors model.bin"},
         1, 1, qb_cmd_logits},
     [QB_VERB_ANALYZE] = {"analyze", "MODEL",
         "outlier and attention metrics of a model on a text",
@@ -118,7 +118,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "as the baseline was run: same schemes, text, protocol, batch and threads. Exit 1: a limit is broken "
         "(with 95 % confidence over all limits); 5: none is, but the noise leaves one open. Limits "
         "come from --limits, else from qbench-gate.json where it is there, then from the options.",
-        {"qbench gate --baseline base.json --max-ppl-delta 0.5% --max-slowdown 3% result.json",
+        {"qbench gate --baseline base.json --max-ppl-delta 0.5% result.json",
          "qbench gate --baseline base.json --max-kl 0.1 --junit gate.xml model.bin"},
         1, 64, qb_cmd_gate},
     [QB_VERB_WATCH] = {"watch", "HISTORY.jsonl [RESULT.json...]",
@@ -146,7 +146,7 @@ const qb_verb qb_verbs[QB_VERB_COUNT] = {
         "penalties, latency, memory, time by phase and roofline, outliers by layer, attention maps, "
         "training, machine, commands and hashes. A section is there where its data are.",
         {"qbench report result.json -o report.html",
-         "qbench report vanilla.json ours.json runs/vanilla runs/ours -o pair.html --csv pair.csv"},
+         "qbench report vanilla.json ours.json runs/vanilla runs/ours -o pair.html"},
         1, 64, qb_cmd_report},
     [QB_VERB_TABLE] = {"table", "N [RESULTS...]",
         "a table of arXiv:2410.17174 beside recorded runs",

@@ -75,6 +75,7 @@ def test_train_preset_on_a_data_folder(folder):
     done = train("--preset", "gpt2-1m", "--data", data, "--out", run, "--steps", "30", "--warmup",
                  "5", "--eval-every", "10", "--batch", "8", "--context", "32", "--tensorboard")
     assert re.search(rb"^ +30 .* best$", done.out, re.M), done
+    assert max(map(len, done.out.decode().splitlines()[:-1])) <= 80, done
     losses = [line["loss"] for line in lines_of(run, "train")]
     evals = lines_of(run, "eval")
     assert losses[-1] < losses[0] - 0.5 and [line["step"] for line in evals] == [10, 20, 30]
