@@ -174,16 +174,21 @@ def massive(v):
     return found
 
 
+def mean_figures(layers):
+    """Over those that have the figure."""
+    keys = dict.fromkeys(key for layer in layers for key in layer)
+    return {key: mean([layer[key] for layer in layers if key in layer]) for key in keys}
+
+
 def metrics(model, v, said):
     layers = [layer_figures(v, i, model.c) for i in range(model.c["n_layers"])]
-    keys = {key for layer in layers for key in layer}
     tapped = [sample_figures(v.final)] + [
         (layer["kurt_sample" + name], layer["inf_norm" + name]) for layer in layers
         for name in ("", "_attn_out", "_mlp_out", "_norm1", "_norm2")
         if "kurt_sample" + name in layer]
     kurt, inf_norm = np.array(tapped).T
     found = {"embedding": stream_figures(v.embedding), "layers": layers,
-             "mean": {key: mean([layer[key] for layer in layers if key in layer]) for key in keys},
+             "mean": mean_figures(layers),
              "kurt_norm_ratio_correlation": dict(correlations(layers)), "sinks": sinks(v),
              "kurt_sample_mean": kurt.mean(), "kurt_sample_max": kurt.max(),
              "inf_norm_max": inf_norm.max(), "massive_places": len(massive(v))}

@@ -267,26 +267,31 @@ def test_analyze_equals_an_independent_computation(own):
                       "--drop-first-key")
 
 
-GPT2, LLAMA = tiny_models.KIND, tiny_models.LLAMA_KIND
-KINDS = {
-    "softmax1": GPT2 | {"softmax": "softmax1", "norm": "rmsnorm_single", "norm_bias": False,
-                        "attn_bias": False, "mlp_bias": False},
-    "relu": GPT2 | {"softmax": "relu", "act": "relu", "pos": "none", "tied_head": False},
-    "clipped": GPT2 | {"softmax": "clipped", "softmax_gamma": -0.03, "softmax_zeta": 1.01},
-    "gated-sink": GPT2 | {"softmax": "sink", "attn_gate": True, "pos": "none"},
-    "free-prefix": GPT2 | {"free_prefix": 5, "no_attention": [2], "pos": "rope",
-                           "rope": {"kind": "default", "theta": 10000.0}},
-    "one-key-head": LLAMA | {"n_kv_heads": 1, "softmax": "softmax1", "tied_head": True},
-    "crossed": LLAMA | {"pos": "learned", "norm": "layernorm", "norm_bias": True, "mlp_bias": True},
-    "gpt2-swiglu": GPT2 | {"act": "swiglu", "norm": "rmsnorm", "norm_bias": False},
-    "gqa": LLAMA | {"n_heads": 6, "n_kv_heads": 2, "head_dim": 4},
-}
+SHARES = re.compile("attn_|sink_alpha|dormant")  # from 0 to 1: differences as they are
+SINGLE = re.compile("kurt_channel|act_median")  # one channel's fourth powers, one f32 value
+
+
+def test_analyze_equals_figures_recorded_in_float64(own):
+    """tests/golden/make_analysis.py: what the tests below compute anew, where there is NumPy."""
+    recorded = json.loads((support.ROOT / "tests/golden/analysis.json").read_text())
+    assert list(recorded) == list(tiny_models.KINDS)
+    tokens = own / "in.safetensors"
+    tokens.write_bytes(tiny_models.tokens_file(*tiny_models.KIND_TOKENS))
+    for name, config in tiny_models.KINDS.items():
+        found = analyze(own, "--tokens", tokens, tiny_models.write_kind_folder(own / name, config))
+        pairs = [(recorded[name]["mean"], found["mean"])]
+        for expected, said in pairs + list(zip(recorded[name]["layers"], found["layers"])):
+            for key, value in expected.items():
+                unit = 1 if SHARES.match(key) else max(abs(value), 1e-9)
+                limit = 1e-6 * (5 if SINGLE.match(key) else 1)
+                assert abs(said[key] - value) <= limit * unit, (name, key, said, value)
+            assert all(said[key] is None for key in set(said) - set(expected) - {"layer"}), name
 
 
 def test_analyze_equals_an_independent_computation_of_every_kind(own):
     tokens = own / "in.safetensors"
-    tokens.write_bytes(tiny_models.tokens_file(3, 70, 61))
-    for name, config in KINDS.items():
+    tokens.write_bytes(tiny_models.tokens_file(*tiny_models.KIND_TOKENS))
+    for name, config in tiny_models.KINDS.items():
         options = ["--zero-first-value", "--remove", "head:1.2,mlp:2,attn:3"]
         if name not in ("relu", "clipped", "free-prefix"):  # weights that sum to one
             options.append("--drop-first-key")
@@ -303,7 +308,7 @@ def fill_first_row(path, name, value):
 
 def test_analyze_what_is_no_number_is_null(own):
     """From the second block on; its mean is not that of the first."""
-    model, tokens = tiny_models.write_kind_folder(own / "m", GPT2), own / "in.safetensors"
+    model, tokens = tiny_models.write_kind_folder(own / "m", tiny_models.KIND), own / "in.safetensors"
     fill_first_row(model / "model.safetensors", "transformer.h.1.mlp.c_fc.weight", math.nan)
     tokens.write_bytes(tiny_models.tokens_file(2, 9, 61))
     found = analyze(own, "--tokens", tokens, model)
@@ -320,17 +325,17 @@ def test_analyze_what_is_no_number_is_null(own):
 def test_analyze_equals_an_independent_computation_at_the_edges(own):
     """Few tokens, no spread at all, values that are massive; and what schemes do to products."""
     tokens = own / "in.safetensors"
-    plain = tiny_models.write_kind_folder(own / "plain", KINDS["gqa"])
+    plain = tiny_models.write_kind_folder(own / "plain", tiny_models.KINDS["gqa"])
     for batch, n in ((1, 1), (2, 1), (1, 2), (1, 64), (2, 65)):
         tokens.write_bytes(tiny_models.tokens_file(batch, n, 61))
         check_figures(own, plain, tokens)
-    blank = tiny_models.write_kind_folder(own / "blank", GPT2 | {"pos": "none"})
+    blank = tiny_models.write_kind_folder(own / "blank", tiny_models.KIND | {"pos": "none"})
     fill_first_row(blank / "model.safetensors", "transformer.wte.weight", 0.0)
     ids = struct.pack("<40i", *range(20), *range(20, 30), 0, *range(30, 39))
     tokens.write_bytes(tiny_models.safetensors({"tokens": ("I32", [2, 20], ids)}))
     check_figures(own, blank, tokens)  # token 0 has neither a kurtosis nor a norm
     tokens.write_bytes(tiny_models.tokens_file(3, 20, 8))
-    massive = tiny_models.write_kind_folder(own / "massive", KINDS["gqa"], spike=4000.0)
+    massive = tiny_models.write_kind_folder(own / "massive", tiny_models.KINDS["gqa"], spike=4000.0)
     check_figures(own, massive, tokens, "--zero-massive", "--mean-massive", tolerance=1e-4)
     zeroed = json.loads((own / "a.json").read_text())["interventions"][0]
     assert zeroed["values_set"] == 60, zeroed  # where they begin; later blocks then hold none

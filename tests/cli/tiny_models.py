@@ -135,12 +135,26 @@ KIND = {"arch": "gpt2", "n_layers": 3, "d_model": 24, "n_heads": 4, "n_kv_heads"
 LLAMA_KIND = KIND | {"arch": "llama", "norm": "rmsnorm", "act": "swiglu", "pos": "rope",
                      "rope": {"kind": "default", "theta": 10000.0}, "attn_bias": False,
                      "mlp_bias": False, "norm_bias": False, "tied_head": False, "fused_qkv": False}
+KINDS = {
+    "softmax1": KIND | {"softmax": "softmax1", "norm": "rmsnorm_single", "norm_bias": False,
+                        "attn_bias": False, "mlp_bias": False},
+    "relu": KIND | {"softmax": "relu", "act": "relu", "pos": "none", "tied_head": False},
+    "clipped": KIND | {"softmax": "clipped", "softmax_gamma": -0.03, "softmax_zeta": 1.01},
+    "gated-sink": KIND | {"softmax": "sink", "attn_gate": True, "pos": "none"},
+    "free-prefix": KIND | {"free_prefix": 5, "no_attention": [2], "pos": "rope",
+                           "rope": {"kind": "default", "theta": 10000.0}},
+    "one-key-head": LLAMA_KIND | {"n_kv_heads": 1, "softmax": "softmax1", "tied_head": True},
+    "crossed": LLAMA_KIND | {"pos": "learned", "norm": "layernorm", "norm_bias": True,
+                             "mlp_bias": True},
+    "gpt2-swiglu": KIND | {"act": "swiglu", "norm": "rmsnorm", "norm_bias": False},
+    "gqa": LLAMA_KIND | {"n_heads": 6, "n_kv_heads": 2, "head_dim": 4},
+}
+KIND_TOKENS = 3, 70, KIND["vocab"]  # of tokens_file
 KIND_NAMES = {
     "gpt2": ("transformer.", "h.", {
         "embd": "wte", "pos": "wpe", "norm1": "ln_1", "qkv": "attn.c_attn", "o": "attn.c_proj",
         "gate_of_heads": "attn.gate", "sinks": "attn.sinks", "norm2": "ln_2", "up": "mlp.c_fc",
-        "gate": "mlp.c_gate",
-        "down": "mlp.c_proj", "norm_f": "ln_f"}),
+        "gate": "mlp.c_gate", "down": "mlp.c_proj", "norm_f": "ln_f"}),
     "llama": ("model.", "layers.", {
         "embd": "embed_tokens", "pos": "embed_positions", "norm1": "input_layernorm",
         "q": "self_attn.q_proj",
