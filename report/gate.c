@@ -13,13 +13,13 @@ const char *const qb_outcome_names[] = {
 
 /* clang-format off */
 const qb_limit qb_limits[QB_LIMIT_COUNT] = {
-    [QB_LIMIT_PPL_DELTA] =     {"max-ppl-delta", {QB_FIGURE_PPL, QB_FIGURE_COUNT}, false, true, true},
-    [QB_LIMIT_PENALTY] =       {"max-penalty", {QB_FIGURE_PENALTY, QB_FIGURE_COUNT}, true, false, true},
-    [QB_LIMIT_KL] =            {"max-kl", {QB_FIGURE_KL, QB_FIGURE_COUNT}, true, false, true},
-    [QB_LIMIT_SLOWDOWN] =      {"max-slowdown", {QB_FIGURE_PREFILL, QB_FIGURE_DECODE}, false, true, false},
-    [QB_LIMIT_SPEEDUP_LOSS] =  {"max-speedup-loss", {QB_FIGURE_PREFILL_GAIN, QB_FIGURE_DECODE_GAIN}, false, true, false},
-    [QB_LIMIT_MEMORY_GROWTH] = {"max-memory-growth", {QB_FIGURE_MEMORY, QB_FIGURE_COUNT}, false, true, false},
-    [QB_LIMIT_TOP1] =          {"min-top1", {QB_FIGURE_TOP1, QB_FIGURE_COUNT}, true, true, false},
+    [QB_LIMIT_PPL_DELTA] =     {"max-ppl-delta", {QB_FIGURE_PPL, QB_FIGURE_COUNT}, false, true, true, false},
+    [QB_LIMIT_PENALTY] =       {"max-penalty", {QB_FIGURE_PENALTY, QB_FIGURE_COUNT}, true, false, true, false},
+    [QB_LIMIT_KL] =            {"max-kl", {QB_FIGURE_KL, QB_FIGURE_COUNT}, true, false, true, false},
+    [QB_LIMIT_SLOWDOWN] =      {"max-slowdown", {QB_FIGURE_PREFILL, QB_FIGURE_DECODE}, false, true, false, true},
+    [QB_LIMIT_SPEEDUP_LOSS] =  {"max-speedup-loss", {QB_FIGURE_PREFILL_GAIN, QB_FIGURE_DECODE_GAIN}, false, true, false, true},
+    [QB_LIMIT_MEMORY_GROWTH] = {"max-memory-growth", {QB_FIGURE_MEMORY, QB_FIGURE_COUNT}, false, true, false, false},
+    [QB_LIMIT_TOP1] =          {"min-top1", {QB_FIGURE_TOP1, QB_FIGURE_COUNT}, true, true, false, true},
 };
 /* clang-format on */
 
@@ -45,6 +45,8 @@ qb_status qb_gate_limit_set(qb_amount *limits, qb_limit_id id, const char *text,
     if (amount.percent ? !qb_limits[id].percent : !qb_limits[id].plain)
         return QB_FAIL(QB_ERR_USAGE, "%s: found '%.40s', expected %s", what, text,
                        amount.percent ? "a number without %" : "a percentage, as 3%");
+    if (qb_limits[id].share && amount.value > 1)
+        return QB_FAIL(QB_ERR_USAGE, "%s: found '%.40s', expected at most 100%%", what, text);
     limits[id] = amount;
     return QB_OK;
 }

@@ -37,6 +37,7 @@ typedef struct qb_limit {
     qb_figure_id figures[2]; /* QB_FIGURE_COUNT = no second */
     bool of_b_alone;         /* a limit of B's value, else of its change for the worse */
     bool percent, plain;     /* how its amount may be written */
+    bool share;              /* of at most 100 % */
 } qb_limit;
 extern const qb_limit qb_limits[QB_LIMIT_COUNT];
 

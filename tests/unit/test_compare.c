@@ -381,6 +381,7 @@ static void limits_files_are_checked(void **state)
         {"{\"limits\": {\"max-kl\": \"1%\"}}", "limits.max-kl: found '1%', expected a number"},
         {"{\"limits\": {\"max-slowdown\": 3}}",
          "limits.max-slowdown: found '3', expected a percent"},
+        {"{\"limits\": {\"min-top1\": \"101%\"}}", "found '101%', expected at most 100%"},
         {"{\"limits\": {\"max-kl\": -1}}", "expected a number from 0 on"},
         {"{\"limits\": {\"max-kl\": \"1x\"}}", "expected a number from 0 on"},
         {"{\"limits\": {\"max-kl\": true}}", "found neither text nor number"},
