@@ -166,7 +166,7 @@ void qb_help_print_man(void)
         ".SH ENVIRONMENT\n"
         ".TP\n.B QB_DISABLE\ncomma list of processor features (avx2, avx512, avx512vnni) or\n"
         "kernel rows (gemm_s8/avx2) that are not to be used\n"
-        ".TP\n.B NO_COLOR\nset: no terminal control codes\n"
+        ".TP\n.B NO_COLOR\nset and not empty: no terminal control codes\n"
         ".TP\n.BR QB_NVML_PATH \", \" QB_CUBLASLT_PATH \", \" QB_NCCL_PATH \", \" "
         "QB_MICROHTTPD_PATH\nfolders of libraries that are found when the program runs\n"
         ".TP\n.B XDG_CACHE_HOME\nwhere profile keeps a machine's peaks (default: ~/.cache)\n");

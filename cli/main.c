@@ -1,5 +1,6 @@
 /* cli/main.c - signals, the one error line, the exit code. */
 #include "cli/options.h"
+#include "cli/output.h"
 
 #include "core/file.h"
 #include "core/interrupt.h"
@@ -9,7 +10,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -73,10 +73,7 @@ static qb_status run_verb(const qb_cli *cli, const char *first)
         return QB_OK;
     }
     if (!qb_cli_flag(cli, "quiet")) {
-        const char *term = getenv("TERM");
-        bool is_terminal =
-            isatty(STDERR_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb");
-        qb_progress_open(stderr, is_terminal);
+        qb_progress_open(stderr, qb_cli_wants_codes(STDERR_FILENO));
     }
     return qb_cli_verb(cli)->run(cli);
 }

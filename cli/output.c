@@ -38,10 +38,15 @@ bool qb_cli_is_stdout(const char *path)
     return path && !strcmp(path, "-");
 }
 
+bool qb_cli_wants_codes(int fd)
+{
+    const char *term = getenv("TERM"), *plain = getenv("NO_COLOR"); /* set but empty is not set */
+    return isatty(fd) && !(plain && *plain) && term && strcmp(term, "dumb");
+}
+
 bool qb_cli_wants_colour(void)
 {
-    const char *term = getenv("TERM");
-    return isatty(STDOUT_FILENO) && !getenv("NO_COLOR") && term && strcmp(term, "dumb");
+    return qb_cli_wants_codes(STDOUT_FILENO);
 }
 
 static qb_status check_writable(const char *path)

@@ -12,7 +12,9 @@
 qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options);
 /* True for "-". */
 bool qb_cli_is_stdout(const char *path);
-bool qb_cli_wants_colour(void);
+/* Whether terminal control codes are for what is behind fd: TERM and NO_COLOR are respected. */
+bool qb_cli_wants_codes(int fd);
+bool qb_cli_wants_colour(void); /* on standard output */
 
 typedef qb_status (*qb_cli_writer)(const void *what, FILE *stream);
 /* The whole of what `write` writes as the file PATH, atomically, or on standard output ("-"). */

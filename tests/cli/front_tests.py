@@ -7,11 +7,26 @@ import subprocess
 
 from support import VERBS, Skip, expect, qbench
 import support
+import tiny_models
 
 
 def test_no_argument_shows_first_steps(_):
     done = expect(qbench(), 2)
     assert len(re.findall(rb"^  qbench ", done.out, re.M)) == 5, done
+
+
+def test_colour_is_for_terminals_that_want_it(own):
+    model = tiny_models.write_hf_folder(own / "hf")
+    for env, wanted in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": ""}, True),
+                        ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
+        ours, theirs = os.openpty()
+        plain = {key: value for key, value in support.BASE_ENV.items() if key != "NO_COLOR"}
+        code = subprocess.call([support.QBENCH, "run", "--quiet", "--no-speed", "--max-tokens", "200",
+                                str(model)], stdout=theirs, stdin=subprocess.DEVNULL,
+                               env={**plain, **env})
+        os.close(theirs)
+        assert code == 0 and (b"\x1b[" in os.read(ours, 1 << 16)) == wanted, env
+        os.close(ours)
 
 
 DOCTOR = {"processor", "cpu-kernels", "threads", "memory", "gpu", "gpu-kernels", "gpu-libraries",
