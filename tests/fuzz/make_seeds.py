@@ -45,12 +45,13 @@ def model_bins(folder):
     program = HERE.parent.parent / "build" / "qbench"
     made = {}
     if program.exists():
-        source = folder / "source.gguf"
-        source.write_bytes(tiny_models.llama_gguf())
-        for name, options in {"raw": [], "zlib": ["--zlib", "6"],
-                              "u4": ["--quantize", "zeropoint4"],
-                              "s8": ["--quantize", "fine"]}.items():
+        source, llama = folder / "source.gguf", tiny_models.llama_gguf()
+        for name, data, options in (("raw", llama, []), ("zlib", llama, ["--zlib", "6"]),
+                                    ("u4", llama, ["--quantize", "zeropoint4"]),
+                                    ("s8", llama, ["--quantize", "fine"]),
+                                    ("blocks", tiny_models.block_types_gguf(), [])):
             out = folder / f"{name}.bin"
+            source.write_bytes(data)
             if not subprocess.run([program, "convert", "--quiet", *options, source, out],
                                   stderr=subprocess.DEVNULL).returncode:
                 made[name] = out.read_bytes()
