@@ -93,12 +93,11 @@ static qb_status fail_choice(const qb_option *option, const char *text, size_t n
     const char *choice;
     snprintf(typed, sizeof typed, "%.*s", (int)n_bytes, text);
     qb_nearest nearest = qb_nearest_begin(typed);
-    bool open = false; /* "cuda:x", "cuda0": not "cuda" was meant */
-    for (size_t i = 0; (choice = option->choice(i)); i++)
-        if (choice[strlen(choice) - 1] != ':')
-            qb_nearest_consider(&nearest, choice);
-        else
-            open |= !strncmp(typed, choice, strlen(choice) - 1);
+    bool open = false; /* cuda:N: "gpu" is no slip of "cpu" */
+    for (size_t i = 0; (choice = option->choice(i)); i++) {
+        open |= choice[strlen(choice) - 1] == ':';
+        qb_nearest_consider(&nearest, choice);
+    }
     if (nearest.word && !open)
         return QB_FAIL(QB_ERR_USAGE, "--%s: unknown value: found '%s', did you mean '%s'?",
                        option->name, typed, nearest.word);
