@@ -164,8 +164,7 @@ static qb_status train_tokenizer(data_run *r)
 static qb_status make_folder(const char *path)
 {
     if (qb_is_folder(path) || !mkdir(path, 0777)) return QB_OK;
-    return QB_FAIL(QB_ERR_IO, "%s: cannot be made: found \"%s\", expected a folder that can be",
-                   path, strerror(errno));
+    return QB_FAIL_SYSTEM(path, errno, "made", "a folder that can be");
 }
 
 /* The folder tells by itself what its ids mean. */

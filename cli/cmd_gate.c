@@ -154,17 +154,10 @@ static qb_status append_summary(const qb_gate *gate)
     const char *path = getenv("GITHUB_STEP_SUMMARY");
     if (!path || !*path) return QB_OK;
     FILE *file = fopen(path, "a");
-    if (!file)
-        return QB_FAIL(
-            QB_ERR_IO,
-            "%s: cannot be written: found \"%s\", expected a writable file with space for it", path,
-            strerror(errno));
+    if (!file) return QB_FAIL_SYSTEM(path, errno, "written", "a writable file with space for it");
     qb_status status = qb_gate_write_markdown(gate, file);
     if (fclose(file) && status == QB_OK)
-        status = QB_FAIL(
-            QB_ERR_IO,
-            "%s: cannot be written: found \"%s\", expected a writable file with space for it", path,
-            strerror(errno));
+        status = QB_FAIL_SYSTEM(path, errno, "written", "a writable file with space for it");
     return status;
 }
 

@@ -21,10 +21,7 @@ static qb_status read_all(int fd, const char *path, char *text, size_t bytes, si
     while (at < bytes) {
         ssize_t n = read(fd, text + at, bytes - at);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0)
-            return QB_FAIL(QB_ERR_IO,
-                           "%s: cannot be opened: found \"%s\", expected a file that can be read",
-                           path, strerror(errno));
+        if (n < 0) return QB_FAIL_SYSTEM(path, errno, "read", "a file that can be");
         if (!n) break;
         at += (size_t)n;
     }
@@ -37,10 +34,7 @@ static qb_status read_all(int fd, const char *path, char *text, size_t bytes, si
 static qb_status read_open(int fd, const char *path, char **text, size_t *bytes)
 {
     struct stat st;
-    if (fstat(fd, &st))
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read", path,
-                       strerror(errno));
+    if (fstat(fd, &st)) return QB_FAIL_SYSTEM(path, errno, "opened", "a file that can be read");
     if (!S_ISREG(st.st_mode))
         return QB_FAIL(QB_ERR_IO, "%s: found another kind of file, expected a regular one", path);
     if (st.st_size > MAX_FILE_BYTES)
@@ -63,10 +57,7 @@ static qb_status read_lines(const char *path, char **text, size_t *bytes)
     *bytes = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 && errno == ENOENT) return QB_OK;
-    if (fd < 0)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read", path,
-                       strerror(errno));
+    if (fd < 0) return QB_FAIL_SYSTEM(path, errno, "opened", "a file that can be read");
     qb_status status = read_open(fd, path, text, bytes);
     close(fd);
     return status;

@@ -28,10 +28,7 @@ static const char *kind_of(mode_t mode)
 static qb_status map_descriptor(int fd, const char *path, qb_file *out)
 {
     struct stat st;
-    if (fstat(fd, &st))
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read", path,
-                       strerror(errno));
+    if (fstat(fd, &st)) return QB_FAIL_SYSTEM(path, errno, "opened", "a file that can be read");
     if (!S_ISREG(st.st_mode))
         return QB_FAIL(QB_ERR_IO, "%s: found %s, expected a regular file", path,
                        kind_of(st.st_mode));
@@ -39,9 +36,7 @@ static qb_status map_descriptor(int fd, const char *path, qb_file *out)
     if (file.bytes) {
         void *map = mmap(NULL, file.bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (map == MAP_FAILED)
-            return QB_FAIL(QB_ERR_IO,
-                           "%s: cannot be mapped: found \"%s\", expected a file that can be read",
-                           path, strerror(errno));
+            return QB_FAIL_SYSTEM(path, errno, "mapped", "a file that can be read");
         file.data = map;
     }
     qb_status status = qb_strdup(&file.path, path);
@@ -56,10 +51,7 @@ static qb_status map_descriptor(int fd, const char *path, qb_file *out)
 qb_status qb_file_open(const char *path, qb_file *out)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not hang */
-    if (fd < 0)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read", path,
-                       strerror(errno));
+    if (fd < 0) return QB_FAIL_SYSTEM(path, errno, "opened", "a file that can be read");
     qb_status status = map_descriptor(fd, path, out);
     close(fd);
     return status;
@@ -194,10 +186,8 @@ qb_status qb_writer_open(const char *path, qb_writer **out)
         snprintf(w->tmp, n, "%s.tmp.%ld", path, (long)getpid());
         w->fd = open(w->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
         if (w->fd < 0)
-            status = QB_FAIL(QB_ERR_IO,
-                             "%s: cannot be written: found \"%s\", expected a folder that exists "
-                             "and is writable",
-                             w->path, strerror(errno));
+            status =
+                QB_FAIL_SYSTEM(w->path, errno, "written", "a folder that exists and is writable");
     }
     if (status != QB_OK) {
         writer_free(w);
@@ -277,10 +267,7 @@ qb_status qb_writer_commit(qb_writer *w)
 {
     qb_status status = QB_OK;
     if (fsync(w->fd) && errno != EINVAL)
-        status = QB_FAIL(
-            QB_ERR_IO,
-            "%s: cannot be written: found \"%s\", expected a writable file with space for it",
-            w->path, strerror(errno));
+        status = QB_FAIL_SYSTEM(w->path, errno, "written", "a writable file with space for it");
     else if (rename(w->tmp, w->path))
         status = QB_FAIL(
             QB_ERR_IO, "%s: cannot get its name: found \"%s\", expected a folder that is writable",
@@ -311,11 +298,7 @@ static qb_status write_stream(const char *path, const void *data, size_t bytes)
     FILE *stream = fopen(path, "wbe");
     bool ok = stream && fwrite(data, 1, bytes, stream) == bytes;
     if (stream && fclose(stream)) ok = false;
-    return ok ? QB_OK
-              : QB_FAIL(QB_ERR_IO,
-                        "%s: cannot be written: found \"%s\", expected a writable file with space "
-                        "for it",
-                        path, strerror(errno));
+    return ok ? QB_OK : QB_FAIL_SYSTEM(path, errno, "written", "a writable file with space for it");
 }
 
 qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes)
@@ -337,11 +320,9 @@ static qb_status append_locked(int fd, const char *path, const void *data, size_
     struct stat st;
     char last = '\n';
     if (flock(fd, LOCK_EX) || fstat(fd, &st))
-        return QB_FAIL(QB_ERR_IO, "%s: cannot be locked: found \"%s\", expected a file that can be",
-                       path, strerror(errno));
+        return QB_FAIL_SYSTEM(path, errno, "locked", "a file that can be");
     if (st.st_size && pread(fd, &last, 1, st.st_size - 1) != 1)
-        return QB_FAIL(QB_ERR_IO, "%s: cannot be read: found \"%s\", expected a file that can be",
-                       path, strerror(errno));
+        return QB_FAIL_SYSTEM(path, errno, "read", "a file that can be");
     if (last != '\n')
         return QB_FAIL(QB_ERR_FORMAT, "%s: found a last line without an end, expected whole lines",
                        path);
@@ -349,19 +330,13 @@ static qb_status append_locked(int fd, const char *path, const void *data, size_
     if (n == (ssize_t)bytes && !fsync(fd)) return QB_OK;
     int error = n < 0 || n == (ssize_t)bytes ? errno : ENOSPC;
     if (n > 0 && ftruncate(fd, st.st_size)) error = errno; /* no half of a line stays */
-    return QB_FAIL(
-        QB_ERR_IO,
-        "%s: cannot be written: found \"%s\", expected a writable file with space for it", path,
-        strerror(error));
+    return QB_FAIL_SYSTEM(path, error, "written", "a writable file with space for it");
 }
 
 qb_status qb_file_append_lines(const char *path, const void *data, size_t bytes)
 {
     int fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
-    if (fd < 0)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read", path,
-                       strerror(errno));
+    if (fd < 0) return QB_FAIL_SYSTEM(path, errno, "opened", "a file that can be read");
     qb_status status = append_locked(fd, path, data, bytes);
     close(fd);
     return status;

@@ -39,6 +39,12 @@ bool qb_ends_with(const char *text, const char *end); /* "model.gguf", ".gguf" *
 /* FOLDER/NAME, owned by the caller. */
 qb_status qb_path_join(const char *folder, const char *name, char **out);
 
+/* What the operating system refused, with errno: "x.bin: cannot be opened: found "Permission
+ * denied", expected a file that can be read". Wants <string.h>. */
+#define QB_FAIL_SYSTEM(path, error, verb, expected)                                                \
+    QB_FAIL(QB_ERR_IO, "%s: cannot be " verb ": found \"%s\", expected " expected, (path),         \
+            strerror(error))
+
 /* What the first bytes look like when they are no known model: "a git-LFS pointer", "a zip
  * archive", "gzip data", ...; NULL = nothing known. For error messages. */
 const char *qb_file_looks_like(const uint8_t *data, size_t bytes);

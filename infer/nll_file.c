@@ -14,8 +14,7 @@
 static qb_status make_folder(const char *folder)
 {
     if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO, "%s: cannot be made: found \"%s\", expected a folder that can be",
-                       folder, strerror(errno));
+        return QB_FAIL_SYSTEM(folder, errno, "made", "a folder that can be");
     if (!qb_is_folder(folder))
         return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
     return QB_OK;

@@ -191,9 +191,7 @@ static qb_status write_folder(const qb_model *model, const hf_list *list, const 
                               const char *folder)
 {
     if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be written: found \"%s\", expected a folder that can be made",
-                       folder, strerror(errno));
+        return QB_FAIL_SYSTEM(folder, errno, "written", "a folder that can be made");
     char *path;
     QB_TRY(qb_path_join(folder, "model.safetensors", &path));
     qb_status status = write_weights(model, list, path);

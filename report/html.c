@@ -264,9 +264,7 @@ qb_status qb_report_write_tables(const qb_report *report, const char *folder)
 {
     qb_page page = {.form = QB_PAGE_CSV, .folder = folder, .report = report};
     if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
-                       folder, strerror(errno));
+        return QB_FAIL_SYSTEM(folder, errno, "made", "a folder that can be");
     if (!qb_is_folder(folder))
         return QB_FAIL(QB_ERR_IO, "%s: found a file, expected a folder", folder);
     return write_twin(&page, "tables");

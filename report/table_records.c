@@ -384,10 +384,7 @@ static qb_status list_folder(const char *folder, names *list)
     DIR *dir = opendir(folder);
     struct dirent *entry;
     qb_status status = QB_OK;
-    if (!dir)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
-                       folder, strerror(errno));
+    if (!dir) return QB_FAIL_SYSTEM(folder, errno, "opened", "a folder that can be read");
     while (status == QB_OK && (entry = readdir(dir))) {
         if (entry->d_name[0] == '.') continue;
         if (list->n == list->capacity) {

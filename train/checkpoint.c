@@ -333,10 +333,7 @@ qb_status qb_checkpoint_list(const char *folder, uint64_t **steps, size_t *n)
     *steps = NULL;
     *n = 0;
     DIR *dir = opendir(folder);
-    if (!dir)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
-                       folder, strerror(errno));
+    if (!dir) return QB_FAIL_SYSTEM(folder, errno, "opened", "a folder that can be read");
     qb_status status = list_open(dir, steps, n);
     closedir(dir);
     if (status != QB_OK) {
@@ -378,9 +375,7 @@ qb_status qb_checkpoint_prune(const char *folder, size_t keep)
         status = qb_checkpoint_path(folder, steps[i], &path);
         if (status != QB_OK) break;
         if (unlink(path) && errno != ENOENT)
-            status = QB_FAIL(QB_ERR_IO,
-                             "%s: cannot be opened: found \"%s\", expected a file that can be read",
-                             path, strerror(errno));
+            status = QB_FAIL_SYSTEM(path, errno, "removed", "a folder that is writable");
         qb_free(path);
     }
     qb_free(steps);

@@ -36,9 +36,7 @@ static qb_status log_file_cut(log_file *f, uint64_t bytes)
     struct stat st;
     f->fd = open(f->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
     if (f->fd < 0 || fstat(f->fd, &st))
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read",
-                       f->path, strerror(errno));
+        return QB_FAIL_SYSTEM(f->path, errno, "opened", "a file that can be read and written");
     if (!S_ISREG(st.st_mode))
         return QB_FAIL(QB_ERR_IO, "%s: found another kind of file, expected a regular one or none",
                        f->path);
@@ -47,9 +45,7 @@ static qb_status log_file_cut(log_file *f, uint64_t bytes)
                        "%s: found %lld bytes, expected at least the %llu of the checkpoint",
                        f->path, (long long)st.st_size, (unsigned long long)bytes);
     if (ftruncate(f->fd, (off_t)bytes) || lseek(f->fd, 0, SEEK_END) < 0)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a file that can be read",
-                       f->path, strerror(errno));
+        return QB_FAIL_SYSTEM(f->path, errno, "cut", "a file that is writable");
     f->bytes = bytes;
     return QB_OK;
 }
@@ -68,10 +64,7 @@ static qb_status log_file_append(log_file *f, const void *data, size_t bytes)
         ssize_t n = write(f->fd, p, bytes);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0)
-            return QB_FAIL(
-                QB_ERR_IO,
-                "%s: cannot be written: found \"%s\", expected a writable file with space for it",
-                f->path, strerror(errno));
+            return QB_FAIL_SYSTEM(f->path, errno, "written", "a writable file with space for it");
         p += n;
         bytes -= (size_t)n;
     }
@@ -87,10 +80,7 @@ static void log_file_close(log_file *f)
 static qb_status log_file_sync(const log_file *f)
 {
     if (f->fd >= 0 && fsync(f->fd) && errno != EINVAL)
-        return QB_FAIL(
-            QB_ERR_IO,
-            "%s: cannot be written: found \"%s\", expected a writable file with space for it",
-            f->path, strerror(errno));
+        return QB_FAIL_SYSTEM(f->path, errno, "written", "a writable file with space for it");
     return QB_OK;
 }
 

@@ -38,10 +38,7 @@ static int by_name(const void *a, const void *b)
 static qb_status list_shards(const char *folder, paths *train, paths *valid)
 {
     DIR *dir = opendir(folder);
-    if (!dir)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
-                       folder, strerror(errno));
+    if (!dir) return QB_FAIL_SYSTEM(folder, errno, "opened", "a folder that can be read");
     const struct dirent *entry;
     qb_status status = QB_OK;
     while (status == QB_OK && (entry = readdir(dir)))

@@ -15,10 +15,7 @@
 static qb_status lock(qb_run_folder *f)
 {
     f->fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (f->fd < 0)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
-                       f->path, strerror(errno));
+    if (f->fd < 0) return QB_FAIL_SYSTEM(f->path, errno, "opened", "a folder that can be read");
     if (flock(f->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
         return QB_FAIL(QB_ERR_IO,
                        "%s: found another process that trains in this folder, expected none",
@@ -60,9 +57,7 @@ static qb_status refuse_old_run(const qb_run_folder *f)
 static qb_status open_folder(bool new_run, qb_run_folder *f)
 {
     if (new_run && mkdir(f->path, 0777) && errno != EEXIST)
-        return QB_FAIL(QB_ERR_IO,
-                       "%s: cannot be opened: found \"%s\", expected a folder that can be read",
-                       f->path, strerror(errno));
+        return QB_FAIL_SYSTEM(f->path, errno, "made", "a folder that can be");
     QB_TRY(lock(f));
     remove_leftovers(f);
     return new_run ? refuse_old_run(f) : QB_OK;

@@ -8,6 +8,7 @@
 #include "core/rng.h"
 #include "core/threads.h"
 
+#include <errno.h>
 #include <math.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,10 @@ static void failing_call_keeps_one_line(void **state)
     assert_string_equal(qb_error_message(), "name with?newline");
     qb_error_prefix(s, "x.bin");
     assert_string_equal(qb_error_message(), "x.bin: name with?newline");
+    s = QB_FAIL_SYSTEM("x.bin", ENOENT, "opened", "a file that can be read");
+    assert_int_equal(s, QB_ERR_IO);
+    assert_string_equal(qb_error_message(), "x.bin: cannot be opened: found \"No such file or "
+                                            "directory\", expected a file that can be read");
     assert_int_equal(qb_status_exit_code(QB_ERR_MEMORY), 4);
     assert_int_equal(qb_status_exit_code(QB_ERR_INTERRUPTED), 130);
 }
