@@ -252,11 +252,7 @@ def analysis(text, _):
 
 
 def readme(text, _):
-    return fill(fill(text, "demo", shipped_pair()), "smollm2", quality_and_speed())
-
-
-def measured_page(text, _):
-    return fill(text, "measured", measured())
+    return fill(fill(fill(text, "demo", shipped_pair()), "smollm2", quality_and_speed()), "measured", measured())
 
 
 def fill(text, name, lines):
@@ -269,7 +265,7 @@ def schemes(text, _):
     return fill(text, "baselines", markdown(scheme_tables.baselines(ROOT / "results")))
 
 
-PAGES = {"README.md": readme, "docs/measured.md": measured_page, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
+PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
          "docs/analyze.md": analysis}
 
 
