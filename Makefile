@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 
 PRESET ?= default
 JOBS ?= $(shell nproc)
-FUZZ_SECONDS ?= 2
+FUZZ_SECONDS ?= 1
 PREFIX ?= /usr/local
 BUILD := $(if $(filter default cuda,$(PRESET)),build,build-$(PRESET))
 # What the cache of a folder must say, else it is set up (anew): `make test` alone leaves CUDA out.

@@ -57,6 +57,7 @@ look() {
     need_library mpi libopenmpi-dev
     need_library libmicrohttpd libmicrohttpd-dev
     need_program mpirun openmpi-bin
+    need_program ninja ninja-build
     need_program clang clang
     need libclang-rt has_fuzzer
 }
