@@ -35,20 +35,29 @@ static void write_row(const char *name, const json_t *layer, FILE *stream)
     fputc('\n', stream);
 }
 
-static void write_layers(const json_t *root, FILE *stream)
+/* The layers by their numbers, then their mean. */
+static void each_layer(const json_t *root,
+                       void (*write)(const char *name, const json_t *metrics, FILE *stream),
+                       FILE *stream)
 {
     size_t i;
     json_t *layer;
-    fprintf(stream, "\n%-8s", "layer");
-    for (i = 0; i < sizeof columns / sizeof *columns; i++) fprintf(stream, " %8s", columns[i].head);
-    fputc('\n', stream);
     json_array_foreach(json_object_get(root, "layers"), i, layer)
     {
         char name[32];
         snprintf(name, sizeof name, "%zu", i + 1);
-        write_row(name, layer, stream);
+        write(name, layer, stream);
     }
-    write_row("mean", json_object_get(root, "mean"), stream);
+    write("mean", json_object_get(root, "mean"), stream);
+}
+
+static void write_layers(const json_t *root, FILE *stream)
+{
+    fprintf(stream, "\n%-8s", "layer");
+    for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
+        fprintf(stream, " %8s", columns[i].head);
+    fputc('\n', stream);
+    each_layer(root, write_row, stream);
 }
 
 /* ---- above and below ---- */
@@ -224,19 +233,12 @@ static void write_layer_cells(const char *name, const json_t *layer, FILE *strea
 
 static void write_layer_table(const json_t *root, FILE *stream)
 {
-    size_t i, n = sizeof columns / sizeof *columns;
-    json_t *layer;
+    const size_t n = sizeof columns / sizeof *columns;
     fputs("\n| layer |", stream);
-    for (i = 0; i < n; i++) qb_markdown_cell(columns[i].key, stream);
+    for (size_t i = 0; i < n; i++) qb_markdown_cell(columns[i].key, stream);
     fputc('\n', stream);
     write_rule(n + 1, stream);
-    json_array_foreach(json_object_get(root, "layers"), i, layer)
-    {
-        char name[32];
-        snprintf(name, sizeof name, "%zu", i + 1);
-        write_layer_cells(name, layer, stream);
-    }
-    write_layer_cells("mean", json_object_get(root, "mean"), stream);
+    each_layer(root, write_layer_cells, stream);
 }
 
 static void write_massive_table(const json_t *root, FILE *stream)
