@@ -60,18 +60,22 @@ double qb_comm_timeout_s(const qb_comm *c)
     return c ? c->timeout_s : 0;
 }
 
+bool qb_comm_is_near(const qb_comm *c, size_t rank)
+{
+    if (!c || c->size == 1) return true;
+    const qb_comm_peer *own = &c->peers[c->rank], *p = &c->peers[rank];
+    return own->host[0] && !strcmp(p->host, own->host) && !strcmp(p->processes, own->processes);
+}
+
 /* A process that nobody has waited for yet still counts as alive; launchers wait at once. */
 qb_status qb_comm_check_alive(qb_comm *c)
 {
     char why[64];
     if (!c || c->size == 1) return QB_OK;
     if (qb_comm_is_lost(c)) return qb_comm_lose(c, c->why);
-    const qb_comm_peer *own = &c->peers[c->rank];
     for (size_t r = 0; r < c->size; r++) {
         const qb_comm_peer *p = &c->peers[r];
-        bool near =
-            own->host[0] && !strcmp(p->host, own->host) && !strcmp(p->processes, own->processes);
-        if (!near || !kill(p->id, 0) || errno != ESRCH) continue;
+        if (!qb_comm_is_near(c, r) || !kill(p->id, 0) || errno != ESRCH) continue;
         snprintf(why, sizeof why, "rank %zu (process %ld) was lost", r, (long)p->id);
         return qb_comm_lose(c, why);
     }

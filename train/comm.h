@@ -33,6 +33,8 @@ size_t qb_comm_rank(const qb_comm *comm);
 size_t qb_comm_size(const qb_comm *comm);
 /* Of the ranks of this host, from 0 on: the GPU to take. */
 size_t qb_comm_local_rank(const qb_comm *comm);
+/* It runs on this host, where its process id means the same. */
+bool qb_comm_is_near(const qb_comm *comm, size_t rank);
 bool qb_comm_is_lost(const qb_comm *comm);
 /* QB_ERR_DEVICE: the ranks are lost, or one of this host has ended. Does not wait; for any thread.
  */

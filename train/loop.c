@@ -124,6 +124,7 @@ static qb_status save(qb__loop *l, unsigned what)
 {
     if (qb__loop_is_root(l))
         QB_TRY(qb_metrics_log_sync(l->log, &l->state.metrics_bytes, &l->state.events_bytes));
+    QB_TRY(qb_trainer_fetch_weights(l->trainer));
     if (l->config->checkpoints) QB_TRY(qb_saver_start(l->saver, what, &l->state));
     if (what & QB_SAVE_CHECKPOINT) l->saved_step = l->state.step;
     return QB_OK;

@@ -132,6 +132,7 @@ qb_status qb__loop_evaluate(qb__loop *l)
                                      .comm = l->options->comm};
     qb_run_state *state = &l->state;
     qb_loop_seen *s = &l->seen;
+    QB_TRY(qb_trainer_fetch_weights(l->trainer));
     QB_TRY(qb_evaluate(&plan, l->trainer, &s->evaluation));
     double loss = s->evaluation.loss;
     s->is_best = isfinite(loss) && !(loss >= state->best_loss); /* which may be NaN: none yet */

@@ -114,8 +114,8 @@ typedef struct qb_train_ops {
     qb_status (*load_tokens)(qb_train_device *d, const int32_t *tokens, size_t batch, bool learn);
     /* Of the update to come. */
     qb_status (*set_update)(qb_train_device *d, const qb_update *update);
-    /* Calls queue, or does again what it did when the other fields were the same. None of ranks'
-     * calls may be in it. */
+    /* Calls queue, or does again what it did when the other fields were the same. Neither ranks'
+     * calls may be in it nor, of several ranks, begin. */
     qb_status (*repeat)(qb_train_device *d, const qb_train_repeat *repeat);
 
     /* x = tok_embd[token] + pos_embd[t] */
@@ -157,11 +157,14 @@ typedef struct qb_train_ops {
     qb_status (*share_gradients)(qb_train_device *d, size_t first, size_t end);
     /* Of all ranks' gradients; the loss becomes that of all ranks too. */
     qb_status (*gradient_norm)(qb_train_device *d);
-    /* One optimiser step after gradient_norm: of own parameters, and the others' weights are
-     * fetched. The gradient is also multiplied by min(1, clip / norm), clip 0 = none. Where the
-     * loss or the norm is not finite nothing changes, nor in any update after it until go_on. */
+    /* One optimiser step after gradient_norm: of own parameters, and the others' weights are on
+     * their way, as far as a pass reads them: they are there behind begin. The gradient is also
+     * multiplied by min(1, clip / norm), clip 0 = none. Where the loss or the norm is not finite
+     * nothing changes, nor in any update after it until go_on. */
     qb_status (*update)(qb_train_device *d, double clip);
     qb_status (*go_on)(qb_train_device *d);
+    /* Several ranks: until the next update copy_out has the others' weights too. NULL: always. */
+    qb_status (*fetch_weights)(qb_train_device *d);
     qb_status (*has_nonfinite)(qb_train_device *d, qb_train_array array, size_t offset,
                                size_t n_elems, bool *out);
     /* The totals as they are behind all that is queued go to a place; received, they are there. */

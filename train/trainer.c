@@ -177,6 +177,11 @@ qb_status qb_trainer_get_weights(qb_trainer *t, float *weights)
     return t->ops->copy_out(t->device, QB_ARRAY_WEIGHTS, weights);
 }
 
+qb_status qb_trainer_fetch_weights(qb_trainer *t)
+{
+    return t->ops->fetch_weights ? t->ops->fetch_weights(t->device) : QB_OK;
+}
+
 static qb_status check_state(const qb_trainer *t, size_t state_idx)
 {
     size_t n = t->options.optimizer->n_states;
@@ -273,45 +278,62 @@ static qb_status check_windows(const qb_trainer *t, size_t n_windows)
                    t->options.micro_batch);
 }
 
-/* Parts of a step, as bits: what stands between loads of tokens. */
-enum { FIRST = 1, PASS = 2, SHARED = 4, LAST = 8 };
+/* What is queued in a step, as bits; with PART the part's number above them. */
+enum { FIRST = 1, PASS = 2, LAST = 4, PART = 8, PART_SHIFT = 4 };
 typedef struct step_part {
     qb_trainer *t;
     unsigned what;
     float scale;
 } step_part;
 
-static qb_status queue_part(void *context)
+static qb_status finish_step(const qb_trainer *t)
 {
-    const step_part *p = context;
-    const qb_trainer *t = p->t;
-    if (p->what & FIRST) QB_TRY(t->ops->begin(t->device, true));
-    if (p->what & PASS) QB_TRY(qb_transformer_learn(t->walk, p->scale, p->what & SHARED));
-    if (!(p->what & LAST)) return QB_OK;
-    if (!(p->what & PASS)) QB_TRY(qb_transformer_share(t->walk));
     QB_TRY(t->ops->gradient_norm(t->device));
     return t->ops->update(t->device, t->options.clip);
 }
 
-/* What ranks do together is queued each time. */
-static qb_status do_part(step_part *p, size_t batch)
+static qb_status queue_part(void *context)
 {
-    const qb_train_repeat repeat = {p->what, batch, p->scale, queue_part, p};
-    if (p->t->share.comm && p->what & LAST) return queue_part(p);
+    const step_part *p = context;
+    const qb_trainer *t = p->t;
+    if (p->what & PART) return qb_transformer_learn_part(t->walk, p->what >> PART_SHIFT, p->scale);
+    if (p->what & FIRST) QB_TRY(t->ops->begin(t->device, true));
+    if (p->what & PASS) QB_TRY(qb_transformer_learn(t->walk, p->scale));
+    return p->what & LAST ? finish_step(t) : QB_OK;
+}
+
+static qb_status do_part(const step_part *p, size_t batch)
+{
+    const qb_train_repeat repeat = {p->what, batch, p->scale, queue_part, (void *)p};
     return p->t->ops->repeat(p->t->device, &repeat);
+}
+
+/* The last pass of several ranks, and the update. batch 0: this one has no pass. */
+static qb_status do_shared_part(const step_part *shared, size_t batch)
+{
+    const qb_trainer *t = shared->t;
+    for (size_t i = 0; i < qb_transformer_parts(t->walk); i++) {
+        step_part part = *shared;
+        part.what = PART | (unsigned)i << PART_SHIFT;
+        if (batch) QB_TRY(do_part(&part, batch));
+        QB_TRY(qb_transformer_share_part(t->walk, i));
+    }
+    return finish_step(t);
 }
 
 static qb_status queue_passes(qb_trainer *t, const int32_t *tokens, size_t own, float scale)
 {
     size_t micro_batch = t->options.micro_batch;
-    step_part part = {t, FIRST | LAST, scale};
-    if (!own) return do_part(&part, 0); /* a rank without windows */
+    step_part part = {t, 0, scale};
+    const bool alone = !t->share.comm;
+    if (!alone) QB_TRY(t->ops->begin(t->device, true));
+    if (!own) return do_shared_part(&part, 0);
     for (size_t w = 0; w < own; w += micro_batch) {
         size_t batch = own - w < micro_batch ? own - w : micro_batch;
-        part.what = PASS | (w ? 0u : FIRST);
-        if (w + batch == own) part.what |= t->share.comm ? LAST | SHARED : LAST;
+        const bool last = w + batch == own;
+        part.what = PASS | (alone && !w ? FIRST : 0u) | (alone && last ? LAST : 0u);
         QB_TRY(t->ops->load_tokens(t->device, tokens + w * (t->options.context + 1), batch, true));
-        QB_TRY(do_part(&part, batch));
+        QB_TRY(last && !alone ? do_shared_part(&part, batch) : do_part(&part, batch));
     }
     return QB_OK;
 }

@@ -55,6 +55,8 @@ const qb_params *qb_trainer_params(const qb_trainer *trainer);
  * set the same; get_state is a call of all ranks, and rank 0 alone gets something (elsewhere state
  * may be NULL). */
 qb_status qb_trainer_set_weights(qb_trainer *trainer, const float *weights);
+/* All ranks', after a call of all ranks of fetch_weights since the last step. */
+qb_status qb_trainer_fetch_weights(qb_trainer *trainer);
 qb_status qb_trainer_get_weights(qb_trainer *trainer, float *weights);
 qb_status qb_trainer_set_state(qb_trainer *trainer, size_t state_idx, const float *state);
 qb_status qb_trainer_get_state(qb_trainer *trainer, size_t state_idx, float *state);

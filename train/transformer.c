@@ -264,6 +264,16 @@ static qb_status restore(qb_transformer *t, size_t layer)
     return block_forward(t, layer, NULL, &at);
 }
 
+/* The weights' gradients of the first block that what they are made of outlives: they come last, so
+ * that the embeddings' can be on their way meanwhile. */
+static qb_status make_last_products(qb_transformer *t)
+{
+    const block *b = &t->blocks[0];
+    const saved *s = saved_of(t, 0);
+    if (b->has_attention) QB_TRY(t->ops->linear_backward_weights(t->d, &b->qkv, s->h1, t->d_qkv));
+    return t->ops->linear_backward_weights(t->d, &b->up, s->h2, t->d_pre);
+}
+
 /* dx, the gradient of the block's output, goes through down(act(up(norm2(x2)))) as well. */
 static qb_status feed_forward_backward(qb_transformer *t, size_t layer)
 {
@@ -272,7 +282,7 @@ static qb_status feed_forward_backward(qb_transformer *t, size_t layer)
     const qb_train_ops *o = t->ops;
     QB_TRY(o->linear_backward_weights(t->d, &b->down, s->act, t->dx));
     QB_TRY(o->linear_backward_input(t->d, &b->down, t->dx, s->pre, false, t->d_pre));
-    QB_TRY(o->linear_backward_weights(t->d, &b->up, s->h2, t->d_pre));
+    if (layer) QB_TRY(o->linear_backward_weights(t->d, &b->up, s->h2, t->d_pre));
     QB_TRY(o->linear_backward_input(t->d, &b->up, t->d_pre, NULL, false, t->dh));
     return o->norm_backward(t->d, &b->norm2, b->has_attention ? s->x2 : t->inputs[layer], s->stats2,
                             t->dh, true, t->dx);
@@ -290,7 +300,7 @@ static qb_status attention_backward(qb_transformer *t, size_t layer)
         QB_TRY(o->gate_backward(t->d, s->att, s->gate, t->d_att, t->d_att, t->d_gate));
     QB_TRY(o->attention_backward(t->d, &attention, t->d_att, t->d_qkv));
     if (t->c->pos == QB_POS_ROPE) QB_TRY(o->rope(t->d, t->d_qkv, true));
-    QB_TRY(o->linear_backward_weights(t->d, &b->qkv, s->h1, t->d_qkv));
+    if (layer) QB_TRY(o->linear_backward_weights(t->d, &b->qkv, s->h1, t->d_qkv));
     QB_TRY(o->linear_backward_input(t->d, &b->qkv, t->d_qkv, NULL, false, t->dh));
     if (t->c->attn_gate) {
         QB_TRY(o->linear_backward_weights(t->d, &b->gate, s->h1, t->d_gate));
@@ -309,35 +319,48 @@ static size_t layer_offset(const qb_transformer *t, size_t layer)
     return p->list[i].offset;
 }
 
-static qb_status share_layer(const qb_transformer *t, size_t layer)
+/* A part a block, the first of them with all that comes before it, the last with the embeddings;
+ * and the last products. */
+size_t qb_transformer_parts(const qb_transformer *t)
 {
+    return t->c->n_layers + 1;
+}
+
+static qb_status learn_block(qb_transformer *t, size_t layer)
+{
+    QB_TRY(restore(t, layer));
+    QB_TRY(feed_forward_backward(t, layer));
+    return t->blocks[layer].has_attention ? attention_backward(t, layer) : QB_OK;
+}
+
+static qb_status learn_head(qb_transformer *t, float scale)
+{
+    const qb_train_ops *o = t->ops;
+    QB_TRY(forward(t, NULL));
+    QB_TRY(o->classifier(t->d, t->h_f, scale, t->dh));
+    return o->norm_backward(t->d, &t->norm_f, t->inputs[t->c->n_layers], t->stats_f, t->dh, false,
+                            t->dx);
+}
+
+qb_status qb_transformer_learn_part(qb_transformer *t, size_t part, float scale)
+{
+    const size_t n = t->c->n_layers;
+    if (part == n) return make_last_products(t);
+    if (!part) QB_TRY(learn_head(t, scale));
+    QB_TRY(learn_block(t, n - 1 - part));
+    return part + 1 == n ? t->ops->embed_backward(t->d, t->dx) : QB_OK;
+}
+
+qb_status qb_transformer_share_part(qb_transformer *t, size_t part)
+{
+    const size_t n = t->c->n_layers, layer = part < n ? n - 1 - part : 0;
+    if (part + 1 == n) return t->ops->share_gradients(t->d, 0, layer_offset(t, 0));
     return t->ops->share_gradients(t->d, layer_offset(t, layer), layer_offset(t, layer + 1));
 }
 
-static qb_status share_embeddings(const qb_transformer *t)
+qb_status qb_transformer_learn(qb_transformer *t, float scale)
 {
-    return t->ops->share_gradients(t->d, 0, layer_offset(t, 0));
-}
-
-qb_status qb_transformer_share(qb_transformer *t)
-{
-    for (size_t l = t->c->n_layers; l-- > 0;) QB_TRY(share_layer(t, l));
-    return share_embeddings(t);
-}
-
-qb_status qb_transformer_learn(qb_transformer *t, float scale, bool share)
-{
-    const qb_train_ops *o = t->ops;
-    size_t last = t->c->n_layers;
-    QB_TRY(forward(t, NULL));
-    QB_TRY(o->classifier(t->d, t->h_f, scale, t->dh));
-    QB_TRY(o->norm_backward(t->d, &t->norm_f, t->inputs[last], t->stats_f, t->dh, false, t->dx));
-    for (size_t l = last; l-- > 0;) {
-        QB_TRY(restore(t, l));
-        QB_TRY(feed_forward_backward(t, l));
-        if (t->blocks[l].has_attention) QB_TRY(attention_backward(t, l));
-        if (share) QB_TRY(share_layer(t, l));
-    }
-    QB_TRY(o->embed_backward(t->d, t->dx));
-    return share ? share_embeddings(t) : QB_OK;
+    for (size_t i = 0; i < qb_transformer_parts(t); i++)
+        QB_TRY(qb_transformer_learn_part(t, i, scale));
+    return QB_OK;
 }

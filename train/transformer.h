@@ -33,11 +33,13 @@ typedef struct qb_walk_tap {
 } qb_walk_tap;
 /* Forward without a loss. */
 qb_status qb_transformer_observe(qb_transformer *transformer, const qb_walk_tap *tap);
-/* As evaluate, and the gradients of scale * loss are added. share: this is the step's last pass, of
- * several ranks; gradients are handed on (share_gradients) layer by layer as they become final. */
-qb_status qb_transformer_learn(qb_transformer *transformer, float scale, bool share);
-/* The same calls of share_gradients for a rank that has no pass. */
-qb_status qb_transformer_share(qb_transformer *transformer);
+/* As evaluate, and the gradients of scale * loss are added. */
+qb_status qb_transformer_learn(qb_transformer *transformer, float scale);
+/* The same in parts, one after the other, and what each makes final of the gradients handed on
+ * (share_gradients): for several ranks in the step's last pass, or without one. */
+size_t qb_transformer_parts(const qb_transformer *transformer);
+qb_status qb_transformer_learn_part(qb_transformer *transformer, size_t part, float scale);
+qb_status qb_transformer_share_part(qb_transformer *transformer, size_t part);
 
 #ifdef __cplusplus
 }

@@ -21,9 +21,9 @@ static void load(void)
         "nccl" #name, &nccl.api.name                                                               \
     }
     const qb_library_entry entries[] = {
-        ENTRY(GetErrorString), ENTRY(GetUniqueId), ENTRY(CommInitRank),      ENTRY(CommAbort),
-        ENTRY(GroupStart),     ENTRY(GroupEnd),    ENTRY(CommGetAsyncError), ENTRY(Send),
-        ENTRY(Recv),           ENTRY(Reduce),      ENTRY(Broadcast),         ENTRY(AllGather),
+        ENTRY(GetErrorString),    ENTRY(GetUniqueId), ENTRY(CommInitRank), ENTRY(CommAbort),
+        ENTRY(GroupStart),        ENTRY(GroupEnd),    ENTRY(Send),         ENTRY(Recv),
+        ENTRY(CommGetAsyncError), ENTRY(Reduce),      ENTRY(Broadcast),
     };
 #undef ENTRY
     const char *missing =

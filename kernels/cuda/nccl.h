@@ -16,9 +16,9 @@ typedef struct qb_nccl_id {
     char bytes[128];
 } qb_nccl_id;
 typedef struct ncclComm *qb_nccl_comm;
-enum { QB_NCCL_SUCCESS = 0, QB_NCCL_IN_PROGRESS = 7 };     /* ncclResult_t */
-enum { QB_NCCL_U8 = 1, QB_NCCL_F32 = 7, QB_NCCL_F64 = 8 }; /* ncclDataType_t */
-enum { QB_NCCL_SUM = 0 };                                  /* ncclRedOp_t */
+enum { QB_NCCL_SUCCESS = 0, QB_NCCL_IN_PROGRESS = 7 }; /* ncclResult_t */
+enum { QB_NCCL_U8 = 1, QB_NCCL_F32 = 7 };              /* ncclDataType_t */
+enum { QB_NCCL_SUM = 0 };                              /* ncclRedOp_t */
 
 typedef struct qb_nccl { /* the functions by their own names less the prefix nccl */
     const char *(*GetErrorString)(int result);
@@ -34,7 +34,6 @@ typedef struct qb_nccl { /* the functions by their own names less the prefix ncc
                   qb_cuda_stream);
     int (*Broadcast)(const void *from, void *to, size_t n, int type, int root, qb_nccl_comm,
                      qb_cuda_stream);
-    int (*AllGather)(const void *from, void *to, size_t n, int type, qb_nccl_comm, qb_cuda_stream);
 } qb_nccl;
 
 /* NULL = loaded; else why not, in one line ("needs NCCL: libnccl.so.2 not found"). */

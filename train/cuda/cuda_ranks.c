@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/memory.h"
 #include "kernels/cuda/nccl.h"
+#include "train/cuda/cuda_peers.h"
 
 #include <cuda_runtime_api.h>
 #include <pthread.h>
@@ -12,22 +13,28 @@
 #include <string.h>
 #include <time.h>
 
-enum { CHUNK_ELEMS = 1 << 22, WATCH_EVERY_MS = 200 };
+#ifndef QB_RANKS_CHUNK_ELEMS /* with two ranks; tests have less to move */
+#define QB_RANKS_CHUNK_ELEMS (1 << 23)
+#endif
+enum { WATCH_EVERY_MS = 200 };
 
 struct qb_cuda_ranks {
     const qb_train_share *share;
-    const qb_nccl *api;
-    qb_nccl_comm comm;
-    size_t rank, size;
+    size_t rank, size, chunk_elems;
     int device;
     bool ordered;
-    qb_cuda_stream stream, side; /* the trainer's; that of all NCCL calls */
-    cudaEvent_t here, there;     /* how far either has come, for the other */
-    float *others;               /* (size, CHUNK_ELEMS): what is added up */
-    double *all;                 /* (size, 2) */
+    qb_cuda_peers *peers; /* or NULL, and NCCL: */
+    const qb_nccl *api;
+    qb_nccl_comm comm;
+    qb_cuda_stream stream;       /* the trainer's */
+    qb_cuda_stream out, in;      /* what leaves, and what arrives; with NCCL they are one */
+    cudaEvent_t here, sent, got; /* how far the three have come, for the others */
+    float *others;               /* NCCL: (size - 1, chunk_elems), what is added up */
+    double *all;                 /* (size, 2), */
+    size_t *all_bounds;          /* of each rank's there */
     size_t bytes;
 
-    cudaEvent_t moved; /* the last call's end */
+    cudaEvent_t left, arrived; /* the last calls' ends */
     pthread_t watcher;
     bool watched;
     pthread_mutex_t mutex; /* of what follows */
@@ -47,26 +54,36 @@ static void rest(void)
 static bool is_stuck(qb_cuda_ranks *k)
 {
     pthread_mutex_lock(&k->mutex);
-    bool waits = k->recorded && cudaEventQuery(k->moved) == cudaErrorNotReady;
+    bool waits = k->recorded && (cudaEventQuery(k->left) == cudaErrorNotReady ||
+                                 cudaEventQuery(k->arrived) == cudaErrorNotReady);
     double waited_s = waits ? qb_now_s() - k->recorded_s : 0;
     pthread_mutex_unlock(&k->mutex);
     return waited_s > qb_comm_timeout_s(k->share->comm);
 }
 
-static void watch_once(qb_cuda_ranks *k)
+static void see_nccl(const qb_cuda_ranks *k, char *why, size_t bytes)
 {
     int fault = QB_NCCL_SUCCESS;
+    if (k->api->CommGetAsyncError(k->comm, &fault) != QB_NCCL_SUCCESS ||
+        (fault != QB_NCCL_SUCCESS && fault != QB_NCCL_IN_PROGRESS))
+        snprintf(why, bytes, "NCCL reports: %.100s", k->api->GetErrorString(fault));
+}
+
+/* Ranks that go on for a while may count again what has been given up. */
+static void abort_all(qb_cuda_ranks *k)
+{
+    bool again = atomic_exchange(&k->aborted, true);
+    if (k->peers) qb_cuda_peers_give_up(k->peers);
+    if (!k->peers && !again) k->api->CommAbort(k->comm);
+}
+
+static void watch_once(qb_cuda_ranks *k)
+{
     char why[128] = "";
-    bool broken = k->api->CommGetAsyncError(k->comm, &fault) != QB_NCCL_SUCCESS ||
-                  (fault != QB_NCCL_SUCCESS && fault != QB_NCCL_IN_PROGRESS);
-    if (broken)
-        snprintf(why, sizeof why, "NCCL reports: %.100s", k->api->GetErrorString(fault));
-    else if (is_stuck(k))
-        snprintf(why, sizeof why, "the GPUs waited for each other in vain");
+    if (!k->peers && !atomic_load(&k->aborted)) see_nccl(k, why, sizeof why);
+    if (!why[0] && is_stuck(k)) snprintf(why, sizeof why, "the GPUs waited for each other in vain");
     if (why[0]) qb_comm_lose(k->share->comm, why);
-    if (qb_comm_check_alive(k->share->comm) == QB_OK) return;
-    atomic_store(&k->aborted, true);
-    k->api->CommAbort(k->comm);
+    if (qb_comm_check_alive(k->share->comm) != QB_OK) abort_all(k);
 }
 
 static bool is_stopped(qb_cuda_ranks *k)
@@ -74,7 +91,7 @@ static bool is_stopped(qb_cuda_ranks *k)
     pthread_mutex_lock(&k->mutex);
     bool stop = k->stop;
     pthread_mutex_unlock(&k->mutex);
-    return stop || atomic_load(&k->aborted);
+    return stop;
 }
 
 static void *watch(void *argument)
@@ -90,6 +107,12 @@ static void *watch(void *argument)
 
 /* ---- making ---- */
 
+size_t qb_cuda_ranks_chunk_elems(size_t n_ranks)
+{
+    const size_t each = (size_t)QB_RANKS_CHUNK_ELEMS / (n_ranks > 1 ? n_ranks - 1 : 1);
+    return qb_round_up(each, 1024);
+}
+
 /* NCCL's id travels through the ranks' own way of talking. */
 static qb_status join(qb_cuda_ranks *k)
 {
@@ -104,22 +127,43 @@ static qb_status join(qb_cuda_ranks *k)
     return QB_OK;
 }
 
-static qb_status create(qb_cuda_ranks *k)
+static qb_status create_nccl(qb_cuda_ranks *k)
 {
     const char *why = qb_nccl_refusal();
     if (why) return QB_FAIL(QB_ERR_UNSUPPORTED, "training on several GPUs: %s", why);
     k->api = qb_nccl_get();
-    QB_TRY(qb_cuda_use(k->device));
     QB_TRY(join(k));
+    k->out = k->in;
+    if (!k->ordered) return QB_OK;
+    const size_t n = (k->size - 1) * k->chunk_elems;
+    QB_TRY(QB_CUDA_NEW(&k->others, n, "gradients of the ranks"));
+    k->bytes = n * sizeof *k->others;
+    return QB_OK;
+}
+
+static qb_status create_totals(qb_cuda_ranks *k)
+{
     QB_TRY(QB_CUDA_NEW(&k->all, 2 * k->size, "totals of the ranks"));
-    if (k->ordered) {
-        QB_TRY(QB_CUDA_NEW(&k->others, k->size * CHUNK_ELEMS, "gradients of the ranks"));
-        k->bytes = k->size * CHUNK_ELEMS * sizeof *k->others;
+    QB_TRY(QB_NEW(&k->all_bounds, k->size + 1, "totals of the ranks"));
+    for (size_t r = 0; r <= k->size; r++) k->all_bounds[r] = 2 * r;
+    return QB_OK;
+}
+
+static qb_status create(qb_cuda_ranks *k)
+{
+    cudaEvent_t *events[] = {&k->here, &k->sent, &k->got, &k->left, &k->arrived};
+    QB_TRY(qb_cuda_use(k->device));
+    QB_TRY(create_totals(k));
+    QB_TRY(qb_cuda_stream_create(&k->in));
+    for (size_t i = 0; i < QB_COUNT(events); i++)
+        QB_CUDA_TRY(cudaEventCreateWithFlags(events[i], cudaEventDisableTiming));
+    QB_TRY(qb_cuda_peers_create(k->share->comm, k->chunk_elems * sizeof(float), &k->peers));
+    if (k->peers) {
+        QB_TRY(qb_cuda_stream_create(&k->out));
+        k->bytes = qb_cuda_peers_memory_bytes(k->peers);
+    } else {
+        QB_TRY(create_nccl(k));
     }
-    QB_TRY(qb_cuda_stream_create(&k->side));
-    QB_CUDA_TRY(cudaEventCreateWithFlags(&k->here, cudaEventDisableTiming));
-    QB_CUDA_TRY(cudaEventCreateWithFlags(&k->there, cudaEventDisableTiming));
-    QB_CUDA_TRY(cudaEventCreateWithFlags(&k->moved, cudaEventDisableTiming));
     if (pthread_create(&k->watcher, NULL, watch, k))
         return QB_FAIL(QB_ERR_MEMORY, "no thread to watch the ranks");
     k->watched = true;
@@ -134,6 +178,7 @@ qb_status qb_cuda_ranks_create(const qb_train_share *share, bool ordered, int de
     k->share = share;
     k->rank = qb_comm_rank(share->comm);
     k->size = qb_comm_size(share->comm);
+    k->chunk_elems = qb_cuda_ranks_chunk_elems(k->size);
     k->ordered = ordered;
     k->device = device;
     k->stream = stream;
@@ -149,7 +194,8 @@ qb_status qb_cuda_ranks_create(const qb_train_share *share, bool ordered, int de
 void qb_cuda_ranks_destroy(qb_cuda_ranks *k)
 {
     if (!k) return;
-    if (k->side) qb_cuda_sync(k->side); /* while the watcher can still abort it */
+    if (k->in) qb_cuda_sync(k->in); /* while the watcher can still abort it */
+    if (k->out) qb_cuda_sync(k->out);
     pthread_mutex_lock(&k->mutex);
     k->stop = true;
     pthread_mutex_unlock(&k->mutex);
@@ -157,12 +203,15 @@ void qb_cuda_ranks_destroy(qb_cuda_ranks *k)
     /* NCCL's own part stays for the little while that the process still has: destroying it would
      * wait for ranks that may have ended otherwise, aborting it take from them what they still
      * read. */
-    cudaEvent_t events[] = {k->here, k->there, k->moved};
+    cudaEvent_t events[] = {k->here, k->sent, k->got, k->left, k->arrived};
     for (size_t i = 0; i < QB_COUNT(events); i++)
         if (events[i]) cudaEventDestroy(events[i]);
     qb_cuda_free(k->others);
     qb_cuda_free(k->all);
-    qb_cuda_stream_destroy(k->side);
+    qb_free(k->all_bounds);
+    if (k->out != k->in) qb_cuda_stream_destroy(k->out);
+    qb_cuda_stream_destroy(k->in);
+    qb_cuda_peers_destroy(k->peers);
     pthread_mutex_destroy(&k->mutex);
     qb_free(k);
 }
@@ -174,33 +223,40 @@ size_t qb_cuda_ranks_memory_bytes(const qb_cuda_ranks *k)
 
 /* ---- moving ---- */
 
-static qb_status mark_moved(qb_cuda_ranks *k)
+static qb_status mark_ends(qb_cuda_ranks *k)
 {
     pthread_mutex_lock(&k->mutex);
-    qb_status status = qb_cuda_check((int)cudaEventRecord(k->moved, k->side), "cudaEventRecord");
+    int code = (int)cudaEventRecord(k->left, k->out);
+    if (!code) code = (int)cudaEventRecord(k->arrived, k->in);
     k->recorded = true;
     k->recorded_s = qb_now_s();
     pthread_mutex_unlock(&k->mutex);
-    return status;
+    return qb_cuda_check(code, "cudaEventRecord");
 }
 
-static qb_status follow(qb_cuda_stream behind, qb_cuda_stream before, cudaEvent_t event)
-{
-    QB_CUDA_TRY(cudaEventRecord(event, before));
-    QB_CUDA_TRY(cudaStreamWaitEvent(behind, event, 0));
-    return QB_OK;
-}
-
-/* What is queued on the side stream next comes after all that is on the trainer's. */
+/* What is queued on the streams next comes after all that is on the trainer's. */
 static qb_status set_out(qb_cuda_ranks *k)
 {
     QB_TRY(qb_comm_check_alive(k->share->comm));
-    return follow(k->side, k->stream, k->here);
+    QB_CUDA_TRY(cudaEventRecord(k->here, k->stream));
+    QB_CUDA_TRY(cudaStreamWaitEvent(k->out, k->here, 0));
+    if (k->in != k->out) QB_CUDA_TRY(cudaStreamWaitEvent(k->in, k->here, 0));
+    return QB_OK;
 }
 
 qb_status qb_cuda_ranks_join(qb_cuda_ranks *k)
 {
-    return follow(k->stream, k->side, k->there);
+    QB_CUDA_TRY(cudaEventRecord(k->got, k->in));
+    QB_CUDA_TRY(cudaStreamWaitEvent(k->stream, k->got, 0));
+    if (k->in == k->out) return QB_OK;
+    QB_CUDA_TRY(cudaEventRecord(k->sent, k->out));
+    QB_CUDA_TRY(cudaStreamWaitEvent(k->stream, k->sent, 0));
+    return QB_OK;
+}
+
+qb_cuda_stream qb_cuda_ranks_behind(const qb_cuda_ranks *k)
+{
+    return k->in;
 }
 
 /* The part of [first, end) that rank r owns. */
@@ -213,30 +269,55 @@ static void part_of(const qb_cuda_ranks *k, size_t r, size_t first, size_t end, 
     *n = to > *from ? to - *from : 0;
 }
 
-static size_t in_chunk(size_t n, size_t done)
+static size_t in_chunk(const qb_cuda_ranks *k, size_t n, size_t done)
 {
     size_t left = n > done ? n - done : 0;
-    return left < CHUNK_ELEMS ? left : CHUNK_ELEMS;
+    return left < k->chunk_elems ? left : k->chunk_elems;
 }
 
-/* Elements [done, done + CHUNK_ELEMS) of every rank's part to their owners. */
-static qb_status send_chunk(const qb_cuda_ranks *k, float *x, size_t first, size_t end, size_t done)
+/* ---- gradients ---- */
+
+/* Elements [done, done + chunk_elems) of every rank's part to their owners; `own` of this one's.
+ * What has arrived lies stride elements apart, as qb_cuda_ranks_add wants it. */
+static qb_status trade_by_nccl(const qb_cuda_ranks *k, float *x, size_t first, size_t end,
+                               size_t done, size_t own)
 {
     size_t from, n;
-    part_of(k, k->rank, first, end, &from, &n);
-    size_t own = in_chunk(n, done);
     QB_NCCL_TRY(k->api->GroupStart());
-    for (size_t r = 0; r < k->size; r++) {
+    for (size_t r = 0, i = 0; r < k->size; r++) {
         if (r == k->rank) continue;
         part_of(k, r, first, end, &from, &n);
-        n = in_chunk(n, done);
-        if (n) QB_NCCL_TRY(k->api->Send(x + from + done, n, QB_NCCL_F32, (int)r, k->comm, k->side));
+        n = in_chunk(k, n, done);
+        if (n) QB_NCCL_TRY(k->api->Send(x + from + done, n, QB_NCCL_F32, (int)r, k->comm, k->out));
         if (own)
-            QB_NCCL_TRY(k->api->Recv(k->others + r * CHUNK_ELEMS, own, QB_NCCL_F32, (int)r, k->comm,
-                                     k->side));
+            QB_NCCL_TRY(k->api->Recv(k->others + i * k->chunk_elems, own, QB_NCCL_F32, (int)r,
+                                     k->comm, k->in));
+        i++;
     }
     QB_NCCL_TRY(k->api->GroupEnd());
     return QB_OK;
+}
+
+static qb_status send_to_owners(const qb_cuda_ranks *k, const float *x, size_t first, size_t end,
+                                size_t done)
+{
+    for (size_t r = 0; r < k->size; r++) {
+        size_t from, n;
+        part_of(k, r, first, end, &from, &n);
+        n = in_chunk(k, n, done);
+        if (r != k->rank && n)
+            QB_TRY(qb_cuda_peers_send(k->peers, r, x + from + done, n * sizeof *x, k->out));
+    }
+    return QB_OK;
+}
+
+static qb_status add_from_peers(const qb_cuda_ranks *k, float *x, size_t n)
+{
+    const void *others;
+    size_t stride;
+    QB_TRY(qb_cuda_peers_receive(k->peers, &others, &stride, k->in));
+    QB_TRY(qb_cuda_ranks_add(x, n, others, stride / sizeof *x, k->rank, k->size, k->in));
+    return qb_cuda_peers_done(k->peers, k->in);
 }
 
 static qb_status reduce_in_order(const qb_cuda_ranks *k, float *x, size_t first, size_t end)
@@ -247,12 +328,15 @@ static qb_status reduce_in_order(const qb_cuda_ranks *k, float *x, size_t first,
         if (n > most) most = n;
     }
     part_of(k, k->rank, first, end, &from, &n);
-    for (size_t done = 0; done < most; done += CHUNK_ELEMS) {
-        QB_TRY(send_chunk(k, x, first, end, done));
-        size_t own = in_chunk(n, done);
-        if (own)
-            QB_TRY(qb_cuda_ranks_add(x + from + done, own, k->others, CHUNK_ELEMS, k->rank, k->size,
-                                     k->side));
+    for (size_t done = 0; done < most; done += k->chunk_elems) {
+        size_t own = in_chunk(k, n, done);
+        QB_TRY(k->peers ? send_to_owners(k, x, first, end, done)
+                        : trade_by_nccl(k, x, first, end, done, own));
+        if (own && k->peers)
+            QB_TRY(add_from_peers(k, x + from + done, own));
+        else if (own)
+            QB_TRY(qb_cuda_ranks_add(x + from + done, own, k->others, k->chunk_elems, k->rank,
+                                     k->size, k->in));
     }
     return QB_OK;
 }
@@ -265,7 +349,7 @@ static qb_status reduce_freely(const qb_cuda_ranks *k, float *x, size_t first, s
         part_of(k, r, first, end, &from, &n);
         if (n)
             QB_NCCL_TRY(k->api->Reduce(x + from, x + from, n, QB_NCCL_F32, QB_NCCL_SUM, (int)r,
-                                       k->comm, k->side));
+                                       k->comm, k->in));
     }
     QB_NCCL_TRY(k->api->GroupEnd());
     return QB_OK;
@@ -274,28 +358,79 @@ static qb_status reduce_freely(const qb_cuda_ranks *k, float *x, size_t first, s
 qb_status qb_cuda_ranks_reduce(qb_cuda_ranks *k, float *x, size_t first, size_t end)
 {
     QB_TRY(set_out(k));
-    QB_TRY(k->ordered ? reduce_in_order(k, x, first, end) : reduce_freely(k, x, first, end));
-    return mark_moved(k);
+    QB_TRY(k->ordered || k->peers ? reduce_in_order(k, x, first, end)
+                                  : reduce_freely(k, x, first, end));
+    return mark_ends(k);
 }
 
-qb_status qb_cuda_ranks_gather(qb_cuda_ranks *k, float *x)
+/* ---- what all get ---- */
+
+size_t qb_cuda_ranks_chunks(const size_t *bounds, size_t n_ranks)
 {
-    const size_t *bounds = k->share->bounds;
-    QB_TRY(set_out(k));
-    QB_NCCL_TRY(k->api->GroupStart());
-    for (size_t r = 0; r < k->size; r++)
-        if (bounds[r + 1] > bounds[r])
-            QB_NCCL_TRY(k->api->Broadcast(x + bounds[r], x + bounds[r], bounds[r + 1] - bounds[r],
-                                          QB_NCCL_F32, (int)r, k->comm, k->side));
-    QB_NCCL_TRY(k->api->GroupEnd());
-    QB_TRY(mark_moved(k));
-    return qb_cuda_ranks_join(k);
+    const size_t each = qb_cuda_ranks_chunk_elems(n_ranks);
+    size_t most = 0;
+    for (size_t r = 0; r < n_ranks; r++)
+        if (bounds[r + 1] - bounds[r] > most) most = bounds[r + 1] - bounds[r];
+    return (most + each - 1) / each;
 }
 
+typedef struct block {
+    char *at;
+    size_t bytes;
+} block;
+
+static block chunk_of(const qb_cuda_ranks *k, const qb_gather *g, size_t r)
+{
+    const size_t done = g->chunk_idx * k->chunk_elems;
+    const size_t n = in_chunk(k, g->bounds[r + 1] - g->bounds[r], done);
+    return (block){(char *)g->x + (n ? (g->bounds[r] + done) * g->elem_bytes : 0),
+                   n * g->elem_bytes};
+}
+
+static qb_status gather_by_nccl(const qb_cuda_ranks *k, const qb_gather *g)
+{
+    QB_NCCL_TRY(k->api->GroupStart());
+    for (size_t r = 0; r < k->size; r++) {
+        const block b = chunk_of(k, g, r);
+        if (b.bytes)
+            QB_NCCL_TRY(k->api->Broadcast(b.at, b.at, b.bytes, QB_NCCL_U8, (int)r, k->comm, k->in));
+    }
+    QB_NCCL_TRY(k->api->GroupEnd());
+    return QB_OK;
+}
+
+/* A rank that has no more sends nothing, which is a message too. */
+static qb_status gather_by_peers(const qb_cuda_ranks *k, const qb_gather *g)
+{
+    const block own = chunk_of(k, g, k->rank);
+    const char *others;
+    size_t stride;
+    for (size_t r = 0; r < k->size; r++)
+        if (r != k->rank) QB_TRY(qb_cuda_peers_send(k->peers, r, own.at, own.bytes, k->out));
+    QB_TRY(qb_cuda_peers_receive(k->peers, (const void **)&others, &stride, k->in));
+    for (size_t r = 0; r < k->size; r++) {
+        const block b = chunk_of(k, g, r);
+        if (r == k->rank) continue;
+        if (b.bytes)
+            QB_CUDA_TRY(cudaMemcpyAsync(b.at, others, b.bytes, cudaMemcpyDeviceToDevice, k->in));
+        others += stride;
+    }
+    return qb_cuda_peers_done(k->peers, k->in);
+}
+
+qb_status qb_cuda_ranks_gather(qb_cuda_ranks *k, const qb_gather *g)
+{
+    QB_TRY(set_out(k));
+    QB_TRY(k->peers ? gather_by_peers(k, g) : gather_by_nccl(k, g));
+    return mark_ends(k);
+}
+
+/* The own part of `all` is sent; it lies there till the next step. */
 qb_status qb_cuda_ranks_totals(qb_cuda_ranks *k, qb_cuda_train_totals *totals)
 {
-    QB_TRY(set_out(k));
-    QB_NCCL_TRY(k->api->AllGather(totals, k->all, 2, QB_NCCL_F64, k->comm, k->side));
-    QB_TRY(qb_cuda_ranks_add_totals(k->all, k->size, totals, k->side));
+    double *own = k->all + 2 * k->rank;
+    QB_CUDA_TRY(cudaMemcpyAsync(own, totals, 2 * sizeof *own, cudaMemcpyDeviceToDevice, k->stream));
+    QB_TRY(qb_cuda_ranks_gather(k, &(qb_gather){k->all, sizeof *own, k->all_bounds, 0}));
+    QB_TRY(qb_cuda_ranks_add_totals(k->all, k->size, totals, k->in));
     return qb_cuda_ranks_join(k);
 }

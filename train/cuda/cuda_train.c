@@ -36,6 +36,7 @@ static void destroy(qb_train_device *d)
     for (size_t i = 0; i < QB_TRAIN_TOTALS; i++) qb__cuda_train_slot_destroy(&d->totals_slots[i]);
     qb_blocks_free(&d->blocks, qb_cuda_free);
     qb__cuda_train_update_destroy(d);
+    qb__cuda_train_share_destroy(d);
     qb_cuda_stream_destroy(d->stream);
     qb_free(d->counts);
     qb_free(d);
@@ -157,7 +158,8 @@ static qb_status create_all(qb_train_device *d)
     QB_TRY(create_positions(d));
     QB_TRY(create_scratch(d));
     QB_TRY(qb__cuda_train_products_create(d));
-    return qb__cuda_train_update_create(d);
+    QB_TRY(qb__cuda_train_update_create(d));
+    return qb__cuda_train_share_create(d);
 }
 
 static qb_status create(const qb_params *params, const qb_trainer_options *options,
@@ -199,6 +201,7 @@ static qb_status copy_in(qb_train_device *d, qb_train_array array, const float *
     const size_t n = array_elems(d, array);
     QB_TRY(qb_cuda_use(d->index));
     QB_TRY(qb_cuda_upload(d->arrays[array], from, n * sizeof *from, d->stream));
+    if (array == QB_ARRAY_WEIGHTS) d->lacks_weights = false;
     if (array == QB_ARRAY_WEIGHTS && d->copy)
         QB_TRY(qb_cuda_train_round(d->arrays[array], d->copy, n, d->stream));
     return qb_cuda_sync(d->stream);
@@ -242,9 +245,10 @@ static qb_status begin(qb_train_device *d, bool gradients)
 {
     QB_TRY(qb_cuda_use(d->index));
     QB_TRY(qb_cuda_zero(d->totals, QB_CUDA_TRAIN_TOTALS_CLEARED, d->stream));
-    if (!gradients) return QB_OK;
-    return qb_cuda_zero(d->arrays[QB_ARRAY_GRADIENTS], d->params->n_elems * sizeof(float),
-                        d->stream);
+    if (gradients)
+        QB_TRY(qb_cuda_zero(d->arrays[QB_ARRAY_GRADIENTS], d->params->n_elems * sizeof(float),
+                            d->stream));
+    return qb__cuda_train_await_weights(d);
 }
 
 /* A pass is sent at once what it needs, which is what stands before `end` in a slot. */
@@ -471,6 +475,7 @@ const qb_train_ops qb__train_ops_cuda = {
     .gradient_norm = qb__cuda_train_gradient_norm,
     .update = qb__cuda_train_update,
     .go_on = qb__cuda_train_go_on,
+    .fetch_weights = qb__cuda_train_fetch_weights,
     .has_nonfinite = has_nonfinite,
     .send_totals = send_totals,
     .receive_totals = receive_totals,

@@ -16,7 +16,7 @@
 #include "train/cuda/cuda_ranks.h"
 #include "train/ops.h"
 
-enum { QB__CUDA_SLOTS = 4, QB__CUDA_GRAPHS = 8 };
+enum { QB__CUDA_SLOTS = 4, QB__CUDA_GRAPHS = 256 }; /* several ranks: one a layer */
 
 /* Matrices of one shape at equal distances (a role's in all layers), turned by one batched product.
  */
@@ -87,6 +87,13 @@ struct qb_train_device {
 
     qb_cuda_train_piece *pieces; /* device */
     size_t n_pieces;
+    size_t *piece_ends; /* (n_chunks): cuda_ranks.h's, alone 1 */
+    size_t n_chunks;
+    /* Beside the bf16 weights of all ranks, what is read unrounded: cuda_train_share.c. */
+    uint64_t *unrounded_places; /* device (n_unrounded) */
+    float *unrounded;
+    size_t n_unrounded, *unrounded_bounds;
+    bool lacks_weights; /* others' f32 weights are those of an earlier step */
     /* Where element 0 would be: of these too the own elements alone are there. half_turned:
      * matrices turned on one of two axes. */
     float *rotated, *half_turned;
@@ -148,10 +155,19 @@ qb_status qb__cuda_train_update_create(qb_train_device *d);
 void qb__cuda_train_update_destroy(qb_train_device *d);
 qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
                                       const float *q);
-qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_t end);
-qb_status qb__cuda_train_gradient_norm(qb_train_device *d);
 qb_status qb__cuda_train_set_update(qb_train_device *d, const qb_update *update);
 qb_status qb__cuda_train_update(qb_train_device *d, double clip);
 qb_status qb__cuda_train_go_on(qb_train_device *d);
+
+qb_status qb__cuda_train_share_create(qb_train_device *d);
+void qb__cuda_train_share_destroy(qb_train_device *d);
+qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_t end);
+qb_status qb__cuda_train_gradient_norm(qb_train_device *d);
+/* Weights as the products read them, chunk by chunk when the own ones are updated; then the rest.
+ */
+qb_status qb__cuda_train_send_weights(qb_train_device *d, size_t chunk_idx);
+qb_status qb__cuda_train_send_unrounded(qb_train_device *d);
+qb_status qb__cuda_train_await_weights(qb_train_device *d);
+qb_status qb__cuda_train_fetch_weights(qb_train_device *d);
 
 #endif

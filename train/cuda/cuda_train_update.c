@@ -112,12 +112,34 @@ static size_t n_pieces_of(const qb_train_device *d, const qb_param *p)
     return (p->rows * p->cols + QB_CUDA_TRAIN_PIECE - 1) / QB_CUDA_TRAIN_PIECE;
 }
 
+/* How many pieces begin in the first chunk, in the first two, and so on: no own element of a chunk
+ * is in a later piece. */
+static qb_status create_chunks(qb_train_device *d, const qb_cuda_train_piece *pieces)
+{
+    const size_t n_ranks = qb_comm_size(d->share->comm);
+    const size_t each = n_ranks > 1 ? qb_cuda_ranks_chunk_elems(n_ranks) : d->params->n_elems;
+    d->n_chunks = n_ranks > 1 ? qb_cuda_ranks_chunks(d->share->bounds, n_ranks) : 1;
+    QB_TRY(QB_NEW(&d->piece_ends, d->n_chunks, "pieces of parameters"));
+    for (size_t i = 0, n = 0; i < d->n_chunks; i++) {
+        while (n < d->n_pieces && pieces[n].first < d->share->first + (i + 1) * each) n++;
+        d->piece_ends[i] = n;
+    }
+    return QB_OK;
+}
+
+static qb_status send_pieces(qb_train_device *d, const qb_cuda_train_piece *pieces)
+{
+    if (!d->n_pieces) return QB_OK; /* more ranks than parameters */
+    QB_TRY(QB__CUDA_TRAIN_NEW(d, &d->pieces, d->n_pieces, "pieces of parameters"));
+    QB_TRY(qb_cuda_upload(d->pieces, pieces, d->n_pieces * sizeof *pieces, d->stream));
+    return qb_cuda_sync(d->stream);
+}
+
 static qb_status create_pieces(qb_train_device *d)
 {
     qb_cuda_train_piece *pieces;
     for (size_t i = 0; i < d->params->n; i++) d->n_pieces += n_pieces_of(d, &d->params->list[i]);
-    if (!d->n_pieces) return QB_OK; /* more ranks than parameters */
-    QB_TRY(QB_NEW(&pieces, d->n_pieces, "pieces of parameters"));
+    QB_TRY(QB_NEW(&pieces, d->n_pieces + 1, "pieces of parameters"));
     size_t n = 0;
     for (size_t i = 0; i < d->params->n; i++) {
         const qb_param *p = &d->params->list[i];
@@ -131,9 +153,8 @@ static qb_status create_pieces(qb_train_device *d)
                 .rotated = is_rotated(d, p)};
         }
     }
-    qb_status status = QB__CUDA_TRAIN_NEW(d, &d->pieces, d->n_pieces, "pieces of parameters");
-    if (status == QB_OK) status = qb_cuda_upload(d->pieces, pieces, n * sizeof *pieces, d->stream);
-    if (status == QB_OK) status = qb_cuda_sync(d->stream);
+    qb_status status = send_pieces(d, pieces);
+    if (status == QB_OK) status = create_chunks(d, pieces);
     qb_free(pieces);
     return status;
 }
@@ -151,6 +172,7 @@ qb_status qb__cuda_train_update_create(qb_train_device *d)
 void qb__cuda_train_update_destroy(qb_train_device *d)
 {
     qb_free(d->turns);
+    qb_free(d->piece_ends);
 }
 
 qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param, size_t axis,
@@ -171,24 +193,6 @@ qb_status qb__cuda_train_set_rotation(qb_train_device *d, const qb_param *param,
 }
 
 /* ---- the step ---- */
-
-/* NCCL is set up by the first step, when every rank has got its memory. */
-qb_status qb__cuda_train_share_gradients(qb_train_device *d, size_t first, size_t end)
-{
-    if (!d->ranks)
-        QB_TRY(qb_cuda_ranks_create(d->share, d->options->deterministic, d->index, d->stream,
-                                    &d->ranks));
-    return qb_cuda_ranks_reduce(d->ranks, d->arrays[QB_ARRAY_GRADIENTS], first, end);
-}
-
-qb_status qb__cuda_train_gradient_norm(qb_train_device *d)
-{
-    if (d->ranks) QB_TRY(qb_cuda_ranks_join(d->ranks));
-    QB_TRY(qb_cuda_train_norm_of(d->arrays[QB_ARRAY_GRADIENTS] + d->share->first,
-                                 qb__cuda_train_own_elems(d), d->norm_partials, d->totals,
-                                 d->stream));
-    return d->ranks ? qb_cuda_ranks_totals(d->ranks, d->totals) : QB_OK;
-}
 
 /* One factor of (1) for all matrices of a turn: `to` = Q from, Q^T from, from Q^T or from Q. */
 static qb_lt_matmul_args turn_product(const qb_train_device *d, const cuda_turn *t, bool back,
@@ -299,16 +303,44 @@ static qb_cuda_train_update update_args(const qb_train_device *d, double clip)
                                   .totals = d->totals};
 }
 
+/* A chunk of the own weights at a time, which sets out while the next is worked out. */
+static qb_status apply(qb_train_device *d, const qb_cuda_train_update *args)
+{
+    size_t done = 0;
+    for (size_t i = 0; i < d->n_chunks; i++) {
+        qb_cuda_train_update part = *args;
+        part.pieces += done, part.n_pieces = d->piece_ends[i] - done;
+        done = d->piece_ends[i];
+        if (part.n_pieces) QB_TRY(qb_cuda_train_apply(&part, d->stream));
+        if (d->ranks && !d->n_turns) QB_TRY(qb__cuda_train_send_weights(d, i));
+    }
+    return QB_OK;
+}
+
+static qb_status round_own(const qb_train_device *d)
+{
+    const size_t first = d->share->first;
+    if (!d->copy) return QB_OK;
+    return qb_cuda_train_round(d->arrays[QB_ARRAY_WEIGHTS] + first, d->copy + first,
+                               qb__cuda_train_own_elems(d), d->stream);
+}
+
+static qb_status finish_turned(qb_train_device *d)
+{
+    QB_TRY(turn_back(d));
+    QB_TRY(round_own(d));
+    for (size_t i = 0; d->ranks && i < d->n_chunks; i++) QB_TRY(qb__cuda_train_send_weights(d, i));
+    return QB_OK;
+}
+
 qb_status qb__cuda_train_update(qb_train_device *d, double clip)
 {
     qb_cuda_train_update args = update_args(d, clip);
     QB_TRY(qb_cuda_train_scales(&args, d->stream));
     QB_TRY(turn_gradients(d));
-    if (d->n_pieces) QB_TRY(qb_cuda_train_apply(&args, d->stream));
-    QB_TRY(turn_back(d));
-    if (d->ranks) QB_TRY(qb_cuda_ranks_gather(d->ranks, d->arrays[QB_ARRAY_WEIGHTS]));
-    if ((!d->n_turns && !d->ranks) || !d->copy) return QB_OK;
-    return qb_cuda_train_round(args.weights, d->copy, d->params->n_elems, d->stream);
+    QB_TRY(apply(d, &args));
+    if (d->n_turns) QB_TRY(finish_turned(d));
+    return d->ranks ? qb__cuda_train_send_unrounded(d) : QB_OK;
 }
 
 #endif
