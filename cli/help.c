@@ -165,7 +165,7 @@ void qb_help_print_man(void)
         "was found and what was expected. Nothing half-written stays under the final name.\n"
         ".SH ENVIRONMENT\n"
         ".TP\n.B QB_DISABLE\ncomma list of processor features (avx2, avx512, avx512vnni) or\n"
-        "kernel rows (gemm_s8/avx2) that are not to be used\n"
+        "kernel rows (gemm_s8/avx2) that are not to be used; a word that names none is said\n"
         ".TP\n.B NO_COLOR\nset and not empty: no terminal control codes\n"
         ".TP\n.BR QB_NVML_PATH \", \" QB_CUBLASLT_PATH \", \" QB_NCCL_PATH \", \" "
         "QB_MICROHTTPD_PATH\nfolders of libraries that are found when the program runs\n"

@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "core/interrupt.h"
 #include "core/progress.h"
+#include "kernels/registry.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -75,6 +76,8 @@ static qb_status run_verb(const qb_cli *cli, const char *first)
     if (!qb_cli_flag(cli, "quiet")) {
         qb_progress_open(stderr, qb_cli_wants_codes(STDERR_FILENO));
     }
+    char text[256];
+    if (!qb_kernel_check_disabled(text, sizeof text)) qb_cli_note(cli, "%s", text);
     return qb_cli_verb(cli)->run(cli);
 }
 

@@ -48,6 +48,11 @@ uint32_t qb_cpu_features_present(void)
     return have & ~known;
 }
 
+const char *qb_cpu_feature_name(unsigned i)
+{
+    return i < N_FEATURES ? features[i].name : NULL;
+}
+
 bool qb_is_disabled(const char *word)
 {
     const char *list = getenv("QB_DISABLE");

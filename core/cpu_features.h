@@ -22,6 +22,8 @@ uint32_t qb_cpu_features(void);         /* after QB_DISABLE */
 uint32_t qb_cpu_features_present(void); /* before it */
 /* "avx2+avx512+avx512vnni" into text; "none" for 0. */
 void qb_cpu_features_text(uint32_t features, char *text, unsigned capacity);
+/* Name of feature i as QB_DISABLE takes it, narrowest first; NULL at the end. */
+const char *qb_cpu_feature_name(unsigned i);
 /* True if QB_DISABLE names `word` (a feature, a device, or a kernel row such as gemm_s8/avx2). */
 bool qb_is_disabled(const char *word);
 /* The processor's own name, e.g. "AMD EPYC 9354"; "unknown" where it has none. */

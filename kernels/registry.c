@@ -2,6 +2,7 @@
 #include "kernels/registry.h"
 
 #include "core/cuda.h"
+#include "core/nearest.h"
 #include "kernels/attention.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_train.h"
@@ -21,6 +22,8 @@
 #include "kernels/quantize.h"
 
 #include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define CPU(name)                                                                                  \
@@ -193,6 +196,57 @@ static const qb_kernel_info *find_row(const char *name, size_t n_chars)
             row = find_in_table(&op->tables[t], name, n_chars);
     return row;
 }
+
+/* ---- what QB_DISABLE may name ---- */
+
+static bool consider(qb_nearest *nearest, const char *word)
+{
+    qb_nearest_consider(nearest, word);
+    return !strcmp(nearest->typed, word);
+}
+
+static bool is_in_table(const qb_kernel_table *table, qb_nearest *nearest)
+{
+    const qb_kernel_info *row = qb_kernel_row(table, 0);
+    for (size_t i = 1; row->name; row = qb_kernel_row(table, i++))
+        if (consider(nearest, row->name)) return true;
+    return false;
+}
+
+static bool can_be_disabled(const char *word, qb_nearest *nearest)
+{
+    *nearest = qb_nearest_begin(word);
+    for (unsigned i = 0; qb_cpu_feature_name(i); i++)
+        if (consider(nearest, qb_cpu_feature_name(i))) return true;
+    if (consider(nearest, "cpu") || consider(nearest, "cuda")) return true;
+    for (const qb_kernel_op *op = qb_kernel_ops; op->name; op++)
+        for (size_t t = 0; t < QB_KERNEL_TABLES; t++)
+            if (is_in_table(&op->tables[t], nearest)) return true;
+    return false;
+}
+
+bool qb_kernel_check_disabled(char *text, size_t capacity)
+{
+    const char *list = getenv("QB_DISABLE");
+    while (list && *list) {
+        char word[64];
+        qb_nearest nearest;
+        size_t n = strcspn(list, ",");
+        snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word), list);
+        if (n && !can_be_disabled(word, &nearest)) {
+            snprintf(text, capacity,
+                     "QB_DISABLE: found \"%s\", expected a feature, a device or a row of "
+                     "`qbench kernels`%s%s%s",
+                     word, nearest.word ? "; did you mean " : "", nearest.word ? nearest.word : "",
+                     nearest.word ? "?" : "");
+            return false;
+        }
+        list += n + (list[n] == ',');
+    }
+    return true;
+}
+
+/* ---- the choice of a row ---- */
 
 qb_status qb_kernel_force(const char *list)
 {

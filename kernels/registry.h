@@ -11,6 +11,7 @@
 #include "core/cpu_features.h"
 #include "core/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -43,6 +44,9 @@ const qb_kernel_info *qb_kernel_row(const qb_kernel_table *table, size_t i);
  * the GPU are judged for the thread's current device: "no CUDA driver", "needs compute capability
  * 9.0a (Hopper)". Cheap. Borrowed until the thread's next call. */
 const char *qb_kernel_refusal(const qb_kernel_info *row);
+/* False where a word of QB_DISABLE is neither a feature, nor a device, nor a row of this build and
+ * so takes nothing away: `text` then says which, and what was probably meant. */
+bool qb_kernel_check_disabled(char *text, size_t capacity);
 /* Restricts the operations named in the comma list ("gemm_s8/ref,attention/avx2") to those rows, on
  * the device that the rows are of; NULL lifts it. Process-wide, before engines are made.
  * QB_ERR_USAGE: no such row, or refused here.

@@ -242,3 +242,17 @@ def test_kernels_lists_a_used_row_for_each_operation(_):
             assert len(re.findall(rb" used$", operation, re.M)) == 1, operation
     plain = expect(qbench("kernels", env={"QB_DISABLE": "avx2"})).out
     assert not re.search(rb"avx\S+ +cpu +used", plain), plain
+
+
+def test_a_word_of_qb_disable_that_names_nothing_is_said(_):
+    def said(disabled, *args):
+        return expect(qbench("kernels", *args, env={"QB_DISABLE": disabled})).err.decode()
+
+    for right in ("", "avx2,avx512,avx512vnni,avx512bf16", "cpu,cuda", ",gemm_s8/avx2,gemm_s8/ref,"):
+        assert not said(right), right
+    assert said("avx2,axv512") == (
+        'qbench: note: QB_DISABLE: found "axv512", expected a feature, a device or a row of '
+        "`qbench kernels`; did you mean avx512?\n")
+    assert said("gemm_s8/avx").endswith("did you mean gemm_s8/avx2?\n")
+    assert said("all").endswith("`qbench kernels`\n") and said("x" * 500).count("\n") == 1
+    assert not said("axv512", "--quiet")
