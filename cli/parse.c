@@ -101,9 +101,11 @@ static qb_status fail_choice(const qb_option *option, const char *text, size_t n
     if (nearest.word && !open)
         return QB_FAIL(QB_ERR_USAGE, "--%s: unknown value: found '%s', did you mean '%s'?",
                        option->name, typed, nearest.word);
-    for (size_t i = 0; (choice = option->choice(i)); i++)
-        snprintf(words + strlen(words), sizeof words - strlen(words), "%s%s%s", i ? ", " : "",
-                 choice, choice[strlen(choice) - 1] == ':' ? "N" : "");
+    for (size_t i = 0; (choice = option->choice(i)); i++) {
+        char word[64];
+        snprintf(word, sizeof word, "%s%s", choice, choice[strlen(choice) - 1] == ':' ? "N" : "");
+        qb_names_add(words, sizeof words, word);
+    }
     return QB_FAIL(QB_ERR_USAGE, "--%s: unknown value: found '%.*s', expected one of %s",
                    option->name, (int)n_bytes, text, words);
 }

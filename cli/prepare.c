@@ -3,6 +3,7 @@
 
 #include "core/json.h"
 #include "core/memory.h"
+#include "core/nearest.h"
 #include "infer/calibrate.h"
 #include "kernels/registry.h"
 #include "model/model.h"
@@ -21,10 +22,8 @@ qb_status qb_cli_prepare(const qb_cli *cli, qb_device *device, qb_pool **pool)
 
 static qb_status unknown_scheme(const char *name)
 {
-    char names[512];
-    size_t n = 0;
-    for (const qb_scheme *s = qb_schemes; s->name && n < sizeof names; s++)
-        n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", s->name);
+    char names[512] = "";
+    for (const qb_scheme *s = qb_schemes; s->name; s++) qb_names_add(names, sizeof names, s->name);
     return QB_FAIL(QB_ERR_USAGE, "--scheme: found %s, expected one of %s", name, names);
 }
 

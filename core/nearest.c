@@ -1,6 +1,7 @@
 /* core/nearest.c - see nearest.h. */
 #include "core/nearest.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { MAX_WORD = 40 }; /* longer ones are no slips of anything */
@@ -37,4 +38,10 @@ void qb_nearest_consider(qb_nearest *nearest, const char *word)
     if (distance > 1 + strlen(word) / 4 || distance >= nearest->distance) return;
     nearest->word = word;
     nearest->distance = distance;
+}
+
+void qb_names_add(char *text, size_t capacity, const char *word)
+{
+    size_t n = strlen(text);
+    snprintf(text + n, capacity - n, "%s%s", n ? ", " : "", word);
 }

@@ -2,6 +2,7 @@
  * header is not needed to build. */
 #include "infer/nvml.h"
 
+#include "core/nearest.h"
 #include "core/status.h"
 
 #include <dlfcn.h>
@@ -166,11 +167,8 @@ void qb_gpu_throttle_text(int64_t bits, char *text, unsigned capacity)
         "idle",          "clocks set",         "power cap",          "slowdown",
         "sync boost",    "thermal (software)", "thermal (hardware)", "power brake",
         "display clocks"};
-    unsigned used = 0;
     if (!capacity) return;
     snprintf(text, capacity, "%s", bits ? "" : "none");
     for (size_t i = 0; bits > 0 && i < QB_COUNT(names); i++)
-        if ((bits & 1 << i) && used < capacity)
-            used += (unsigned)snprintf(text + used, capacity - used, "%s%s", used ? ", " : "",
-                                       names[i]);
+        if (bits & 1 << i) qb_names_add(text, capacity, names[i]);
 }

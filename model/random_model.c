@@ -2,6 +2,7 @@
 #include "model/random_model.h"
 
 #include "core/memory.h"
+#include "core/nearest.h"
 #include "core/rng.h"
 #include "model/tokenizer.h"
 
@@ -29,11 +30,10 @@ static const qb_random_preset *find_preset(const char *name)
 
 static qb_status no_such_preset(const char *name)
 {
-    char list[256] = "";
-    size_t at = 0;
+    char names[256] = "";
     for (const qb_random_preset *p = qb_random_presets; p->name; p++)
-        at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at ? ", " : "", p->name);
-    return QB_FAIL(QB_ERR_USAGE, "random model \"%s\": unknown, expected one of %s", name, list);
+        qb_names_add(names, sizeof names, p->name);
+    return QB_FAIL(QB_ERR_USAGE, "random model \"%s\": unknown, expected one of %s", name, names);
 }
 
 static qb_config config_of(const qb_random_preset *p)

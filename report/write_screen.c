@@ -1,5 +1,6 @@
 /* report/write_screen.c - the one screen: per model what it was measured on, a table of quality, a
  * table of speed, and below them what to know before believing a number. */
+#include "core/nearest.h"
 #include "report/format.h"
 
 #include <inttypes.h>
@@ -141,11 +142,9 @@ static void write_schemes(const screen *s, const qb_result *rows, size_t n)
 static void write_coverage(const screen *s, const qb_result *r)
 {
     char kept[LIST_BYTES] = "";
-    size_t used = 0;
     if (r->coverage.linears_quantised <= 0) return;
-    for (size_t i = 0; i < r->coverage.kept_float.n && used < sizeof kept; i++)
-        used += (size_t)snprintf(kept + used, sizeof kept - used, "%s%s", i ? ", " : "",
-                                 r->coverage.kept_float.items[i]);
+    for (size_t i = 0; i < r->coverage.kept_float.n; i++)
+        qb_names_add(kept, sizeof kept, r->coverage.kept_float.items[i]);
     qb_write_labelled(s->stream, "coverage", INDENT,
                       "%" PRId64 " of %" PRId64 " linear layers, %.1f %% of their multiply-adds, "
                       "%.1f %% of all weight bytes; kept float: %s",

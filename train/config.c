@@ -99,7 +99,7 @@ static qb_status fail_value(const qb_train_key *key, const char *text, const cha
 
 static qb_status set_word(qb_train_config *config, const qb_train_key *key, const char *text)
 {
-    char list[256] = "one of ";
+    char names[256] = "", expected[272];
     const char *name;
     for (unsigned i = 0; (name = key->words(i)); i++) {
         if (!strcmp(name, text)) {
@@ -107,10 +107,10 @@ static qb_status set_word(qb_train_config *config, const qb_train_key *key, cons
             *(unsigned *)place(config, key) = alias ? QB_NORM_RMSNORM_SINGLE : i;
             return QB_OK;
         }
-        size_t n = strlen(list);
-        snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", name);
+        qb_names_add(names, sizeof names, name);
     }
-    return fail_value(key, text, list);
+    snprintf(expected, sizeof expected, "one of %s", names);
+    return fail_value(key, text, expected);
 }
 
 static qb_status set_text(qb_train_config *config, const qb_train_key *key, const char *text)
