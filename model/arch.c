@@ -1,6 +1,7 @@
 /* model/arch.c - the architecture table, tensor roles and the configuration's rules. */
 #include "core/json.h"
 #include "core/memory.h"
+#include "core/nearest.h"
 #include "model/arch_internal.h"
 
 #include <string.h>
@@ -38,7 +39,6 @@ const qb_arch qb_archs[] = {
                   .fused_qkv = true,
                   .norm_eps = 1e-5,
                   .rope = ROPE_DEFAULTS},
-     .hf_type = "gpt2",
      .source = "Radford et al. 2019"},
     {.name = "llama",
      .defaults = {.norm = QB_NORM_RMSNORM,
@@ -49,7 +49,6 @@ const qb_arch qb_archs[] = {
                   .softmax_zeta = CLIP_ZETA,
                   .norm_eps = 1e-6,
                   .rope = ROPE_DEFAULTS},
-     .hf_type = "llama",
      .source = "Touvron et al. 2023, arXiv:2302.13971"},
     {.name = "opt",
      .defaults = {.norm = QB_NORM_LAYERNORM,
@@ -64,7 +63,6 @@ const qb_arch qb_archs[] = {
                   .tied_head = true,
                   .norm_eps = 1e-5,
                   .rope = ROPE_DEFAULTS},
-     .hf_type = "opt",
      .source = "Zhang et al. 2022, arXiv:2205.01068"},
     {0},
 };
@@ -76,36 +74,39 @@ const qb_arch *qb_arch_find(const char *name)
     return NULL;
 }
 
+/* clang-format off */
 const qb_role_info qb_roles[QB_ROLE_COUNT] = {
-    [QB_ROLE_TOK_EMBD] = {"tok_embd", false, false, 0},
-    [QB_ROLE_POS_EMBD] = {"pos_embd", false, false, 0},
-    [QB_ROLE_NORM1] = {"h.%zu.norm1", true, false, 0},
-    [QB_ROLE_NORM1_B] = {"h.%zu.norm1.bias", true, false, 0},
-    [QB_ROLE_QKV] = {"h.%zu.attn.qkv", true, true, QB_ROLE_NORM1},
-    [QB_ROLE_QKV_B] = {"h.%zu.attn.qkv.bias", true, false, 0},
-    [QB_ROLE_Q] = {"h.%zu.attn.q", true, true, QB_ROLE_NORM1},
-    [QB_ROLE_Q_B] = {"h.%zu.attn.q.bias", true, false, 0},
-    [QB_ROLE_K] = {"h.%zu.attn.k", true, true, QB_ROLE_NORM1},
-    [QB_ROLE_K_B] = {"h.%zu.attn.k.bias", true, false, 0},
-    [QB_ROLE_V] = {"h.%zu.attn.v", true, true, QB_ROLE_NORM1},
-    [QB_ROLE_V_B] = {"h.%zu.attn.v.bias", true, false, 0},
-    [QB_ROLE_O] = {"h.%zu.attn.o", true, true, 0},
-    [QB_ROLE_O_B] = {"h.%zu.attn.o.bias", true, false, 0},
-    [QB_ROLE_NORM2] = {"h.%zu.norm2", true, false, 0},
-    [QB_ROLE_NORM2_B] = {"h.%zu.norm2.bias", true, false, 0},
-    [QB_ROLE_GATE] = {"h.%zu.mlp.gate", true, true, QB_ROLE_NORM2},
-    [QB_ROLE_GATE_B] = {"h.%zu.mlp.gate.bias", true, false, 0},
-    [QB_ROLE_UP] = {"h.%zu.mlp.up", true, true, QB_ROLE_NORM2},
-    [QB_ROLE_UP_B] = {"h.%zu.mlp.up.bias", true, false, 0},
-    [QB_ROLE_DOWN] = {"h.%zu.mlp.down", true, true, 0},
-    [QB_ROLE_DOWN_B] = {"h.%zu.mlp.down.bias", true, false, 0},
-    [QB_ROLE_NORM_F] = {"norm_f", false, false, 0},
-    [QB_ROLE_NORM_F_B] = {"norm_f.bias", false, false, 0},
-    [QB_ROLE_HEAD] = {"head", false, false, QB_ROLE_NORM_F},
-    [QB_ROLE_SINK] = {"h.%zu.attn.sink", true, false, 0},
-    [QB_ROLE_ATTN_GATE] = {"h.%zu.attn.gate", true, false, 0},
-    [QB_ROLE_ATTN_GATE_B] = {"h.%zu.attn.gate.bias", true, false, 0},
+    /* name, per layer, attention, linear, norm, residual */
+    [QB_ROLE_TOK_EMBD]    = {"tok_embd",              0, 0, 0, 0,              QB_RESIDUAL_COLS},
+    [QB_ROLE_POS_EMBD]    = {"pos_embd",              0, 0, 0, 0,              QB_RESIDUAL_COLS},
+    [QB_ROLE_NORM1]       = {"h.%zu.norm1",           1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_NORM1_B]     = {"h.%zu.norm1.bias",      1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_QKV]         = {"h.%zu.attn.qkv",        1, 1, 1, QB_ROLE_NORM1,  QB_RESIDUAL_COLS},
+    [QB_ROLE_QKV_B]       = {"h.%zu.attn.qkv.bias",   1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_Q]           = {"h.%zu.attn.q",          1, 1, 1, QB_ROLE_NORM1,  QB_RESIDUAL_COLS},
+    [QB_ROLE_Q_B]         = {"h.%zu.attn.q.bias",     1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_K]           = {"h.%zu.attn.k",          1, 1, 1, QB_ROLE_NORM1,  QB_RESIDUAL_COLS},
+    [QB_ROLE_K_B]         = {"h.%zu.attn.k.bias",     1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_V]           = {"h.%zu.attn.v",          1, 1, 1, QB_ROLE_NORM1,  QB_RESIDUAL_COLS},
+    [QB_ROLE_V_B]         = {"h.%zu.attn.v.bias",     1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_O]           = {"h.%zu.attn.o",          1, 1, 1, 0,              QB_RESIDUAL_ROWS},
+    [QB_ROLE_O_B]         = {"h.%zu.attn.o.bias",     1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_NORM2]       = {"h.%zu.norm2",           1, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_NORM2_B]     = {"h.%zu.norm2.bias",      1, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_GATE]        = {"h.%zu.mlp.gate",        1, 0, 1, QB_ROLE_NORM2,  QB_RESIDUAL_COLS},
+    [QB_ROLE_GATE_B]      = {"h.%zu.mlp.gate.bias",   1, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_UP]          = {"h.%zu.mlp.up",          1, 0, 1, QB_ROLE_NORM2,  QB_RESIDUAL_COLS},
+    [QB_ROLE_UP_B]        = {"h.%zu.mlp.up.bias",     1, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_DOWN]        = {"h.%zu.mlp.down",        1, 0, 1, 0,              QB_RESIDUAL_ROWS},
+    [QB_ROLE_DOWN_B]      = {"h.%zu.mlp.down.bias",   1, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_NORM_F]      = {"norm_f",                0, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_NORM_F_B]    = {"norm_f.bias",           0, 0, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_HEAD]        = {"head",                  0, 0, 0, QB_ROLE_NORM_F, QB_RESIDUAL_COLS},
+    [QB_ROLE_SINK]        = {"h.%zu.attn.sink",       1, 1, 0, 0,              QB_RESIDUAL_NONE},
+    [QB_ROLE_ATTN_GATE]   = {"h.%zu.attn.gate",       1, 1, 0, 0,              QB_RESIDUAL_COLS},
+    [QB_ROLE_ATTN_GATE_B] = {"h.%zu.attn.gate.bias",  1, 1, 0, 0,              QB_RESIDUAL_NONE},
 };
+/* clang-format on */
 
 void qb_role_name(qb_role role, size_t layer_idx, char *text, size_t capacity)
 {
@@ -200,35 +201,11 @@ size_t qb_config_n_attention(const qb_config *config)
     return n;
 }
 
-static bool is_of_attention(qb_role role)
-{
-    switch (role) {
-    case QB_ROLE_NORM1:
-    case QB_ROLE_NORM1_B:
-    case QB_ROLE_QKV:
-    case QB_ROLE_QKV_B:
-    case QB_ROLE_Q:
-    case QB_ROLE_Q_B:
-    case QB_ROLE_K:
-    case QB_ROLE_K_B:
-    case QB_ROLE_V:
-    case QB_ROLE_V_B:
-    case QB_ROLE_O:
-    case QB_ROLE_O_B:
-    case QB_ROLE_SINK:
-    case QB_ROLE_ATTN_GATE:
-    case QB_ROLE_ATTN_GATE_B:
-        return true;
-    default:
-        return false;
-    }
-}
-
 bool qb_config_has(const qb_config *config, qb_role role, size_t layer_idx)
 {
     size_t rows, cols;
     return qb_config_shape(config, role, &rows, &cols) &&
-           (!is_of_attention(role) || qb_config_has_attention(config, layer_idx));
+           (!qb_roles[role].attention || qb_config_has_attention(config, layer_idx));
 }
 
 size_t qb_config_longest(const qb_config *config)
@@ -250,7 +227,7 @@ static size_t count_params(const qb_config *config, bool linear_only)
         if (linear_only && !qb_roles[r].linear) continue;
         if (!qb_config_shape(config, (qb_role)r, &rows, &cols)) continue;
         size_t n = qb_roles[r].per_layer ? config->n_layers : 1;
-        total += rows * cols * (is_of_attention((qb_role)r) ? qb_config_n_attention(config) : n);
+        total += rows * cols * (qb_roles[r].attention ? qb_config_n_attention(config) : n);
     }
     return total;
 }
@@ -468,15 +445,21 @@ static qb_status get_sizes(const json_t *object, qb_config *c)
     return qb_json_get_double(object, "norm_eps", 0.0, 1.0, &c->norm_eps);
 }
 
+static qb_status no_such_arch(const char *name)
+{
+    char names[128] = "";
+    for (const qb_arch *arch = qb_archs; arch->name; arch++)
+        qb_names_add(names, sizeof names, arch->name);
+    return QB_FAIL(QB_ERR_UNSUPPORTED, "key \"arch\": found \"%.40s\", expected one of %s", name,
+                   names);
+}
+
 qb_status qb_config_from_json(const json_t *object, qb_config *out)
 {
     const char *name = NULL;
     QB_TRY(qb_json_get_string(object, "arch", &name));
     const qb_arch *arch = name ? qb_arch_find(name) : NULL;
-    if (!arch)
-        return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "key \"arch\": found \"%.40s\", expected gpt2, llama or opt",
-                       name ? name : "nothing");
+    if (!arch) return no_such_arch(name ? name : "nothing");
     qb_config c = arch->defaults;
     c.arch = arch;
     QB_TRY(get_kinds(object, &c));

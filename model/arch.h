@@ -109,18 +109,24 @@ typedef enum qb_role {
     QB_ROLE_COUNT
 } qb_role;
 
+/* Which axis of a matrix is the residual stream (length d_model): the axis that OrthoAdam rotates.
+ * NONE for gains and biases, which are never rotated. */
+typedef enum { QB_RESIDUAL_NONE, QB_RESIDUAL_ROWS, QB_RESIDUAL_COLS } qb_residual_axis;
+
 typedef struct qb_role_info {
-    const char *name;       /* in model.bin: "tok_embd", "h.%zu.attn.q", ... */
-    bool per_layer, linear; /* linear: quantised by schemes (its bias is the next role) */
-    qb_role norm; /* whose output this product takes, which layers of one norm share; 0 = none */
+    const char *name; /* in model.bin: "tok_embd", "h.%zu.attn.q", ... */
+    bool per_layer;
+    bool attention; /* a block without attention has none */
+    bool linear;    /* quantised by schemes (its bias is the next role) */
+    qb_role norm;   /* whose output this product takes, which layers of one norm share; 0 = none */
+    qb_residual_axis residual;
 } qb_role_info;
 extern const qb_role_info qb_roles[QB_ROLE_COUNT];
 
 struct qb_arch {
-    const char *name;    /* "gpt2", "llama", "opt" */
-    qb_config defaults;  /* what a configuration starts from */
-    const char *hf_type; /* config.json model_type */
-    const char *source;
+    const char *name;   /* "gpt2", "llama", "opt" */
+    qb_config defaults; /* what a configuration starts from */
+    const char *source; /* who described it */
 };
 extern const qb_arch qb_archs[];               /* ends with a zero row */
 const qb_arch *qb_arch_find(const char *name); /* NULL = none */

@@ -2,6 +2,7 @@
  * Versions before 5 write rope_theta and rope_scaling, later ones rope_parameters; both are read.
  * What this program would compute differently is refused by its name. */
 #include "core/json.h"
+#include "core/nearest.h"
 #include "model/hf_internal.h"
 
 #include <math.h>
@@ -322,7 +323,9 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
         *out = c;
         return QB_OK;
     }
-    return QB_FAIL(QB_ERR_UNSUPPORTED,
-                   "model_type: found \"%.60s\", expected gpt2, llama, mistral, qwen2 or opt",
-                   type);
+    char types[128] = "";
+    for (size_t i = 0; i < QB_COUNT(families); i++)
+        qb_names_add(types, sizeof types, families[i].type);
+    return QB_FAIL(QB_ERR_UNSUPPORTED, "model_type: found \"%.60s\", expected one of %s", type,
+                   types);
 }

@@ -135,21 +135,35 @@ static json_t *llama_to_json(const qb_config *c)
     return NULL;
 }
 
+/* What transformers has a class for: the architecture, whether its class computes the same, and
+ * what the class is told. */
+static const struct {
+    const char *arch;
+    bool (*is_plain)(const qb_config *config);
+    json_t *(*to_json)(const qb_config *config); /* NULL where memory lacks */
+} families[] = {
+    {"gpt2", is_plain_gpt2, gpt2_to_json},
+    {"llama", is_plain_llama, llama_to_json},
+    {"opt", is_plain_opt, opt_to_json},
+};
+
+static json_t *own_to_json(const qb_config *c)
+{
+    json_t *own;
+    if (qb_config_to_json(c, &own) != QB_OK) return NULL;
+    return json_pack("{s:s, s:o}", "model_type", "qbench", "qbench", own);
+}
+
 qb_status qb__hf_config_to_json(const qb_config *c, json_t **out, bool *foreign)
 {
-    bool gpt2 = !strcmp(c->arch->name, "gpt2") && is_plain_gpt2(c);
-    bool llama = !strcmp(c->arch->name, "llama") && is_plain_llama(c);
-    bool opt = !strcmp(c->arch->name, "opt") && is_plain_opt(c);
-    json_t *o;
-    if (gpt2 || llama || opt) {
-        o = gpt2 ? gpt2_to_json(c) : opt ? opt_to_json(c) : llama_to_json(c);
-    } else {
-        json_t *own;
-        QB_TRY(qb_config_to_json(c, &own));
-        o = json_pack("{s:s, s:o}", "model_type", "qbench", "qbench", own);
-    }
+    size_t i = 0;
+    while (i < QB_COUNT(families) &&
+           (strcmp(families[i].arch, c->arch->name) || !families[i].is_plain(c)))
+        i++;
+    bool known = i < QB_COUNT(families);
+    json_t *o = known ? families[i].to_json(c) : own_to_json(c);
     if (!o) return QB_FAIL(QB_ERR_MEMORY, "config.json: no memory");
-    *foreign = gpt2 || llama || opt;
+    *foreign = known;
     *out = o;
     return QB_OK;
 }

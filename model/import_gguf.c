@@ -5,6 +5,7 @@
  * neighbouring pairs: row (h, 2 i + j) there is row (h, j D/2 + i) here (j = 0, 1; i < D/2). Whole
  * rows are copied back, so block formats need no requantising. */
 #include "core/memory.h"
+#include "core/nearest.h"
 #include "model/gguf_internal.h"
 #include "model/importers_internal.h"
 
@@ -85,6 +86,7 @@ static const qb_gguf_tensor *find_tensor(const qb_gguf *g, const char *name)
 typedef struct gguf_keys {
     const qb_gguf *g;
     const char *prefix; /* the architecture's name */
+    bool d_ff_may_lack; /* it is 4 times d_model then */
 } gguf_keys;
 
 static const char *full_key(const gguf_keys *k, const char *name, char text[128])
@@ -174,7 +176,7 @@ static qb_status read_sizes(const gguf_keys *k, qb_config *c)
     QB_TRY(get_size(k, "embedding_length", true, &c->d_model));
     QB_TRY(get_size(k, "block_count", true, &c->n_layers));
     c->d_ff = 4 * c->d_model;
-    QB_TRY(get_size(k, "feed_forward_length", strcmp(k->prefix, "gpt2") != 0, &c->d_ff));
+    QB_TRY(get_size(k, "feed_forward_length", !k->d_ff_may_lack, &c->d_ff));
     QB_TRY(read_heads(k, c));
     size_t n_experts = 0;
     QB_TRY(get_size(k, "expert_count", false, &n_experts));
@@ -293,12 +295,13 @@ static qb_status read_llama(const gguf_keys *k, qb_config *c)
 static const struct {
     const char *name, *arch; /* in the file and here */
     qb_status (*read)(const gguf_keys *keys, qb_config *config);
+    bool d_ff_may_lack;      /* as in gguf_keys */
     bool permuted;           /* query and key rows */
     const char *default_pre; /* where tokenizer.ggml.pre is absent */
 } families[] = {
-    {"gpt2", "gpt2", read_gpt2, false, "gpt-2"},
-    {"llama", "llama", read_llama, true, NULL},
-    {"qwen2", "llama", read_llama, false, NULL},
+    {"gpt2", "gpt2", read_gpt2, true, false, "gpt-2"},
+    {"llama", "llama", read_llama, false, true, NULL},
+    {"qwen2", "llama", read_llama, false, false, NULL},
 };
 
 /* Quantised files say by which version of the block formats; all are laid out alike since 2. */
@@ -327,7 +330,7 @@ static qb_status read_config(const qb_gguf *g, size_t *family, qb_config *out)
     for (size_t i = 0; i < QB_COUNT(families); i++) {
         const qb_arch *arch = qb_arch_find(families[i].arch);
         if (!qb_gguf_text_is(name, families[i].name)) continue;
-        gguf_keys keys = {g, families[i].name};
+        gguf_keys keys = {g, families[i].name, families[i].d_ff_may_lack};
         qb_config c = arch->defaults;
         c.arch = arch;
         QB_TRY(check_quantization(g));
@@ -337,9 +340,12 @@ static qb_status read_config(const qb_gguf *g, size_t *family, qb_config *out)
         *out = c;
         return qb_config_check(&c);
     }
+    char known[128] = "";
+    for (size_t i = 0; i < QB_COUNT(families); i++)
+        qb_names_add(known, sizeof known, families[i].name);
     return QB_FAIL(QB_ERR_UNSUPPORTED,
-                   "key general.architecture: found \"%.*s\", expected gpt2, llama or qwen2",
-                   (int)(name.bytes < 60 ? name.bytes : 60), name.data);
+                   "key general.architecture: found \"%.*s\", expected one of %s",
+                   (int)(name.bytes < 60 ? name.bytes : 60), name.data, known);
 }
 
 /* ---- tensors ---- */

@@ -42,28 +42,6 @@ static const slot layer_slots[] = {
 static const slot last_slots[] = {
     {QB_ROLE_NORM_F, false}, {QB_ROLE_NORM_F_B, false}, {QB_ROLE_HEAD, false}};
 
-static qb_residual_axis residual_of(qb_role role)
-{
-    switch (role) {
-    case QB_ROLE_O:
-    case QB_ROLE_DOWN:
-        return QB_RESIDUAL_ROWS;
-    case QB_ROLE_TOK_EMBD:
-    case QB_ROLE_POS_EMBD:
-    case QB_ROLE_QKV:
-    case QB_ROLE_Q:
-    case QB_ROLE_K:
-    case QB_ROLE_V:
-    case QB_ROLE_GATE:
-    case QB_ROLE_UP:
-    case QB_ROLE_HEAD:
-    case QB_ROLE_ATTN_GATE:
-        return QB_RESIDUAL_COLS;
-    default:
-        return QB_RESIDUAL_NONE;
-    }
-}
-
 /* Without a list it only counts. */
 static void lay_out(qb_params *p, const slot *slots, size_t n_slots, size_t layer_idx)
 {
@@ -75,7 +53,7 @@ static void lay_out(qb_params *p, const slot *slots, size_t n_slots, size_t laye
         bool joins =
             slots[i].joins && p->n && p->list && p->list[p->n - 1].role == slots[i - 1].role;
         q.offset = joins ? p->n_elems : qb_round_up(p->n_elems, QB_PARAM_ALIGN);
-        q.residual = residual_of(q.role);
+        q.residual = qb_roles[q.role].residual;
         q.is_matrix = q.residual != QB_RESIDUAL_NONE;
         p->n_elems = q.offset + q.rows * q.cols;
         if (p->list) p->list[p->n] = q;

@@ -16,16 +16,12 @@ extern "C" {
 
 #define QB_PARAM_ALIGN 64 /* elements */
 
-/* Which axis of a matrix is the residual stream (length d_model): the axis that OrthoAdam rotates.
- * Rows of o and down; columns of q, k, v, gate, up, head and both embeddings. */
-typedef enum { QB_RESIDUAL_NONE, QB_RESIDUAL_ROWS, QB_RESIDUAL_COLS } qb_residual_axis;
-
 typedef struct qb_param {
     qb_role role;
     size_t layer_idx;
     size_t rows, cols;         /* a vector is (1, n) */
     size_t offset;             /* elements from the start of the buffer */
-    qb_residual_axis residual; /* NONE for gains and biases, which are never rotated */
+    qb_residual_axis residual; /* of the role */
     bool is_matrix;            /* takes weight decay unless the configuration says all do */
 } qb_param;
 

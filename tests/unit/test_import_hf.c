@@ -232,8 +232,7 @@ static void written_folders_give_the_same_model(void **state)
     (void)state;
     for (int variant = 0; variant < 12; variant++) {
         qb_config c = qb_test_tiny_config(variant < 3 ? "gpt2" : variant == 11 ? "opt" : "llama");
-        const char *foreign =
-            variant == 0 || variant == 3 || variant == 11 ? c.arch->hf_type : NULL;
+        const char *foreign = variant == 0 || variant == 3 || variant == 11 ? c.arch->name : NULL;
         if (variant == 1) c.softmax = QB_SOFTMAX1;
         if (variant == 2) {
             c.norm = QB_NORM_RMSNORM_SINGLE;
