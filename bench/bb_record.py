@@ -5,12 +5,12 @@
 
 Reads runs.jsonl of that folder (bench/bb_runs.py), torch.jsonl if there is one (lines of
 bench/peers/bb_torch.py), and writes README.md, one-block.svg and three-blocks.svg beside them. Standard library only."""
-import html
 import math
 import pathlib
 import json
 import sys
 
+import svg_panels
 from bb_variants import SHORT_STEPS, TRUTH, VARIANTS, figure, is_seed, judge, of_evaluation
 
 # ---- tables ----
@@ -141,89 +141,22 @@ The trained model, and a block's attention or MLP or both adding nothing.
 
 # ---- figures ----
 
-WIDTH, HEIGHT, LEFT, TOP, GAP_X, GAP_Y = 340, 200, 60, 40, 80, 70
-COLOURS = ["#1b6ca8", "#d1495b", "#2e8b57", "#e08a00", "#7a4fa3", "#5b5b5b", "#00a3a3"]
-
-
-def nice_step(span):
-    rough = span / 4
-    power = 10 ** math.floor(math.log10(rough))
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
-
-
-class Panel:
-    """Curves over the logarithm of the step; is_log: so the values."""
-
-    def __init__(self, x, y, title, curves, is_log=False):
-        self.x, self.y, self.title, self.curves = x, y, title, curves
-        self.value = (lambda v: math.log10(max(v, 1e-9))) if is_log else (lambda v: v)
-        self.is_log = is_log
-        values = [self.value(v) for _, points in curves for _, v in points]
-        low, high = min([*values, 0]) if not is_log else min(values), max(values)
-        step = 1 if is_log else nice_step((high - low) or 1)
-        self.low, self.high = math.floor(low / step) * step, math.ceil(high / step) * step
-        self.high += step if self.high == self.low else 0
-        self.step = step if not is_log else max(1, (self.high - self.low) // 5)
-        self.most = max(math.log10(s) for _, points in curves for s, _ in points)
-
-    def place(self, step, value):
-        across = (math.log10(step) - 1) / (self.most - 1)
-        up = (self.value(value) - self.low) / (self.high - self.low)
-        return self.x + across * WIDTH, self.y + (1 - up) * HEIGHT
-
-    def axes(self):
-        yield (f'<rect x="{self.x}" y="{self.y}" width="{WIDTH}" height="{HEIGHT}" fill="none" '
-               'stroke="#999"/>')
-        yield f'<text x="{self.x}" y="{self.y - 8}" font-weight="bold">{html.escape(self.title)}</text>'
-        for power in range(1, int(self.most) + 1):
-            x = self.x + (power - 1) / (self.most - 1) * WIDTH
-            yield (f'<line x1="{x:.1f}" y1="{self.y}" x2="{x:.1f}" y2="{self.y + HEIGHT}" '
-                   'stroke="#ddd"/>')
-            yield (f'<text x="{x:.1f}" y="{self.y + HEIGHT + 15}" text-anchor="middle">'
-                   f'{10 ** power:,}</text>')
-        yield (f'<text x="{self.x + WIDTH / 2:.0f}" y="{self.y + HEIGHT + 29}" '
-               'text-anchor="middle" fill="#555">training steps</text>')
-        ticks = round((self.high - self.low) / self.step)
-        for i in range(ticks + 1):
-            value = self.low + i * self.step
-            y = self.y + (1 - i * self.step / (self.high - self.low)) * HEIGHT
-            shown = f"1e{value:.0f}" if self.is_log else f"{value:g}"
-            yield (f'<line x1="{self.x}" y1="{y:.1f}" x2="{self.x + WIDTH}" y2="{y:.1f}" '
-                   'stroke="#eee"/>')
-            yield f'<text x="{self.x - 6}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
-
-    def lines(self):
-        for colour, points in self.curves:
-            at = " ".join("{:.1f},{:.1f}".format(*self.place(s, v)) for s, v in points)
-            yield f'<polyline points="{at}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-
-
 def curve(record, key):
     points = [(e["step"], of_evaluation(e, key)) for e in record["evaluations"]]
     return [(s, v) for s, v in points if s >= 10 and not math.isnan(v)]
 
 
-def write_figure(path, records, panels):
-    """panels: (title, figure, whether its axis is logarithmic), two a row."""
-    colours = {r["name"]: COLOURS[i % len(COLOURS)] for i, r in enumerate(records)}
-    body, n_rows = [], (len(panels) + 1) // 2
-    for i, (title, key, is_log) in enumerate(panels):
+def write_figure(path, records, wanted):
+    """wanted: (title, figure, whether its axis is logarithmic), over the logarithm of the step."""
+    colours = {r["name"]: svg_panels.COLOURS[i % len(svg_panels.COLOURS)] for i, r in enumerate(records)}
+    panels = []
+    for i, (title, key, is_log) in enumerate(wanted):
         curves = [(colours[r["name"]], curve(r, key)) for r in records]
-        x, y = LEFT + i % 2 * (WIDTH + GAP_X), TOP + i // 2 * (HEIGHT + GAP_Y)
-        panel = Panel(x, y, title, [c for c in curves if c[1]], is_log)
-        body += [*panel.axes(), *panel.lines()]
-    bottom = TOP + n_rows * (HEIGHT + GAP_Y) - 16
-    for i, r in enumerate(records):
-        x, y = LEFT + i % 2 * (WIDTH + GAP_X), bottom + i // 2 * 18  # below the panels
-        body.append(f'<line x1="{x}" y1="{y - 4}" x2="{x + 22}" y2="{y - 4}" stroke-width="2" '
-                    f'stroke="{colours[r["name"]]}"/>')
-        body.append(f'<text x="{x + 28}" y="{y}">{html.escape(VARIANTS[r["name"]][2])}</text>')
-    width = LEFT + 2 * WIDTH + GAP_X + 40
-    height = bottom + (len(records) + 1) // 2 * 18 + 4
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-                    f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">\n'
-                    f'<rect width="{width}" height="{height}" fill="white"/>\n' +
-                    "\n".join(body) + "\n</svg>\n")
+        curves = [c for c in curves if c[1]]
+        steps = svg_panels.Axis([10, *(s for _, points in curves for s, _ in points)], True, exact=True)
+        values = svg_panels.Axis([v for _, points in curves for _, v in points], is_log)
+        panels.append(svg_panels.Panel(svg_panels.place_of(i), title, curves, steps, values, "training steps"))
+    path.write_text(svg_panels.svg(panels, [(colours[r["name"]], VARIANTS[r["name"]][2]) for r in records]))
 
 
 ONE_BLOCK = [("attention to <s> at non-triggers", "attn_bos_1", False),

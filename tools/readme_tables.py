@@ -17,6 +17,8 @@ sys.path[:0] = [str(ROOT / "bench/peers"), str(ROOT / "tools")]
 import demo  # noqa: E402
 import gpu_table  # noqa: E402
 import pair_report  # noqa: E402
+import paper_figure  # noqa: E402
+import paper_tables  # noqa: E402
 import scheme_tables  # noqa: E402
 import train_table  # noqa: E402
 
@@ -153,76 +155,18 @@ def measured():
 
 # ---- docs/reproduction.md ----
 
-TABLES = (1, 2, 3, 4, 5, 6, 9)
-
-
-def paper_table(qbench, number):
-    text = subprocess.run([qbench, "table", str(number), "--md", "-"], cwd=ROOT, check=True, text=True,
-                          stdout=subprocess.PIPE).stdout
-    return text.rstrip("\n").splitlines()
-
-
-def axes(qbench):
-    """Our models of Table 1: perplexity under 4-bit weights in that of full precision, and what it costs."""
-    text = subprocess.run([qbench, "table", "1", "--json", "-"], cwd=ROOT, check=True, text=True,
-                          stdout=subprocess.PIPE).stdout
-    made = json.loads(text)
-    places = [i for i, name in enumerate(made["columns"]) if name.startswith("4-bit ")]  # not "4-bit, paper's"
-    rows = [["", *(made["columns"][i].removeprefix("4-bit ") for i in places)]]
-    for line in made["lines"]:
-        if line["who"] == "ours":
-            full = line["values"][0]
-            rows.append([line["row"], *(f"{line['values'][i] / full:,.2f}× "
-                                        f"({pair_report.signed(line['values'][i] - full)})" for i in places)])
-    return markdown(rows)
-
-
-def pair_marks():
-    """{tokens: {(model, scheme): penalty}} of results/pair_growth.txt; (model, "full"): perplexity."""
-    marks = {}
-    for line in (ROOT / "results/pair_growth.txt").read_text().splitlines():
-        if not line.startswith("hist/"):
-            continue
-        path, tokens, scheme, full, penalty = line.split()
-        which = "ours" if "ours" in path else "vanilla"
-        mark = marks.setdefault(int(tokens), {})
-        mark[which, "full"], mark[which, scheme] = float(full), float(penalty)
-    return marks
-
-
-def growth_of_pair():
-    names = ("full", "coarse", "zeropoint4", "fine")
-    rows = [["billion tokens", *(f"{which}: {name}" for which in pair_report.PAIR for name in names)]]
-    for tokens, figures in sorted(pair_marks().items()):
-        cells = [pair_report.number(value) if name == "full" else pair_report.signed(value)
-                 for which in pair_report.PAIR for name in names
-                 for value in [figures.get((which, name))]]
-        rows.append([f"{tokens / 1e9:.2f}", *cells])
-    return markdown(rows)
-
-
-def growth_of_runs(results=ROOT / "results/paper"):
-    """What the gap does with the tokens, of each recorded training."""
-    names = ("coarse", "moderate", "fine", "zeropoint4", "zeropoint4-in", "zeropoint4-tensor")
-    rows = [["run", "billion tokens", "full", *names, "kurtosis first / others", "%first"]]
-    for path in sorted(results.glob("*/run.json")):
-        record = json.loads(path.read_text())
-        for i, mark in enumerate(record.get("growth", [])):
-            cost = {name: pair_report.signed(s["penalty"]) for name, s in mark["schemes"].items()}
-            rows.append([record["name"] if not i else "", f"{mark['tokens'] / 1e9:.2f}",
-                         pair_report.number(mark["ppl_full"]),
-                         *(cost.get(name, "–") for name in names),
-                         f"{mark['kurt_token_first']:.2f} / {mark['kurt_token_rest']:.2f}",
-                         f"{100 * mark['attn_first_argmax']:.1f}"])
-    return markdown(rows) if len(rows) > 1 else ["Not run."]
-
-
 def reproduction(text, qbench):
-    for number in TABLES:
-        text = fill(text, f"table {number}", paper_table(qbench, number))
-    text = fill(text, "axes", axes(qbench))
-    text = fill(text, "growth of the pair", growth_of_pair())
-    return fill(text, "growth of the runs", growth_of_runs())
+    tables = {n: paper_tables.asked(qbench, n) for n in (1, 2, 3)}
+    for number in paper_tables.TABLES:
+        text = fill(text, f"table {number}", paper_tables.printed(qbench, number))
+    for name, rows in (("goals", paper_tables.goals()), ("directions", paper_tables.directions(tables[2])),
+                       ("ratios", paper_tables.ratios(tables[3])),
+                       ("causes", paper_tables.causes()),
+                       ("axes", paper_tables.axes(tables[1])),
+                       ("growth of the pair", paper_tables.growth_of_pair()),
+                       ("growth of the runs", paper_tables.growth_of_runs())):
+        text = fill(text, name, markdown(rows))
+    return text
 
 
 # ---- docs/analyze.md ----
@@ -252,7 +196,10 @@ def analysis(text, _):
 
 
 def readme(text, _):
-    return fill(fill(fill(text, "demo", shipped_pair()), "smollm2", quality_and_speed()), "measured", measured())
+    for name, lines in (("demo", shipped_pair()), ("60m", markdown(paper_tables.headline())),
+                        ("smollm2", quality_and_speed()), ("measured", measured())):
+        text = fill(text, name, lines)
+    return text
 
 
 def fill(text, name, lines):
@@ -266,7 +213,7 @@ def schemes(text, _):
 
 
 PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
-         "docs/analyze.md": analysis}
+         "docs/analyze.md": analysis, "docs/paper-60m.svg": lambda _, __: paper_figure.draw()}
 
 
 def main():
