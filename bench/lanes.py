@@ -8,6 +8,7 @@ import concurrent.futures
 import os
 import subprocess
 import threading
+import traceback
 
 from runs import say, smi, stop
 
@@ -101,8 +102,10 @@ def go(lane, queue, do):
         try:
             queue.ended[name] = do(lane, name)
             failed = 0
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            say(f"{name}: {error}")
+        except Exception as error:  # also one of ours: it must not keep the lane from the others
+            if not isinstance(error, (RuntimeError, OSError, subprocess.SubprocessError)):
+                traceback.print_exc()
+            say(f"{name}: {error or type(error).__name__}")
             queue.ended[name] = None
             failed += 1
         except KeyboardInterrupt:

@@ -13,7 +13,8 @@ under all schemes on the held-out text on the same machine right after it, and l
     run.json        configuration, seed, data, commands, machine, outliers, and how the gaps grew:
                     evaluations after 0.1, 0.2, 0.4, 0.8 ... billion tokens
     results.json    the last evaluation, as `qbench run --json` writes it
-    analysis.json   `qbench analyze --json`, where the program has that command
+    analysis.json   `qbench analyze --json`
+    sensitivity.json  the same of a few windows with --sensitivity: which linear layers `coarse` costs it
     metrics.jsonl   the training's log, one step in ten
 
 and no model. A run whose run.json is there is not repeated; one that the budget cut off goes on
@@ -45,13 +46,13 @@ LEAST_SECONDS = 30     # a training is not begun with less beside that, nor eval
 
 class Paper:
     def __init__(self, args, more):
-        self.program = runs.Program(args.program)
+        self.deadline = time.monotonic() + args.budget if args.budget else None
+        self.program = runs.Program(args.program, self.deadline)
         self.work, self.results, self.corpus = args.work.resolve(), args.results.resolve(), args.corpus
         self.vocab, self.tokenizer = args.vocab, args.tokenizer
         self.tokens, self.eval_tokens = args.tokens, args.eval_tokens
         self.schemes = args.schemes
         self.first_mark, self.seed, self.more = args.first_mark, args.seed, more
-        self.deadline = time.monotonic() + args.budget if args.budget else None
         self.whole, self.lanes = args.whole, lanes.choose(args.gpus)
         self.shards = self.work / "shards"
         at = more.index("--device") if "--device" in more else len(more)
@@ -138,33 +139,40 @@ def evaluate(p, folder, model, text, n_threads):
                        model.name, cwd=folder, stdout=subprocess.DEVNULL)
 
 
-def analyze(p, folder, model, text, n_threads):
-    """Where the program can; a run is recorded without it, too."""
-    if (folder / "analysis.json").exists() or not p.program.can("help", "analyze"):
+# Of `qbench analyze`: the record, most tokens, more flags.
+ANALYSES = (("analysis.json", 65536, []),
+            ("sensitivity.json", 4096, ["--sensitivity", "--scheme", "coarse"]))
+
+
+def analyze(p, folder, model, text, n_threads, analysis):
+    """A run is recorded without it, too."""
+    name, most, flags = analysis
+    if (folder / name).exists():
         return
     code = p.program.call("analyze", "--quiet", model.name, *p.device, "--threads", n_threads, "--text", text,
-                          "--max-tokens", min(p.eval_tokens, 65536), "--json", "analysis.json", cwd=folder,
+                          "--max-tokens", min(p.eval_tokens, most), *flags, "--json", name, cwd=folder,
                           stdout=subprocess.DEVNULL)
     if code == runs.INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        say(f"{folder.name}: no analysis: exit code {code}")
+        say(f"{folder.name}: no {name}: exit code {code}")
 
 
 def evaluate_all(p, folder):
-    """Every mark and the analysis of the last one at the same time: each leaves a GPU idle most of its
-    time, and nothing of it is a timing. The analysis, most of whose work is the host's, has half of the
-    processors."""
+    """Every mark and the analyses of the last one at the same time: each leaves a GPU idle most of its
+    time, and nothing of it is a timing. The large analysis, most of whose work is the host's, has half of
+    the processors."""
     start, (text,) = time.monotonic(), runs.corpus_texts(p.corpus, "valid")
     link = folder / text.name  # so that the record of the run names no folder
     if not link.exists():
         link.symlink_to(text)
     models = [model for _, model in marks(p, folder)]
     half = len(os.sched_getaffinity(0)) // 2 or 1
-    with concurrent.futures.ThreadPoolExecutor(1 + len(models)) as pool:
-        jobs = [pool.submit(analyze, p, folder, models[-1], text.name, half)]
-        jobs += [pool.submit(evaluate, p, folder, model, text.name, half // len(models) or 1)
-                 for model in models]
+    each = half // (len(models) + 1) or 1
+    with concurrent.futures.ThreadPoolExecutor(len(ANALYSES) + len(models)) as pool:
+        jobs = [pool.submit(analyze, p, folder, models[-1], text.name, n_threads, analysis)
+                for analysis, n_threads in zip(ANALYSES, (half, each))]
+        jobs += [pool.submit(evaluate, p, folder, model, text.name, each) for model in models]
     for job in jobs:
         job.result()
     seconds = round(time.monotonic() - start, 1)
@@ -216,8 +224,9 @@ def record_training(p, name):
     kept.mkdir(parents=True, exist_ok=True)
     seen = p.program.inspect(last)
     write_json(kept / "results.json", read_json(folder / f"{last.stem}.json"))
-    if (folder / "analysis.json").exists():
-        write_json(kept / "analysis.json", read_json(folder / "analysis.json"))
+    for file, _, _ in ANALYSES:
+        if (folder / file).exists():
+            write_json(kept / file, read_json(folder / file))
     runs.keep_metrics(folder / "metrics.jsonl", kept / "metrics.jsonl")
     write_json(kept / "run.json", {
         **head(p, name, folder), "parameters": seen["parameters"], "architecture": seen["architecture"],
@@ -273,6 +282,11 @@ def share_left(p, name):
     """Of a training that was begun."""
     done, wanted = runs.state_of(p.program, p.work / name)
     return 1 - done / wanted if wanted else 1
+
+
+def how_far(p, name):
+    share = 0 if is_speed(name) else 1 - share_left(p, name)
+    return f"{name} ({100 * share:.0f} % trained, kept in {p.work / name})" if share else name
 
 
 def seconds_to_expect(p, name):
@@ -334,7 +348,7 @@ def run_all(p, wanted):
         ended |= lanes.share(on, dict(todo), lambda lane, name: record(p.on(lane, name), name))
     left = [name for name in wanted if not p.is_recorded(name)]
     if left:
-        say(f"left: {', '.join(left)}; the same command goes on")
+        say(f"left: {', '.join(how_far(p, name) for name in left)}; the same command goes on")
     return 1 if None in ended.values() else runs.UNFINISHED if left else 0
 
 

@@ -1,6 +1,7 @@
 """What the scripts that train models and record them share (pair.py, paper_runs.py, bb_runs.py and, of
 the machine, peers/gpu_sides.py): calling the program, texts to shards, a training that goes on where it
 stopped, and who ran it; several at the same time are lanes.py's. Standard library only."""
+import contextlib
 import copy
 import csv
 import datetime
@@ -12,13 +13,12 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXTS = ROOT / "share" / "text"
 UNFINISHED = 3  # exit code: the same command goes on
-
-
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
 
 
@@ -75,8 +75,8 @@ def smi(query, units=False, gpu=None):
                "--format=csv,noheader" + ("" if units else ",nounits")]
     try:
         done = subprocess.run(command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, check=False)
-    except OSError:
+                              stderr=subprocess.DEVNULL, check=False, timeout=30)  # a lost GPU may hang it
+    except (OSError, subprocess.TimeoutExpired):
         return []
     if done.returncode:
         return []
@@ -118,8 +118,12 @@ def ended_well(code):
 
 
 class Program:
-    def __init__(self, path):
-        self.path = path.resolve()
+    """deadline (of time.monotonic): what has not ended GRACE seconds after it is killed, so that one that
+    hangs keeps nothing else waiting."""
+    GRACE = 120
+
+    def __init__(self, path, deadline=None):
+        self.path, self.deadline = path.resolve(), deadline
         self.gpu, self.beside, self.label = None, 1, None
 
     def on(self, lane, label):
@@ -139,24 +143,34 @@ class Program:
         if self.label:
             return self.call_labelled(args, cwd, stdout)
         process = self.start(*args, cwd=cwd, stdout=stdout)
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                pass
+        with self.watched(process):
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:
+                    pass
+
+    @contextlib.contextmanager
+    def watched(self, process):
+        watch = None
+        if self.deadline:
+            watch = threading.Timer(max(0, self.deadline - time.monotonic()) + self.GRACE, process.kill)
+            watch.daemon = True
+            watch.start()
+        try:
+            yield
+        finally:
+            if watch:
+                watch.cancel()
 
     def call_labelled(self, args, cwd, stdout):
         """In a thread, which Ctrl-C does not reach."""
         to = {"stdout": stdout, "stderr": subprocess.PIPE} if stdout else \
             {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        with self.start(*args, cwd=cwd, text=True, errors="replace", **to) as process:
+        with self.start(*args, cwd=cwd, text=True, errors="replace", **to) as process, self.watched(process):
             for line in process.stderr or process.stdout:
                 tell(self.label, line.rstrip())
         return process.returncode
-
-    def can(self, *args):
-        """Whether it ends well; it prints nothing."""
-        return not self.start(*args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait()
 
     def must(self, *args, cwd=None, stdout=None):
         ended_well(self.call(*args, cwd=cwd, stdout=stdout))

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from unittest import mock
 
 import support
@@ -19,6 +20,7 @@ sys.path.append(str(support.ROOT / "tools"))
 sys.path.append(str(support.ROOT / "bench"))
 import lanes  # noqa: E402
 import paper_variants  # noqa: E402
+import runs  # noqa: E402
 
 TINY = ["--n-layers", "2", "--d-model", "16", "--n-heads", "2", "--head-dim", "8", "--d-ff", "32",
         "--context", "16", "--batch", "4", "--warmup", "4", "--log-every", "1", "--device", "cpu", "--threads", "1"]
@@ -127,6 +129,48 @@ def test_paper_runs_two_at_a_time(folder):
     assert done.stderr.index("paper_runs: speed-gpt2-1.4b: ") > done.stderr.rindex("evaluated at"), done.stderr
 
 
+HURRIED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import paper_runs
+paper_runs.EVALUATE_SECONDS, paper_runs.LEAST_SECONDS = 0, 0.5
+del sys.argv[1]
+sys.exit(paper_runs.main())
+"""
+
+
+def test_paper_runs_cut_off_by_the_budget(folder):
+    """The training stays where it is, how far is said, and the same command goes on."""
+    corpus, work = write_corpus(folder / "corpus"), folder / "work"
+    for _ in range(2):
+        done = support.run(sys.executable, "-c", HURRIED, support.ROOT / "bench", "--program", support.QBENCH, "--corpus",
+                           corpus, "--work", work, "--results", folder / "paper", "--vocab", "300", "--tokens", "10000000",
+                           "--first-mark", "6400", "--only", "gpt2-60m", "--budget", "2", "--", *TINY)
+        assert done.code == runs.UNFINISHED, done
+        assert re.search(r"left: gpt2-60m \(\d+ % trained, kept in \S+/work/gpt2-60m\); the same", done.err.decode()), done
+    sessions = runs.sessions_of(work / "gpt2-60m")
+    assert len(sessions) == 2 and "--resume" in sessions[1]["command"], sessions
+
+
+def test_a_program_that_hangs_or_is_killed(folder):
+    """Neither keeps the runs waiting: it is killed after its time, and its run has failed."""
+    for text, limit in (("exec sleep 60", 0.3), ("kill -KILL $$", 30)):
+        path = folder / "program"
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+        program = runs.Program(path, time.monotonic())
+        program.GRACE = limit
+        for lane in (lanes.Lane(None, None, 1), lanes.Lane(None, None, 2)):
+            start = time.monotonic()
+            code = program.on(lane, "label").call("train")
+            assert code == -9 and time.monotonic() - start < 20, (code, text)
+    try:
+        runs.ended_well(code)
+    except runs.Failed:
+        return
+    raise AssertionError("expected a failed run")
+
+
 def test_lanes(_):
     """What fits first, by value unless lanes end earlier otherwise; a lane that fails gets no more."""
     seconds = {"a": 10, "b": 30, "c": 20, "d": 25, "e": 40}
@@ -146,17 +190,18 @@ def test_lanes(_):
     assert lanes.choose(None) == [lanes.Lane(None, None, 1)] and lanes.alone(found) == [lanes.Lane("3", None, 1)]
 
     said, seen, failed = [], [], threading.Semaphore(0)
+    errors = [ValueError("a broken record"), RuntimeError("no such GPU")]
 
     def do(lane, name):
         if lane.gpu == "bad":
             failed.release()
-            raise RuntimeError("no such GPU")
+            raise errors.pop()
         for _ in range(0 if seen else lanes.MOST_FAILED):
             assert failed.acquire(timeout=60)
         seen.append((name, os.sched_getaffinity(0)))
         return name != seen[0][0]
 
-    with mock.patch.object(lanes, "say", said.append):
+    with mock.patch.object(lanes, "say", said.append), mock.patch.object(lanes.traceback, "print_exc"):
         both = [lanes.Lane("bad", None, 2), lanes.Lane("good", mine[:1], 2)]
         ended = lanes.share(both, "abcdefgh", do)
     assert sorted(map(str, ended.values())) == ["False", *["None"] * 2, *["True"] * 5], ended
