@@ -18,72 +18,6 @@ const char *const qb_quality_source_names[] = {[QB_FROM_NOTHING] = NULL,
                                                [QB_FROM_WINDOWS] = "windows",
                                                [QB_FROM_TOKENS] = "tokens"};
 
-static char *format_gain(double value, char *text)
-{
-    snprintf(text, QB_FORMAT_BYTES, "%.3fx", value);
-    return text;
-}
-
-static char *format_memory(double value, char *text)
-{
-    return qb_format_bytes(isnan(value) ? -1 : (int64_t)value, text);
-}
-
-const qb_figure qb_figures[QB_FIGURE_COUNT] = {
-    [QB_FIGURE_PPL] = {"ppl", "perplexity", true, true, -1, qb_format_perplexity},
-    [QB_FIGURE_PENALTY] = {"penalty", "penalty", false, false, -1, qb_format_signed},
-    [QB_FIGURE_KL] = {"kl_mean", "KL, nats", false, false, -1, qb_format_significant},
-    [QB_FIGURE_TOP1] = {"top1_agreement", "top-1 agreement", false, true, 1, qb_format_percent},
-    [QB_FIGURE_PREFILL] = {"prefill", "prefill, tok/s", true, true, 1, qb_format_significant},
-    [QB_FIGURE_DECODE] = {"decode", "decode, tok/s", true, true, 1, qb_format_significant},
-    [QB_FIGURE_PREFILL_GAIN] = {"prefill_gain", "prefill / full", true, true, 1, format_gain},
-    [QB_FIGURE_DECODE_GAIN] = {"decode_gain", "decode / full", true, true, 1, format_gain},
-    [QB_FIGURE_MEMORY] = {"memory_bytes", "memory", true, true, -1, format_memory},
-    [QB_FIGURE_ENERGY] = {"j_per_token", "energy, J/token", true, true, -1, qb_format_significant},
-};
-
-/* What a process needs for the model; cache and scratch where they were measured. */
-static double memory_of(const qb_result *r, bool with_kv, bool with_scratch)
-{
-    if (r->memory.weights_bytes < 0) return NAN;
-    return (double)r->memory.weights_bytes +
-           (with_kv && r->memory.kv_bytes > 0 ? (double)r->memory.kv_bytes : 0) +
-           (with_scratch && r->memory.scratch_bytes > 0 ? (double)r->memory.scratch_bytes : 0);
-}
-
-static double gain_of(const qb_result *r, const qb_result_timing *own, const qb_result_timing *full)
-{
-    return qb_result_is_full(r) ? NAN : own->tok_per_s / full->tok_per_s;
-}
-
-double qb_figure_value(const qb_result *r, qb_figure_id figure)
-{
-    switch (figure) {
-    case QB_FIGURE_PPL:
-        return r->quality.ppl;
-    case QB_FIGURE_PENALTY:
-        return r->quality.penalty;
-    case QB_FIGURE_KL:
-        return r->quality.kl_mean;
-    case QB_FIGURE_TOP1:
-        return r->quality.top1_agreement;
-    case QB_FIGURE_PREFILL:
-        return r->speed.prefill.tok_per_s;
-    case QB_FIGURE_DECODE:
-        return r->speed.decode.tok_per_s;
-    case QB_FIGURE_PREFILL_GAIN:
-        return gain_of(r, &r->speed.prefill, &r->speed.full.prefill);
-    case QB_FIGURE_DECODE_GAIN:
-        return gain_of(r, &r->speed.decode, &r->speed.full.decode);
-    case QB_FIGURE_MEMORY:
-        return memory_of(r, true, true);
-    case QB_FIGURE_ENERGY:
-        return r->energy.j_per_token;
-    default:
-        return NAN;
-    }
-}
-
 /* ---- fields that must agree ---- */
 
 static const char *const same_scheme[] = {
@@ -180,25 +114,6 @@ static qb_status note(qb_pair *pair, const char *what, const char *path)
 
 /* ---- verdicts ---- */
 
-static double margin_of(const qb_pair *pair, qb_figure_id figure, const qb_compare_options *options)
-{
-    switch (figure) {
-    case QB_FIGURE_PENALTY: /* as much perplexity */
-        return options->margin_ppl * pair->a->quality.ppl;
-    case QB_FIGURE_PPL:
-    case QB_FIGURE_KL: /* a KL of 0.001 nats is about 0.1 % of perplexity */
-    case QB_FIGURE_TOP1:
-        return options->margin_ppl;
-    case QB_FIGURE_PREFILL:
-    case QB_FIGURE_DECODE:
-    case QB_FIGURE_PREFILL_GAIN:
-    case QB_FIGURE_DECODE_GAIN:
-        return options->margin_speed;
-    default:
-        return 0;
-    }
-}
-
 static qb_verdict judge(const qb_figure *figure, const qb_change *c, double margin)
 {
     double low = c->change.ci95.low, high = c->change.ci95.high;
@@ -222,8 +137,8 @@ static qb_status compare_memory(qb_pair *pair)
     bool with_kv = a->memory.kv_bytes >= 0 && b->memory.kv_bytes >= 0;
     bool with_scratch = a->memory.scratch_bytes >= 0 && b->memory.scratch_bytes >= 0;
     qb_change *c = &pair->changes[QB_FIGURE_MEMORY];
-    c->a = memory_of(a, with_kv, with_scratch);
-    c->b = memory_of(b, with_kv, with_scratch);
+    c->a = qb__memory_bytes(a, with_kv, with_scratch);
+    c->b = qb__memory_bytes(b, with_kv, with_scratch);
     if (c->a > 0 && !isnan(c->b)) c->change = qb_draws_exact(c->b / c->a - 1);
     return QB_OK;
 }
@@ -290,9 +205,11 @@ static qb_status compare_pair(const qb_compare_side *a, const qb_compare_side *b
     QB_TRY(compare_speed(pair, options));
     QB_TRY(compare_memory(pair));
     if (!options->across) QB_TRY(note_weights(pair));
-    for (size_t i = 0; i < QB_FIGURE_COUNT; i++)
-        pair->changes[i].verdict =
-            judge(&qb_figures[i], &pair->changes[i], margin_of(pair, (qb_figure_id)i, options));
+    for (size_t i = 0; i < QB_FIGURE_COUNT; i++) {
+        const qb_figure *figure = &qb_figures[i];
+        double margin = figure->margin ? figure->margin(options, pair->a) : 0;
+        pair->changes[i].verdict = judge(figure, &pair->changes[i], margin);
+    }
     return QB_OK;
 }
 

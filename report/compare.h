@@ -31,17 +31,19 @@ typedef enum qb_figure_id {
     QB_FIGURE_COUNT
 } qb_figure_id;
 
+struct qb_compare_options;
 typedef struct qb_figure {
-    const char *key;                 /* in JSON */
-    const char *name;                /* for people */
-    bool relative;                   /* changes are shares of A's value */
-    bool percent;                    /* changes are written in %, or in points of a share */
-    int better;                      /* +1: more is better, -1: less is */
+    const char *key;  /* in JSON */
+    const char *name; /* for people */
+    bool relative;    /* changes are shares of A's value */
+    bool percent;     /* changes are written in %, or in points of a share */
+    int better;       /* +1: more is better, -1: less is */
+    double (*value)(const qb_result *result); /* NaN = not measured */
+    /* Changes from A up to this are none; NULL = any is one. */
+    double (*margin)(const struct qb_compare_options *options, const qb_result *a);
     char *(*format)(double, char *); /* one value, as report/format.h */
 } qb_figure;
 extern const qb_figure qb_figures[QB_FIGURE_COUNT];
-/* NaN = not measured. */
-double qb_figure_value(const qb_result *result, qb_figure_id figure);
 
 typedef struct qb_change {
     double a, b;     /* NaN = not measured */

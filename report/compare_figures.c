@@ -149,8 +149,8 @@ qb_status qb__compare_quality(qb_pair *pair, const qb_result_windows *tokens_a,
 {
     const qb_result_windows *a = &pair->a->quality.windows, *b = &pair->b->quality.windows;
     for (size_t i = QB_FIGURE_PPL; i <= QB_FIGURE_TOP1; i++) {
-        pair->changes[i].a = qb_figure_value(pair->a, (qb_figure_id)i);
-        pair->changes[i].b = qb_figure_value(pair->b, (qb_figure_id)i);
+        pair->changes[i].a = qb_figures[i].value(pair->a);
+        pair->changes[i].b = qb_figures[i].value(pair->b);
     }
     if (tokens_a && have_same_windows(tokens_a, tokens_b)) {
         pair->source = QB_FROM_TOKENS;
@@ -200,7 +200,7 @@ static qb_status make_ratios(const qb_result *r, qb_figure_id figure, qb_result_
     const qb_reals *own = prefill ? &r->speed.prefill.samples_ms : &r->speed.decode.samples_ms;
     const qb_reals *full =
         prefill ? &r->speed.full.prefill.samples_ms : &r->speed.full.decode.samples_ms;
-    out->tok_per_s = qb_figure_value(r, figure);
+    out->tok_per_s = qb_figures[figure].value(r);
     if (own->n != full->n) return QB_OK;
     QB_TRY(qb_reals_resize(&out->samples_ms, own->n));
     for (size_t i = 0; i < own->n; i++) out->samples_ms.items[i] = own->items[i] / full->items[i];

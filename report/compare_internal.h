@@ -4,6 +4,9 @@
 
 #include "report/compare.h"
 
+/* What a process needs for the model; cache and scratch where they were measured. NaN = unknown. */
+double qb__memory_bytes(const qb_result *r, bool with_kv, bool with_scratch);
+
 /* Quality of a pair with one text and protocol: fills its changes, from the windows of the token
  * files (NULL = none), else of the records, else from their intervals. */
 qb_status qb__compare_quality(qb_pair *pair, const qb_result_windows *tokens_a,

@@ -172,7 +172,7 @@ static qb_status collect(qb_watch *watch)
     for (size_t i = 0; i < watch->history->n; i++)
         for (size_t f = 0; f < QB_FIGURE_COUNT; f++) {
             const qb_result *r = &watch->history->items[i];
-            double value = qb_figure_value(r, (qb_figure_id)f);
+            double value = qb_figures[f].value(r);
             char title[400];
             qb_series *series;
             if (!isfinite(value)) continue;
