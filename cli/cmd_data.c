@@ -1,5 +1,6 @@
 /* cli/cmd_data.c - qbench data: texts to token shards, with a vocabulary trained on them or a given
  * one, without the documents that share a 13-gram with evaluation texts. */
+#include "cli/output.h"
 #include "cli/prepare.h"
 
 #include "core/interrupt.h"
@@ -48,10 +49,8 @@ static qb_status shard_path(const char *folder, const char *text, char **out)
     if (n >= sizeof name - 4)
         return QB_FAIL(QB_ERR_USAGE, "%s: found a name of %zu bytes, expected at most %zu", text, n,
                        sizeof name - 5);
-    for (size_t i = 0; i < QB_COUNT(ends); i++) {
-        size_t m = strlen(ends[i]);
-        if (n > m && !strcmp(name + n - m, ends[i])) name[n -= m] = 0;
-    }
+    for (size_t i = 0; i < QB_COUNT(ends); i++)
+        if (n > strlen(ends[i]) && qb_ends_with(name, ends[i])) name[n -= strlen(ends[i])] = 0;
     strcpy(name + n, ".qbs");
     return qb_path_join(folder, name, out);
 }
@@ -203,7 +202,7 @@ static void print_table(const data_run *r)
 {
     const char *json = qb_cli_string(r->cli, "json");
     size_t n = qb_cli_n_args(r->cli);
-    if (qb_cli_flag(r->cli, "quiet") || (json && !strcmp(json, "-"))) return;
+    if (qb_cli_flag(r->cli, "quiet") || qb_cli_is_stdout(json)) return;
     for (size_t i = 0; i < n; i++) print_counts(strrchr(r->paths[i], '/') + 1, &r->made[i]);
     if (n > 1) print_counts("all", &r->total);
 }

@@ -1,5 +1,6 @@
 /* cli/cmd_inspect.c - qbench inspect: what a model file is, tensor by tensor. One JSON object is
  * made first; the text for people is printed from it, so that both always say the same. */
+#include "cli/output.h"
 #include "cli/prepare.h"
 
 #include "core/json.h"
@@ -350,7 +351,7 @@ static qb_status inspect_checkpoint(const char *path, const char *json_path)
     QB_TRY(qb_checkpoint_open(path, &c));
     qb_status status = checkpoint_to_json(&c, &root);
     if (status == QB_OK && json_path) status = qb_cli_emit_json(json_path, root, "inspect");
-    if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_checkpoint(&c, root);
+    if (status == QB_OK && !qb_cli_is_stdout(json_path)) print_checkpoint(&c, root);
     json_decref(root);
     qb_checkpoint_close(&c);
     return status;
@@ -390,7 +391,7 @@ static qb_status inspect_shard(const char *path, const char *json_path)
     qb_shard_close(&shard);
     if (!root) return QB_FAIL(QB_ERR_FORMAT, "%s: a name that is no UTF-8 cannot be shown", path);
     qb_status status = json_path ? qb_cli_emit_json(json_path, root, "inspect") : QB_OK;
-    if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_shard(root);
+    if (status == QB_OK && !qb_cli_is_stdout(json_path)) print_shard(root);
     json_decref(root);
     return status;
 }
@@ -412,7 +413,7 @@ qb_status qb_cmd_inspect(const qb_cli *cli)
     json_t *root = NULL;
     qb_status status = make_json(model, stats, &root);
     if (status == QB_OK && json_path) status = qb_cli_emit_json(json_path, root, "inspect");
-    if (status == QB_OK && (!json_path || strcmp(json_path, "-"))) print_all(model, root, stats);
+    if (status == QB_OK && !qb_cli_is_stdout(json_path)) print_all(model, root, stats);
     json_decref(root);
     qb_model_close(model);
     return status;

@@ -5,6 +5,7 @@
 #include "core/memory.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -94,6 +95,28 @@ qb_status qb_cli_check_outputs(const qb_cli *cli, const char *const *options)
     }
     if (n_stdout > 1)
         return QB_FAIL(QB_ERR_USAGE, "standard output: found %zu outputs, expected one", n_stdout);
+    return QB_OK;
+}
+
+void qb_cli_note(const qb_cli *cli, const char *format, ...)
+{
+    if (qb_cli_flag(cli, "quiet")) return;
+    va_list args;
+    va_start(args, format);
+    fputs("qbench: note: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+}
+
+qb_status qb_cli_emit(const char *path, const void *data, size_t bytes)
+{
+    if (!qb_cli_is_stdout(path)) return qb_file_write_whole(path, data, bytes);
+    if (fwrite(data, 1, bytes, stdout) != bytes || fflush(stdout))
+        return QB_FAIL(
+            QB_ERR_IO,
+            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
+            strerror(errno));
     return QB_OK;
 }
 

@@ -8,7 +8,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -450,28 +449,4 @@ const char *qb_cli_command(const qb_cli *cli)
 const qb_verb *qb_cli_verb(const qb_cli *cli)
 {
     return cli->verb;
-}
-
-/* ---- what verbs write ---- */
-
-void qb_cli_note(const qb_cli *cli, const char *format, ...)
-{
-    if (qb_cli_flag(cli, "quiet")) return;
-    va_list args;
-    va_start(args, format);
-    fputs("qbench: note: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-}
-
-qb_status qb_cli_emit(const char *path, const void *data, size_t bytes)
-{
-    if (strcmp(path, "-")) return qb_file_write_whole(path, data, bytes);
-    if (fwrite(data, 1, bytes, stdout) != bytes || fflush(stdout))
-        return QB_FAIL(
-            QB_ERR_IO,
-            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
-            strerror(errno));
-    return QB_OK;
 }

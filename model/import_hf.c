@@ -283,16 +283,13 @@ qb_status qb__hf_open(const char *path, qb_file *file, qb_model **out)
  * nothing else is taken too, since then the container's own messages say more. */
 bool qb__safetensors_recognise(const char *path, const qb_file *file)
 {
-    static const char extension[] = ".safetensors";
     if (!file) return false;
     if (file->bytes > 8) {
         size_t at = 8, end = file->bytes < 4096 ? file->bytes : 4096;
         while (at < end && strchr(" \t\r\n", file->data[at]) && file->data[at]) at++;
         if (at < end && file->data[at] == '{') return true;
     }
-    size_t n = strlen(path), n_ext = sizeof extension - 1;
-    return n > n_ext && !strcmp(path + n - n_ext, extension) &&
-           !qb_file_looks_like(file->data, file->bytes);
+    return qb_ends_with(path, ".safetensors") && !qb_file_looks_like(file->data, file->bytes);
 }
 
 /* The container is checked first: its faults say more than the lack of a config.json. */

@@ -1,4 +1,5 @@
 /* report/html_about.c - where the numbers come from: machine, trust, commands, hashes. */
+#include "core/file.h"
 #include "report/html_internal.h"
 
 #include <math.h>
@@ -12,29 +13,23 @@ static bool has_any(const qb_result *r)
 
 /* ---- the machine: every key of the record below "environment." ---- */
 
-static bool ends_with(const char *text, const char *ending)
-{
-    size_t n = strlen(text), k = strlen(ending);
-    return n >= k && !strcmp(text + n - k, ending);
-}
-
 static void format_count(const char *key, int64_t n, char *text)
 {
-    if (ends_with(key, "_bytes"))
+    if (qb_ends_with(key, "_bytes"))
         qb_format_bytes(n, text);
     else
         qb_format_count(n, text);
-    if (n >= 0 && ends_with(key, "_mhz")) strcat(text, " MHz");
+    if (n >= 0 && qb_ends_with(key, "_mhz")) strcat(text, " MHz");
 }
 
 static void format_real(const char *key, double value, char *text)
 {
-    if (ends_with(key, "_share"))
+    if (qb_ends_with(key, "_share"))
         qb_format_percent(value, text);
     else
         qb_format_significant(value, text);
-    if (!isnan(value) && ends_with(key, "_w")) strcat(text, " W");
-    if (!isnan(value) && ends_with(key, "_c")) strcat(text, " °C");
+    if (!isnan(value) && qb_ends_with(key, "_w")) strcat(text, " W");
+    if (!isnan(value) && qb_ends_with(key, "_c")) strcat(text, " °C");
 }
 
 /* The value as text, NULL = not known. */
@@ -57,7 +52,7 @@ static void label_of(const char *path, char *label, size_t size)
     static const char *const units[] = {"_bytes", "_mhz", "_share", "_w", "_c"};
     snprintf(label, size, "%s", strchr(path, '.') + 1);
     for (size_t i = 0; i < QB_COUNT(units); i++)
-        if (ends_with(label, units[i])) {
+        if (qb_ends_with(label, units[i])) {
             label[strlen(label) - strlen(units[i])] = 0;
             break;
         }
