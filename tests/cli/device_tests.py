@@ -53,6 +53,25 @@ def test_device_disabled_by_hand_says_so(folder):
     assert b"disabled by QB_DISABLE" in done.err or b"has no CUDA engine" in done.err, done
 
 
+def test_device_of_an_old_driver_names_both_versions(folder):
+    """The driver is a library of one function, which the CUDA runtime asks first."""
+    if not re.search(rb"^  gemm_s8/sm90 ", expect(qbench("kernels")).out, re.M):
+        raise Skip("this build has no CUDA engine")
+    if not shutil.which("cc"):
+        raise Skip("cc is not here")
+    (folder / "driver.c").write_text("int cuDriverGetVersion(int *v) { *v = 11040; return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "driver.c"],
+                   check=True)
+    path, old = models(folder)["model.bin"], {"LD_LIBRARY_PATH": str(folder)}
+    why = rb"driver 11\.4 is older than CUDA \d+\.\d+"
+    done = expect(qbench(*QUALITY, "--device", "cuda", path, env=old), 4)
+    assert re.search(rb"--device cuda: " + why, done.err), done
+    done = expect(qbench(*QUALITY, path, env=old))
+    assert re.search(rb"^qbench: note: no GPU is used: " + why + rb"$", done.err, re.M), done
+    rows = expect(qbench("kernels", env=old)).out
+    assert re.search(rb"gemm_s8/sm90 +cuda +" + why, rows), rows
+
+
 def test_device_libraries_are_not_linked(_):
     """The program starts where there is no driver and no CUDA."""
     if not shutil.which("ldd"):
