@@ -2,9 +2,11 @@
 #include "support.h"
 
 #include "core/memory.h"
+#include "core/rng.h"
 #include "infer/sampler.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 enum { VOCAB = 8, DRAWS = 20000 };
 
@@ -68,6 +70,79 @@ static void nucleus_keeps_the_fewest_that_reach_top_p(void **state)
     assert_true(share[1] > 0.9999);
 }
 
+/* ---- against the plain definition ---- */
+
+typedef struct weighted {
+    double weight;
+    int32_t id;
+} weighted;
+
+static int by_weight(const void *a, const void *b)
+{
+    const weighted *x = a, *y = b;
+    if (x->weight != y->weight) return x->weight < y->weight ? 1 : -1;
+    return x->id < y->id ? -1 : 1;
+}
+
+/* Sorts all, keeps the likeliest until they reach top_p, walks along them. */
+static int32_t draw_plainly(const float *x, size_t n, const qb_sampler_options *o, uint64_t draw)
+{
+    weighted *w;
+    float max = -INFINITY;
+    double sum = 0, reached = 0;
+    size_t n_kept = 0, i = 0;
+    QB_CHECK_OK(QB_NEW(&w, n, "weights"));
+    for (size_t k = 0; k < n; k++) max = fmaxf(max, x[k]);
+    for (size_t k = 0; k < n; k++) {
+        double e = isnan(x[k]) ? -INFINITY : ((double)x[k] - (double)max) / o->temperature;
+        w[k] = (weighted){e > -45 ? exp(e) : 0, (int32_t)k};
+        sum += w[k].weight;
+    }
+    qsort(w, n, sizeof *w, by_weight);
+    while (n_kept < n && (!n_kept || reached < o->top_p * sum)) reached += w[n_kept++].weight;
+    double left = qb_rng_double(o->seed, QB_STREAM_SAMPLER, draw) * reached;
+    for (; i + 1 < n_kept && left >= w[i].weight; i++) left -= w[i].weight;
+    int32_t id = w[i].id;
+    qb_free(w);
+    return id;
+}
+
+/* Flat, steep, stepped (ties), all alike, sorted either way, with NaN and -inf. */
+static void fill_logits(float *x, size_t n, size_t kind, uint64_t seed)
+{
+    for (size_t i = 0; i < n; i++) {
+        double u = qb_rng_double(seed, QB_STREAM_SAMPLER, i), at = (double)i / (double)n;
+        const double values[] = {0.1 * u, 30 * u, floor(4 * u), 1, at, -at, 3 * u};
+        x[i] = (float)values[kind];
+        if (kind == 6 && i % 3) x[i] = i % 2 ? NAN : -INFINITY;
+    }
+}
+
+static void draws_are_those_of_the_definition(void **state)
+{
+    (void)state;
+    enum { MOST = 3000, KINDS = 7, EACH = 6 };
+    static const size_t sizes[] = {1, 2, 3, 4, 7, 33, 500, MOST};
+    static const double tops[] = {0, 1e-9, 0.3, 0.5, 0.95, 0.999999};
+    static float x[MOST];
+    for (size_t k = 0; k < QB_COUNT(sizes) * KINDS * QB_COUNT(tops); k++) {
+        size_t n = sizes[k % QB_COUNT(sizes)], kind = k / QB_COUNT(sizes) % KINDS;
+        qb_sampler_options o = {.temperature = k % 3 ? 0.8 : 2.5,
+                                .top_p = tops[k / QB_COUNT(sizes) / KINDS],
+                                .seed = k};
+        qb_sampler *sampler;
+        fill_logits(x, n, kind, k);
+        QB_CHECK_OK(qb_sampler_create(n, &o, &sampler));
+        for (uint64_t draw = 0; draw < EACH; draw++) {
+            int32_t got = qb_sampler_next(sampler, x), want = draw_plainly(x, n, &o, draw);
+            if (got != want)
+                fail_msg("%zu logits of kind %zu, top_p %g, draw %d: %d, expected %d", n, kind,
+                         o.top_p, (int)draw, (int)got, (int)want);
+        }
+        qb_sampler_destroy(sampler);
+    }
+}
+
 static void seed_decides(void **state)
 {
     (void)state;
@@ -111,6 +186,7 @@ int main(void)
         cmocka_unit_test(temperature_0_takes_the_first_largest),
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(nucleus_keeps_the_fewest_that_reach_top_p),
+        cmocka_unit_test(draws_are_those_of_the_definition),
         cmocka_unit_test(seed_decides),
         cmocka_unit_test(all_nan_gives_some_token),
         cmocka_unit_test(failed_allocation_leaks_nothing),
