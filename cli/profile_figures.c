@@ -82,7 +82,7 @@ static void find_percentiles(const qb_profiled *seen, qb_profile_run *run, size_
     for (size_t s = 0; s < seen->n_spans; s++)
         if (find_kernel(run, &seen->spans[s].span.work) == k)
             for (size_t n = 0; n < seen->spans[s].n; n++)
-                qb_histogram_add(h, 1e-3 * seen->spans[s].us[n]);
+                qb_histogram_add(h, 1e-3 * at_least_0(seen->spans[s].us[n] - seen->stamp_us));
     k->p50_us = 1e3 * qb_histogram_quantile(h, 0.5);
     k->p90_us = 1e3 * qb_histogram_quantile(h, 0.9);
     k->p99_us = 1e3 * qb_histogram_quantile(h, 0.99);
@@ -108,19 +108,6 @@ static qb_status sum_spans(const qb_profiled *seen, const qb_peaks *peaks, qb_pr
     return QB_OK;
 }
 
-/* The median over rounds: what both kinds of passes of a round suffered falls out. */
-static qb_status find_overhead(const qb_profiled *seen, double *out)
-{
-    double *ratio;
-    size_t n = seen->instrumented.n;
-    QB_TRY(QB_NEW(&ratio, n, "overheads"));
-    for (size_t i = 0; i < n; i++) ratio[i] = seen->instrumented.ms[i] / seen->undisturbed.ms[i];
-    qb_sort(ratio, n);
-    *out = qb_quantile(ratio, n, 0.5) - 1;
-    qb_free(ratio);
-    return QB_OK;
-}
-
 static qb_status summarize(const qb_profiled *seen, bool keep_samples, qb_profile_run *run)
 {
     const qb_samples *samples = &seen->undisturbed;
@@ -134,7 +121,9 @@ static qb_status summarize(const qb_profiled *seen, bool keep_samples, qb_profil
     run->n_samples = samples->n;
     QB_TRY(qb_samples_summarize(&seen->instrumented, &timing));
     run->instrumented_ms = timing.p50_ms;
-    QB_TRY(find_overhead(seen, &run->overhead));
+    run->overhead = seen->overhead;
+    run->stamp_us = seen->stamp_us;
+    run->n_passes = seen->n_passes;
     QB_TRY(QB_NEW_ZERO(&run->histogram, 1, "histogram"));
     for (size_t i = 0; i < samples->n; i++) qb_histogram_add(run->histogram, samples->ms[i]);
     run->p90_ms = qb_histogram_quantile(run->histogram, 0.9);

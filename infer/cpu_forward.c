@@ -91,11 +91,13 @@ static int layer_of(const forward *f)
     return f->layer < f->c->n_layers ? (int)f->layer : -1;
 }
 
-/* A pass over the rows, timed. */
+/* A pass over the rows, timed. phase: of what it does between requantising and staging; QUANTISE:
+ * it stages alone. */
 static void run_rows(forward *f, qb_span_task task, qb_phase phase, const qb_linear *before,
                      const qb_linear *after)
 {
     bool splits = (before && before->output.bits) || (after && after->input.bits);
+    if (phase == QB_PHASE_QUANTISE) splits = false;
     qb__timeline_open(f->timeline, layer_of(f), splits);
     qb__for_rows(f->b->base.pool, f->m, task, f);
     if (!qb__timeline_is_open(f->timeline)) return;
@@ -442,7 +444,8 @@ static void project_attention(forward *f)
 {
     f->input = make_input(f, f->b->att, f->q_width);
     if (f->block->o.input.bits || f->b->gates)
-        run_rows(f, stage_attention_rows, QB_PHASE_ATTENTION, NULL, &f->block->o);
+        run_rows(f, stage_attention_rows, f->b->gates ? QB_PHASE_ATTENTION : QB_PHASE_QUANTISE,
+                 NULL, &f->block->o);
     run_into_h(f, &f->block->o, QB_ROLE_O);
 }
 

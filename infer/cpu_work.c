@@ -15,17 +15,18 @@ size_t qb__cpu_row_works(const cpu_pass *pass, const qb_linear *before, const qb
                                .role = -1,
                                .kernel = before->quantize->info.name,
                                .bytes = (double)(pass->m * before->n) * sizeof(float)};
-    works[n++] = (qb_work){.phase = pass->phase,
-                           .layer = pass->layer,
-                           .role = -1,
-                           .kernel = pass->kernel,
-                           .bytes = elems * sizeof(float) * (quantises ? 2 : 3)};
+    if (pass->phase != QB_PHASE_QUANTISE)
+        works[n++] = (qb_work){.phase = pass->phase,
+                               .layer = pass->layer,
+                               .role = -1,
+                               .kernel = pass->kernel,
+                               .bytes = elems * sizeof(float) * (quantises ? 2 : 3)};
     if (quantises)
         works[n++] = (qb_work){.phase = QB_PHASE_QUANTISE,
                                .layer = pass->layer,
                                .role = -1,
                                .kernel = after->quantize->info.name,
-                               .bytes = elems};
+                               .bytes = elems * (n ? 1 : 1 + sizeof(float))};
     return n;
 }
 

@@ -147,8 +147,11 @@ static qb_status collect(const profiler *p, size_t e)
     QB_TRY(qb_timeline_read(p->timelines[e], &spans, &n));
     size_t first = first_of_slice(out, p->slice, p->n_slices, &n_known);
     if (!n_known) {
+        size_t n_stamps;
         first = out->n_spans;
         QB_TRY(append_spans(out, spans, n));
+        qb__timeline_count(p->timelines[e], &n, &n_stamps);
+        out->n_stamps += n_stamps;
     } else if (n != n_known) {
         return QB_OK;
     }
@@ -311,6 +314,37 @@ static void find_typical(qb_profiled_span *spans, size_t n_spans)
     }
 }
 
+/* The median over rounds: what both kinds of passes of a round suffered falls out. */
+static qb_status find_overhead(qb_profiled *out)
+{
+    double *ratio;
+    size_t n = out->instrumented.n;
+    QB_TRY(QB_NEW(&ratio, n, "overheads"));
+    for (size_t i = 0; i < n; i++) ratio[i] = out->instrumented.ms[i] / out->undisturbed.ms[i];
+    qb_sort(ratio, n);
+    out->overhead = qb_quantile(ratio, n, 0.5) - 1;
+    qb_free(ratio);
+    return QB_OK;
+}
+
+qb_status qb__profiled_settle(qb_profiled *p, bool on_host)
+{
+    qb_timing timing;
+    QB_TRY(find_overhead(p));
+    QB_TRY(qb_samples_summarize(&p->undisturbed, &timing));
+    if (!on_host && p->n_stamps) {
+        double all_us = 1e3 * fmax(p->overhead, 0) * timing.p50_ms * (double)p->n_slices;
+        p->stamp_us = all_us / (double)p->n_stamps;
+    }
+    for (size_t slice = 0; slice < p->n_slices; slice++) {
+        size_t n, first = first_of_slice(p, slice, p->n_slices, &n);
+        find_typical(p->spans + first, n);
+    }
+    for (size_t i = 0; i < p->n_spans; i++)
+        p->spans[i].typical_us = fmax(p->spans[i].typical_us - p->stamp_us, 0);
+    return QB_OK;
+}
+
 static qb_status create(profiler *p)
 {
     const qb_profiling_plan *plan = p->plan;
@@ -337,10 +371,9 @@ static qb_status run(profiler *p)
     QB_TRY(run_rounds(p));
     for (size_t e = 0; e < p->plan->n_engines; e++) {
         p->out[e].n_slices = p->n_slices;
-        for (size_t slice = 0; slice < p->n_slices; slice++) {
-            size_t n, first = first_of_slice(&p->out[e], slice, p->n_slices, &n);
-            find_typical(p->out[e].spans + first, n);
-        }
+        p->out[e].n_passes = p->plan->decode ? p->run : 1;
+        if (p->plan->with_timeline)
+            QB_TRY(qb__profiled_settle(&p->out[e], qb_timeline_on_host(p->timelines[0])));
     }
     return QB_OK;
 }

@@ -54,14 +54,15 @@ typedef struct qb_profile_run {
     double ms, p90_ms, p99_ms; /* ms: the median */
     qb_interval ms_ci95;
     double tok_per_s;
-    size_t n_samples;
-    double *samples_ms;      /* owned; NULL = not kept */
-    qb_histogram *histogram; /* owned */
+    size_t n_samples, n_passes; /* n_passes: a sample, whose time is their mean */
+    double *samples_ms;         /* owned; NULL = not kept */
+    qb_histogram *histogram;    /* owned */
     /* Passes in turn with them that carry the timeline. */
     double instrumented_ms, overhead; /* overhead: share that it added; may be negative by noise */
     size_t slices;                    /* a pass times every slices-th layer */
+    double stamp_us; /* what an instant adds to a span, taken off below; 0 = none */
     qb_profile_part phases[QB_PHASE_COUNT];
-    double covered_ms, gaps_ms; /* sum of the phases; what they leave of ms, negative = overlap */
+    double covered_ms, gaps_ms; /* sum of the phases; what they leave of ms: negative by noise */
     double weights_bytes;       /* read by a pass of few rows */
     bool in_cache;              /* weights fit the last cache: held to its bandwidth */
     double roof_ms;             /* sum of bound_ms */
@@ -99,6 +100,9 @@ typedef struct qb_sweep_row {
 
 enum { QB_PROFILE_PREFILL, QB_PROFILE_DECODE, QB_PROFILE_OPERATIONS };
 extern const char *const qb_profile_operation_names[QB_PROFILE_OPERATIONS];
+
+/* 10^9 operations a second: "91.2 Gop/s", "1657 Top/s". */
+char *qb_profile_format_rate(double gops_per_s, char *text);
 
 typedef struct qb_profile {
     struct {

@@ -136,11 +136,13 @@ static json_t *run_to_json(const qb_profile_run *run)
     set_real(o, "p99_ms", run->p99_ms);
     set_real(o, "tok_per_s", run->tok_per_s);
     set_count(o, "samples", run->n_samples);
+    set_count(o, "passes_a_sample", run->n_passes);
     set(o, "samples_ms", samples_to_json(run));
     set(o, "histogram", histogram_to_json(run->histogram));
     set_real(o, "instrumented_ms", run->instrumented_ms);
     set_real(o, "overhead", run->overhead);
     set_count(o, "slices", run->slices);
+    set_real(o, "stamp_us", run->stamp_us);
     set_real(o, "covered_ms", run->covered_ms);
     set_real(o, "gaps_ms", run->gaps_ms);
     set_real(o, "roof_ms", run->roof_ms);

@@ -240,6 +240,35 @@ static void a_profile_adds_up(void **state)
     }
 }
 
+/* Two layers timed in turn, each stamp of which adds 2 us to a pass of 100: the phases then are
+ * what an undisturbed pass takes. */
+static void what_stamps_add_is_taken_off(void **state)
+{
+    (void)state;
+    for (int on_host = 0; on_host < 2; on_host++) {
+        enum { ROUNDS = 9, SPANS = 4 };
+        double us[SPANS][ROUNDS], sum = 0;
+        qb_profiled_span spans[SPANS];
+        qb_profiled p = {.spans = spans, .n_spans = SPANS, .n_slices = 2, .n_stamps = SPANS};
+        for (size_t i = 0; i < SPANS; i++) {
+            spans[i] = (qb_profiled_span){.us = us[i], .n = ROUNDS};
+            spans[i].span.work.layer = i < 2 ? 0 : 1;
+            for (size_t n = 0; n < ROUNDS; n++) us[i][n] = 25 + 2;
+        }
+        for (size_t n = 0; n < 2 * ROUNDS; n++) { /* each pass has the stamps of one layer */
+            QB_CHECK_OK(qb_samples_add(&p.undisturbed, 0.1));
+            QB_CHECK_OK(qb_samples_add(&p.instrumented, n == 3 ? 7 : 0.104));
+        }
+        QB_CHECK_OK(qb__profiled_settle(&p, on_host));
+        for (size_t i = 0; i < SPANS; i++) sum += spans[i].typical_us;
+        assert_true(fabs(p.overhead - 0.04) < 1e-9);
+        assert_true(fabs(p.stamp_us - (on_host ? 0 : 2)) < 1e-9);
+        assert_true(fabs(sum - (on_host ? 108 : 100)) < 1e-9);
+        qb_samples_deinit(&p.undisturbed);
+        qb_samples_deinit(&p.instrumented);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +276,7 @@ int main(void)
         cmocka_unit_test(phases_are_those_of_the_scheme),
         cmocka_unit_test(slices_share_out_the_layers),
         cmocka_unit_test(a_section_is_shared_by_what_was_counted),
+        cmocka_unit_test(what_stamps_add_is_taken_off),
         cmocka_unit_test(a_profile_adds_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
