@@ -10,6 +10,7 @@
 #include "cli/profile_figures.h"
 #include "cli/profile_sweep.h"
 #include "core/clock.h"
+#include "core/cuda.h"
 #include "core/memory.h"
 #include "infer/environment.h"
 #include "infer/peaks.h"
@@ -120,9 +121,10 @@ static qb_status describe(const qb_cli *cli, const qb_profile_case *c, const qb_
 {
     const qb_config *config = &c->model->config;
     qb_machine machine;
-    qb_gpu gpu;
+    qb_cuda_info gpu;
+    bool is_cpu = !strcmp(qb_device_backend_name(&c->device), "cpu");
     qb_machine_read(&machine);
-    qb_gpu_read(&gpu);
+    if (!is_cpu) QB_TRY(qb_cuda_info_get(c->device.index, &gpu));
     QB_TRY(qb_strdup(&out->model.path, c->model->path));
     QB_TRY(qb_strdup(&out->model.name, c->model->name));
     snprintf(out->model.arch, sizeof out->model.arch, "%s", config->arch->name);
@@ -135,7 +137,7 @@ static qb_status describe(const qb_cli *cli, const qb_profile_case *c, const qb_
     snprintf(out->scheme, sizeof out->scheme, "%s", c->scheme.name);
     snprintf(out->device, sizeof out->device, "%s", qb_device_backend_name(&c->device));
     snprintf(out->cpu, sizeof out->cpu, "%s", machine.cpu);
-    snprintf(out->machine, sizeof out->machine, "%s", gpu.in_use ? gpu.info.name : machine.cpu);
+    snprintf(out->machine, sizeof out->machine, "%s", is_cpu ? machine.cpu : gpu.name);
     out->threads = qb_pool_n_threads(c->pool);
     out->peaks = peaks->peaks;
     snprintf(out->peaks_time_utc, sizeof out->peaks_time_utc, "%s", peaks->time_utc);
@@ -160,6 +162,27 @@ static bool beats_the_peaks(const qb_profile *p)
     return beats;
 }
 
+/* Above the memory's roof by more than noise: what a step reads, the one before left in a cache. */
+static bool beats_memory(const qb_profile *p)
+{
+    bool beats = false;
+    for (size_t i = 0; i < QB_PROFILE_OPERATIONS; i++) {
+        const qb_profile_run *runs[] = {&p->operations[i].full, &p->operations[i].scheme};
+        for (size_t e = 0; e < QB_COUNT(runs); e++)
+            for (size_t k = 0; k < QB_PHASE_COUNT; k++)
+                beats |= runs[e]->phases[k].memory_ms > 1.03 * runs[e]->phases[k].ms;
+    }
+    return beats;
+}
+
+/* A prefill asks for the logits of the last tokens, so its last layer may leave out the others. */
+static bool has_short_layer(const qb_profile *p)
+{
+    const qb_profile_run *run = &p->operations[QB_PROFILE_PREFILL].full;
+    size_t n = run->n_layers;
+    return n > 1 && run->layers[n - 1].ms < 0.8 * run->layers[n - 2].ms;
+}
+
 /* The processor overlaps nothing, so its phases cannot take longer than the pass. */
 static bool is_disturbed(const qb_profile *p)
 {
@@ -181,6 +204,14 @@ static void add_notes(qb_profile *p)
     if (beats_the_peaks(p))
         p->notes[p->n_notes++] = "products beat the kept peaks, which were then measured on a busy "
                                  "machine: measure them again (--peaks)";
+    if (beats_memory(p))
+        p->notes[p->n_notes++] =
+            "more than 100 % of the roof: what a step reads is in a cache yet, "
+            "and the roof is the memory's";
+    if (has_short_layer(p))
+        p->notes[p->n_notes++] =
+            "the last layer of a prefill works on the last tokens alone behind "
+            "its attention, in kernels for few rows where it can";
     bool is_cpu = !strcmp(p->device, "cpu");
     p->notes[p->n_notes++] =
         "dequantising and biases are part of the products (gemm): they happen in their epilogues";

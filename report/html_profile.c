@@ -274,7 +274,9 @@ static void say_profile(qb_page *page, const qb_profile_seen *p)
     qb_page_text(page, p->scheme);
     fputs(", on ", page->out);
     qb_page_text(page, p->machine && *p->machine ? p->machine : p->cpu);
-    if (p->threads > 0) fprintf(page->out, ", %s threads", qb_format_count(p->threads, t));
+    bool is_gpu = p->device && strcmp(p->device, "cpu");
+    if (p->threads > 0 && !is_gpu)
+        fprintf(page->out, ", %s threads", qb_format_count(p->threads, t));
     if (p->batch > 0) fprintf(page->out, ", batch %s", qb_format_count(p->batch, t));
     if (p->context > 0) fprintf(page->out, ", context %s", qb_format_count(p->context, t));
     fputs(".</p>\n", page->out);

@@ -4,6 +4,7 @@
 #include "core/memory.h"
 
 #include <math.h>
+#include <string.h>
 
 const char *const qb_profile_seen_roofs[QB_PROFILE_SEEN_N_ROOFS] = {"f32", "bf16", "s8"};
 
@@ -125,13 +126,16 @@ static qb_status add_operation(void *context, const json_t *o)
 static qb_status add_verdict(void *context, const json_t *o)
 {
     qb_profile_seen *p = context;
-    const char *parts[] = {NULL, NULL, NULL};
-    static const char *const keys[] = {"operation", "text", "help"};
+    const char *parts[] = {NULL, NULL, NULL, NULL};
+    static const char *const keys[] = {"operation", "text", "help", "engine"};
     for (size_t i = 0; i < QB_COUNT(keys); i++) QB_TRY(qb_json_get_string(o, keys[i], &parts[i]));
     char line[1000];
     if (!parts[1]) return QB_OK;
-    snprintf(line, sizeof line, "%.40s: %.600s%s%.300s", parts[0] ? parts[0] : "-", parts[1],
-             parts[2] && *parts[2] ? " - " : "", parts[2] ? parts[2] : "");
+    bool of_scheme = parts[3] && !strcmp(parts[3], "scheme") && p->scheme;
+    const char *engine = of_scheme ? p->scheme : parts[3];
+    snprintf(line, sizeof line, "%.40s%s%.40s: %.600s%s%.300s", parts[0] ? parts[0] : "-",
+             engine ? ", " : "", engine ? engine : "", parts[1], parts[2] && *parts[2] ? " - " : "",
+             parts[2] ? parts[2] : "");
     return qb_texts_add(&p->verdicts, line);
 }
 
@@ -154,6 +158,7 @@ static qb_status read_root(const json_t *root, qb_profile_seen *p)
 {
     QB_TRY(qb_result_read_text(json_object_get(root, "model"), "name", &p->model));
     QB_TRY(qb_result_read_text(root, "scheme", &p->scheme));
+    QB_TRY(qb_result_read_text(root, "device", &p->device));
     QB_TRY(qb_result_read_text(root, "machine", &p->machine));
     QB_TRY(qb_result_read_text(root, "cpu", &p->cpu));
     QB_TRY(qb_result_read_text(root, "command", &p->command));
@@ -189,7 +194,7 @@ static void free_parts(qb_profile_seen_part *parts, size_t n)
 
 void qb_profile_seen_deinit(qb_profile_seen *p)
 {
-    char *const texts[] = {p->model, p->scheme, p->machine, p->cpu, p->command};
+    char *const texts[] = {p->model, p->scheme, p->device, p->machine, p->cpu, p->command};
     for (size_t i = 0; i < QB_COUNT(texts); i++) qb_free(texts[i]);
     for (size_t i = 0; i < p->n_operations; i++) {
         qb_profile_seen_operation *o = &p->operations[i];

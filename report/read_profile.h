@@ -41,7 +41,7 @@ enum {
 };
 
 typedef struct qb_profile_seen {
-    char *model, *scheme, *machine, *cpu, *command;
+    char *model, *scheme, *device, *machine, *cpu, *command;
     int64_t threads, batch, context;
     double memory_gb_per_s, cache_gb_per_s;           /* measured peaks; NaN = not known */
     double roofs_gops_per_s[QB_PROFILE_SEEN_N_ROOFS]; /* of qb_profile_seen_roofs */

@@ -49,6 +49,28 @@ static void add_number(row *r, double value)
     add_text(r, qb_format_significant(value, t));
 }
 
+/* To a tenth of a microsecond: finer differences are noise. */
+static void add_ms(row *r, double ms)
+{
+    char text[QB_FORMAT_BYTES];
+    if (!(fabs(ms) < 1e-4)) {
+        add_number(r, ms);
+        return;
+    }
+    snprintf(text, sizeof text, "%.4f", fabs(ms) < 5e-5 ? 0 : ms);
+    add_text(r, text);
+}
+
+/* The speed of products has its unit in the head of the column: a GPU's is in Top/s. */
+static bool counts_in_tera(const qb_profile *profile)
+{
+    const qb_peaks *k = &profile->peaks;
+    char t[QB_FORMAT_BYTES];
+    double most = 0;
+    for (size_t i = 0; i < QB_RATE_COUNT; i++) most = fmax(most, k->gops_per_s[i]);
+    return strstr(qb_profile_format_rate(most, t), "Top/s");
+}
+
 static void add_share(row *r, double share)
 {
     char t[QB_FORMAT_BYTES];
@@ -61,7 +83,7 @@ typedef struct layout {
     int first, text, number;
 } layout;
 
-static const layout phase_layout = {1, 10, 0, 9}, kernel_layout = {2, 18, 10, 6},
+static const layout phase_layout = {1, 10, 0, 9}, kernel_layout = {2, 19, 10, 6},
                     sweep_layout = {1, 8, 0, 9};
 
 static void put(const page *p, const row *r, const layout *at)
@@ -106,9 +128,8 @@ static void write_peaks(const page *p, const qb_profile *profile)
                                  names[i], qb_format_significant(speeds[i], t));
     for (size_t i = 0; i < QB_RATE_COUNT; i++)
         if (!isnan(k->gops_per_s[i]))
-            used +=
-                (size_t)snprintf(text + used, sizeof text - used, "%s%s %s Gop/s", used ? ", " : "",
-                                 qb_rate_names[i], qb_format_significant(k->gops_per_s[i], t));
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s %s", used ? ", " : "",
+                                     qb_rate_names[i], qb_profile_format_rate(k->gops_per_s[i], t));
     say(p, "\npeaks     ", "peaks", 10, "%s (measured %s)", text, profile->peaks_time_utc);
 }
 
@@ -129,18 +150,27 @@ static void write_top(const page *p, const qb_profile *profile)
 
 /* ---- an operation ---- */
 
+/* "slowest 0.56 of 192", where fewer than a hundred have no 99th percentile. */
+static void name_samples(const qb_profile_run *run, char text[96])
+{
+    char t[QB_FORMAT_BYTES], each[40] = "passes";
+    if (run->n_passes > 1) snprintf(each, sizeof each, "means of %zu passes", run->n_passes);
+    snprintf(text, 96, "%s %s of %zu %s", run->n_samples < 100 ? "slowest" : "p99",
+             qb_format_significant(run->p99_ms, t), run->n_samples, each);
+}
+
 static void write_speed(const page *p, const qb_profile_run *run)
 {
-    char t[4][QB_FORMAT_BYTES], label[32], slices[64] = "";
+    char t[3][QB_FORMAT_BYTES], label[32], slices[64] = "", samples[96];
     if (run->slices > 1)
         snprintf(slices, sizeof slices, " (one in %zu layers a pass)", run->slices);
     snprintf(label, sizeof label, "  %.24s", run->scheme);
-    say(p, "- ", label, 15,
-        "%s%s%s tok/s; a pass %s ms, p90 %s, p99 %s, %zu passes; the timeline adds %+.1f %%%s",
-        p->markdown ? run->scheme : "", p->markdown ? " " : "",
-        qb_format_significant(run->tok_per_s, t[0]), qb_format_significant(run->ms, t[1]),
-        qb_format_significant(run->p90_ms, t[2]), qb_format_significant(run->p99_ms, t[3]),
-        run->n_samples, 100 * run->overhead, slices);
+    name_samples(run, samples);
+    const qb_result_timing rate = {.tok_per_s = run->tok_per_s, .tok_per_s_ci95 = {NAN, NAN}};
+    say(p, "- ", label, 15, "%s%s%s tok/s; a pass %s ms, p90 %s, %s; the timeline adds %+.1f %%%s",
+        p->markdown ? run->scheme : "", p->markdown ? " " : "", qb_format_rate(&rate, t[0]),
+        qb_format_significant(run->ms, t[1]), qb_format_significant(run->p90_ms, t[2]), samples,
+        100 * run->overhead, slices);
 }
 
 static double roof_share(const qb_profile_part *part)
@@ -150,7 +180,7 @@ static double roof_share(const qb_profile_part *part)
 
 static void add_run(row *r, const qb_profile_part *part, double total_ms)
 {
-    add_number(r, part->calls > 0 ? part->ms : NAN);
+    add_ms(r, part->calls > 0 ? part->ms : NAN);
     add_share(r, part->calls > 0 ? part->ms / total_ms : NAN);
     add_share(r, roof_share(part));
 }
@@ -179,11 +209,11 @@ static void write_phase_sums(const page *p, const qb_profile_run *a, const qb_pr
         const double *ms = line ? totals : gaps, *share = line ? all : roofs;
         add_text(&r, line ? "total" : "gaps");
         for (size_t i = 0; i < 1 + (size_t)b->measured; i++) {
-            add_number(&r, ms[i]);
+            add_ms(&r, ms[i]);
             add_share(&r, ms[i] / totals[i]);
             add_share(&r, share[i]);
         }
-        if (b->measured) add_number(&r, ms[1] - ms[0]);
+        if (b->measured) add_ms(&r, ms[1] - ms[0]);
         put(p, &r, &phase_layout);
     }
 }
@@ -200,38 +230,58 @@ static void write_phases(const page *p, const qb_profile_operation *op)
         add_run(&r, &a->phases[i], a->ms);
         if (b->measured) {
             add_run(&r, &b->phases[i], b->ms);
-            add_number(&r, b->phases[i].ms - a->phases[i].ms);
+            add_ms(&r, b->phases[i].ms - a->phases[i].ms);
         }
         put(p, &r, &phase_layout);
     }
     write_phase_sums(p, a, b);
 }
 
-static void write_kernels(const page *p, const qb_profile_run *run)
+static void write_kernel(const page *p, const qb_profile_run *run, const qb_profile_kernel *k,
+                         double unit)
 {
-    static const char *const head_cells[] = {"role",   "ms",   "share", "calls",
-                                             "p50 us", "GB/s", "Gop/s", "roof"};
+    row r = {.n = 0};
+    char text[CELL_BYTES];
+    add_text(&r, k->kernel);
+    add_text(&r, *k->role ? k->role : qb_phase_names[k->phase]);
+    add_ms(&r, k->part.ms);
+    add_share(&r, k->part.ms / run->ms);
+    snprintf(text, sizeof text, "%.4g", k->part.calls);
+    add_text(&r, text);
+    add_number(&r, k->p50_us);
+    add_number(&r, k->part.bytes > 0 ? 1e-6 * k->part.bytes / k->part.ms : NAN);
+    add_number(&r, k->part.ops > 0 ? 1e-6 * k->part.ops / k->part.ms / unit : NAN);
+    add_share(&r, roof_share(&k->part));
+    put(p, &r, &kernel_layout);
+}
+
+static void write_kernels(const page *p, const qb_profile *profile, const qb_profile_run *run)
+{
+    bool tera = counts_in_tera(profile);
+    const char *const head_cells[] = {
+        "role", "ms", "share", "calls", "p50 us", "GB/s", tera ? "Top/s" : "Gop/s", "roof"};
     row head = {.n = 0};
     char text[CELL_BYTES];
     snprintf(text, sizeof text, p->markdown ? "%.24s: kernel rows" : "%.12s: rows", run->scheme);
     add_text(&head, text);
     for (size_t i = 0; i < QB_COUNT(head_cells); i++) add_text(&head, head_cells[i]);
     put_head(p, &head, &kernel_layout);
-    for (size_t i = 0; i < run->n_kernels && i < MOST_KERNELS; i++) {
-        const qb_profile_kernel *k = &run->kernels[i];
-        row r = {.n = 0};
-        add_text(&r, k->kernel);
-        add_text(&r, *k->role ? k->role : qb_phase_names[k->phase]);
-        add_number(&r, k->part.ms);
-        add_share(&r, k->part.ms / run->ms);
-        snprintf(text, sizeof text, "%.4g", k->part.calls);
-        add_text(&r, text);
-        add_number(&r, k->p50_us);
-        add_number(&r, k->part.bytes > 0 ? 1e-6 * k->part.bytes / k->part.ms : NAN);
-        add_number(&r, k->part.ops > 0 ? 1e-6 * k->part.ops / k->part.ms : NAN);
-        add_share(&r, roof_share(&k->part));
-        put(p, &r, &kernel_layout);
+    double left_ms = 0;
+    for (size_t i = 0; i < run->n_kernels; i++) {
+        if (i < MOST_KERNELS)
+            write_kernel(p, run, &run->kernels[i], tera ? 1e3 : 1);
+        else
+            left_ms += run->kernels[i].part.ms;
     }
+    if (run->n_kernels <= MOST_KERNELS) return;
+    row r = {.n = 0};
+    snprintf(text, sizeof text, "%zu more", run->n_kernels - MOST_KERNELS);
+    add_text(&r, text);
+    add_text(&r, "");
+    add_ms(&r, left_ms);
+    add_share(&r, left_ms / run->ms);
+    for (size_t i = 0; i < 5; i++) add_text(&r, "");
+    put(p, &r, &kernel_layout);
 }
 
 /* The layers that stand out: slowest and quickest, where they differ by more than a tenth. */
@@ -259,13 +309,14 @@ static void write_operation(const page *p, const qb_profile *profile, size_t i)
             i == QB_PROFILE_DECODE ? " before" : "", p->markdown ? "\n" : "");
     write_speed(p, &op->full);
     if (op->scheme.measured) write_speed(p, &op->scheme);
+    char us[QB_FORMAT_BYTES];
     if (!isnan(op->sampling_us))
-        fprintf(p->stream,
-                "%sdrawing a token from the logits takes %.1f us, which is not in a pass\n",
-                p->markdown ? "- " : "  ", op->sampling_us);
+        say(p, "- ", "", 2,
+            "drawing a token from the logits takes the processor %s us, which is in no pass",
+            qb_format_significant(op->sampling_us, us));
     write_phases(p, op);
-    write_kernels(p, &op->full);
-    if (op->scheme.measured) write_kernels(p, &op->scheme);
+    write_kernels(p, profile, &op->full);
+    if (op->scheme.measured) write_kernels(p, profile, &op->scheme);
     write_layers(p, &op->full);
     if (op->scheme.measured) write_layers(p, &op->scheme);
 }
@@ -280,15 +331,20 @@ static bool is_context_measured(const qb_profile *profile, size_t context)
     return false;
 }
 
+/* Of the batches that were measured, and up to the largest of them. */
 static void write_crossover(const page *p, const qb_profile *profile, int operation, size_t context)
 {
-    size_t batch = qb_sweep_crossover(profile, operation, context);
+    size_t batch = qb_sweep_crossover(profile, operation, context), most = 0;
+    for (size_t i = 0; i < profile->n_sweep; i++) {
+        const qb_sweep_row *s = &profile->sweep[i];
+        if (s->context == context && !s->skipped && s->batch > most) most = s->batch;
+    }
     fprintf(p->stream, "%s%s of %zu tokens: %s ", p->markdown ? "- " : "  ",
             qb_profile_operation_names[operation], context, profile->scheme);
     if (batch)
-        fprintf(p->stream, "wins from batch >= %zu\n", batch);
+        fprintf(p->stream, "wins from batch >= %zu (measured up to %zu)\n", batch, most);
     else
-        fprintf(p->stream, "does not win at the largest batch\n");
+        fprintf(p->stream, "does not win at batch %zu, the largest measured\n", most);
 }
 
 static void write_sweep(const page *p, const qb_profile *profile)

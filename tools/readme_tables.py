@@ -19,6 +19,7 @@ import gpu_table  # noqa: E402
 import pair_report  # noqa: E402
 import paper_figure  # noqa: E402
 import paper_tables  # noqa: E402
+import profile_tables  # noqa: E402
 import scheme_tables  # noqa: E402
 import train_table  # noqa: E402
 
@@ -212,8 +213,16 @@ def schemes(text, _):
     return fill(text, "baselines", markdown(scheme_tables.baselines(ROOT / "results")))
 
 
+def profile(text, _):
+    records = profile_tables.read(ROOT / "results")
+    text = fill(text, "summary", profile_tables.summary(records))
+    text = fill(text, "speeds", markdown(profile_tables.speeds(records)))
+    return fill(text, "time", markdown(profile_tables.time_goes(records)))
+
+
 PAGES = {"README.md": readme, "docs/reproduction.md": reproduction, "docs/schemes.md": schemes,
-         "docs/analyze.md": analysis, "docs/paper-60m.svg": lambda _, __: paper_figure.draw()}
+         "docs/analyze.md": analysis, "docs/profile.md": profile,
+         "docs/paper-60m.svg": lambda _, __: paper_figure.draw()}
 
 
 def main():

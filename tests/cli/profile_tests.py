@@ -1,6 +1,7 @@
 """qbench profile: figures that add up, files by their schema, a trace, kept peaks, sweeps, ends."""
 import json
 import os
+import re
 import signal
 import time
 
@@ -70,6 +71,10 @@ def test_profile_adds_up(own):
         sums = sum(x["difference_ms"] for x in operation["difference"])
         assert abs(sums - (operation["scheme"]["ms"] - operation["full"]["ms"])) < 1e-6
         assert operation["difference"][-1]["phase"] == "gaps"
+    assert max(map(len, screen.splitlines())) <= 80, screen
+    assert re.search(r"(slowest|p99) [0-9.]+ of \d+\s+passes", screen), screen
+    for _, run in runs(p):  # the processor's clock is read for nothing, and a sample is a pass
+        assert run["stamp_us"] == 0 and run["passes_a_sample"] == 1
     assert "prefill, 2 x 16 tokens" in screen and "requantise" in screen and "peaks" in screen
 
 
@@ -128,17 +133,17 @@ def test_profile_keeps_peaks(own):
     kept, = folder.iterdir()
     peaks = json.loads(kept.read_text())
     assert peaks["schema"] == "qbench.peaks/1" and peaks["read_gb_per_s"] > 0
-    peaks["s8_gops_per_s"] = 123456  # is taken from there, until it is spoilt
+    peaks["s8_gops_per_s"] = 98765  # is taken from there, until it is spoilt
     kept.write_text(json.dumps(peaks))
     model = tiny_models.write_hf_folder(own / "m")
     args = ["profile", model, "--budget", "0", "--threads", "1", "--context", "4", "--quiet"]
-    assert b"s8 123,456 Gop/s" in expect(qbench(*args, env=env)).out
-    assert b"s8   product           123456 Gop/s" in expect(  # the higher one stays
+    assert b"s8 98,765 Gop/s" in expect(qbench(*args, env=env)).out
+    assert b"s8   product            98765 Gop/s" in expect(  # the higher one stays
         qbench("profile", "--peaks", "--threads", "1", env=env)).out
     for spoilt in (kept.read_bytes()[:-9], kept.read_bytes().replace(b"peaks/1", b"peaks/9")):
         kept.write_bytes(spoilt)
         done = expect(qbench(*args, env=env))
-        assert b"123,456" not in done.out and json.loads(kept.read_text())["key"] == peaks["key"]
+        assert b"98,765" not in done.out and json.loads(kept.read_text())["key"] == peaks["key"]
     support.no_leftovers(own)
     kept.unlink()
     folder.rmdir()
@@ -167,6 +172,14 @@ def test_profile_markdown_and_full_alone(own):
     text = done.out.decode()
     assert text.startswith("# Profile of ") and "| phase | full ms |" in text, text
     assert "more ms" not in text
+
+
+def test_profile_stages_without_gates_are_codes(own):
+    """Attention has one kernel where no gates follow it: staging its output is quantising alone."""
+    p, _ = profile(own, tiny_models.write_hf_folder(own / "m"), "--scheme", "fine", "--context", "8")
+    for _, run in runs(p):
+        rows = [k["kernel"] for k in run["kernels"] if k["phase"] == "attention"]
+        assert len(rows) == 1 and rows[0].startswith("attention/"), rows
 
 
 def test_profile_refuses(own):
