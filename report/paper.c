@@ -216,8 +216,8 @@ const qb_paper_table qb_paper_tables[] = {
         "a second. Bases are drawn before the first step, which is not in it."},
         columns_4, rows_4},
     {5, "ablations", QB_OTHERS_NONE, {
-        "The paper trains GPT2 130M on 5 billion tokens (SGD 40), a kurtosis and a largest activation "
-        "whose tokens it does not say: ours are the first tokens'.",
+        "The paper trains GPT2 130M on 5 billion tokens of C4 (SGD 40) and does not say of which tokens "
+        "its kurtosis and largest activation are: ours are the first tokens'.",
         "Ours are GPT2 60M. LayerNorm has a bias of its own, linear layers have none but where biases "
         "are said."}, columns_5, rows_5},
     {6, "longer sequences", QB_OTHERS_NONE, {
@@ -226,6 +226,8 @@ const qb_paper_table qb_paper_tables[] = {
         "OrthoAdam has two penalties exchanged (0.47 and 0.06), and 130M at 1,024 with it 23.87 where "
         "its penalties want 22.87."}, columns_6, rows_6},
     {9, "correlation over layers of kurtosis and of largest magnitude over norm", QB_OTHERS_FREE, {
+        "The paper trains on other texts and on 21 to 126 billion tokens. Where the kurtosis of all "
+        "layers is near 3, as of first tokens with softmax-1 and OrthoAdam, little is left to correlate.",
         "Which of the paper's four rows a size has which marks is taken from the order of Table 2."},
         columns_9, rows_9},
     {0},

@@ -4,19 +4,31 @@
 #include "report/table.h"
 
 #include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <string.h>
 
-enum { LABEL_BYTES = 160 };
-enum { LABEL_COLUMNS = 48, NAME_COLUMNS = 31, WHO_COLUMNS = 9, LINE_COLUMNS = 100 };
+enum { LABEL_BYTES = 160, NOTE_BYTES = 4096 };
+enum { NAME_COLUMNS = 31, WHO_COLUMNS = 9 };
 
 /* ---- cells ---- */
 
-/* Too large for a column's digits is shown in fewer. */
+/* "2,087,638.0"; too large for a column's digits is shown in fewer. */
 static const char *number(double value, int digits, char *text)
 {
+    char plain[QB_FORMAT_BYTES];
     if (!isfinite(value)) return strcpy(text, "-");
     bool fits = fabs(value) < 1e15;
-    snprintf(text, QB_FORMAT_BYTES, fits ? "%.*f" : "%.*g", fits ? digits : 6, value);
+    snprintf(plain, sizeof plain, fits ? "%.*f" : "%.*g", fits ? digits : 6, value);
+    if (!fits) return strcpy(text, plain);
+    const char *p = plain;
+    char *out = text;
+    if (*p == '-') *out++ = *p++;
+    for (size_t whole = strcspn(p, "."); whole; whole--) {
+        *out++ = *p++;
+        if (whole % 3 == 1 && whole > 1) *out++ = ',';
+    }
+    strcpy(out, p);
     return text;
 }
 
@@ -49,59 +61,163 @@ static const char *new_label(const qb_table *table, size_t i, char *text)
 
 /* ---- what differs ---- */
 
-typedef struct span {
-    double low, high;
+/* Of a line of text that is built up; what does not fit is cut off. */
+typedef struct note {
+    char text[NOTE_BYTES];
     size_t n;
-} span;
+} note;
 
-static void widen(span *s, double value)
+__attribute__((format(printf, 2, 3))) static void add(note *out, const char *format, ...)
 {
-    if (isnan(value)) return;
-    s->low = s->n ? fmin(s->low, value) : value;
-    s->high = s->n ? fmax(s->high, value) : value;
-    s->n++;
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(out->text + out->n, sizeof out->text - out->n, format, args);
+    va_end(args);
+    if (n > 0) out->n += (size_t)n;
+    if (out->n >= sizeof out->text) out->n = sizeof out->text - 1;
 }
 
-static void write_span(const span *s, const char *before, const char *after, double unit,
-                       int digits, FILE *stream)
+/* What records say in numbers: one for all is said above the table, else each its own. */
+typedef struct quantity {
+    size_t offset;
+    const char *before, *after;
+    double unit;
+    int digits;
+} quantity;
+
+static const quantity quantities[] = {
+    {offsetof(qb_table_record, tokens), "", " billion tokens of training", 1e9, 2},
+    {offsetof(qb_table_record, vocab), "vocabulary ", "", 1, 0},
+    {offsetof(qb_table_record, seed), "seed ", "", 1, 0},
+    {offsetof(qb_table_record, scored_tokens), "", " tokens scored", 1, 0},
+};
+
+static double quantity_of(const qb_table_record *r, const quantity *q)
 {
-    if (!s->n) return;
-    fprintf(stream, "; %s%.*f", before, digits, s->low / unit);
-    if (s->high > s->low) fprintf(stream, " to %.*f", digits, s->high / unit);
-    fputs(after, stream);
+    double value;
+    memcpy(&value, (const char *)r + q->offset, sizeof value);
+    return value;
 }
 
-/* One line on all of our records: how much they were trained on and judged by. */
-static void write_ours(const qb_table *table, FILE *stream)
+/* Smallest and largest of those that are known. */
+static bool span(const qb_table *table, const quantity *q, double *low, double *high)
 {
-    span tokens = {0}, vocab = {0}, seed = {0}, scored = {0};
+    *low = INFINITY, *high = -INFINITY;
     for (size_t i = 0; i < table->n_records; i++) {
-        widen(&tokens, table->records[i]->tokens);
-        widen(&vocab, table->records[i]->vocab);
-        widen(&seed, table->records[i]->seed);
-        widen(&scored, table->records[i]->scored_tokens);
+        double value = quantity_of(table->records[i], q);
+        if (isnan(value)) continue;
+        *low = fmin(*low, value), *high = fmax(*high, value);
     }
-    fprintf(stream, "Ours: %zu record%s", table->n_records, table->n_records == 1 ? "" : "s");
-    write_span(&tokens, "trained on ", " billion tokens", 1e9, 2, stream);
-    write_span(&vocab, "vocabulary ", "", 1, 0, stream);
-    write_span(&seed, "seed ", "", 1, 0, stream);
-    write_span(&scored, "", " tokens scored", 1, 0, stream);
-    fputc('.', stream);
+    return *low <= *high;
 }
 
-static void write_record(const qb_table *table, size_t i, FILE *stream)
+/* And in words, of which the first are shown. */
+typedef struct wording {
+    size_t offset;
+    const char *before, *ends; /* at the first of these characters, and */
+    int most;                  /* after so many */
+} wording;
+
+enum { TRAINED_ON, TEXT, DEVICE, DATE, COMMIT };
+static const wording wordings[] = {
+    [TRAINED_ON] = {offsetof(qb_table_record, trained_on), "trained on ", ",;", 80},
+    [TEXT] = {offsetof(qb_table_record, text), "text ", "", 80},
+    [DEVICE] = {offsetof(qb_table_record, device), "scored on ", "", 80},
+    [DATE] = {offsetof(qb_table_record, time_utc), "", "", 10},
+    [COMMIT] = {offsetof(qb_table_record, git_commit), "commit ", "", 12},
+};
+
+/* "" = not known. */
+static const char *words_of(const qb_table_record *r, size_t which, int *bytes)
 {
+    const char *text;
+    memcpy(&text, (const char *)r + wordings[which].offset, sizeof text);
+    if (!text) text = "";
+    size_t n = strcspn(text, wordings[which].ends);
+    *bytes = n < (size_t)wordings[which].most ? (int)n : wordings[which].most;
+    return text;
+}
+
+static bool same_words(const qb_table_record *a, size_t x, const qb_table_record *b, size_t y)
+{
+    int n, m;
+    const char *text = words_of(a, x, &n), *other = words_of(b, y, &m);
+    return n == m && !memcmp(text, other, (size_t)n);
+}
+
+/* All records know it, and say the same. */
+static bool is_shared(const qb_table *table, size_t which)
+{
+    int bytes = 0;
+    for (size_t i = 0; i < table->n_records; i++)
+        if (!same_words(table->records[0], which, table->records[i], which)) return false;
+    if (table->n_records) words_of(table->records[0], which, &bytes);
+    return bytes > 0;
+}
+
+static void add_words(note *out, const qb_table_record *r, size_t which, const char *before)
+{
+    int bytes;
+    const char *text = words_of(r, which, &bytes);
+    if (bytes) add(out, "; %s%.*s", before, bytes, text);
+}
+
+/* One line on all of our records: how much they were trained on and judged by, and where. */
+static const char *ours(const qb_table *table, note *out)
+{
+    char text[QB_FORMAT_BYTES];
+    double low, high;
+    add(out, "Ours: %zu record%s", table->n_records, table->n_records == 1 ? "" : "s");
+    for (size_t i = 0; i < QB_COUNT(quantities); i++) {
+        const quantity *q = &quantities[i];
+        if (!span(table, q, &low, &high)) continue;
+        add(out, "; %s%s", q->before, number(low / q->unit, q->digits, text));
+        if (high > low) add(out, " to %s", number(high / q->unit, q->digits, text));
+        add(out, "%s", q->after);
+    }
+    for (size_t i = 0; i < QB_COUNT(wordings); i++)
+        if (is_shared(table, i)) add_words(out, table->records[0], i, wordings[i].before);
+    add(out, ".");
+    return out->text;
+}
+
+/* What the line above does not say of a record already. */
+static void add_record(const qb_table *table, size_t i, note *out)
+{
+    char text[QB_FORMAT_BYTES];
     const qb_table_record *r = table->records[i];
-    fprintf(stream, "[%zu] %s", i + 1, r->name ? r->name : "unnamed");
-    if (!isnan(r->tokens)) fprintf(stream, ", %.2f billion tokens", r->tokens / 1e9);
-    if (!isnan(r->vocab)) fprintf(stream, ", vocabulary %.0f", r->vocab);
-    if (!isnan(r->seed)) fprintf(stream, ", seed %.0f", r->seed);
-    if (r->trained_on && *r->trained_on) fprintf(stream, ", trained on %s", r->trained_on);
-    if (r->text) fprintf(stream, "; %s, %.0f tokens scored", r->text, r->scored_tokens);
-    if (r->device) fprintf(stream, " on %s", r->device);
-    if (r->time_utc) fprintf(stream, "; %.10s", r->time_utc);
-    if (r->git_commit) fprintf(stream, ", commit %.12s", r->git_commit);
-    fprintf(stream, "; %s", r->path);
+    double low, high;
+    for (size_t k = 0; k < QB_COUNT(quantities); k++) {
+        const quantity *q = &quantities[k];
+        double value = quantity_of(r, q);
+        if (isnan(value) || (span(table, q, &low, &high) && low == high)) continue;
+        add(out, "; %s%s%s", q->before, number(value / q->unit, q->digits, text), q->after);
+    }
+    bool one_place = !is_shared(table, DEVICE) && same_words(r, TRAINED_ON, r, DEVICE);
+    for (size_t k = 0; k < QB_COUNT(wordings); k++)
+        if (!is_shared(table, k) && !(one_place && k == TRAINED_ON))
+            add_words(out, r, k,
+                      one_place && k == DEVICE ? "trained and scored on " : wordings[k].before);
+}
+
+/* Runs that belong together differ in nothing but their names. */
+static const char *footnote(const qb_table *table, size_t i, note *out)
+{
+    note own = {0};
+    size_t like = 0;
+    add_record(table, i, &own);
+    for (; like < i; like++) {
+        note other = {0};
+        add_record(table, like, &other);
+        if (!strcmp(own.text, other.text)) break;
+    }
+    add(out, "%s", table->records[i]->name ? table->records[i]->name : "unnamed");
+    if (like < i && own.n)
+        add(out, "; the rest as [%zu]", like + 1);
+    else
+        add(out, "%s", own.text);
+    add(out, "; %s", table->records[i]->path);
+    return out->text;
 }
 
 /* ---- the screen ---- */
@@ -118,29 +234,24 @@ static int column_width(const qb_table *table, size_t column)
     return width + 2;
 }
 
-/* Words of a paragraph in lines of LINE_COLUMNS. */
-static void write_wrapped(const char *text, FILE *stream)
+static int label_columns(const qb_table *table)
 {
-    int at = 0;
-    while (*text) {
-        size_t n = strcspn(text, " ");
-        if (at && at + 1 + (int)n > LINE_COLUMNS) {
-            fputc('\n', stream);
-            at = 0;
-        }
-        at += fprintf(stream, "%s%.*s", at ? " " : "", (int)n, text);
-        text += n + (text[n] == ' ');
+    char text[LABEL_BYTES];
+    int width = 0;
+    for (size_t i = 0; i < table->n_lines; i++) {
+        int n = qb_text_columns(label(table, &table->lines[i], text));
+        width = n > width ? n : width;
     }
-    fputc('\n', stream);
+    return width + 2;
 }
 
-static void write_screen_line(const qb_table *table, size_t i, const char *dim, const char *reset,
-                              FILE *stream)
+static void write_screen_line(const qb_table *table, size_t i, int labels, const char *dim,
+                              const char *reset, FILE *stream)
 {
     const qb_table_line *line = &table->lines[i];
     char text[LABEL_BYTES];
     const char *shown = new_label(table, i, text);
-    fprintf(stream, "%s%*s", shown, LABEL_COLUMNS - qb_text_columns(shown), "");
+    fprintf(stream, "%s%*s", shown, labels - qb_text_columns(shown), "");
     fprintf(stream, "%-*s", WHO_COLUMNS, who(line, text));
     if (line->who == QB_TABLE_NOT_RUN)
         fprintf(stream, "%snot run%s", dim, reset);
@@ -160,25 +271,36 @@ static void write_missing(const qb_table *table, FILE *stream)
                 n, n == 1 ? "" : "s");
 }
 
+static void write_footnotes(const qb_table *table, FILE *stream)
+{
+    char text[QB_FORMAT_BYTES];
+    if (table->n_records) fputc('\n', stream);
+    for (size_t i = 0; i < table->n_records; i++) {
+        snprintf(text, sizeof text, "[%zu]", i + 1);
+        qb_write_labelled(stream, text, 5, "%s", footnote(table, i, &(note){0}));
+    }
+}
+
 qb_status qb_table_write_screen(const qb_table *table, bool colour, FILE *stream)
 {
     const char *bold = colour ? "\033[1m" : "", *dim = colour ? "\033[2m" : "",
                *reset = colour ? "\033[0m" : "";
-    fprintf(stream, "%sTable %d of arXiv:2410.17174: %s%s\n", bold, table->paper->number,
-            table->paper->title, reset);
+    int labels = label_columns(table);
+    note title = {0};
+    add(&title, "Table %d of arXiv:2410.17174: %s", table->paper->number, table->paper->title);
+    fputs(bold, stream);
+    qb_write_wrapped(stream, 0, title.text);
+    fputs(reset, stream);
     for (size_t i = 0; i < QB_PAPER_MAX_NOTES && table->paper->notes[i]; i++)
-        write_wrapped(table->paper->notes[i], stream);
-    write_ours(table, stream);
-    fprintf(stream, "\n\n%s%*s", dim, LABEL_COLUMNS + WHO_COLUMNS, "");
+        qb_write_wrapped(stream, 0, table->paper->notes[i]);
+    qb_write_wrapped(stream, 0, ours(table, &(note){0}));
+    fprintf(stream, "\n%s%*s", dim, labels + WHO_COLUMNS, "");
     for (size_t c = 0; table->paper->columns[c].name; c++)
         qb_write_right(stream, column_width(table, c), table->paper->columns[c].name);
     fprintf(stream, "%s\n", reset);
-    for (size_t i = 0; i < table->n_lines; i++) write_screen_line(table, i, dim, reset, stream);
-    if (table->n_records) fputc('\n', stream);
-    for (size_t i = 0; i < table->n_records; i++) {
-        write_record(table, i, stream);
-        fputc('\n', stream);
-    }
+    for (size_t i = 0; i < table->n_lines; i++)
+        write_screen_line(table, i, labels, dim, reset, stream);
+    write_footnotes(table, stream);
     write_missing(table, stream);
     return QB_OK;
 }
@@ -205,19 +327,15 @@ qb_status qb_table_write_markdown(const qb_table *table, FILE *stream)
     fprintf(stream, "**Table %d: %s.**", table->paper->number, table->paper->title);
     for (size_t i = 0; i < QB_PAPER_MAX_NOTES && table->paper->notes[i]; i++)
         fprintf(stream, " %s", table->paper->notes[i]);
-    fputc(' ', stream);
-    write_ours(table, stream);
-    fputs("\n\n| | |", stream);
+    fprintf(stream, " %s\n\n| | |", ours(table, &(note){0}));
     for (size_t c = 0; table->paper->columns[c].name; c++)
         qb_markdown_cell(table->paper->columns[c].name, stream);
     fputs("\n|---|---|", stream);
     for (size_t c = 0; table->paper->columns[c].name; c++) fputs("---:|", stream);
     fputc('\n', stream);
     for (size_t i = 0; i < table->n_lines; i++) write_markdown_line(table, i, stream);
-    for (size_t i = 0; i < table->n_records; i++) {
-        fputs(i ? "  \n" : "\n", stream);
-        write_record(table, i, stream);
-    }
+    for (size_t i = 0; i < table->n_records; i++)
+        fprintf(stream, "%s[%zu] %s", i ? "  \n" : "\n", i + 1, footnote(table, i, &(note){0}));
     fputs(table->n_records ? "\n" : "", stream);
     return QB_OK;
 }

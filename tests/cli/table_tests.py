@@ -246,8 +246,9 @@ def test_paper_runs_are_rows_of_tables(folder):
 
 # ---- tables ----
 
-def test_tables_of_what_is_recorded(_):
-    """The shipped pair and SmolLM2 stand below the paper's rows, the same in every form."""
+def test_tables_of_what_is_recorded(folder):
+    """The shipped pair and SmolLM2 stand below the paper's rows, the same in every form. What is above and
+    below a table fits a terminal, and what records share is said once."""
     paths = [support.ROOT / "results", support.ROOT / "share" / "models"]
     results = json.loads((paths[1] / "results-valid.json").read_text())["results"]
     made = table(1, *paths)
@@ -258,9 +259,10 @@ def test_tables_of_what_is_recorded(_):
         want["zeropoint4" + axis] for axis in ("", "-in", "-g128", "-tensor"))]
     assert any(line["row"].startswith("Smollm2") for line in made["lines"])
     for number in TABLES:
-        made = table(number, *paths)
-        text = expect(qbench("table", number, *paths, "--csv", "-")).out.decode()
-        rows = list(csv.reader(io.StringIO(text)))
+        forms = [folder / f"{number}.{form}" for form in ("json", "csv", "md")]
+        screen = expect(qbench("table", number, *paths, *(word for path in forms for word in (
+            f"--{path.suffix[1:]}", path)))).out.decode()
+        made, rows = json.loads(forms[0].read_text()), list(csv.reader(io.StringIO(forms[1].read_text())))
         assert [len(row) for row in rows] == [5 + len(made["columns"])] * (1 + len(made["lines"]))
         for row, line in zip(rows[1:], made["lines"]):
             assert row[3] == line["who"] and row[5:] == ["" if v is None else row[5 + i]
@@ -268,13 +270,15 @@ def test_tables_of_what_is_recorded(_):
             assert [float(v) for v in row[5:] if v] == [v for v in line["values"] if v is not None]
             if line["who"] == "not run":
                 assert not any(row[5:]), row  # never a number
-        screen = expect(qbench("table", number, *paths)).out.decode()
-        mark = expect(qbench("table", number, *paths, "--md", "-")).out.decode()
+        mark = forms[2].read_text()
         cells = [line.count("|") for line in mark.splitlines() if line.startswith("|")]
         assert len(set(cells)) == 1 and len(cells) == 2 + len(made["lines"]), cells
         assert screen.startswith(f"Table {number} of arXiv:2410.17174") and "Ours: " in screen
-        assert screen.count("not run") == mark.count("not run") == sum(
-            line["who"] == "not run" for line in made["lines"])
+        about = [line for part in screen.split("\n\n")[::2] for line in part.splitlines()]
+        assert max(map(len, about)) <= 80 and screen.count("seed") <= 1, screen
+        if number == 2:  # of four runs that differ in their names
+            assert mark.count("; the rest as [1]; ") == 3 and mark.count("; 261,120 tokens scored") == 1, mark
+            assert "56,798.3" in mark and "; seed 42; " in mark, mark
 
 
 def test_table_joins_what_belongs_together(folder):
