@@ -2,10 +2,11 @@
 #include "bench/shim.h"
 
 #include "core/memory.h"
+#include "infer/environment.h"
+#include "version.h"
 
 #include <benchmark/benchmark.h>
 #ifdef QB_WITH_CUDA
-#include "core/cuda.h"
 #include "kernels/cuda/logits.h"
 
 #include <cuda_runtime_api.h>
@@ -13,6 +14,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <string>
 
 #ifdef QB_WITH_CUDA
 static qb_status use_gpu()
@@ -57,6 +59,9 @@ static void time_on_gpu(benchmark::State &state, const qb_bench_case &c, void *d
     cudaEventDestroy(after);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) state.SkipWithError(cudaGetErrorString(error));
+    qb_gpu gpu; // right behind the last call, still at the clock that its power leaves
+    qb_gpu_read(&gpu);
+    state.counters["sm_mhz"] = (double)gpu.now.sm_mhz;
 }
 #else
 static qb_status use_gpu()
@@ -122,8 +127,25 @@ extern "C" void qb_bench_name_threads(qb_bench_case *c)
         std::snprintf(c->name + used, sizeof c->name - used, "/threads:%zu", c->n_threads);
 }
 
+// What makes a record of the figures, beside the date and processor that the library writes.
+static void describe_run(int argc, char **argv)
+{
+    std::string command;
+    for (int i = 0; i < argc; i++) command += (i ? " " : "") + std::string(argv[i]);
+    benchmark::AddCustomContext("command", command);
+    benchmark::AddCustomContext("git_commit", QB_GIT_COMMIT);
+    if (use_gpu() != QB_OK) return;
+    qb_gpu gpu;
+    qb_gpu_read(&gpu);
+    if (!gpu.in_use) return;
+    benchmark::AddCustomContext("gpu", gpu.info.name);
+    benchmark::AddCustomContext("gpu_driver", gpu.now.driver);
+    benchmark::AddCustomContext("gpu_power_limit_w", std::to_string(gpu.now.power_limit_w));
+}
+
 int main(int argc, char **argv)
 {
+    describe_run(argc, argv); // Initialize takes its own words out of argv
 #define X(name) qb_bench_##name();
     QB_BENCH_FILES(X)
     QB_BENCH_CUDA_FILES(X)
