@@ -45,6 +45,10 @@ static qb_status find_table(const char *word, const qb_paper_table **out)
 static qb_status read_records(const qb_cli *cli, qb_table_records *records)
 {
     if (qb_cli_n_args(cli) == 1) {
+        if (!qb_is_folder("results"))
+            return QB_FAIL(QB_ERR_USAGE,
+                           "table: no RESULTS: found no folder results here, expected "
+                           "files or folders of recorded runs");
         QB_TRY(qb_table_records_add(records, "results"));
         return qb_is_folder("share/models") ? qb_table_records_add(records, "share/models") : QB_OK;
     }

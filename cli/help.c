@@ -11,6 +11,20 @@
 
 enum { HELP_COLUMN = 26, HELP_BYTES = 512 };
 
+/* Of all commands; core/status.h has the codes of single failures. */
+static const struct {
+    int code;
+    const char *meaning;
+} exit_codes[] = {
+    {0, "done"},
+    {1, "a limit of gate is broken; watch --fail-on-change: the newest change is for the worse"},
+    {2, "usage"},
+    {3, "bad input file, or files that cannot be compared"},
+    {4, "device or memory"},
+    {5, "inconclusive: the noise leaves a limit of gate open"},
+    {130, "interrupted"},
+};
+
 /* ---- plain text ---- */
 
 static void option_left_column(const qb_option *option, char *text, size_t capacity)
@@ -66,6 +80,11 @@ static void print_overview(void)
     for (size_t i = 0; i < QB_VERB_COUNT; i++) {
         printf("  %-10s ", qb_verbs[i].name);
         qb_write_wrapped(stdout, 13, qb_verbs[i].summary);
+    }
+    printf("\nexit codes:\n");
+    for (size_t i = 0; i < QB_COUNT(exit_codes); i++) {
+        printf("  %-10d ", exit_codes[i].code);
+        qb_write_wrapped(stdout, 13, exit_codes[i].meaning);
     }
     printf("\nOptions and examples of a command: qbench help COMMAND\n");
 }
@@ -156,11 +175,12 @@ void qb_help_print_man(void)
     printf(".SH \"COMMON OPTIONS\"\n");
     for (size_t i = 0; i < qb_n_options; i++)
         if (qb_options[i].verbs == UINT32_MAX) print_man_option(&qb_options[i]);
+    printf(".SH \"EXIT STATUS\"\n");
+    for (size_t i = 0; i < QB_COUNT(exit_codes); i++) {
+        printf(".TP\n.B %d\n", exit_codes[i].code);
+        print_roff_line("", exit_codes[i].meaning);
+    }
     printf(
-        ".SH \"EXIT STATUS\"\n"
-        ".TP\n.B 0\ndone\n.TP\n.B 1\na gate's limit is broken\n.TP\n.B 2\nusage\n"
-        ".TP\n.B 3\nbad input file\n.TP\n.B 4\ndevice or memory\n"
-        ".TP\n.B 5\ninconclusive: the noise is too large to decide\n.TP\n.B 130\ninterrupted\n"
         ".PP\nAn error is one line on standard error: the object, the rule that was broken, what\n"
         "was found and what was expected. Nothing half-written stays under the final name.\n"
         ".SH ENVIRONMENT\n"

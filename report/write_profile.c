@@ -311,8 +311,7 @@ static void write_operation(const page *p, const qb_profile *profile, size_t i)
     if (op->scheme.measured) write_speed(p, &op->scheme);
     char us[QB_FORMAT_BYTES];
     if (!isnan(op->sampling_us))
-        say(p, "- ", "", 2,
-            "drawing a token from the logits takes the processor %s us, which is in no pass",
+        say(p, "- ", "", 2, "drawing a token takes the processor %s us, which is in no pass",
             qb_format_significant(op->sampling_us, us));
     write_phases(p, op);
     write_kernels(p, profile, &op->full);

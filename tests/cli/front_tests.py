@@ -72,6 +72,16 @@ def test_overview_names_every_verb(_):
         assert re.search(rb"^  %s +\w" % verb.encode(), done.out, re.M), verb
 
 
+def test_exit_codes_are_the_same_everywhere(_):
+    overview = expect(qbench("help")).out.decode().split("exit codes:\n")[1].split("\n\n")[0]
+    codes = dict(re.findall(r"^  (\d+) +(.*)$", re.sub(r"\n {13}", " ", overview), re.M))
+    assert list(codes) == ["0", "1", "2", "3", "4", "5", "130"], codes
+    page = (support.ROOT / "docs" / "README.md").read_text()
+    assert dict(re.findall(r"^\| (\d+) \| (.*) \|$", page, re.M)) == codes
+    man = expect(qbench("help", "--man")).out.decode().replace("\\-", "-").split("EXIT STATUS")[1]
+    assert all(f".B {code}\n{meaning}\n" in man for code, meaning in codes.items()), man
+
+
 def test_help_of_each_verb_has_two_examples(_):
     for verb in VERBS:
         done = expect(qbench("help", verb))

@@ -1,7 +1,9 @@
 """qbench compare and gate: exit codes, every output, models run by the gate itself, and regressions
-put in on purpose: a perturbed weight, a slower kernel, slower samples, a worse window."""
+put in on purpose: a perturbed weight, another rounding, a slower kernel, slower samples, a worse window."""
+import array
 import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -35,14 +37,26 @@ def edit(path, out, change):
     return out
 
 
-def scale_tensor(path, name, factor):
-    """One tensor's values (f32) of a safetensors file times a factor."""
+def change_tensors(path, choose, change):
+    """Values (f32) of the tensors of a safetensors file whose name and entry are chosen."""
     data = bytearray(path.read_bytes())
     n, = struct.unpack_from("<Q", data)
-    begin, end = json.loads(data[8:8 + n])[name]["data_offsets"]
-    values = struct.unpack_from(f"<{(end - begin) // 4}f", data, 8 + n + begin)
-    struct.pack_into(f"<{len(values)}f", data, 8 + n + begin, *(factor * x for x in values))
+    for name, entry in json.loads(data[8:8 + n]).items():
+        if name == "__metadata__" or not choose(name, entry):
+            continue
+        begin, end = (8 + n + at for at in entry["data_offsets"])
+        data[begin:end] = array.array("f", change(array.array("f", bytes(data[begin:end])))).tobytes()
     path.write_bytes(data)
+
+
+def scale_tensor(path, which, factor):
+    change_tensors(path, lambda name, _: name == which, lambda values: [factor * x for x in values])
+
+
+def round_down(values):
+    """To 8-bit codes of one scale, down in place of to the nearest: those that moderate rounds to again."""
+    scale = max(max(values), -min(values)) / 127
+    return [math.floor(x / scale) * scale for x in values]
 
 
 def slower(factor):
@@ -363,6 +377,20 @@ def test_gate_of_a_shipped_model(own):
     other = own / "other.bin"
     expect(qbench("convert", "--quiet", "--softmax", "softmax", "--name", "gpt2-8m-ours", model, other))
     assert b"broken     gpt2-8m-ours" in expect(qbench(*gate, other), 1).out
+
+
+def test_gate_catches_another_rounding(own):
+    """Codes of all blocks rounded down: 2 % of perplexity here, which a limit of 0.5 % must not let through."""
+    model, _ = shipped()
+    base = record(model, own / "base.json", "--scheme", "moderate", "--max-tokens", 4096, "--no-speed", "--no-fake")
+    folder = own / "gpt2-8m-ours"
+    expect(qbench("convert", "--quiet", "--dtype", "f32", model, own / "f32.bin"))
+    expect(qbench("convert", "--quiet", own / "f32.bin", f"{folder}/"))
+    gate = ["gate", "--quiet", "--baseline", base, "--max-ppl-delta", "0.5%"]
+    expect(qbench(*gate, folder))
+    change_tensors(folder / "model.safetensors", lambda name, entry: ".h." in name and len(entry["shape"]) == 2,
+                   round_down)
+    assert b"broken     gpt2-8m-ours, moderate: perplexity +" in expect(qbench(*gate, folder), 1).out
 
 
 def test_gate_step_of_the_action(own):

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -317,6 +318,13 @@ def test_table_joins_what_belongs_together(folder):
 
 def is_run(value):
     return isinstance(value, dict) and value.get("schema") == "qbench.run/1"
+
+
+def test_table_where_nothing_is_recorded(folder):
+    """Away from a checkout: what to give, not what could not be opened."""
+    done = subprocess.run([support.QBENCH, "table", "3"], cwd=folder, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2 and b"no RESULTS: found no folder results here" in done.stderr, done
 
 
 def test_table_refusals(folder):
