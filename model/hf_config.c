@@ -303,6 +303,9 @@ qb_status qb__hf_config_from_json(const json_t *root, qb_config *out)
         return QB_FAIL(QB_ERR_FORMAT, "found another kind of JSON, expected an object");
     const char *type = NULL;
     QB_TRY(qb_json_get_string(root, "model_type", &type));
+    if (!type && json_object_get(root, "optimizer"))
+        return QB_FAIL(QB_ERR_FORMAT, "found the configuration of a training run, expected a "
+                                      "model, such as best.bin of the same folder");
     if (!type)
         return QB_FAIL(QB_ERR_FORMAT, "key \"model_type\" is missing: found none, expected one");
     const json_t *own = json_object_get(root, "qbench");

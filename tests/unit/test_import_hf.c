@@ -150,6 +150,7 @@ static void configurations_are_refused_by_name(void **state)
     } bad[] = {
         {"[]", "object"},
         {"{}", "model_type"},
+        {"{\"name\":\"bb-1l\",\"optimizer\":\"adamw\"}", "best.bin"},
         {"{\"model_type\":\"mamba\"}", "mamba"},
         {"{\"model_type\":7}", "model_type"},
         {"{\"model_type\":\"llama\"}", "vocab_size"},
