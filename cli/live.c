@@ -105,6 +105,13 @@ qb_status qb_live_open(const qb_cli *cli, qb_live *live)
     return status == QB_OK ? QB_OK : qb_error_prefix(status, "--serve");
 }
 
+/* Which port was free has to be said even with --quiet. */
+static void print_address(const qb_cli *cli, unsigned port)
+{
+    if (qb_cli_flag(cli, "quiet") && qb_cli_size(cli, "serve")) return;
+    fprintf(stderr, "qbench: note: live page: http://127.0.0.1:%u/\n", port);
+}
+
 qb_status qb_live_start(const qb_cli *cli, qb_live *live, const char *folder, const char *name,
                         uint64_t n_steps)
 {
@@ -114,7 +121,7 @@ qb_status qb_live_start(const qb_cli *cli, qb_live *live, const char *folder, co
     live->run = (qb_live_run){live->name, (double)n_steps};
     qb_status status = qb_server_start(live->server, pages, QB_COUNT(pages), live);
     if (status != QB_OK) return qb_error_prefix(status, "--serve");
-    qb_cli_note(cli, "live page: http://127.0.0.1:%u/", qb_server_port(live->server));
+    print_address(cli, qb_server_port(live->server));
     return QB_OK;
 }
 

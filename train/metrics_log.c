@@ -229,7 +229,8 @@ qb_status qb_metrics_log_write(qb_metrics_log *log, const char *kind, uint64_t s
     if (at + 3 > sizeof line) return QB_FAIL(QB_ERR_UNSUPPORTED, "metrics: a line is too long");
     memcpy(line + at, "}\n", 3);
     QB_TRY(log_file_append(&log->jsonl, line, at + 2));
-    for (size_t i = 0; i < n && log->events.fd >= 0; i++) {
+    const bool drawn = log->events.fd >= 0 && strcmp(kind, "skip") != 0;
+    for (size_t i = 0; i < n && drawn; i++) {
         char tag[128];
         snprintf(tag, sizeof tag, "%s/%s", kind, metrics[i].name);
         if (isfinite(metrics[i].value))

@@ -27,7 +27,8 @@ typedef struct qb_metrics_log qb_metrics_log;
 qb_status qb_metrics_log_open(const char *folder, bool tensorboard, uint64_t metrics_bytes,
                               uint64_t events_bytes, qb_metrics_log **out);
 void qb_metrics_log_close(qb_metrics_log *log); /* accepts NULL */
-/* {"kind": "train", "step": 10, "loss": ...} as one line; "train/loss" in TensorBoard. */
+/* {"kind": "train", "step": 10, "loss": ...} as one line; "train/loss" in TensorBoard, whose curves
+ * have one point a step: not of kind "skip", which has a line for each part of the model. */
 qb_status qb_metrics_log_write(qb_metrics_log *log, const char *kind, uint64_t step,
                                const qb_metric *metrics, size_t n);
 /* Lengths of the two, all of it on disk; 0 for an absent one. */

@@ -16,8 +16,7 @@ import page_shots
 from support import Skip, expect, qbench, start
 from train_tests import TINY
 
-LONG = [word for word in TINY if word != "--quiet"] + ["--steps", "1000000", "--log-every", "2",
-                                                       "--save-every", "0", "--threads", "1"]
+LONG = [*TINY, "--steps", "1000000", "--log-every", "2", "--save-every", "0", "--threads", "1"]
 WITHOUT = "there is no libmicrohttpd here"
 
 
