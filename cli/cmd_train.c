@@ -225,7 +225,8 @@ static void print_start(const train *t)
         qb_cli_note(t->cli, "MFU is the share of %.3g TFLOP/s (%s)", t->peak.tflops,
                     t->peak.source);
     if (!t->data.valid && c->task == QB_TASK_TEXT)
-        qb_cli_note(t->cli, "%s: no validation shards (valid*.qbs), so nothing is evaluated",
+        qb_cli_note(t->cli,
+                    "%s: no validation shards (valid*.qbs, --valid), so nothing is evaluated",
                     c->data);
     if (!t->data.tokenizer && c->task == QB_TASK_TEXT)
         qb_cli_note(t->cli, "%s: no tokenizer.json, so the model gets no tokenizer", c->data);

@@ -3,6 +3,7 @@
 --preset bb-1l`: the same recipe, written apart.
 
     bench/peers/bb_torch.py --seed 42 --steps 1000 [--device cuda] [--batch 512] > record.json
+    bench/peers/bb_torch.py --d-model 64 --context 64 --batch 64 --device cpu      (minutes on a processor)
 
 Prints one line in the form of results/bb/runs.jsonl, with the figures of docs/training.md. The weights
 are those of torch.manual_seed(SEED), which `--init pytorch` draws too; the sequences are others. Needs
@@ -17,7 +18,6 @@ from torch import nn
 from torch.nn import functional as F
 
 COUNTS = pathlib.Path(__file__).parents[2] / "share" / "bb" / "tinyshakespeare-bigrams.tsv"
-T, D = 256, 256
 EVAL_STEPS = {round(m * 10 ** e) for e in range(1, 5) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)}
 
 
@@ -44,7 +44,7 @@ class Task:
             setattr(self, name, getattr(self, name).to(device))
         self.device = device
 
-    def draw(self, batch, generator):
+    def draw(self, batch, T, generator):
         chance = torch.rand(T, batch, 1, generator=generator, device=self.device)
         x = torch.full((T + 1, batch), self.bos, device=self.device)
         for t in range(T):
@@ -56,7 +56,7 @@ class Task:
 class Model(nn.Module):
     """Made in the publication's order, which is that of its random numbers."""
 
-    def __init__(self, vocab):
+    def __init__(self, vocab, T, D):
         super().__init__()
         self.token, self.position = nn.Embedding(vocab, D), nn.Embedding(T, D)
         self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
@@ -69,7 +69,7 @@ class Model(nn.Module):
         return x, self.norms[0](x)
 
     def scores(self, h):
-        return self.q(h) @ self.k(h).mT / D ** 0.5
+        return self.q(h) @ self.k(h).mT / h.shape[-1] ** 0.5
 
     def forward(self, tokens):
         """Logits, and the stream after the block."""
@@ -89,6 +89,7 @@ def evaluate(model, task, windows):
         total, n = sums.get(name, (0, 0))
         sums[name] = total + values.double().sum().item(), n + values.numel()
 
+    T = windows.shape[1] - 1
     seen = torch.ones(T, T, dtype=torch.bool, device=task.device).tril()
     between = seen.tril(-1) & (torch.arange(T, device=task.device) > 0)
     for tokens in windows[:, :-1].split(32):
@@ -118,8 +119,11 @@ def evaluate(model, task, windows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--data-seed", type=int, help="of the sequences (default: --seed)")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--d-model", type=int, default=256)
+    parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--windows", type=int, default=128, help="of an evaluation")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--counts", type=pathlib.Path, default=COUNTS)
@@ -127,13 +131,15 @@ def main():
     torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(args.seed)
     task = Task(args.counts, 3, args.device)
-    model = Model(task.vocab).to(args.device)
+    model = Model(task.vocab, args.context, args.d_model).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=1e-4)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    windows = task.draw(args.windows, torch.Generator(args.device).manual_seed(args.seed + 1))
+    data_seed = args.seed if args.data_seed is None else args.data_seed
+    generator = torch.Generator(args.device).manual_seed(data_seed)
+    windows = task.draw(args.windows, args.context,
+                        torch.Generator(args.device).manual_seed(data_seed + 1))
     evaluations, start = [], time.monotonic()
     for step in range(1, args.steps + 1):
-        x = task.draw(args.batch, generator)
+        x = task.draw(args.batch, args.context, generator)
         optimizer.zero_grad()
         F.cross_entropy(model(x[:, :-1])[0].flatten(0, 1), x[:, 1:].flatten()).backward()
         optimizer.step()
@@ -142,7 +148,7 @@ def main():
     name = torch.cuda.get_device_name() if args.device != "cpu" else "cpu"
     print(json.dumps({"name": f"torch-seed{args.seed}", "version": [f"torch {torch.__version__}"],
                       "machine": name, "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                      "seconds": round(time.monotonic() - start, 1), "batch": args.batch,
+                      "seconds": round(time.monotonic() - start, 1), "batch": args.batch, "data_seed": data_seed,
                       "evaluations": evaluations}))
 
 
