@@ -1,5 +1,6 @@
 /* kernels/gradient.c - the reference of gradient.h in plain C with sums in double, and its table.
  */
+#include "kernels/gelu_internal.h"
 #include "kernels/gradient_internal.h"
 
 #include <math.h>
@@ -25,14 +26,13 @@ void qb__norm_backward_ref(const qb_norm_shape *s, const float *x, const float *
     }
 }
 
-/* With s = 1 / (1 + e^-z), gelu = x s and z = 2 sqrt(2/pi) (x + 0.044715 x^3):
- * gelu' = s + x s (1 - s) z' */
+/* With s = 1 / (1 + e^-z): gelu = x s and gelu' = s + x s (1 - s) z' */
 void qb__gelu_tanh_backward_ref(const float *x, size_t n, float *d)
 {
-    const double c = 1.59576912160573071176, a = 0.044715;
+    const double a = QB__GELU_A, b = QB__GELU_B;
     for (size_t i = 0; i < n; i++) {
-        double v = x[i], s = 1 / (1 + exp(-c * (v + a * v * v * v)));
-        d[i] = (float)(d[i] * (s + v * s * (1 - s) * c * (1 + 3 * a * v * v)));
+        double v = x[i], s = 1 / (1 + exp(-a * (v + b * v * v * v)));
+        d[i] = (float)(d[i] * (s + v * s * (1 - s) * a * (1 + 3 * b * v * v)));
     }
 }
 

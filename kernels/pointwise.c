@@ -1,5 +1,6 @@
 /* kernels/pointwise.c - the reference of pointwise.h in plain C with sums in double, and its table.
  */
+#include "kernels/gelu_internal.h"
 #include "kernels/pointwise_internal.h"
 
 #include <math.h>
@@ -25,13 +26,11 @@ void qb__rmsnorm_ref(const float *x, size_t n, const float *gain, size_t gain_st
     for (size_t i = 0; i < n; i++) y[i] = (float)(x[i] * inverse * gain[i * gain_step]);
 }
 
-/* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel, arXiv:1606.08415) */
 void qb__gelu_tanh_ref(const float *x, size_t n, float *y)
 {
-    const double sqrt_2_over_pi = 0.79788456080286535588;
     for (size_t i = 0; i < n; i++) {
         double v = x[i];
-        y[i] = (float)(0.5 * v * (1 + tanh(sqrt_2_over_pi * (v + 0.044715 * v * v * v))));
+        y[i] = (float)(0.5 * v * (1 + tanh(QB__GELU_A / 2 * (v + QB__GELU_B * v * v * v))));
     }
 }
 

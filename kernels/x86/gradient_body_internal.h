@@ -74,13 +74,10 @@ void QB_ISA(qb__norm_backward)(const qb_norm_shape *norm, const float *x, const 
 
 void QB_ISA(qb__gelu_tanh_backward)(const float *x, size_t n, float *d)
 {
-    const vf c1 = vf_set(1.59576912160573071f), one = vf_set(1);
-    const vf c3 = vf_set(1.59576912160573071f * 0.044715f);
+    const vf one = vf_set(1);
     for (size_t i = 0; i < n; i += LANES) {
-        vf v = vf_load_n(x + i, n - i), v2 = vf_mul(v, v);
-        vf s = times_logistic(one, vf_mul(v, vf_fma(v2, c3, c1)));
-        vf slope = vf_fma(v2, vf_mul(vf_set(3), c3), c1); /* z' */
-        vf t = vf_mul(vf_mul(v, s), vf_mul(vf_sub(one, s), slope));
+        vf v = vf_load_n(x + i, n - i), s = times_logistic(one, gelu_z(v));
+        vf t = vf_mul(vf_mul(v, s), vf_mul(vf_sub(one, s), gelu_z_slope(v)));
         vf_store_n(d + i, vf_mul(vf_load_n(d + i, n - i), vf_add(s, t)), n - i);
     }
 }

@@ -30,14 +30,11 @@ void QB_ISA(qb__rmsnorm)(const float *x, size_t n, const float *gain, size_t gai
     }
 }
 
-/* 0.5 (1 + tanh(u)) = 1 / (1 + e^-2u), which does not cancel. */
 void QB_ISA(qb__gelu_tanh)(const float *x, size_t n, float *y)
 {
-    const vf c1 = vf_set(1.59576912160573071f), c3 = vf_set(1.59576912160573071f * 0.044715f);
     for (size_t i = 0; i < n; i += LANES) {
         vf v = vf_load_n(x + i, n - i);
-        vf z = vf_mul(v, vf_fma(vf_mul(v, v), c3, c1));
-        vf_store_n(y + i, times_logistic(v, z), n - i);
+        vf_store_n(y + i, times_logistic(v, gelu_z(v)), n - i);
     }
 }
 

@@ -9,6 +9,7 @@
 #ifndef QB_KERNELS_X86_VECTOR_MATH_INTERNAL_H
 #define QB_KERNELS_X86_VECTOR_MATH_INTERNAL_H
 
+#include "kernels/gelu_internal.h"
 #include "kernels/x86/vector_internal.h"
 
 /* e^x for x <= 88.72, -inf included; results below 2^-126 are denormal, or 0 with AVX2. */
@@ -38,6 +39,19 @@ QB_INLINE vf vf_exp(vf x)
 QB_INLINE vf times_logistic(vf x, vf z)
 {
     return vf_div(x, vf_add(vf_set(1), vf_exp(vf_sub(vf_set(0), z))));
+}
+
+/* z of kernels/gelu_internal.h (1), and its derivative. */
+QB_INLINE vf gelu_z(vf x)
+{
+    const vf a = vf_set((float)QB__GELU_A), ab = vf_set((float)QB__GELU_A * (float)QB__GELU_B);
+    return vf_mul(x, vf_fma(vf_mul(x, x), ab, a));
+}
+
+QB_INLINE vf gelu_z_slope(vf x)
+{
+    const vf a = vf_set((float)QB__GELU_A), ab = vf_set((float)QB__GELU_A * (float)QB__GELU_B);
+    return vf_fma(vf_mul(x, x), vf_mul(vf_set(3), ab), a);
 }
 
 #endif
