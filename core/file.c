@@ -84,6 +84,17 @@ bool qb_same_file(const char *a, const char *b)
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
+qb_status qb_file_begins_with(const char *path, const void *bytes, size_t n, bool *out)
+{
+    qb_file file;
+    *out = false;
+    if (qb_is_folder(path)) return QB_OK;
+    QB_TRY(qb_file_open(path, &file));
+    *out = file.bytes >= n && !memcmp(file.data, bytes, n);
+    qb_file_close(&file);
+    return QB_OK;
+}
+
 bool qb_ends_with(const char *text, const char *end)
 {
     size_t n = strlen(text), n_end = strlen(end);

@@ -35,6 +35,8 @@ void qb_file_forget(const qb_file *file, size_t offset, size_t bytes);
 bool qb_is_folder(const char *path);
 /* True where both names lead to one file, by links too. */
 bool qb_same_file(const char *a, const char *b);
+/* Whether the file starts with these bytes, its format's magic; false for a folder. */
+qb_status qb_file_begins_with(const char *path, const void *bytes, size_t n, bool *out);
 bool qb_ends_with(const char *text, const char *end); /* "model.gguf", ".gguf" */
 /* FOLDER/NAME, owned by the caller. */
 qb_status qb_path_join(const char *folder, const char *name, char **out);

@@ -175,20 +175,9 @@ qb_status qb_checkpoint_write(const char *folder, const qb_train_config *config,
 
 /* ---- reading ---- */
 
-static bool has_magic(const qb_file *file)
-{
-    return file->bytes >= sizeof(header) && !memcmp(file->data, QB_CHECKPOINT_MAGIC, 8);
-}
-
 qb_status qb_checkpoint_recognise(const char *path, bool *out)
 {
-    qb_file file;
-    *out = false;
-    if (qb_is_folder(path)) return QB_OK;
-    QB_TRY(qb_file_open(path, &file));
-    *out = has_magic(&file);
-    qb_file_close(&file);
-    return QB_OK;
+    return qb_file_begins_with(path, QB_CHECKPOINT_MAGIC, sizeof QB_CHECKPOINT_MAGIC, out);
 }
 
 /* Everything that the sizes promise lies inside the file; after this no sum can overflow. */
@@ -247,8 +236,12 @@ static qb_status read_json(const json_t *root, qb_checkpoint *out)
 static qb_status parse(const qb_file *file, qb_checkpoint *out)
 {
     header h;
-    if (!has_magic(file))
+    size_t n = sizeof QB_CHECKPOINT_MAGIC;
+    if (file->bytes < n || memcmp(file->data, QB_CHECKPOINT_MAGIC, n))
         return QB_FAIL(QB_ERR_FORMAT, "found other bytes, expected a checkpoint of qbench train");
+    if (file->bytes < sizeof h)
+        return QB_FAIL(QB_ERR_FORMAT, "size: found %zu bytes, expected at least %zu", file->bytes,
+                       sizeof h);
     memcpy(&h, file->data, sizeof h);
     QB_TRY(check_header(&h, file->bytes));
     QB_TRY(check_zeros(file, &h));

@@ -24,11 +24,6 @@ static bool is_hex(const char *text)
     return true;
 }
 
-static bool has_magic(const uint8_t *data, size_t bytes)
-{
-    return bytes >= 8 && !memcmp(data, QB_SHARD_MAGIC, 8);
-}
-
 static qb_status check_vocabulary(const qb_shard_header *h)
 {
     if (h->version != QB_SHARD_VERSION)
@@ -87,7 +82,8 @@ static qb_status check_documents(const qb_shard *s)
 
 static qb_status parse(const qb_file *file, qb_shard *s)
 {
-    if (!has_magic(file->data, file->bytes)) {
+    size_t n = sizeof QB_SHARD_MAGIC;
+    if (file->bytes < n || memcmp(file->data, QB_SHARD_MAGIC, n)) {
         const char *other = qb_file_looks_like(file->data, file->bytes);
         return QB_FAIL(QB_ERR_FORMAT, "found %s, expected a token shard (.qbs)",
                        other ? other : "other bytes");
@@ -123,13 +119,7 @@ qb_status qb_shard_open(const char *path, qb_shard *out)
 
 qb_status qb_shard_recognise(const char *path, bool *out)
 {
-    qb_file file;
-    *out = false;
-    if (qb_is_folder(path)) return QB_OK;
-    QB_TRY(qb_file_open(path, &file));
-    *out = has_magic(file.data, file.bytes);
-    qb_file_close(&file);
-    return QB_OK;
+    return qb_file_begins_with(path, QB_SHARD_MAGIC, sizeof QB_SHARD_MAGIC, out);
 }
 
 void qb_shard_close(qb_shard *s)
