@@ -13,8 +13,7 @@ const char *const qb_softmax_names[QB_SOFTMAX_COUNT] = {"softmax", "softmax1", "
                                                         "sink"};
 
 /* Of a clipped softmax without others (arXiv:2306.12929, table 1). */
-#define CLIP_GAMMA (-0.025)
-#define CLIP_ZETA 1.0
+#define SOFTMAX_DEFAULTS .softmax = QB_SOFTMAX, .softmax_gamma = -0.025, .softmax_zeta = 1.0
 
 /* The rope fields that a kind does not use keep harmless values, so that every row is complete. */
 #define ROPE_DEFAULTS                                                                              \
@@ -29,9 +28,7 @@ const qb_arch qb_archs[] = {
      .defaults = {.norm = QB_NORM_LAYERNORM,
                   .act = QB_ACT_GELU_TANH,
                   .pos = QB_POS_LEARNED,
-                  .softmax = QB_SOFTMAX,
-                  .softmax_gamma = CLIP_GAMMA,
-                  .softmax_zeta = CLIP_ZETA,
+                  SOFTMAX_DEFAULTS,
                   .attn_bias = true,
                   .mlp_bias = true,
                   .norm_bias = true,
@@ -44,9 +41,7 @@ const qb_arch qb_archs[] = {
      .defaults = {.norm = QB_NORM_RMSNORM,
                   .act = QB_ACT_SWIGLU,
                   .pos = QB_POS_ROPE,
-                  .softmax = QB_SOFTMAX,
-                  .softmax_gamma = CLIP_GAMMA,
-                  .softmax_zeta = CLIP_ZETA,
+                  SOFTMAX_DEFAULTS,
                   .norm_eps = 1e-6,
                   .rope = ROPE_DEFAULTS},
      .source = "Touvron et al. 2023, arXiv:2302.13971"},
@@ -54,9 +49,7 @@ const qb_arch qb_archs[] = {
      .defaults = {.norm = QB_NORM_LAYERNORM,
                   .act = QB_ACT_RELU,
                   .pos = QB_POS_LEARNED,
-                  .softmax = QB_SOFTMAX,
-                  .softmax_gamma = CLIP_GAMMA,
-                  .softmax_zeta = CLIP_ZETA,
+                  SOFTMAX_DEFAULTS,
                   .attn_bias = true,
                   .mlp_bias = true,
                   .norm_bias = true,

@@ -221,6 +221,13 @@ static void write_rule(size_t n, FILE *stream)
     fputc('\n', stream);
 }
 
+static void begin_table(const char *const *heads, size_t n, FILE *stream)
+{
+    fputc('\n', stream);
+    write_cells(heads, n, stream);
+    write_rule(n, stream);
+}
+
 static void write_layer_cells(const char *name, const json_t *layer, FILE *stream)
 {
     char text[QB_FORMAT_BYTES];
@@ -248,9 +255,7 @@ static void write_massive_table(const json_t *root, FILE *stream)
     json_t *m;
     const json_t *list = json_object_get(root, "massive");
     if (!json_array_size(list)) return;
-    fputc('\n', stream);
-    write_cells(heads, 5, stream);
-    write_rule(5, stream);
+    begin_table(heads, 5, stream);
     json_array_foreach(list, i, m)
     {
         char layer[32], channel[32], mean[QB_FORMAT_BYTES], deviation[QB_FORMAT_BYTES],
@@ -272,9 +277,7 @@ static void write_head_table(const json_t *root, FILE *stream)
     qb_head_spread found[LISTED_HEADS];
     size_t n = qb_head_spreads(json_object_get(root, "heads"), found, LISTED_HEADS);
     if (!n) return;
-    fputc('\n', stream);
-    write_cells(heads, 6, stream);
-    write_rule(6, stream);
+    begin_table(heads, 6, stream);
     for (size_t i = 0; i < n; i++) {
         char layer[32], head[32], least[QB_FORMAT_BYTES], most[QB_FORMAT_BYTES];
         snprintf(layer, sizeof layer, "%.0f", found[i].layer);
@@ -296,9 +299,7 @@ static void write_intervention_table(const json_t *root, FILE *stream)
     json_t *one;
     const json_t *list = json_object_get(root, "interventions");
     if (!json_array_size(list)) return;
-    fputc('\n', stream);
-    write_cells(heads, 4, stream);
-    write_rule(4, stream);
+    begin_table(heads, 4, stream);
     json_array_foreach(list, i, one)
     {
         char ppl[QB_FORMAT_BYTES], before[QB_FORMAT_BYTES], loss[QB_FORMAT_BYTES];
