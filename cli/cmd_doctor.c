@@ -132,6 +132,12 @@ static void check_gpu_rows(const qb_machine *m, check *c)
     check_rows(QB_KERNEL_CUDA, c);
 }
 
+#ifdef QB_WITH_CUDA
+enum { HAS_CUDA_ENGINE = 1 };
+#else
+enum { HAS_CUDA_ENGINE = 0 };
+#endif
+
 static void check_gpu(const qb_machine *m, check *c)
 {
     (void)m;
@@ -139,10 +145,9 @@ static void check_gpu(const qb_machine *m, check *c)
     qb_cuda_info info;
     if (why) {
         bool has_driver = !access("/proc/driver/nvidia/version", F_OK);
-        bool has_engine = strcmp(why, "this build has no CUDA engine") != 0;
         c->state = CHECK_NO;
         add(c, "%s", why);
-        if (has_driver && !has_engine)
+        if (has_driver && !HAS_CUDA_ENGINE)
             c->advice = "build with nvcc (make PRESET=cuda): an NVIDIA driver is here";
         else if (has_driver)
             c->advice = "look at nvidia-smi and the driver's version: an NVIDIA driver is here, "

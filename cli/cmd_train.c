@@ -25,12 +25,12 @@
 typedef struct train {
     const qb_cli *cli;
     qb_comm *comm;
-    bool resumed;
     qb_train_config config;
     qb_run_folder folder;
     qb_checkpoint from; /* file.path NULL = from the start */
     qb_run_data data;
-    char device[32];
+    char device[32]; /* "cpu", "cuda:1" */
+    bool on_cpu;
     qb_peak peak;
     bool header_printed;
     qb_live live;
@@ -110,7 +110,6 @@ static qb_status begin_resumed(train *t, const char *path)
         if (qb_cli_is_set(t->cli, others[i]))
             return QB_FAIL(QB_ERR_USAGE, "--%s: found together with --resume, expected one of them",
                            others[i]);
-    t->resumed = true;
     QB_TRY(find_checkpoint(t, path));
     QB_TRY(qb_train_config_resolve(&t->config, 0));
     qb_train_config stored = t->config;
@@ -153,7 +152,8 @@ static qb_status choose_device(train *t)
     const char *backend = qb_device_backend_name(&device);
     bool can = qb_trainer_has_device(backend) || strcmp(t->config.device, "auto");
     if (!can && is_root(t)) qb_cli_note(t->cli, "no GPU is used: this build cannot train on one");
-    if (!can || !strcmp(backend, "cpu"))
+    t->on_cpu = !can || !strcmp(backend, "cpu");
+    if (t->on_cpu)
         snprintf(t->device, sizeof t->device, "cpu");
     else
         snprintf(t->device, sizeof t->device, "%.20s:%d", backend, device.index);
@@ -168,7 +168,7 @@ typedef struct found {
 
 static qb_status check_alike(train *t)
 {
-    found own = {t->from.file.path ? t->from.state.step : UINT64_MAX, !strcmp(t->device, "cpu")};
+    found own = {t->from.file.path ? t->from.state.step : UINT64_MAX, t->on_cpu};
     found *all;
     size_t n = qb_comm_size(t->comm), r = 0;
     QB_TRY(QB_NEW(&all, n, "ranks"));
@@ -202,7 +202,7 @@ static void warn_if_long(const train *t)
     double peak = t->peak.tflops * 1e12 * (double)qb_comm_size(t->comm);
     double step_s = peak > 0 ? flops / peak : 0;
     double hours = step_s * (double)n_steps / 3600;
-    if (!strcmp(t->device, "cpu") && hours >= 2)
+    if (t->on_cpu && hours >= 2)
         qb_cli_note(t->cli,
                     "at that peak a step takes %.*f s and the run %.0f hours, at the least; "
                     "gpt2-1m is a preset for a processor",
@@ -220,7 +220,7 @@ static void print_start(const train *t)
                 qb_optimizers[c->optimizer].name, steps, c->batch, c->model.context, t->device);
     if (qb_comm_size(t->comm) > 1)
         qb_cli_note(t->cli, "%zu ranks, each with %s and its share of every step's windows",
-                    qb_comm_size(t->comm), strcmp(t->device, "cpu") ? "a GPU" : "its processors");
+                    qb_comm_size(t->comm), t->on_cpu ? "its processors" : "a GPU");
     if (t->peak.tflops > 0)
         qb_cli_note(t->cli, "MFU is the share of %.3g TFLOP/s (%s)", t->peak.tflops,
                     t->peak.source);

@@ -121,7 +121,6 @@ qb_status qb_cuda_info_get(int index, qb_cuda_info *out)
                           .minor = p.minor,
                           .n_sms = p.multiProcessorCount,
                           .memory_bytes = p.totalGlobalMem,
-                          .l2_bytes = (size_t)p.l2CacheSize,
                           .smem_bytes = p.sharedMemPerBlockOptin,
                           .runtime = CUDART_VERSION};
     snprintf(out->name, sizeof out->name, "%.63s", p.name);

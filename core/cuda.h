@@ -25,9 +25,9 @@ typedef struct qb_cuda_info {
     char name[64];
     int major, minor; /* compute capability */
     int n_sms;
-    size_t memory_bytes, l2_bytes, smem_bytes; /* smem: most shared memory a block */
-    int driver, runtime;                       /* 13000 = 13.0; 0 = none */
-    char pci[32];                              /* "0000:06:00.0" */
+    size_t memory_bytes, smem_bytes; /* smem: most shared memory a block */
+    int driver, runtime;             /* 13000 = 13.0; 0 = none */
+    char pci[32];                    /* "0000:06:00.0" */
 } qb_cuda_info;
 
 /* GPUs that the driver shows; 0 without CUDA or without a driver. */
