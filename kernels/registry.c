@@ -20,6 +20,7 @@
 #include "kernels/gradient.h"
 #include "kernels/pointwise.h"
 #include "kernels/quantize.h"
+#include "kernels/reflections.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -55,6 +56,8 @@ const qb_kernel_op qb_kernel_ops[] = {
     {"gemm_f32", "f32 matrix product", {CPU(gemm_f32), NONE}},
     {"attention", "causal attention over a KV cache", {CPU(attention), CUDA(attention)}},
     {"gradient", "backward passes of norms, activations and softmax", {CPU(gradient), NONE}},
+    {"reflections", "products of Householder reflections, for OrthoAdam's bases",
+        {CPU(reflections), NONE}},
     {"pointwise", "norms, activations, rotary positions, statistics of logits",
         {CPU(pointwise), CUDA(pointwise)}},
 #ifdef QB_WITH_CUDA

@@ -3,49 +3,12 @@
 
 #include "core/memory.h"
 #include "core/rng.h"
+#include "kernels/reflections.h"
 
 #include <math.h>
 #include <string.h>
 
 const char *const qb_rotation_names[QB_ROTATION_COUNT] = {"haar", "block", "hadamard"};
-
-static double dot(const double *a, const double *b, size_t n)
-{
-    double sum[4] = {0}; /* four chains, which the processor works on side by side */
-    size_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (size_t j = 0; j < 4; j++) sum[j] += a[i + j] * b[i + j];
-    for (; i < n; i++) sum[0] += a[i] * b[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-}
-
-/* y -= s x */
-static void subtract(double *y, const double *x, double s, size_t n)
-{
-    for (size_t i = 0; i < n; i++) y[i] -= s * x[i];
-}
-
-/* Reflections I - 2 v v^T that are applied to a column while it is in the first cache level. */
-enum { REFLECTIONS = 32 };
-
-/* The k-th reflection of the QR decomposition of a, whose column j is a + j n: v, of norm 1,
- * replaces column k from its diagonal down. Returns the diagonal element of R. */
-static double make_reflection(double *a, size_t k, size_t n)
-{
-    double *v = a + k * n + k;
-    size_t left = n - k;
-    double size = sqrt(dot(v, v, left)), diagonal = v[0] > 0 ? -size : size;
-    v[0] -= diagonal;
-    double norm = sqrt(dot(v, v, left));
-    for (size_t i = 0; i < left; i++) v[i] = norm > 0 ? v[i] / norm : 0;
-    return diagonal;
-}
-
-static void reflect(const double *a, size_t k, size_t n, double *column)
-{
-    const double *v = a + k * n + k;
-    subtract(column + k, v, 2 * dot(v, column + k, n - k), n - k);
-}
 
 static void draw(uint64_t seed, uint64_t stream, uint64_t first, size_t n_elems, double *a)
 {
@@ -57,26 +20,123 @@ static void draw(uint64_t seed, uint64_t stream, uint64_t first, size_t n_elems,
     }
 }
 
-/* Haar-distributed Q (n, n), by columns, from the numbers [first, first + n n) of the stream.
- * Q = H_0 ... H_(n-1) diag(sign R). */
-static void fill_haar(uint64_t seed, uint64_t stream, uint64_t first, size_t n, double *a,
-                      double *q)
+/* ---- Haar: Q = H_0 ... H_(n-1) diag(sign R) of the QR decomposition of a Gaussian matrix ----
+ *
+ * Panels of PANEL reflections are made one after the other; what comes behind a panel has all of
+ * it at once. Columns are padded to whole units of lanes, and so that those of a panel do not fall
+ * into the same sets of a cache. */
+enum { PANEL = QB_REFLECTIONS };
+
+typedef struct haar_qr {
+    size_t n, stride; /* elements from one column to the next */
+    double *a;        /* (n rounded up to PANEL, stride); from its diagonal down column k becomes
+                       * v of H_k = I - 2 v v^T, |v| = 1 */
+    double *q;        /* (n, stride) by columns */
+    double *t;        /* (panels, PANEL, PANEL) T^T of each, see reflections.h */
+    const qb_reflections_row *row;
+} haar_qr;
+
+static size_t haar_columns(size_t n)
 {
-    draw(seed, stream, first, n * n, a);
-    memset(q, 0, n * n * sizeof *q);
-    for (size_t k0 = 0; k0 < n; k0 += REFLECTIONS) {
-        size_t k1 = k0 + REFLECTIONS < n ? k0 + REFLECTIONS : n;
-        for (size_t j = k0; j < n; j++) {
-            for (size_t k = k0; k < k1 && k < j; k++) reflect(a, k, n, a + j * n);
-            if (j < k1) q[j * n + j] = make_reflection(a, j, n) < 0 ? -1 : 1;
-        }
+    return qb_round_up(n, PANEL);
+}
+
+static size_t haar_stride(size_t n)
+{
+    return qb_round_up(n, QB_REFLECTION_LANES) + QB_REFLECTION_LANES;
+}
+
+static size_t haar_elems(size_t n)
+{
+    return haar_columns(n) * (2 * haar_stride(n) + PANEL);
+}
+
+static haar_qr haar_begin(size_t n, double *scratch)
+{
+    const size_t columns = haar_columns(n), stride = haar_stride(n);
+    memset(scratch, 0, haar_elems(n) * sizeof *scratch);
+    return (haar_qr){.n = n,
+                     .stride = stride,
+                     .a = scratch,
+                     .q = scratch + columns * stride,
+                     .t = scratch + 2 * columns * stride,
+                     .row = QB_KERNEL_PICK(qb_reflections_kernels)};
+}
+
+/* The panel whose first column is k0, on elements k0 and after. */
+static qb_reflections panel_at(const haar_qr *h, size_t k0)
+{
+    return (qb_reflections){.n = h->stride - QB_REFLECTION_LANES - k0,
+                            .v = h->a + k0 * h->stride + k0,
+                            .stride = h->stride,
+                            .t = h->t + k0 * PANEL};
+}
+
+static double norm_of(const double *x, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sqrt(sum);
+}
+
+/* Column k, which has all reflections before it, gives the k-th; returns the diagonal element of R,
+ * *found is whether there is one to reflect with. */
+static double make_reflection(const haar_qr *h, size_t k0, size_t k, bool *found)
+{
+    double *column = h->a + k * h->stride, *v = column + k;
+    const size_t left = h->n - k;
+    const double size = norm_of(v, left), diagonal = v[0] > 0 ? -size : size;
+    for (size_t i = k0; i < k; i++) column[i] = 0; /* R's, which nobody reads */
+    v[0] -= diagonal;
+    const double norm = norm_of(v, left);
+    for (size_t i = 0; i < left; i++) v[i] = norm > 0 ? v[i] / norm : 0;
+    *found = norm > 0;
+    return diagonal;
+}
+
+/* T's next column: I - V T V^T, times H = I - 2 v v^T, has 2 at its end and -2 T V^T v above. */
+static void extend(const haar_qr *h, const qb_reflections *panel, size_t k0, size_t k)
+{
+    double w[PANEL], *t = h->t + k0 * PANEL;
+    const size_t new = k - k0;
+    h->row->dots(panel, h->a + k * h->stride + k0, w);
+    t[new *PANEL + new] = 2;
+    for (size_t i = 0; i < new; i++)
+        for (size_t j = i; j < new; j++) t[new *PANEL + i] -= 2 * t[j * PANEL + i] * w[j];
+}
+
+static void factor_panel(const haar_qr *h, size_t k0)
+{
+    const qb_reflections panel = panel_at(h, k0);
+    const size_t k1 = k0 + PANEL < h->n ? k0 + PANEL : h->n;
+    for (size_t k = k0; k < k1; k++) {
+        bool found;
+        h->row->apply(&panel, h->a + k * h->stride + k0, h->stride, 1);
+        h->q[k * h->stride + k] = make_reflection(h, k0, k, &found) < 0 ? -1 : 1;
+        if (found) extend(h, &panel, k0, k);
     }
-    for (size_t k1 = n; k1 > 0;) {
-        size_t k0 = (k1 - 1) / REFLECTIONS * REFLECTIONS;
-        for (size_t j = k0; j < n; j++)
-            for (size_t k = j < k1 ? j + 1 : k1; k-- > k0;) reflect(a, k, n, q + j * n);
-        k1 = k0;
-    }
+    h->row->apply(&panel, h->a + k1 * h->stride + k0, h->stride, h->n - k1);
+}
+
+/* Q's columns before k0 are still those of I, which the panel leaves. */
+static void reflect_q(const haar_qr *h, size_t k0)
+{
+    double t[PANEL * PANEL];
+    qb_reflections panel = panel_at(h, k0);
+    for (size_t i = 0; i < PANEL; i++)
+        for (size_t j = 0; j < PANEL; j++) t[i * PANEL + j] = panel.t[j * PANEL + i];
+    panel.t = t;
+    h->row->apply(&panel, h->q + k0 * h->stride + k0, h->stride, h->n - k0);
+}
+
+/* From the numbers [first, first + n n) of the stream. */
+static haar_qr fill_haar(uint64_t seed, uint64_t stream, uint64_t first, size_t n, double *scratch)
+{
+    const haar_qr h = haar_begin(n, scratch);
+    for (size_t j = 0; j < n; j++) draw(seed, stream, first + j * n, n, h.a + j * h.stride);
+    for (size_t k0 = 0; k0 < n; k0 += PANEL) factor_panel(&h, k0);
+    for (size_t k1 = haar_columns(n); k1 > 0; k1 -= PANEL) reflect_q(&h, k1 - PANEL);
+    return h;
 }
 
 /* Haar blocks along the diagonal of q (n, n), each of block_elems, the last maybe less. */
@@ -86,11 +146,10 @@ static void fill_blocks(uint64_t seed, uint64_t stream, size_t n, size_t block_e
     uint64_t first = 0;
     for (size_t b = 0; b < n; b += block_elems) {
         size_t size = n - b < block_elems ? n - b : block_elems;
-        double *a = scratch, *block = scratch + size * size;
-        fill_haar(seed, stream, first, size, a, block);
+        const haar_qr h = fill_haar(seed, stream, first, size, scratch);
         first += size * size;
         for (size_t i = 0; i < size; i++)
-            for (size_t j = 0; j < size; j++) q[(b + i) * n + b + j] = (float)block[j * size + i];
+            for (size_t j = 0; j < size; j++) q[(b + i) * n + b + j] = (float)h.q[j * h.stride + i];
     }
 }
 
@@ -111,7 +170,7 @@ static float sign_of(uint64_t seed, uint64_t stream, size_t i)
 static qb_status fill_odd(uint64_t seed, uint64_t stream, size_t odd, float *haar)
 {
     double *scratch;
-    QB_TRY(QB_NEW(&scratch, 2 * odd * odd, "rotation"));
+    QB_TRY(QB_NEW(&scratch, haar_elems(odd), "rotation"));
     fill_blocks(seed, stream, odd, odd, scratch, haar);
     qb_free(scratch);
     return QB_OK;
@@ -231,7 +290,7 @@ qb_status qb_rotation_fill(const qb_rotation *rotation, const qb_param *param, s
         return QB_OK;
     }
     double *scratch;
-    QB_TRY(QB_NEW(&scratch, 2 * size * size, "rotation"));
+    QB_TRY(QB_NEW(&scratch, haar_elems(size), "rotation"));
     memset(q, 0, n * n * sizeof *q);
     fill_blocks(rotation->seed, stream_of(param, axis), n, size, scratch, q);
     qb_free(scratch);

@@ -54,48 +54,66 @@ static qb_status check_options(const qb_config *config, const qb_trainer_options
     return QB_OK;
 }
 
-typedef struct fill_call {
-    qb_trainer *t;
-    size_t first; /* parameter */
-    size_t axis;
-    float *bases[16];
-    qb_status statuses[16];
-} fill_call;
+/* Bases to work out: as many at a time as there are threads, since each takes memory for a few
+ * matrices of its size, and norms' gains between them would leave threads without one. */
+typedef struct basis {
+    size_t param, axis;
+    float *q;
+    qb_status status;
+} basis;
+typedef struct bases {
+    const qb_trainer *t;
+    size_t n;
+    basis *list;
+} bases;
+
+static size_t basis_elems(const qb_trainer *t, size_t param, size_t axis)
+{
+    const qb_param *p = &t->params.list[param];
+    return qb_train_owns(&t->share, p) ? qb_rotation_axis_elems(&t->options.rotation, p, axis) : 0;
+}
 
 static void fill_task(void *context, size_t i, size_t thread_idx)
 {
     (void)thread_idx;
-    fill_call *c = context;
-    const qb_param *p = &c->t->params.list[c->first + i];
-    c->statuses[i] = QB_OK;
-    if (!qb_train_owns(&c->t->share, p)) return;
-    const qb_rotation *rotation = &c->t->options.rotation;
-    size_t n = qb_rotation_axis_elems(rotation, p, c->axis);
-    if (!n) return;
-    c->statuses[i] = QB_NEW(&c->bases[i], n * n, "basis");
-    if (c->statuses[i] == QB_OK)
-        c->statuses[i] = qb_rotation_fill(rotation, p, c->axis, n, c->bases[i]);
+    const qb_trainer *t = ((const bases *)context)->t;
+    basis *b = &((const bases *)context)->list[i];
+    const size_t n = basis_elems(t, b->param, b->axis);
+    b->status = QB_NEW(&b->q, n * n, "basis");
+    if (b->status == QB_OK)
+        b->status =
+            qb_rotation_fill(&t->options.rotation, &t->params.list[b->param], b->axis, n, b->q);
 }
 
-/* Bases are worked out some parameters at a time, on all threads. */
-static qb_status fill_bases(qb_trainer *t, qb_pool *pool)
+static qb_status fill_and_set(qb_trainer *t, bases *some, qb_pool *pool)
 {
     qb_status status = QB_OK;
-    for (size_t axis = 0; axis < 2; axis++)
-        for (size_t first = 0; status == QB_OK && first < t->params.n; first += 16) {
-            fill_call call = {.t = t, .first = first, .axis = axis};
-            size_t n = t->params.n - first < 16 ? t->params.n - first : 16;
-            qb_parallel_for(pool, n, fill_task, &call);
-            for (size_t i = 0; i < n; i++) {
-                if (status == QB_OK && call.statuses[i] != QB_OK)
-                    status = QB_FAIL(call.statuses[i], "bases of OrthoAdam: %s",
-                                     qb_status_text(call.statuses[i]));
-                if (status == QB_OK && call.bases[i])
-                    status = t->ops->set_rotation(t->device, &t->params.list[first + i], axis,
-                                                  call.bases[i]);
-                qb_free(call.bases[i]);
-            }
-        }
+    qb_parallel_for(pool, some->n, fill_task, some);
+    for (size_t i = 0; i < some->n; i++) {
+        const basis *b = &some->list[i];
+        if (status == QB_OK && b->status != QB_OK)
+            status = QB_FAIL(b->status, "bases of OrthoAdam: %s", qb_status_text(b->status));
+        if (status == QB_OK)
+            status = t->ops->set_rotation(t->device, &t->params.list[b->param], b->axis, b->q);
+        qb_free(b->q);
+    }
+    some->n = 0;
+    return status;
+}
+
+static qb_status fill_bases(qb_trainer *t, qb_pool *pool)
+{
+    const size_t at_once = qb_pool_n_threads(pool);
+    bases some = {.t = t};
+    QB_TRY(QB_NEW(&some.list, at_once, "bases"));
+    qb_status status = QB_OK;
+    for (size_t i = 0; status == QB_OK && i < 2 * t->params.n; i++) {
+        if (!basis_elems(t, i / 2, i % 2)) continue;
+        some.list[some.n++] = (basis){.param = i / 2, .axis = i % 2};
+        if (some.n == at_once) status = fill_and_set(t, &some, pool);
+    }
+    if (status == QB_OK) status = fill_and_set(t, &some, pool);
+    qb_free(some.list);
     return status;
 }
 

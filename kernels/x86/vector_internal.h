@@ -145,6 +145,14 @@ QB_INLINE vd vd_set(double x)
 {
     return _mm512_set1_pd(x);
 }
+QB_INLINE vd vd_load(const double *p)
+{
+    return _mm512_loadu_pd(p);
+}
+QB_INLINE void vd_store(double *p, vd x)
+{
+    _mm512_storeu_pd(p, x);
+}
 QB_INLINE vd vd_low(vf x) /* the first LANES / 2 lanes, exactly */
 {
     return _mm512_cvtps_pd(_mm512_castps512_ps256(x));
@@ -306,6 +314,14 @@ QB_INLINE vd vd_zero(void)
 QB_INLINE vd vd_set(double x)
 {
     return _mm256_set1_pd(x);
+}
+QB_INLINE vd vd_load(const double *p)
+{
+    return _mm256_loadu_pd(p);
+}
+QB_INLINE void vd_store(double *p, vd x)
+{
+    _mm256_storeu_pd(p, x);
 }
 QB_INLINE vd vd_low(vf x)
 {

@@ -112,6 +112,29 @@ static void bases_depend_on_their_recipe_alone(void **state)
     }
 }
 
+/* What reflections one after the other, in plain C, gave: a run that is resumed needs the same. */
+static void haar_stays_what_it_was(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t n;
+        double first, middle, last;
+    } known[] = {{1, -1, -1, -1},
+                 {3, -0.892794192, 0.859422326, 0.965781093},
+                 {10, -0.569901228, -0.143786788, -0.0915857553},
+                 {33, -0.273057669, 0.328320593, -0.123040542},
+                 {96, -0.14728114, 0.071383737, -0.0133402748},
+                 {130, -0.124725208, -0.0598247312, -0.14360413}};
+    for (size_t i = 0; i < QB_COUNT(known); i++) {
+        const size_t n = known[i].n;
+        float *q = basis((qb_rotation){.seed = 9}, &some_param, 1, n);
+        assert_true(fabs((double)q[0] - known[i].first) < 1e-7);
+        assert_true(fabs((double)q[n * n / 2] - known[i].middle) < 1e-7);
+        assert_true(fabs((double)q[n * n - 1] - known[i].last) < 1e-7);
+        qb_free(q);
+    }
+}
+
 /* Without the signs of R's diagonal, a Householder Q has q[0][0] of one sign. An entry of a Haar
  * matrix has mean 0 and variance 1 / n. */
 static void haar_is_unbiased(void **state)
@@ -189,6 +212,7 @@ int main(void)
         cmocka_unit_test(rules_follow_their_formulas),
         cmocka_unit_test(bases_are_orthogonal),
         cmocka_unit_test(bases_depend_on_their_recipe_alone),
+        cmocka_unit_test(haar_stays_what_it_was),
         cmocka_unit_test(haar_is_unbiased),
         cmocka_unit_test(shapes_of_blocks_and_hadamard),
         cmocka_unit_test(hadamard_is_fast_and_the_same),
