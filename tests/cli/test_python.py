@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The Python package: its wheel is built without a network, installed, and says what the program
-says. Usage: test_python.py [BUILD]. Standard library only; with numpy its arrays are tested too."""
+says. Usage: test_python.py [BUILD]. Standard library only; with numpy its arrays are tested too, with
+safetensors what both write. $QB_TEST_SITE: a folder that they are installed in, beside the system's."""
 import array
 import importlib
 import json
@@ -17,10 +18,12 @@ BUILD = ROOT / "build"
 MODEL = ROOT / "share" / "models" / "gpt2-8m-ours.bin"
 TEXT = (ROOT / "share" / "text" / "eval.txt").read_text()[:6000]
 OFFLINE = ["--quiet", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+sys.path[:0] = filter(None, [os.environ.get("QB_TEST_SITE")])
 try:
     import numpy
-except ImportError:
-    numpy = None
+    import safetensors.numpy
+except ImportError as error:
+    numpy, MISSING = None, f"{error.name} is not installed"
 
 
 def setUpModule():
@@ -113,12 +116,26 @@ class Package(unittest.TestCase):
 
     def test_logits_with_numpy(self):
         if numpy is None:
-            self.skipTest("numpy is not installed")
+            self.skipTest(MISSING)
         ids = numpy.array(self.model.tokenize(TEXT)[:10]).reshape(2, 5)
         got = qbench.logits(self.model, ids, device="cpu")
         self.assertIsInstance(got, numpy.ndarray)
         same = qbench.logits(self.model, ids.tolist(), device="cpu")
         self.assertTrue((got == same).all() and numpy.isfinite(got).all())
+
+    def test_logits_through_safetensors(self):
+        """Tokens that the reference library wrote, logits of the program that it reads."""
+        if numpy is None:
+            self.skipTest(MISSING)
+        ids = numpy.array(self.model.tokenize(TEXT)[:12], dtype=numpy.int32).reshape(2, 6)
+        files = self.folder / "ids.safetensors", self.folder / "logits.safetensors"
+        safetensors.numpy.save_file({"tokens": ids}, files[0])
+        program("logits", "--quiet", "--device", "cpu", "--scheme", "fine", "--tokens", files[0], "--out", files[1],
+                MODEL)
+        read = safetensors.numpy.load_file(files[1])["logits"]
+        got = qbench.logits(self.model, ids, scheme="fine", device="cpu")
+        self.assertEqual((read.dtype, read.shape), (numpy.float32, (2, 6, 8192)))
+        self.assertTrue((read == got).all())
 
     def test_errors(self):
         with self.assertRaisesRegex(qbench.Error, "found nosuch|found 'nosuch'") as raised:
