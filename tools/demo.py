@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """make demo: what training did to two models, on one screen.
 
-    tools/demo.py [--qbench build/qbench] [--no-speed] [VANILLA OURS] [-- more flags for quality]
+    tools/demo.py [--qbench build/qbench] [--page FILE] [--no-speed] [VANILLA OURS] [-- more flags for quality]
 
 Runs `qbench --scheme all` on a pair of models that were trained alike but for softmax-1 and
 OrthoAdam (default: those in share/models), over the built-in text, and prints what Table 3 of
-arXiv:2410.17174 has: full precision, and what each scheme adds to the perplexity, side by side.
+arXiv:2410.17174 has: full precision, and what each scheme adds to the perplexity, side by side. The figures
+and the curves of the training stand on a page, too (`qbench report`; default: demo.html beside the program).
 Needs no network. Exit code: that of qbench. Standard library only."""
 import argparse
 import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -67,8 +69,8 @@ def introduce(pair):
         say(f"    {which:8} {report.trained_with(model['training'])}")
 
 
-def measure(program, models, flags):
-    """[{scheme: R}], one a model."""
+def measure(program, models, flags, keep):
+    """[{scheme: R}], one a model; the record stays in the file `keep`."""
     command = [*flags, *map(called, models)]
     say(textwrap.fill(" ".join([called(program), *command]), 78, initial_indent="demo: ",
                       subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)[6:])
@@ -76,7 +78,18 @@ def measure(program, models, flags):
                           check=False)
     if done.returncode:
         sys.exit(done.returncode)
+    keep.write_bytes(done.stdout)
     return report.split_models(json.loads(done.stdout))
+
+
+def write_page(program, page, records, models):
+    """With the curves of the trainings that lie beside the models."""
+    curves = [path for path in (model.with_suffix(".metrics.jsonl") for model in models) if path.exists()]
+    done = subprocess.run([program.resolve(), "report", "--quiet", *records, *curves, "-o", page,
+                           "--title", "What training does to quantisation"], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    say(f"the page of it, for a browser: {called(page.resolve())}")
 
 
 # ---- the screen ----
@@ -137,6 +150,7 @@ def speed_rows(schemes):
 def main():
     parser = argparse.ArgumentParser(description="compares the shipped pair of models")
     parser.add_argument("--qbench", type=pathlib.Path, default=report.ROOT / "build" / "qbench")
+    parser.add_argument("--page", type=pathlib.Path, metavar="FILE", help="where the page goes")
     parser.add_argument("--no-speed", action="store_true", help="measure quality only")
     parser.add_argument("models", nargs="*", type=pathlib.Path, metavar="VANILLA OURS")
     words, flags = sys.argv[1:], []
@@ -147,10 +161,16 @@ def main():
     if len(paths) != 2:
         parser.error(f"found {len(paths)} models, expected two: VANILLA OURS")
     check(args.qbench, paths)
+    with tempfile.TemporaryDirectory(prefix="qbench-demo-") as folder:
+        show(args, paths, flags, pathlib.Path(folder))
+
+
+def show(args, paths, flags, folder):
     start = time.monotonic()
     models = [inspect(args.qbench, path) for path in paths]
     introduce(models)
-    pair = measure(args.qbench, paths, [*QUALITY, *flags])
+    records = [folder / "quality.json"]
+    pair = measure(args.qbench, paths, [*QUALITY, *flags], records[0])
     one = report.first(pair[0])
     print(f"\n{heading(one)}\n")
     print_table(quality_rows(pair, models))
@@ -159,12 +179,14 @@ def main():
               "Gaussian, large where few channels hold outliers.\n")
     sys.stdout.flush()
     if not args.no_speed:
-        (ours,) = measure(args.qbench, paths[1:], SPEED)
+        records.append(folder / "speed.json")
+        (ours,) = measure(args.qbench, paths[1:], SPEED, records[1])
         one = report.first(ours)
         print(f"Speed of ours ({one['environment']['device']}; prefill of {one['speed']['context']} tokens, "
               f"decode after {one['speed']['decode_after']}; × full precision)\n")
         print_table(speed_rows(ours))
     print(textwrap.fill(report.conclusion(pair), 80))
+    write_page(args.qbench, args.page or args.qbench.resolve().parent / "demo.html", records, paths)
     say(f"{time.monotonic() - start:.0f} s. One model, every detail:\n"
         f"    {called(args.qbench)} --scheme all {called(paths[1])}")
 

@@ -77,7 +77,7 @@ def test_pair_from_texts_to_card(folder):
     script("tools/model_card.py", "--check", out)
     card = (out / "README.md").read_text()
     assert "None" not in card and "fiction 60 %, news 40 %" in card and "CC BY-NC 4.0" in card, card
-    check_demo(script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed",
+    check_demo(script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed", "--page", folder / "demo.html",
                       *(out / report.file_of(w) for w in report.PAIR), "--", "--max-tokens", "300"))
     results = out / "results-valid.json"
     changed = json.loads(results.read_text())
@@ -215,10 +215,17 @@ def test_shipped_models_measure_as_recorded(folder):
     assert report.penalty_ratio(now, "coarse") >= report.LEAST_RATIO
 
 
-def test_shipped_pair_in_the_demo(_):
+def test_shipped_pair_in_the_demo(folder):
+    """The screen, and the page that it names: penalties of both models and the curves beside them."""
     shipped()
-    done = script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed", "--", "--max-tokens", "2056")
+    page = folder / "demo.html"
+    done = script("tools/demo.py", "--qbench", support.QBENCH, "--no-speed", "--page", page, "--", "--max-tokens",
+                  "2056")
     check_demo(done)
+    text = page.read_text()
+    assert f"for a browser: {page}" in done.stderr and "<script" not in text, done.stderr
+    assert all(words in text for words in ("What training does to quantisation", "gpt2-8m-vanilla", "gpt2-8m-ours",
+                                           "Penalty of each scheme</h2>", "Training</h2>")), text[:2000]
     assert re.search(r"coarse costs .* less;\s", done.stdout, re.S), done.stdout
     # a fifth of the text: the whole and the speed take about 45 s of processor time then
     assert done.cpu_s < 20, done
