@@ -136,9 +136,14 @@ static void a_profile_runs_and_adds_up(void **state)
             for (size_t e = 0; e < 2; e++) {
                 double us = 0;
                 for (size_t i = 0; i < seen[e].n_spans; i++) us += seen[e].spans[i].typical_us;
-                print_message("%s, %zu sequences: %zu spans, %zu slices, %.1f us\n",
+                qb_timing pass; /* beside its phases, which its stamps lengthened */
+                QB_CHECK_OK(qb_samples_summarize(&seen[e].undisturbed, &pass));
+                print_message("%s, %zu sequences: %zu spans, %zu slices, %.1f us of %.1f; the "
+                              "timeline adds %.1f %%, %.2f us a stamp\n",
                               decode ? "decode" : "prefill", batch, seen[e].n_spans,
-                              seen[e].n_slices, us);
+                              seen[e].n_slices, us, 1e3 * pass.p50_ms, 100 * seen[e].overhead,
+                              seen[e].stamp_us);
+                assert_true(seen[e].stamp_us >= 0 && seen[e].n_stamps >= seen[e].n_slices);
                 assert_true(seen[e].n_spans > 0 && us > 0);
                 qb_profiled_deinit(&seen[e]);
                 qb_engine_destroy(engines[e]);
