@@ -128,8 +128,9 @@ the expectation of that, {TRUTH} nats: 512 windows' own differs by 0.005 from on
 ## Seeds
 
 Nothing needs the values of the triggers either, whose next token is a copy of the one before: which of
-them and `<s>` become the place for attention that has nothing to do is decided by the initial weights.
-Seed 42 begins with the publication's (`init` pytorch draws PyTorch's own numbers).
+them and `<s>` become the place for attention that has nothing to do is decided by the initial weights, for
+each kind of token apart (first_key.txt). Seed 42 is the publication's, and `init` pytorch draws PyTorch's
+own numbers.
 
 {seeds(everything, peers)}
 ## With parts left out

@@ -30,6 +30,7 @@ class Task:
         unigram = torch.tensor([float(row[1]) for row in rows], dtype=torch.float64)
         pairs = torch.tensor([[float(n) for n in row[2:]] for row in rows], dtype=torch.float64)
         n = len(rows)
+        self.names = [chr(int(row[0])) for row in rows]
         self.bos, self.vocab = n, n + 2  # one token is never drawn
         self.truth = torch.zeros(self.vocab, self.vocab, dtype=torch.float64)
         self.truth[:n, :n] = pairs / pairs.sum(1, keepdim=True)
@@ -71,6 +72,13 @@ class Model(nn.Module):
     def scores(self, h):
         return self.q(h) @ self.k(h).mT / h.shape[-1] ** 0.5
 
+    def weights(self, tokens):
+        """Of attention (B, T, T), the scores they are made of, and their input."""
+        h = self.attention_input(tokens)[1]
+        scores = self.scores(h)
+        seen = torch.ones_like(scores[0], dtype=torch.bool).tril()
+        return scores.masked_fill(~seen, -torch.inf).softmax(-1), scores, h
+
     def forward(self, tokens):
         """Logits, and the stream after the block."""
         x, h = self.attention_input(tokens)
@@ -90,8 +98,8 @@ def evaluate(model, task, windows):
         sums[name] = total + values.double().sum().item(), n + values.numel()
 
     T = windows.shape[1] - 1
-    seen = torch.ones(T, T, dtype=torch.bool, device=task.device).tril()
-    between = seen.tril(-1) & (torch.arange(T, device=task.device) > 0)
+    between = torch.ones(T, T, dtype=torch.bool, device=task.device).tril(-1)
+    between[:, 0] = False
     for tokens in windows[:, :-1].split(32):
         trigger = task.is_trigger[tokens]
         logits, stream = model(tokens)
@@ -100,9 +108,7 @@ def evaluate(model, task, windows):
         add("backcopy_risk", -log_p.gather(2, tokens.roll(1, 1)[..., None])[..., 0][trigger])
         add("bigram_risk", -(truth * log_p).sum(-1)[~trigger])
         add("bigram_excess", (truth.xlogy(truth) - truth * log_p).sum(-1)[~trigger])
-        h = model.attention_input(tokens)[1]
-        scores = model.scores(h)
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        weights, scores, h = model.weights(tokens)
         gap = scores[:, :, 0] - (scores * between).sum(-1) / between.sum(-1).clamp(min=1)
         value, norm = model.o(model.v(h)).norm(dim=-1), stream.norm(dim=-1)
         add("attn_bos_1", weights[:, :, 0][~trigger])
@@ -114,6 +120,23 @@ def evaluate(model, task, windows):
         add("stream_bos_1", norm[:, 0])
         add("stream_rest_1", norm[:, 1:])
     return {name: total / n for name, (total, n) in sums.items()}
+
+
+@torch.no_grad()
+def kinds(model, task, windows):
+    """Of each kind of token that is no trigger, with 50 queries or more past the window's quarter: how
+    many, and the mean of their weights on <s> and on the triggers."""
+    tokens, first = windows[:, :-1], windows.shape[1] // 4
+    trigger = task.is_trigger[tokens]
+    weights = model.weights(tokens)[0]
+    bos, triggers = weights[:, :, 0], (weights * trigger[:, None]).sum(-1)
+    found = {}
+    for token in tokens.unique().tolist():
+        of = (tokens == token)[:, first:] & ~trigger[:, first:]
+        if of.sum() >= 50:
+            found[token] = [of.sum().item(), round(bos[:, first:][of].mean().item(), 3),
+                            round(triggers[:, first:][of].mean().item(), 3)]
+    return {task.names[token]: figures for token, figures in found.items()}
 
 
 def main():
@@ -148,8 +171,9 @@ def main():
     name = torch.cuda.get_device_name() if args.device != "cpu" else "cpu"
     print(json.dumps({"name": f"torch-seed{args.seed}", "version": [f"torch {torch.__version__}"],
                       "machine": name, "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                      "seconds": round(time.monotonic() - start, 1), "batch": args.batch, "data_seed": data_seed,
-                      "evaluations": evaluations}))
+                      "seconds": round(time.monotonic() - start, 1), "batch": args.batch,
+                      "data_seed": data_seed,
+                      "kinds": kinds(model, task, windows), "evaluations": evaluations}))
 
 
 if __name__ == "__main__":
