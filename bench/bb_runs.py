@@ -97,7 +97,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(runs.INTERRUPTED)
+    runs.run_main(main)

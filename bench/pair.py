@@ -193,9 +193,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except runs.Failed as error:
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(runs.INTERRUPTED)
+    runs.run_main(main)

@@ -17,30 +17,11 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+from script import INTERRUPTED, Failed, run_main, say, split_more, stop, tell  # noqa: E402, F401
+
 TEXTS = ROOT / "share" / "text"
 UNFINISHED = 3  # exit code: the same command goes on
-INTERRUPTED = 130  # exit code of a program that Ctrl-C ended
-
-
-def say(text):
-    tell(pathlib.Path(sys.argv[0]).stem, text)
-
-
-def tell(who, text):
-    """A line at once, so that those of two threads do not mix."""
-    sys.stderr.write(f"{who}: {text}\n")
-    sys.stderr.flush()
-
-
-def stop(text, code=2):
-    say(text)
-    sys.exit(code)
-
-
-def split_more(words):
-    """Words before -- and those behind it."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1:]
 
 
 # ---- files ----
@@ -101,14 +82,6 @@ def processor():
 
 
 # ---- the program ----
-
-class Failed(RuntimeError):
-    """The program ended with an error, which it said itself."""
-
-    def __init__(self, code):
-        super().__init__(f"the program ended with exit code {code}")
-        self.code = code
-
 
 def ended_well(code):
     if code == INTERRUPTED:

@@ -19,18 +19,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import pair_report as report  # noqa: E402
+from script import Failed, run_main, say, split_more, stop  # noqa: E402
 
 QUALITY = ["--scheme", "all", "--no-fake", "--no-speed"]
 SPEED = ["--scheme", ",".join(report.TABLE3), "--no-quality", "--speed-context", "256"]  # of one model
-
-
-def say(text):
-    print(f"demo: {text}", file=sys.stderr, flush=True)
-
-
-def stop(text, code=2):
-    say(text)
-    sys.exit(code)
 
 
 def called(path):
@@ -53,12 +45,12 @@ def check(program, models):
         stop(f"{' and '.join(missing)} not found")
 
 
-def inspect(program, model):
-    done = subprocess.run([program.resolve(), "inspect", "--json", "-", model],
-                          stdout=subprocess.PIPE, check=False)
+def call(program, *words):
+    """What the program writes on standard output."""
+    done = subprocess.run([program.resolve(), *words], stdout=subprocess.PIPE, check=False)
     if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads(done.stdout)
+        raise Failed(done.returncode)
+    return done.stdout
 
 
 def introduce(pair):
@@ -74,21 +66,16 @@ def measure(program, models, flags, keep):
     command = [*flags, *map(called, models)]
     say(textwrap.fill(" ".join([called(program), *command]), 78, initial_indent="demo: ",
                       subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)[6:])
-    done = subprocess.run([program.resolve(), *command, "--json", "-"], stdout=subprocess.PIPE,
-                          check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-    keep.write_bytes(done.stdout)
-    return report.split_models(json.loads(done.stdout))
+    said = call(program, *command, "--json", "-")
+    keep.write_bytes(said)
+    return report.split_models(json.loads(said))
 
 
 def write_page(program, page, records, models):
     """With the curves of the trainings that lie beside the models."""
     curves = [path for path in (model.with_suffix(".metrics.jsonl") for model in models) if path.exists()]
-    done = subprocess.run([program.resolve(), "report", "--quiet", *records, *curves, "-o", page,
-                           "--title", "What training does to quantisation"], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    call(program, "report", "--quiet", *records, *curves, "-o", page, "--title",
+         "What training does to quantisation")
     say(f"the page of it, for a browser: {called(page.resolve())}")
 
 
@@ -153,9 +140,7 @@ def main():
     parser.add_argument("--page", type=pathlib.Path, metavar="FILE", help="where the page goes")
     parser.add_argument("--no-speed", action="store_true", help="measure quality only")
     parser.add_argument("models", nargs="*", type=pathlib.Path, metavar="VANILLA OURS")
-    words, flags = sys.argv[1:], []
-    if "--" in words:
-        words, flags = words[:words.index("--")], words[words.index("--") + 1:]
+    words, flags = split_more(sys.argv[1:])
     args = parser.parse_args(words)
     paths = args.models or [report.SHIPPED / report.file_of(which) for which in report.PAIR]
     if len(paths) != 2:
@@ -167,7 +152,7 @@ def main():
 
 def show(args, paths, flags, folder):
     start = time.monotonic()
-    models = [inspect(args.qbench, path) for path in paths]
+    models = [json.loads(call(args.qbench, "inspect", "--json", "-", path)) for path in paths]
     introduce(models)
     records = [folder / "quality.json"]
     pair = measure(args.qbench, paths, [*QUALITY, *flags], records[0])
@@ -192,7 +177,4 @@ def show(args, paths, flags, folder):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_main(main)

@@ -5,7 +5,6 @@ import signal
 import struct
 import time
 
-import support
 import tiny_models
 from support import Skip, expect, models, no_leftovers, qbench, start
 

@@ -135,7 +135,7 @@ def test_pair_refusals(folder):
     done = script("tools/demo.py", "--qbench", support.QBENCH, folder / "a.bin", folder / "b.bin", code=2)
     assert "a.bin" in done.stderr and "not found" in done.stderr, done
     (folder / "tools").mkdir()  # a checkout without its models
-    for name in ("demo.py", "pair_report.py"):
+    for name in ("demo.py", "pair_report.py", "script.py"):
         (folder / "tools" / name).write_bytes((support.ROOT / "tools" / name).read_bytes())
     done = script(folder / "tools" / "demo.py", "--qbench", support.QBENCH, code=2)
     assert "gpt2-8m-ours.bin" in done.stderr and "git checkout -- share/models" in done.stderr, done
