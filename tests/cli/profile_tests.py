@@ -1,8 +1,11 @@
 """qbench profile: figures that add up, files by their schema, a trace, kept peaks, sweeps, ends."""
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
+import subprocess
 import time
 
 import schema_check
@@ -197,6 +200,46 @@ def test_profile_refuses(own):
     expect(qbench("profile", own / "absent.bin", env=env), 3)
     expect(qbench("profile", model, "--json", own / "no" / "x.json", env=env), 3)
     expect(qbench("profile", model, "--device", "cuda", env=env), 4)
+
+
+# What a tool of NVIDIA's does: NVTX loads it, and it takes the place of the two functions.
+TOOL = r"""
+#include <stddef.h>
+#include <stdio.h>
+typedef struct callbacks {
+    size_t bytes;
+    int (*table)(int module, void ****functions, unsigned *n);
+} callbacks;
+static int depth;
+static int push(const char *name) { return fprintf(stderr, "range %d %s\n", depth++, name); }
+static int pop(void) { return --depth; }
+int InitializeInjectionNvtx2(const void *(*get_table)(unsigned id))
+{
+    const callbacks *c = get_table(1);
+    void ***functions;
+    unsigned n;
+    if (!c || !c->table(1, &functions, &n) || n < 12) return 0;
+    *functions[9] = (void *)push;
+    *functions[11] = (void *)pop;
+    return 1;
+}
+"""
+
+
+def test_profile_ranges_of_nvtx(own):
+    """Every prefill and run of steps is a range of its own where a tool looks."""
+    if b"NVTX_INJECTION64_PATH" not in pathlib.Path(support.QBENCH).read_bytes():
+        raise support.Skip("this build has no NVTX (CUDA=OFF)")
+    if not shutil.which("cc"):
+        raise support.Skip("there is no cc here")
+    (own / "tool.c").write_text(TOOL)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", own / "tool.so", own / "tool.c"], check=True)
+    env = {**cache(own), "NVTX_INJECTION64_PATH": str(own / "tool.so")}
+    done = expect(qbench("profile", tiny_models.write_hf_folder(own / "m"), "--scheme", "fine", "--context", "4",
+                         "--device", "cpu", *QUICK, env=env))
+    ranges = re.findall(rb"^range (\d+) (\w+)$", done.err, re.M)
+    assert {name for _, name in ranges} == {b"prefill", b"decode"}, done
+    assert {depth for depth, _ in ranges} == {b"0"}, done  # each was closed before the next
 
 
 def test_profile_stops(own):
