@@ -95,6 +95,6 @@ def svg(panels, legend):
         body.append(f'<text x="{x + 28}" y="{y}">{html.escape(text)}</text>')
     width = LEFT + 2 * WIDTH + GAP_X + 40
     height = bottom + (len(legend) + 1) // 2 * 18 + 4
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" height="{height}" '
             f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">\n'
             f'<rect width="{width}" height="{height}" fill="white"/>\n' + "\n".join(body) + "\n</svg>\n")

@@ -343,6 +343,18 @@ def test_report_in_a_browser(own):
         raise Skip("screenshots are not compared: " + why)
 
 
+def test_figures_of_the_pages_in_a_browser(own):
+    """Those that scripts draw of records: in docs/ and results/."""
+    page_shots.browser()
+    paths = sorted([*(ROOT / "docs").glob("*.svg"), *(ROOT / "results").rglob("*.svg")])
+    page = "<!DOCTYPE html><title>figures</title>" + "".join(path.read_text() for path in paths)
+    found, console, shot = page_shots.look_at(own, page, 1280)
+    assert not console and found["figures"] == len(paths) == 3, (console, found)
+    assert not found["hidden"] and not found["cut"], found
+    inked = sum(row.count(b"\xff") < len(row) for row in shot.rows)
+    assert inked > shot.height / 2, (inked, shot.height)  # their curves and texts are seen
+
+
 # ---- colours ----
 
 def luminance(colour):
