@@ -245,6 +245,33 @@ def test_paper_runs_are_rows_of_tables(folder):
     assert "expected 60m, speed" in script("bench/paper_runs.py", "--only", "7m", "--list", code=2).stderr
 
 
+def test_recorded_runs_can_be_repeated(_):
+    """What results/paper keeps of a run names all that another laboratory needs, in options that there are."""
+    folder, digests = support.ROOT / "results" / "paper", set()
+    known = {verb: expect(qbench("help", verb)).out.decode() for verb in ("train", "analyze", "run")}
+    for path in sorted(folder.glob("*/run.json")):
+        record = json.loads(path.read_text())
+        train = record["sessions"][-1]["command"].split()
+        assert all(flag in train for flag in paper_variants.RUNS[record["name"]].flags), path
+        assert record["git_commit"] and all(s["gpu"] and s["processor"] and s["version"] and s["exit"] == 0
+                                            for s in record["sessions"]), path
+        commands = [train]
+        if record["group"] != "speed":
+            config = record["training"]["config"]
+            assert config["seed"] == record["training"]["seed"] and config["steps"] == record["training"]["steps"]
+            digests.add((config["context"], config["seed"], record["training"]["data_sha256"]))
+            commands.append(json.loads((path.parent / "analysis.json").read_text())["command"].split())
+            commands.append(json.loads((path.parent / "results.json").read_text())["results"][0]["command"].split())
+        for command in commands:
+            verb = command[1] if command[1] in known else "run"
+            options = [word for word in command if word.startswith("--")]
+            missing = [word for word in options if not re.search(rf"{re.escape(word.split('=')[0])}\b", known[verb])]
+            assert command[0] == "qbench" and options and not missing, (path, missing)
+    assert len({digest[:2] for digest in digests}) == len(digests), digests  # runs of a kind saw the same windows
+    data = json.loads((folder / "data.json").read_text())
+    assert data["tokenizer"]["sha256"] and all(len(text["sha256"]) == 64 for text in data["texts"])
+
+
 # ---- tables ----
 
 def test_tables_of_what_is_recorded(folder):
