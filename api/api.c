@@ -188,7 +188,7 @@ static qb_status evaluate(const char *schemes, const qb_run_given *given,
     qb_results results = {0};
     if (given->tokens) QB_TRY(check_tokens(given->model, given->tokens, given->n_tokens));
     QB_TRY(command_line("run", schemes, options, given->model, &words, &cli));
-    qb_status status = qb_run_measure_given(cli, given, &results);
+    qb_status status = qb_run_measure(cli, given, &results);
     char *text = NULL;
     if (status == QB_OK) status = to_json(&results, &text);
     if (status == QB_OK) *json = text;

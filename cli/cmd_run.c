@@ -88,31 +88,38 @@ static qb_status write_outputs(const qb_cli *cli, const qb_results *results)
 
 /* ---- one model ---- */
 
-static qb_status make_backbone(model_run *m)
+static void plan_speed(model_run *m)
 {
     const qb_cli *cli = m->r->cli;
-    size_t max_tokens = 1;
-    if (m->wants_quality) {
-        QB_TRY(qb_run_text_open(cli, m->model, &m->r->text, m->r->given, &m->text));
-        max_tokens = m->text.batch * m->text.windows.n_feed_max;
-    }
     m->speed_plan = (qb_speed_plan){.batch = qb_cli_size(cli, "speed-batch"),
                                     .budget_s = 5,
                                     .seed = qb_cli_size(cli, "seed"),
                                     .label = "speed"};
     qb_speed_plan_contexts(&m->model->config, qb_cli_size(cli, "speed-context"), &m->speed_plan);
-    size_t speed_tokens = m->speed_plan.batch * qb_speed_cache_context(&m->speed_plan);
-    if (m->wants_speed && speed_tokens > max_tokens) max_tokens = speed_tokens;
-    qb_backbone_options options = {
-        .max_tokens = max_tokens, .pool = m->r->pool, .device = m->r->device, .logit_slots = 1};
+}
+
+static void raise_to(size_t *most, size_t n)
+{
+    if (n > *most) *most = n;
+}
+
+/* As large as the largest of what is to be measured. */
+static qb_status make_backbone(model_run *m)
+{
+    const qb_speed_plan *speed = &m->speed_plan;
+    qb_backbone_options *o = &m->backbone_options;
+    *o = (qb_backbone_options){
+        .max_tokens = 1, .pool = m->r->pool, .device = m->r->device, .logit_slots = 1};
     if (m->wants_quality) {
-        options.logit_slots = QB_LOGIT_SLOTS;
-        options.logit_rows = qb_device_logit_rows(&m->r->device, m->model->config.vocab);
+        raise_to(&o->max_tokens, m->text.batch * m->text.windows.n_feed_max);
+        o->logit_slots = QB_LOGIT_SLOTS;
+        o->logit_rows = qb_device_logit_rows(&m->r->device, m->model->config.vocab);
     }
-    if (m->wants_speed && options.logit_rows < m->speed_plan.batch)
-        options.logit_rows = m->speed_plan.batch;
-    m->backbone_options = options;
-    return qb_backbone_create(m->model, &options, &m->backbone);
+    if (m->wants_speed) {
+        raise_to(&o->max_tokens, speed->batch * qb_speed_cache_context(speed));
+        raise_to(&o->logit_rows, speed->batch);
+    }
+    return qb_backbone_create(m->model, o, &m->backbone);
 }
 
 static void remember(model_run *m, const qb_run_engines *engines)
@@ -314,7 +321,10 @@ static qb_status run_model(run *r, const qb_model *model)
                    .model = model,
                    .wants_quality = !qb_cli_flag(r->cli, "no-quality"),
                    .wants_speed = !qb_cli_flag(r->cli, "no-speed")};
-    qb_status status;
+    qb_status status = QB_OK;
+    if (m.wants_quality)
+        QB_TRY_GOTO(status, qb_run_text_open(r->cli, model, &r->text, r->given, &m.text), done);
+    plan_speed(&m);
     QB_TRY_GOTO(status, make_backbone(&m), done);
     QB_TRY_GOTO(status, qb_run_schemes_open(r->cli, model, &r->device, r->pool, &m.schemes), done);
     QB_TRY_GOTO(status, QB_NEW_ZERO(&m.facts, m.schemes.n + 1, "facts of the engines"), done);
@@ -382,12 +392,7 @@ static qb_status run_all(run *r)
     return QB_OK;
 }
 
-qb_status qb_run_measure(const qb_cli *cli, qb_results *out)
-{
-    return qb_run_measure_given(cli, NULL, out);
-}
-
-qb_status qb_run_measure_given(const qb_cli *cli, const qb_run_given *given, qb_results *out)
+qb_status qb_run_measure(const qb_cli *cli, const qb_run_given *given, qb_results *out)
 {
     run r = {.cli = cli, .given = given};
     qb_status status = run_all(&r);
@@ -409,7 +414,7 @@ qb_status qb_cmd_run(const qb_cli *cli)
         return QB_FAIL(QB_ERR_USAGE, "--no-quality and --no-speed together leave nothing to do");
     qb_results results = {0};
     QB_TRY(qb_cli_check_outputs(cli, options));
-    qb_status status = qb_run_measure(cli, &results);
+    qb_status status = qb_run_measure(cli, NULL, &results);
     if (status == QB_OK) status = write_outputs(cli, &results);
     qb_results_deinit(&results);
     return status;

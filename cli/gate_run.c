@@ -141,7 +141,7 @@ qb_status qb_gate_run(const qb_cli *cli, const qb_results *baseline, bool wants_
     for (size_t i = 0; i < qb_cli_n_args(cli); i++) add(&w, qb_cli_arg(cli, i));
     qb_cli *run;
     QB_TRY(qb_cli_parse((int)w.n, w.items, &run));
-    qb_status status = qb_run_measure(run, out);
+    qb_status status = qb_run_measure(run, NULL, out);
     qb_cli_destroy(run);
     return status;
 }

@@ -11,10 +11,6 @@
 
 /* ---- cli/cmd_run.c ---- */
 
-/* All models of a command line of `run`, measured; what it says of outputs is not looked at. The
- * caller deinits *out after success. */
-qb_status qb_run_measure(const qb_cli *cli, qb_results *out);
-
 /* What a caller holds in the place of the command line's one model and text; all borrowed. */
 typedef struct qb_run_given {
     qb_model *model;
@@ -23,8 +19,9 @@ typedef struct qb_run_given {
     const int32_t *tokens; /* in the place of a text, each checked; NULL = none */
     size_t n_tokens;
 } qb_run_given;
-/* The same on what is given (NULL = nothing). */
-qb_status qb_run_measure_given(const qb_cli *cli, const qb_run_given *given, qb_results *out);
+/* All models of a command line of `run`, or what is given (NULL = nothing), measured; what the line
+ * says of outputs is not looked at. The caller deinits *out after success. */
+qb_status qb_run_measure(const qb_cli *cli, const qb_run_given *given, qb_results *out);
 
 /* ---- cli/run_text.c: what is evaluated ---- */
 
