@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The measured tables of README.md and of pages in docs/ are those of results/: no number is typed by
-hand. Links between the repository's pages lead somewhere, and docs/README.md names every page."""
+hand. Links between the repository's pages lead somewhere, docs/README.md names every page, and what
+CONTRIBUTING.md says that the main job calls is where it says."""
 import pathlib
 import re
 import subprocess
@@ -25,7 +26,18 @@ def broken_links():
             yield f"docs/README.md: {page.name} is not in it"
 
 
-found = list(broken_links())
+def misplaced_calls():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    chain = re.findall(r"^ {4,}(\w+) {2,}(\w+/\w+\.c)\b", text, re.M)
+    for name, path in chain:
+        file = ROOT / path
+        if not file.exists() or not re.search(rf"^\w[^;=]*\b{name}\(", file.read_text(), re.M):
+            yield f"CONTRIBUTING.md: {name} is not in {path}"
+    if len(chain) < 20:
+        yield f"CONTRIBUTING.md: found {len(chain)} calls of the main job, expected 20 or more"
+
+
+found = [*broken_links(), *misplaced_calls()]
 print(*found, sep="\n", end="\n" if found else "")
 done = subprocess.run([sys.executable, str(ROOT / "tools/readme_tables.py"), "--check"])
 sys.exit(done.returncode or bool(found))
