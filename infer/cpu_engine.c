@@ -2,6 +2,7 @@
  * is in cpu_forward.c. */
 #include "infer/cpu_engine.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
 #include "quant/quantize_model.h"
 
@@ -225,10 +226,12 @@ static qb_status make_blocks(cpu_engine *e, const qb_model *codes, const qb_engi
 {
     size_t n_layers = e->base.backbone->config->n_layers;
     QB_TRY(QB_NEW_ZERO(&e->blocks, n_layers, "linear layers"));
-    for (size_t layer = 0; layer < n_layers; layer++)
+    for (size_t layer = 0; layer < n_layers; layer++) {
+        QB_TRY(qb_interrupt_check());
         for (size_t i = 0; i < QB_COUNT(slots); i++)
             QB_TRY(make_linear(e, codes, slots[i].role, layer, o,
                                slot_of(&e->blocks[layer], &slots[i])));
+    }
     return QB_OK;
 }
 

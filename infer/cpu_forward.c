@@ -9,6 +9,7 @@
  */
 #include "infer/cpu_engine.h"
 
+#include "core/interrupt.h"
 #include "infer/timeline.h"
 
 #include <math.h>
@@ -493,6 +494,7 @@ qb_status qb__cpu_forward(qb_engine *engine, const int32_t *tokens, size_t batch
         show_rows(&f, QB_TAP_EMBEDDING, QB_ROLE_TOK_EMBD, f.b->x);
     }
     for (f.layer = engine->first_block; f.layer < c->n_layers; f.layer++) {
+        QB_TRY(qb_interrupt_check());
         f.block = &e->blocks[f.layer];
         run_block(&f);
     }

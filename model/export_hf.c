@@ -1,6 +1,7 @@
 /* model/export_hf.c - see export_hf.h. One tensor at a time passes through memory. */
 #include "model/export_hf.h"
 
+#include "core/interrupt.h"
 #include "core/json.h"
 #include "core/memory.h"
 #include "model/hf_internal.h"
@@ -10,6 +11,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 typedef struct hf_tensor {
     const qb_tensor *tensor;
@@ -132,7 +134,8 @@ static qb_status write_weights(const qb_model *model, const hf_list *list, const
     json_decref(metadata);
     QB_TRY(status);
     for (size_t i = 0; i < list->n; i++) {
-        status = put_tensor(model, writer, i, &list->tensors[i]);
+        status = qb_interrupt_check();
+        if (status == QB_OK) status = put_tensor(model, writer, i, &list->tensors[i]);
         if (status != QB_OK) {
             qb_st_writer_abandon(writer);
             return status;
@@ -187,11 +190,9 @@ static qb_status tokenizer_json(const qb_model *model, json_t **out)
     return model->tokenizer ? qb_tokenizer_to_hf_json(model->tokenizer, out) : QB_OK;
 }
 
-static qb_status write_folder(const qb_model *model, const hf_list *list, const json_t *tokenizer,
-                              const char *folder)
+static qb_status write_files(const qb_model *model, const hf_list *list, const json_t *tokenizer,
+                             const char *folder)
 {
-    if (mkdir(folder, 0777) && errno != EEXIST)
-        return QB_FAIL_SYSTEM(folder, errno, "written", "a folder that can be made");
     char *path;
     QB_TRY(qb_path_join(folder, "model.safetensors", &path));
     qb_status status = write_weights(model, list, path);
@@ -199,6 +200,18 @@ static qb_status write_folder(const qb_model *model, const hf_list *list, const 
     QB_TRY(status);
     if (tokenizer) QB_TRY(write_json(tokenizer, folder, "tokenizer.json"));
     return write_config(model, folder);
+}
+
+/* A folder that was made here does not stay empty where the first file fails. */
+static qb_status write_folder(const qb_model *model, const hf_list *list, const json_t *tokenizer,
+                              const char *folder)
+{
+    bool made = !mkdir(folder, 0777);
+    if (!made && errno != EEXIST)
+        return QB_FAIL_SYSTEM(folder, errno, "written", "a folder that can be made");
+    qb_status status = write_files(model, list, tokenizer, folder);
+    if (status != QB_OK && made) rmdir(folder);
+    return status;
 }
 
 qb_status qb_model_export_hf(const qb_model *model, const char *folder)

@@ -2,6 +2,7 @@
  * the writer in model_bin_write.c. */
 #include "model/model_bin_internal.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
 
 #include <string.h>
@@ -108,13 +109,16 @@ static qb_status check_digest(const qb_file *file)
     size_t end = file->bytes - QB_BIN_DIGEST_BYTES;
     qb_sha256 *hash;
     QB_TRY(qb_sha256_create(&hash));
-    for (size_t from = 0; from < end; from += STEP) {
+    qb_status status = QB_OK;
+    for (size_t from = 0; status == QB_OK && from < end; from += STEP) {
         size_t n = end - from < STEP ? end - from : STEP;
         qb_sha256_update(hash, file->data + from, n);
         qb_file_forget(file, from, n);
+        status = qb_interrupt_check();
     }
     char found[65], expected[65];
     qb_sha256_finish(hash, found);
+    QB_TRY(status);
     for (int i = 0; i < QB_BIN_DIGEST_BYTES; i++)
         snprintf(expected + 2 * i, 3, "%02x", file->data[end + (size_t)i]);
     if (strcmp(found, expected))

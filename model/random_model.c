@@ -1,6 +1,7 @@
 /* model/random_model.c - see random_model.h. */
 #include "model/random_model.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
 #include "core/nearest.h"
 #include "core/rng.h"
@@ -108,10 +109,12 @@ static qb_status fill_weights(qb_model *model, uint64_t seed, qb_pool *pool)
         size_t rows, cols, n = qb_roles[r].per_layer ? model->config.n_layers : 1;
         if (!qb_config_shape(&model->config, (qb_role)r, &rows, &cols)) continue;
         bool gain = r == QB_ROLE_NORM1 || r == QB_ROLE_NORM2 || r == QB_ROLE_NORM_F;
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++) {
+            QB_TRY(qb_interrupt_check());
             if (qb_config_has(&model->config, (qb_role)r, i))
                 QB_TRY(gain ? fill_gain(model, (qb_role)r, i, cols)
                             : fill_matrix(model, (qb_role)r, i, rows, cols, seed, pool));
+        }
     }
     return qb_model_check_complete(model);
 }

@@ -1,5 +1,6 @@
 /* model/tokenizer_bpe.c - byte-level BPE (Radford et al. 2019): the pre-splitter cuts the text into
  * words, and in each word the pair of lowest rank is merged until none is left. */
+#include "core/interrupt.h"
 #include "core/memory.h"
 #include "model/nfc.h"
 #include "model/tokenizer_internal.h"
@@ -75,6 +76,7 @@ static qb_status encode_words(qb_encoder *e, const char *text, size_t n_bytes)
     for (;;) {
         const char *word;
         size_t word_bytes;
+        QB_TRY(qb_interrupt_check());
         QB_TRY(qb_words_next(&e->words, &word, &word_bytes));
         if (!word_bytes) return QB_OK;
         QB_TRY(encode_word(e, word, word_bytes));

@@ -4,6 +4,7 @@
 #include "rig.h"
 #include "support.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
 #include "infer/calibrate.h"
 #include "quant/quantize_model.h"
@@ -287,6 +288,25 @@ static void wrong_calls_are_refused(void **state)
     qb_test_rig_destroy(&r);
 }
 
+/* Ctrl-C is seen within a pass: one over many tokens takes minutes. */
+static void a_pass_is_interrupted(void **state)
+{
+    (void)state;
+    qb_config config = qb_test_tiny_config("gpt2");
+    qb_test_rig r = rig_create(&config, 1);
+    const qb_engine_options options = {.scheme = qb_scheme_find("coarse")};
+    qb_engine *e, *late = NULL;
+    QB_CHECK_OK(qb_engine_create(r.cpu, &options, &e));
+    qb_interrupt_set(true);
+    assert_int_equal(qb_engine_prefill(e, r.tokens, 1, TOKENS), QB_ERR_INTERRUPTED);
+    assert_int_equal(qb_engine_create(r.cpu, &options, &late), QB_ERR_INTERRUPTED);
+    qb_interrupt_set(false);
+    assert_null(late);
+    QB_CHECK_OK(qb_engine_prefill(e, r.tokens, 1, TOKENS));
+    qb_engine_destroy(e);
+    qb_test_rig_destroy(&r);
+}
+
 static void nothing_leaks(void **state)
 {
     (void)state;
@@ -310,6 +330,7 @@ int main(void)
         cmocka_unit_test(decode_continues_prefill_for_every_flag),
         cmocka_unit_test(last_rows_equal_those_of_all),
         cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(a_pass_is_interrupted),
         cmocka_unit_test(nothing_leaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
  * new, shards, what is refused by name, and folders written by qb_model_export_hf. */
 #include "support.h"
 
+#include "core/interrupt.h"
 #include "core/json.h"
 #include "core/memory.h"
 #include "model/export_hf.h"
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static void write_text(const char *path, const char *text)
 {
@@ -306,6 +308,17 @@ static void narrow_tensors_and_tokenizers_travel(void **state)
     (void)state;
     qb_model *source, *read;
     QB_CHECK_OK(qb_random_model("gpt2-60m", 7, NULL, &source));
+    qb_model *late = NULL;
+    qb_interrupt_set(true);
+    assert_int_equal(qb_random_model("gpt2-60m", 7, NULL, &late), QB_ERR_INTERRUPTED);
+    assert_int_equal(qb_model_export_hf(source, qb_test_in_folder("late")), QB_ERR_INTERRUPTED);
+    qb_tokens none = {0};
+    assert_int_equal(qb_tokenizer_encode(source->tokenizer, "a b", 3, true, &none),
+                     QB_ERR_INTERRUPTED);
+    qb_tokens_deinit(&none);
+    qb_interrupt_set(false);
+    assert_null(late);
+    assert_int_equal(access(qb_test_in_folder("late"), F_OK), -1);
     QB_CHECK_OK(qb_model_export_hf(source, qb_test_in_folder("random")));
     QB_CHECK_OK(qb_model_open(qb_test_in_folder("random"), &read));
     test_models_equal(source, read);
