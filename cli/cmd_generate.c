@@ -2,6 +2,7 @@
 #include "cli/prepare.h"
 
 #include "core/clock.h"
+#include "core/file.h"
 #include "core/interrupt.h"
 #include "core/memory.h"
 #include "infer/sampler.h"
@@ -15,29 +16,34 @@
 
 enum { MAX_PROMPT_BYTES = 1 << 24 };
 
+static qb_status grow_prompt(char **text, size_t *capacity)
+{
+    size_t grown = *capacity ? 2 * *capacity : 4096;
+    if (grown > MAX_PROMPT_BYTES)
+        return QB_FAIL(QB_ERR_FORMAT,
+                       "prompt too long: found more than %zu bytes, expected at most %d", *capacity,
+                       MAX_PROMPT_BYTES / 2);
+    QB_TRY(qb_realloc((void **)text, *capacity, grown, 1, "prompt"));
+    *capacity = grown;
+    return QB_OK;
+}
+
 /* All of standard input; the caller frees it. */
 static qb_status read_standard_input(char **out, size_t *n_bytes)
 {
     char *text = NULL;
     size_t n = 0, capacity = 0;
     for (;;) {
-        if (n == capacity) {
-            size_t grown = capacity ? 2 * capacity : 4096;
-            qb_status status = grown <= MAX_PROMPT_BYTES
-                                   ? qb_realloc((void **)&text, capacity, grown, 1, "prompt")
-                                   : QB_FAIL(QB_ERR_FORMAT,
-                                             "standard input: prompt too long: found more than %zu "
-                                             "bytes, expected at most %d",
-                                             capacity, MAX_PROMPT_BYTES / 2);
-            if (status != QB_OK) {
-                qb_free(text);
-                return status;
-            }
-            capacity = grown;
+        qb_status status = QB_OK;
+        if (n == capacity) status = grow_prompt(&text, &capacity);
+        size_t got = 0;
+        if (status == QB_OK) status = qb_stdin_read(text + n, capacity - n, &got);
+        if (status != QB_OK) {
+            qb_free(text);
+            return qb_error_prefix(status, "standard input");
         }
-        size_t got = fread(text + n, 1, capacity - n, stdin);
-        n += got;
         if (!got) break;
+        n += got;
     }
     *out = text;
     *n_bytes = n;

@@ -6,10 +6,8 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 /* All of a file, or of standard input ("-"). */
 typedef struct input {
@@ -38,13 +36,11 @@ static qb_status read_standard_input(input *in)
             QB_TRY(qb_realloc((void **)&in->read, capacity, grown, 1, "standard input"));
             capacity = grown;
         }
-        ssize_t n = read(STDIN_FILENO, in->read + in->n_bytes, capacity - in->n_bytes);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0)
-            return QB_FAIL(QB_ERR_IO, "standard input: cannot be read: found \"%s\", expected text",
-                           strerror(errno));
+        size_t n;
+        qb_status status = qb_stdin_read(in->read + in->n_bytes, capacity - in->n_bytes, &n);
+        if (status != QB_OK) return qb_error_prefix(status, in->name);
         if (n == 0) break;
-        in->n_bytes += (size_t)n;
+        in->n_bytes += n;
     }
     in->text = in->read;
     return QB_OK;

@@ -183,6 +183,10 @@ void qb_help_print_man(void)
     printf(
         ".PP\nAn error is one line on standard error: the object, the rule that was broken, what\n"
         "was found and what was expected. Nothing half-written stays under the final name.\n"
+        ".SH FILES\nOutputs are written under a temporary name beside the file\n"
+        "(\\fIFILE\\fR.tmp.\\fIPID\\fR), synced and renamed, so that a file is whole or as it\n"
+        "was. A symbolic link is followed; a file that is replaced keeps its permissions. Pipes and\n"
+        "devices (/dev/stdout) are written to as they are.\n"
         ".SH ENVIRONMENT\n"
         ".TP\n.B QB_DISABLE\ncomma list of processor features (avx2, avx512, avx512vnni) or\n"
         "kernel rows (gemm_s8/avx2) that are not to be used; a word that names none is said\n"

@@ -52,12 +52,17 @@ bool qb_cli_wants_colour(void)
 
 static qb_status check_writable(const char *path)
 {
-    const char *slash = strrchr(path, '/');
-    char *folder;
-    QB_TRY(qb_strndup(&folder, slash ? path : ".", slash ? (size_t)(slash - path) + 1 : 1));
+    char *target, *folder;
+    QB_TRY(qb_follow_links(path, &target));
+    const char *slash = strrchr(target, '/');
+    qb_status status =
+        qb_strndup(&folder, slash ? target : ".", slash ? (size_t)(slash - target) + 1 : 1);
+    qb_free(target);
+    QB_TRY(status);
     errno = 0;
     const char *found = qb_is_folder(path) ? "a folder" : NULL;
-    if (!found && access(folder, W_OK)) found = strerror(errno);
+    /* /dev/stdout and >(...) are written to, in folders that nobody may write to */
+    if (!found && access(qb_is_stream(path) ? path : folder, W_OK)) found = strerror(errno);
     qb_free(folder);
     if (!found) return QB_OK;
     return QB_FAIL(

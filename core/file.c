@@ -1,12 +1,14 @@
 /* core/file.c - guarded reading and atomic writing. */
 #include "core/file.h"
 
+#include "core/interrupt.h"
 #include "core/memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <openssl/evp.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/file.h>
@@ -72,10 +74,37 @@ void qb_file_forget(const qb_file *file, size_t offset, size_t bytes)
         madvise((void *)(file->data + from), to - from, MADV_DONTNEED);
 }
 
+/* read() goes on after a signal whose handler restarts it, poll() never does; its limit of time is
+ * for a signal between the check and the wait. */
+qb_status qb_stdin_read(void *data, size_t capacity, size_t *n)
+{
+    enum { WAIT_MS = 200 };
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    for (;;) {
+        QB_TRY(qb_interrupt_check());
+        int ready = poll(&input, 1, WAIT_MS);
+        if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
+        ssize_t got = read(STDIN_FILENO, data, capacity);
+        if (got >= 0) {
+            *n = (size_t)got;
+            return QB_OK;
+        }
+        if (errno != EINTR && errno != EAGAIN)
+            return QB_FAIL(QB_ERR_IO, "cannot be read: found \"%s\", expected a file or a pipe",
+                           strerror(errno));
+    }
+}
+
 bool qb_is_folder(const char *path)
 {
     struct stat st;
     return !stat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+bool qb_is_stream(const char *path)
+{
+    struct stat st;
+    return !stat(path, &st) && (S_ISCHR(st.st_mode) || S_ISFIFO(st.st_mode));
 }
 
 bool qb_same_file(const char *a, const char *b)
@@ -139,7 +168,9 @@ const char *qb_file_looks_like(const uint8_t *data, size_t bytes)
 /* ---- writing ---- */
 
 struct qb_writer {
-    char *path, *tmp;
+    char *path;   /* as given, for messages */
+    char *target; /* the file itself, behind symbolic links */
+    char *tmp;
     int fd;
     uint64_t offset;
     int slot; /* in open_tmp, -1 = none free */
@@ -171,6 +202,7 @@ static void writer_free(qb_writer *w)
     if (w->slot >= 0) atomic_store(&open_tmp[w->slot], NULL);
     if (w->fd >= 0) close(w->fd);
     qb_free(w->tmp);
+    qb_free(w->target);
     qb_free(w->path);
     qb_free(w);
 }
@@ -184,6 +216,68 @@ static qb_status check_replaceable(const char *path)
                    kind_of(st.st_mode));
 }
 
+/* The name that a symbolic link holds, seen from where the link lies; *out = NULL: path is no link.
+ */
+static qb_status read_link(const char *path, char **out)
+{
+    char held[PATH_MAX];
+    *out = NULL;
+    ssize_t n = readlink(path, held, sizeof held - 1);
+    if (n < 0) return QB_OK;
+    held[n] = 0;
+    const char *slash = strrchr(path, '/');
+    if (*held == '/' || !slash) return qb_strdup(out, held);
+    char *folder;
+    QB_TRY(qb_strndup(&folder, path, (size_t)(slash - path) + 1));
+    qb_status status = qb_path_join(folder, held, out);
+    qb_free(folder);
+    return status;
+}
+
+qb_status qb_follow_links(const char *path, char **out)
+{
+    enum { MOST_LINKS = 40 };
+    char *now;
+    QB_TRY(qb_strdup(&now, path));
+    qb_status status = QB_OK;
+    for (int i = 0; status == QB_OK; i++) {
+        char *next = NULL;
+        status = i < MOST_LINKS ? read_link(now, &next)
+                                : QB_FAIL_SYSTEM(path, ELOOP, "written", "a file or none");
+        if (status == QB_OK && !next) {
+            *out = now;
+            return QB_OK;
+        }
+        qb_free(now);
+        now = next;
+    }
+    return status;
+}
+
+/* A name that nobody has: neither another container's process of this number, whose half of a file
+ * must not become ours, nor a link that somebody laid there. */
+static qb_status open_tmp_file(qb_writer *w)
+{
+    enum { MOST_TRIES = 100 };
+    size_t n = strlen(w->target) + 40;
+    QB_TRY(QB_NEW(&w->tmp, n, "path"));
+    int at = snprintf(w->tmp, n, "%s.tmp.%ld", w->target, (long)getpid());
+    for (int i = 1; i <= MOST_TRIES; i++) {
+        w->fd = open(w->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (w->fd >= 0 || errno != EEXIST) break;
+        snprintf(w->tmp + at, n - (size_t)at, ".%d", i);
+    }
+    if (w->fd < 0)
+        return QB_FAIL_SYSTEM(w->path, errno, "written", "a folder that exists and is writable");
+    struct stat old;
+    if (!stat(w->target, &old) && fchmod(w->fd, old.st_mode & 0777)) {
+        int error = errno;
+        unlink(w->tmp);
+        return QB_FAIL_SYSTEM(w->path, error, "written", "a file whose permissions can be kept");
+    }
+    return QB_OK;
+}
+
 qb_status qb_writer_open(const char *path, qb_writer **out)
 {
     QB_TRY(check_replaceable(path));
@@ -191,15 +285,8 @@ qb_status qb_writer_open(const char *path, qb_writer **out)
     QB_TRY(QB_NEW_ZERO(&w, 1, "writer"));
     w->fd = w->slot = -1;
     qb_status status = qb_strdup(&w->path, path);
-    size_t n = strlen(path) + 32;
-    if (status == QB_OK) status = QB_NEW(&w->tmp, n, "path");
-    if (status == QB_OK) {
-        snprintf(w->tmp, n, "%s.tmp.%ld", path, (long)getpid());
-        w->fd = open(w->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (w->fd < 0)
-            status =
-                QB_FAIL_SYSTEM(w->path, errno, "written", "a folder that exists and is writable");
-    }
+    if (status == QB_OK) status = qb_follow_links(path, &w->target);
+    if (status == QB_OK) status = open_tmp_file(w);
     if (status != QB_OK) {
         writer_free(w);
         return status;
@@ -279,14 +366,14 @@ qb_status qb_writer_commit(qb_writer *w)
     qb_status status = QB_OK;
     if (fsync(w->fd) && errno != EINVAL)
         status = QB_FAIL_SYSTEM(w->path, errno, "written", "a writable file with space for it");
-    else if (rename(w->tmp, w->path))
+    else if (rename(w->tmp, w->target))
         status = QB_FAIL(
             QB_ERR_IO, "%s: cannot get its name: found \"%s\", expected a folder that is writable",
             w->path, strerror(errno));
     if (status != QB_OK)
         unlink(w->tmp);
     else
-        sync_folder_of(w->path);
+        sync_folder_of(w->target);
     writer_free(w);
     return status;
 }
@@ -296,12 +383,6 @@ void qb_writer_abandon(qb_writer *w)
     if (!w) return;
     unlink(w->tmp);
     writer_free(w);
-}
-
-static bool is_stream(const char *path)
-{
-    struct stat st;
-    return !stat(path, &st) && (S_ISCHR(st.st_mode) || S_ISFIFO(st.st_mode));
 }
 
 static qb_status write_stream(const char *path, const void *data, size_t bytes)
@@ -314,7 +395,7 @@ static qb_status write_stream(const char *path, const void *data, size_t bytes)
 
 qb_status qb_file_write_whole(const char *path, const void *data, size_t bytes)
 {
-    if (is_stream(path)) return write_stream(path, data, bytes);
+    if (qb_is_stream(path)) return write_stream(path, data, bytes);
     qb_writer *w;
     QB_TRY(qb_writer_open(path, &w));
     qb_status status = qb_writer_write(w, data, bytes);

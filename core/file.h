@@ -31,6 +31,9 @@ void qb_file_close(qb_file *file); /* accepts a zeroed one */
 /* Says that [offset, offset + bytes) will not be read again soon: the pages leave the resident set.
  */
 void qb_file_forget(const qb_file *file, size_t offset, size_t bytes);
+/* Up to `capacity` bytes of standard input into data, *n = 0 at its end. Ctrl-C ends the waiting
+ * for them. Messages do not name the input. */
+qb_status qb_stdin_read(void *data, size_t capacity, size_t *n);
 /* True for a folder. */
 bool qb_is_folder(const char *path);
 /* True where both names lead to one file, by links too. */
@@ -51,8 +54,15 @@ qb_status qb_path_join(const char *folder, const char *name, char **out);
  * archive", "gzip data", ...; NULL = nothing known. For error messages. */
 const char *qb_file_looks_like(const uint8_t *data, size_t bytes);
 
+/* True for a pipe or a character device, which is written to as it is and never replaced. */
+bool qb_is_stream(const char *path);
+/* What path leads to over symbolic links, also where that is not there yet; the caller frees it. */
+qb_status qb_follow_links(const char *path, char **out);
+
 typedef struct qb_writer qb_writer;
-/* Opens PATH.tmp.PID for writing. QB_ERR_IO: PATH is there and no regular file. */
+/* Opens PATH.tmp.PID for writing, or the next free PATH.tmp.PID.N. Where PATH is a symbolic link,
+ * the file that it leads to is written, beside itself; a file that is replaced keeps its
+ * permissions. QB_ERR_IO: PATH is there and no regular file. */
 qb_status qb_writer_open(const char *path, qb_writer **out);
 qb_status qb_writer_write(qb_writer *writer, const void *data, size_t bytes);
 /* Overwrites bytes already written (a header that is known only at the end). */

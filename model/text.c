@@ -6,10 +6,8 @@
 #include "core/json.h"
 #include "core/memory.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { MAX_LINE_BYTES = 64 << 20 }; /* of JSON lines */
 enum { LOOK_BYTES = 1 << 16 };
@@ -50,13 +48,10 @@ static qb_status append_stdin(qb__growing *g)
 {
     for (;;) {
         QB_TRY(qb__growing_room(g, 1 << 16));
-        ssize_t n = read(STDIN_FILENO, g->data + g->n, g->capacity - g->n);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0)
-            return QB_FAIL(QB_ERR_IO, "cannot be read: found \"%s\", expected text",
-                           strerror(errno));
+        size_t n;
+        QB_TRY(qb_stdin_read(g->data + g->n, g->capacity - g->n, &n));
         if (n == 0) return QB_OK;
-        g->n += (size_t)n;
+        g->n += n;
         QB_TRY(qb__growing_check(g));
     }
 }

@@ -276,6 +276,21 @@ def test_ctrl_c_exits_130_and_leaves_nothing(folder):
         no_leftovers(folder)
 
 
+def test_ctrl_c_while_waiting_for_input(folder):
+    model = models(folder)["gguf"]
+    for args in (["run", "--text", "-", model], ["generate", model, "--prompt", "-"],
+                 ["tokenize", model]):
+        process = start(*args, stdin=-1)
+        time.sleep(0.7)
+        process.send_signal(signal.SIGINT)
+        try:
+            code = process.wait(20)  # nothing is written, and the input stays open
+        finally:
+            process.kill()
+        err = process.stderr.read()
+        assert code == 130 and b"interrupted" in err and err.count(b"\n") == 1, (code, err)
+
+
 def test_file_truncated_while_mapped(folder):
     """generate has the model open while it waits for its prompt."""
     path = models(folder)["gguf"]

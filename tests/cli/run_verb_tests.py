@@ -3,6 +3,7 @@ same bits on all integer rows, errors, Ctrl-C."""
 import csv
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
@@ -195,6 +196,17 @@ def test_outputs_do_not_meet(own):
     assert b"r.json: cannot be written: found" in expect(limited, 3).err, limited
     assert not (own / "r.json").exists()
     support.no_leftovers(own)
+
+
+def test_streams_in_folders_that_nobody_may_write_to(_):
+    """/dev/null is no file beside which another is made; what is refused here is the model."""
+    user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    command = [support.QBENCH, "run", "--quiet", "--json", "/dev/null", "no-such-model"]
+    try:
+        done = subprocess.run(command, cwd="/", capture_output=True, **user)
+    except PermissionError:
+        raise support.Skip("another user cannot run the program where it lies") from None
+    assert done.returncode == 3 and done.stderr.startswith(b"qbench: no-such-model: "), done
 
 
 def test_run_refuses(own):

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -203,6 +204,59 @@ static void files_are_whole_or_absent(void **state)
     assert_int_equal(qb_crc32("123456789", 9), 0xcbf43926u);
 }
 
+static unsigned permissions(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) ? 0 : st.st_mode & 0777;
+}
+
+/* A link stays one, also a link to nothing yet; the file behind it keeps its permissions. */
+static void outputs_go_behind_links(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/qb_test_links.XXXXXX", link[64], second[64], real[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(link, sizeof link, "%s/link", folder);
+    snprintf(second, sizeof second, "%s/second", folder);
+    snprintf(real, sizeof real, "%s/real", folder);
+    assert_int_equal(symlink("second", link) | symlink(real, second), 0);
+    QB_CHECK_OK(qb_file_write_whole(link, "new", 3));
+    assert_int_equal(chmod(real, 0640), 0);
+    QB_CHECK_OK(qb_file_write_whole(link, "newer", 5));
+    assert_int_equal(permissions(real), 0640);
+    qb_file file;
+    QB_CHECK_OK(qb_file_open(real, &file));
+    assert_int_equal(file.bytes, 5);
+    qb_file_close(&file);
+    char held[64];
+    assert_int_equal(readlink(link, held, sizeof held), 6);
+    unlink(second);
+    assert_int_equal(symlink("link", second), 0);
+    assert_int_equal(qb_file_write_whole(link, "x", 1), QB_ERR_IO); /* a ring of links */
+    unlink(link);
+    unlink(second);
+    unlink(real);
+    assert_int_equal(rmdir(folder), 0); /* nothing is left */
+}
+
+/* The temporary name may be there: of another machine's process, or a link that leads elsewhere. */
+static void temporary_names_are_not_shared(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/qb_test_names.XXXXXX", path[64], taken[96], victim[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/out", folder);
+    snprintf(taken, sizeof taken, "%s.tmp.%ld", path, (long)getpid());
+    snprintf(victim, sizeof victim, "%s/victim", folder);
+    assert_int_equal(symlink(victim, taken), 0);
+    QB_CHECK_OK(qb_file_write_whole(path, "new", 3));
+    assert_int_equal(access(victim, F_OK), -1);
+    assert_int_equal(access(path, F_OK), 0);
+    unlink(path);
+    unlink(taken);
+    assert_int_equal(rmdir(folder), 0);
+}
+
 static void json_allocations_are_counted_and_may_fail(void **state)
 {
     (void)state;
@@ -281,6 +335,8 @@ int main(void)
         cmocka_unit_test(files_are_whole_or_absent),
         cmocka_unit_test(json_marks_are_those_outside_of_strings),
         cmocka_unit_test(json_limits),
+        cmocka_unit_test(outputs_go_behind_links),
+        cmocka_unit_test(temporary_names_are_not_shared),
         cmocka_unit_test(json_allocations_are_counted_and_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
