@@ -51,6 +51,7 @@ typedef struct qb_dtype_info {
     void (*block_to_f32)(const uint8_t *block, float *w); /* NULL: elements, not blocks */
 } qb_dtype_info;
 
+/* The row of a dtype; and the dtype of a name, false where there is none. */
 const qb_dtype_info *qb_dtype_get(qb_dtype dtype);
 bool qb_dtype_from_name(const char *name, qb_dtype *out);
 

@@ -18,11 +18,13 @@ typedef struct qb_moments {
 } qb_moments;
 
 qb_moments qb_moments_of(const float *x, size_t n); /* in two passes */
+/* One number, or another set, more; a zeroed qb_moments is the empty set. */
 void qb_moments_add(qb_moments *moments, double x);
 void qb_moments_merge(qb_moments *moments, const qb_moments *more);
 /* Pearson's: 3 for a Gaussian; NaN where all numbers are equal, or there is none. */
 double qb_moments_kurtosis(const qb_moments *moments);
 
+/* Largest magnitude; 0 for none. */
 float qb_max_abs(const float *x, size_t n);
 /* Pearson's correlation of x and y; NaN where one of them does not vary. */
 double qb_correlation(const double *x, const double *y, size_t n);

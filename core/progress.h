@@ -26,6 +26,7 @@ typedef struct qb_progress {
 /* NULL closes it. is_terminal: rewrite one line. */
 void qb_progress_open(FILE *stream, bool is_terminal);
 
+/* `total` units of work, of any kind; `done` counts them from 0 (or `first`). */
 qb_progress qb_progress_begin(const char *what, size_t total);
 void qb_progress_update(qb_progress *progress, size_t done);
 /* Takes the line away (terminal). Also on failure. */

@@ -31,6 +31,7 @@ typedef enum qb_status {
 #undef X
 } qb_status;
 
+/* Columns of the list. */
 int qb_status_exit_code(qb_status status);
 const char *qb_status_text(qb_status status);
 

@@ -63,6 +63,8 @@ typedef struct qb_engine_options {
     size_t cache_batch;                /* sequences in the KV cache; 0 = no cache, prefill only */
     size_t cache_context;              /* positions a sequence in the KV cache */
 } qb_engine_options;
+/* The backbone must outlive the engine. All memory is taken here: forward calls allocate nothing.
+ * QB_ERR_SHAPE: a cache longer than the model's positions; QB_ERR_MEMORY, QB_ERR_DEVICE. */
 qb_status qb_engine_create(qb_backbone *backbone, const qb_engine_options *options,
                            qb_engine **out);
 void qb_engine_destroy(qb_engine *engine); /* accepts NULL */

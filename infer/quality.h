@@ -61,12 +61,14 @@ typedef struct qb_quality {
 qb_status qb_quality_measure(const qb_quality_plan *plan, qb_quality *out);
 void qb_quality_deinit(qb_quality *quality); /* accepts a zeroed one */
 
+/* NaN = not measured, everywhere. */
 typedef struct qb_quality_summary {
-    double ppl_full, ppl, penalty;
-    qb_interval penalty_ci95;
-    double kl_mean, kl_p99, top1_agreement;
+    double ppl_full, ppl, penalty; /* penalty = ppl - ppl_full */
+    qb_interval penalty_ci95;      /* paired bootstrap over blocks of windows */
+    double kl_mean, kl_p99;        /* KL(full || scheme), nats a token */
+    double top1_agreement;         /* share of tokens, 0 to 1 */
     double bits_per_byte, word_ppl, byte_ppl;
-    double ppl_fake, fake_max_logit_diff; /* NaN = not measured, as everywhere */
+    double ppl_fake, fake_max_logit_diff; /* of the twin; largest |difference| to the engine */
 } qb_quality_summary;
 
 typedef struct qb_summary_options {
@@ -75,6 +77,7 @@ typedef struct qb_summary_options {
     size_t n_resamples;      /* 0 = 2,000 */
     uint64_t seed;
 } qb_summary_options;
+/* Of case case_idx, on the windows it was measured on. Only memory can fail. */
 qb_status qb_quality_summarize(const qb_quality *quality, size_t case_idx,
                                const qb_windows *windows, const qb_summary_options *options,
                                qb_quality_summary *out);

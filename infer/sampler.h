@@ -24,6 +24,7 @@ typedef struct qb_sampler_options {
 } qb_sampler_options;
 
 typedef struct qb_sampler qb_sampler;
+/* The options are copied and were checked before (cli/options.c); only memory can fail. */
 qb_status qb_sampler_create(size_t vocab, const qb_sampler_options *options, qb_sampler **out);
 void qb_sampler_destroy(qb_sampler *sampler); /* accepts NULL */
 /* logits (vocab). Never allocates. */

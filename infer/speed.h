@@ -42,6 +42,7 @@ typedef struct qb_samples {
     size_t n, capacity;
     double tokens_per_sample; /* that a time of `ms` stands for */
 } qb_samples;
+/* A time more; only memory can fail. */
 qb_status qb_samples_add(qb_samples *samples, double ms);
 void qb_samples_deinit(qb_samples *samples); /* accepts a zeroed one */
 

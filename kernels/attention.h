@@ -21,9 +21,9 @@ extern "C" {
 #define QB_ATTENTION_MAX_HEAD_DIM 256
 
 typedef struct qb_attention_args {
-    size_t batch, n_q, n_past; /* n_q new tokens a sequence, after n_past in the cache */
-    size_t n_heads, n_kv_heads,
-        head_dim; /* head_dim <= QB_ATTENTION_MAX_HEAD_DIM, any value >= 1 */
+    size_t batch, n_q, n_past;  /* n_q new tokens a sequence, after n_past in the cache */
+    size_t n_heads, n_kv_heads; /* the former is a multiple of the latter */
+    size_t head_dim;            /* 1 to QB_ATTENTION_MAX_HEAD_DIM */
     qb_softmax_kind softmax;
     float gamma, zeta;  /* clipped: gamma <= 0, zeta >= 1 */
     const float *sink;  /* sink: (n_heads) logits */
@@ -56,6 +56,8 @@ typedef struct qb_attention_row {
 } qb_attention_row;
 extern const qb_attention_row qb_attention_kernels[];
 
+/* The whole of `args` over the pool (NULL = one thread). Never allocates; exact for any number of
+ * threads. */
 void qb_attention_run(const qb_attention_row *row, const qb_attention_args *args, qb_pool *pool);
 
 #ifdef __cplusplus

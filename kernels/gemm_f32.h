@@ -45,6 +45,7 @@ typedef struct qb_gemm_f32_row {
 } qb_gemm_f32_row;
 extern const qb_gemm_f32_row qb_gemm_f32_kernels[];
 
+/* Several products as one parallel loop, as qb_gemm_s8_run. */
 void qb_gemm_f32_run(const qb_gemm_f32_row *row, const qb_gemm_f32_args *jobs, size_t n_jobs,
                      qb_pool *pool);
 

@@ -59,7 +59,8 @@ typedef struct qb_gemm_s8_row {
 } qb_gemm_s8_row;
 extern const qb_gemm_s8_row qb_gemm_s8_kernels[];
 
-/* Runs several products (q, k and v of one layer) as one parallel loop. */
+/* Runs several products (q, k and v of one layer) as one parallel loop over the pool (NULL = one
+ * thread). 1 <= n_jobs <= QB_MAX_JOBS (kernels/jobs.h). Never allocates. */
 void qb_gemm_s8_run(const qb_gemm_s8_row *row, const qb_gemm_s8_args *jobs, size_t n_jobs,
                     qb_pool *pool);
 

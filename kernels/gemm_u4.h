@@ -1,15 +1,16 @@
 /* kernels/gemm_u4.h - product of f32 activations with 4-bit zero-point weights.
  *
- *     w[n, k] = (q[n, k] - zp[s]) * scale[s]     s = slice of (n, k): per n, per k, one, or groups
- * (1) y[m, n] = sum over k of x[m, k] * w[n, k] + bias[n] (2)
+ *     w[n, k] = (q[n, k] - zp[s]) * scale[s]                                                    (1)
+ *     y[m, n] = sum over k < K of x[m, k] * w[n, k] + bias[n]                                   (2)
+ *
+ * s is the slice of (n, k): one per n, per k, of all, or groups along k (qb_u4_weights).
  *
  * Weight-only quantisation: activations keep at least 15 bits and a sign. A row computes either in
  * f32 (the reference, in double), or with x in block floating point: blocks of QB_GEMM_U4_BLOCK
  * input channels share a scale and hold 16-bit integers, so that sums inside a block are exact
- * integers; an element's error is then at most max|x of its block| * 2^-16. A token's result depends
- * on the row, the weights and its own x alone. A slice with scale 0 (constant) has
- * codes 0 and the value fill.
- */
+ * integers; an element's error is then at most max|x of its block| * 2^-16. A token's result
+ * depends on the row, the weights and its own x alone. A slice with scale 0 (constant) has codes 0
+ * and the value fill. */
 #ifndef QB_KERNELS_GEMM_U4_H
 #define QB_KERNELS_GEMM_U4_H
 
@@ -63,6 +64,7 @@ typedef struct qb_gemm_u4_row {
 } qb_gemm_u4_row;
 extern const qb_gemm_u4_row qb_gemm_u4_kernels[];
 
+/* Several products as one parallel loop, as qb_gemm_s8_run. */
 void qb_gemm_u4_run(const qb_gemm_u4_row *row, const qb_gemm_u4_args *jobs, size_t n_jobs,
                     qb_pool *pool);
 

@@ -40,6 +40,8 @@ typedef struct qb_params {
 typedef enum { QB_INIT_GPT2, QB_INIT_PYTORCH, QB_INIT_COUNT } qb_init_kind;
 extern const char *const qb_init_names[QB_INIT_COUNT]; /* gpt2 pytorch */
 
+/* The tensors of a configuration and where each lies in a buffer of n_elems; no buffer is made.
+ * Only memory can fail. The caller destroys *out after success. */
 qb_status qb_params_create(const qb_config *config, qb_params *out);
 void qb_params_destroy(qb_params *params); /* accepts a zeroed one */
 /* NULL = the configuration has no such tensor. */

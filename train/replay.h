@@ -40,6 +40,8 @@ typedef struct qb_replay_result {
     char worst_gradient[96];
 } qb_replay_result;
 
+/* QB_ERR_FORMAT: the file is no such record; QB_ERR_USAGE: it is of another norm than asked for, or
+ * there is no such softmax or optimiser. The caller deinits *out after success. */
 qb_status qb_replay_run(const char *path, const qb_replay_options *options, qb_replay_result *out);
 void qb_replay_result_deinit(qb_replay_result *result);
 /* {"losses": [...], "grad_max_rel_error": x, ...}; what was not measured is null. */

@@ -17,6 +17,7 @@ enum { QB_NGRAM_WORDS = 13 };
 
 typedef struct qb_ngrams qb_ngrams;
 
+/* An empty set. */
 qb_status qb_ngrams_create(qb_ngrams **out);
 void qb_ngrams_destroy(qb_ngrams *ngrams); /* accepts NULL */
 /* Adds the 13-grams of each document. */
