@@ -84,6 +84,13 @@ qb_status qb_run_text_check(const qb_model *model)
                    model->path);
 }
 
+/* For messages: the path as it was given. */
+static const char *input_name(const qb_cli *cli, const qb_text *text)
+{
+    const char *path = qb_cli_string(cli, "text");
+    return path && strcmp(path, "-") ? path : text->name;
+}
+
 qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_text *text,
                            const qb_run_given *given, qb_run_text *out)
 {
@@ -97,7 +104,7 @@ qb_status qb_run_text_open(const qb_cli *cli, const qb_model *model, const qb_te
     if (status == QB_OK) status = lay(cli, model, &t);
     if (status != QB_OK) {
         qb_run_text_close(&t);
-        return status == QB_ERR_USAGE ? status : qb_error_prefix(status, text->name);
+        return status == QB_ERR_USAGE ? status : qb_error_prefix(status, input_name(cli, text));
     }
     t.n_words = t.stream.n_words;
     t.n_bytes = t.stream.n_text_bytes;

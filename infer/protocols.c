@@ -226,8 +226,9 @@ void qb_stream_deinit(qb_stream *stream)
 
 size_t qb_protocol_largest_context(const qb_protocol *protocol, const qb_stream *stream)
 {
-    if (protocol->per_document) return stream->tokens.n ? SIZE_MAX : 0;
     size_t n = stream->tokens.n;
+    if (protocol->per_document) return n ? SIZE_MAX : 0;
+    if (protocol->has_stride) return n > 1 ? SIZE_MAX : 0; /* its last window may be short */
     return n > protocol->n_beyond + 1 ? n - protocol->n_beyond : 0;
 }
 
@@ -250,7 +251,9 @@ static qb_status check(const qb_protocol *protocol, const qb_stream *stream,
         return QB_FAIL(QB_ERR_SHAPE,
                        "text too short: found %zu tokens, expected at least %zu for "
                        "one window of protocol %s",
-                       stream->tokens.n, options->context + protocol->n_beyond, protocol->name);
+                       stream->tokens.n,
+                       protocol->has_stride ? 2 : options->context + protocol->n_beyond,
+                       protocol->name);
     return QB_OK;
 }
 

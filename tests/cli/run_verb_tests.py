@@ -155,7 +155,9 @@ def test_run_shrinks_windows_for_a_short_text(own):
     base = ["run", "--no-speed", "--text", text, model]
     assert b"windows of" in expect(qbench(*base)).err
     done = expect(qbench(*base, "--context", 64), 3)
-    assert b"found 27 tokens, expected at least 65" in done.err, done
+    assert b"t.txt: text too short: found 27 tokens, expected at least 65" in done.err, done
+    assert done.err.startswith(f"qbench: {text}: ".encode()), done
+    expect(qbench(*base, "--context", 64, "--protocol", "hf-stride"))
     expect(qbench(*base, "--context", 65), 3)
 
 

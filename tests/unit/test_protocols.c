@@ -80,6 +80,8 @@ static void hf_stride_scores_each_token_once(void **state)
     whole.stride = 4; /* then each window's first token has nothing before it */
     s = toy(9, 1);
     expect("hf-stride", &s, whole, "0 1 2 3>1 2 3 . | 4 5 6 7>5 6 7 .");
+    s = toy(3, 1); /* the only window is the last, which may be short */
+    expect("hf-stride", &s, four, "0 1 2>1 2 .");
 }
 
 static void llama_cpp_scores_the_second_half(void **state)
@@ -139,9 +141,10 @@ static void short_texts_are_refused_with_both_numbers(void **state)
     assert_int_equal(qb_protocol_largest_context(qb_protocol_find("hf-disjoint"), &s), 4);
     s = toy(3, 1);
     assert_int_equal(qb_windows_create(qb_protocol_find("llama.cpp"), &s, &four, &w), QB_ERR_SHAPE);
-    assert_int_equal(qb_windows_create(qb_protocol_find("hf-stride"), &s, &four, &w), QB_ERR_SHAPE);
     s = toy(1, 1);
     assert_int_equal(qb_protocol_largest_context(qb_protocol_find("paper"), &s), 0);
+    assert_int_equal(qb_windows_create(qb_protocol_find("hf-stride"), &s, &four, &w), QB_ERR_SHAPE);
+    assert_non_null(strstr(qb_error_message(), "found 1 tokens, expected at least 2"));
     qb_protocol_options strided = four;
     s = toy(20, 1);
     strided.stride = 5;
