@@ -64,18 +64,13 @@ static const qb_paper_row rows_2[] = {
 
 /* ---- 3: what the schemes cost ---- */
 
-static const qb_paper_column columns_3[] = {
-    {"full", QB_OF_FULL, NULL, 2},
-    {"coarse", QB_OF_PPL, "coarse", 2},
-    {"Δ", QB_OF_PENALTY, "coarse", 2},
-    {"moderate", QB_OF_PPL, "moderate", 2},
-    {"Δ", QB_OF_PENALTY, "moderate", 2},
-    {"fine", QB_OF_PPL, "fine", 2},
-    {"Δ", QB_OF_PENALTY, "fine", 2},
-    {"4-bit", QB_OF_PPL, "zeropoint4", 1},
-    {"Δ", QB_OF_PENALTY, "zeropoint4", 1},
-    {0},
-};
+#define PPL_OF(scheme, label, digits)                                                              \
+    {label, QB_OF_PPL, scheme, digits}, {"Δ", QB_OF_PENALTY, scheme, digits}
+#define INT8_COLUMNS                                                                               \
+    {"full", QB_OF_FULL, NULL, 2}, PPL_OF("coarse", "coarse", 2), PPL_OF("moderate", "moderate", 2), \
+        PPL_OF("fine", "fine", 2)
+
+static const qb_paper_column columns_3[] = {INT8_COLUMNS, PPL_OF("zeropoint4", "4-bit", 1), {0}};
 static const qb_paper_row rows_3[] = {
     {"GPT2 60M, softmax, Adam", "gpt2-60m", {31.88, 43.53, 11.65, 34.87, 2.99, 32.15, 0.27, 68.5, 36.6}},
     {"GPT2 60M, softmax-1, OrthoAdam", "gpt2-60m-both", {31.83, 32.30, 0.47, 32.18, 0.35, 31.89, 0.06, 33.9, 2.1}},
@@ -139,16 +134,7 @@ static const qb_paper_row rows_5[] = {
 
 /* ---- 6: longer sequences ---- */
 
-static const qb_paper_column columns_6[] = {
-    {"full", QB_OF_FULL, NULL, 2},
-    {"coarse", QB_OF_PPL, "coarse", 2},
-    {"Δ", QB_OF_PENALTY, "coarse", 2},
-    {"moderate", QB_OF_PPL, "moderate", 2},
-    {"Δ", QB_OF_PENALTY, "moderate", 2},
-    {"fine", QB_OF_PPL, "fine", 2},
-    {"Δ", QB_OF_PENALTY, "fine", 2},
-    {0},
-};
+static const qb_paper_column columns_6[] = {INT8_COLUMNS, {0}};
 static const qb_paper_row rows_6[] = {
     {"60M, 256 tokens, softmax, Adam", "gpt2-60m", {31.88, 43.53, 11.65, 34.87, 2.99, 32.15, 0.27}},
     {"60M, 512 tokens, softmax, Adam", "gpt2-60m-t512", {32.66, 48.55, 15.89, 37.24, 4.58, 33.07, 0.41}},

@@ -204,6 +204,20 @@ static float scores_backward(const head *x, const float *p, size_t seen, size_t 
     return x->d->gradient->softmax(p, seen, ds);
 }
 
+/* Rows of y = the block's rows of weights (n_rows, n_keys) times packed (n_keys, D). */
+static void sum_over_keys(const head *x, size_t n_rows, size_t n_keys, const float *weights,
+                          const float *packed, float *y, size_t y_stride)
+{
+    multiply(x, (qb_gemm_f32_args){.m = n_rows,
+                                   .n = x->dim,
+                                   .k = n_keys,
+                                   .x = weights,
+                                   .x_stride = n_keys,
+                                   .w = packed,
+                                   .y = y,
+                                   .y_stride = y_stride});
+}
+
 /* ---- forward ---- */
 
 static void forward_block(const head *x, size_t i0, size_t n_rows, float *lse, float *out)
@@ -218,14 +232,7 @@ static void forward_block(const head *x, size_t i0, size_t n_rows, float *lse, f
         if (x->d->c->softmax == QB_SOFTMAX_CLIPPED) clip(x, s, seen, n_keys, s);
     }
     pack_columns(x, x->v, x->width, n_keys, x->b.values_t);
-    multiply(x, (qb_gemm_f32_args){.m = n_rows,
-                                   .n = x->dim,
-                                   .k = n_keys,
-                                   .x = x->b.s,
-                                   .x_stride = n_keys,
-                                   .w = x->b.values_t,
-                                   .y = out + i0 * x->q_width,
-                                   .y_stride = x->q_width});
+    sum_over_keys(x, n_rows, n_keys, x->b.s, x->b.values_t, out + i0 * x->q_width, x->q_width);
 }
 
 static void forward_task(void *context, size_t i, size_t thread_idx)
@@ -281,14 +288,7 @@ static void add_to_keys(const head *x, size_t n_rows, size_t n_keys, const float
 static void query_gradients(const head *x, size_t i0, size_t n_rows, size_t n_keys, float *dq)
 {
     pack_columns(x, x->k, x->width, n_keys, x->b.keys_t);
-    multiply(x, (qb_gemm_f32_args){.m = n_rows,
-                                   .n = x->dim,
-                                   .k = n_keys,
-                                   .x = x->b.ds,
-                                   .x_stride = n_keys,
-                                   .w = x->b.keys_t,
-                                   .y = dq + i0 * x->width,
-                                   .y_stride = x->width});
+    sum_over_keys(x, n_rows, n_keys, x->b.ds, x->b.keys_t, dq + i0 * x->width, x->width);
     for (size_t i = i0; i < i0 + n_rows; i++)
         x->d->gradient->scale(dq + i * x->width, x->dim, x->scale, dq + i * x->width);
 }
