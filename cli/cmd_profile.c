@@ -122,7 +122,7 @@ static qb_status describe(const qb_cli *cli, const qb_profile_case *c, const qb_
     const qb_config *config = &c->model->config;
     qb_machine machine;
     qb_cuda_info gpu;
-    bool is_cpu = !strcmp(qb_device_backend_name(&c->device), "cpu");
+    bool is_cpu = qb_device_is_cpu(&c->device);
     qb_machine_read(&machine);
     if (!is_cpu) QB_TRY(qb_cuda_info_get(c->device.index, &gpu));
     QB_TRY(qb_strdup(&out->model.path, c->model->path));

@@ -152,7 +152,7 @@ static qb_status choose_device(train *t)
     const char *backend = qb_device_backend_name(&device);
     bool can = qb_trainer_has_device(backend) || strcmp(t->config.device, "auto");
     if (!can && is_root(t)) qb_cli_note(t->cli, "no GPU is used: this build cannot train on one");
-    t->on_cpu = !can || !strcmp(backend, "cpu");
+    t->on_cpu = !can || qb_device_is_cpu(&device);
     if (t->on_cpu)
         snprintf(t->device, sizeof t->device, "cpu");
     else

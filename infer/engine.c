@@ -78,6 +78,11 @@ const char *qb_device_backend_name(const qb_device *device)
     return backend_of(device)->name;
 }
 
+bool qb_device_is_cpu(const qb_device *device)
+{
+    return backend_of(device) == &qb__cpu_backend;
+}
+
 bool qb_device_full_is_f32(const qb_device *device)
 {
     return backend_of(device)->full_is_f32;

@@ -31,7 +31,8 @@ typedef struct qb_device {
  * until the thread's next call). QB_ERR_USAGE: no such name; QB_ERR_DEVICE: not here. */
 qb_status qb_device_find(const char *name, qb_device *out, const char **note);
 const char *qb_device_backend_name(const qb_device *device); /* "cpu", "cuda" */
-bool qb_device_full_is_f32(const qb_device *device);         /* there, scheme full-f32 is full */
+bool qb_device_is_cpu(const qb_device *device);
+bool qb_device_full_is_f32(const qb_device *device); /* there, scheme full-f32 is full */
 
 enum { QB_LOGIT_SLOTS = 3 };
 typedef struct qb_backbone qb_backbone;

@@ -252,7 +252,7 @@ void qb_peaks_key(const qb_device *device, const qb_pool *pool, char key[QB_PEAK
     qb_cuda_info gpu = {.name = "no GPU"};
     const qb_kernel_info *f32 = QB_KERNEL_PICK(qb_gemm_f32_kernels);
     const qb_kernel_info *s8 = QB_KERNEL_PICK(qb_gemm_s8_kernels);
-    bool is_cpu = !strcmp(qb_device_backend_name(device), "cpu");
+    bool is_cpu = qb_device_is_cpu(device);
     qb_machine_read(&machine);
     if (!is_cpu && qb_cuda_info_get(device->index, &gpu) != QB_OK) gpu.driver = 0;
     snprintf(key, QB_PEAKS_KEY_BYTES, "%s, %zu threads of %zu, %s, %s; %s %d.%d, %d SMs, driver %d",
