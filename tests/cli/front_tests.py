@@ -68,8 +68,8 @@ def test_doctor_says_what_is_off_and_why(_):
 def test_overview_names_every_verb(_):
     done = expect(qbench("--help"))
     assert done.out == expect(qbench("help")).out
-    for verb in VERBS:
-        assert re.search(rb"^  %s +\w" % verb.encode(), done.out, re.M), verb
+    commands = done.out.decode().split("\ncommands:\n")[1].split("\n\n")[0]
+    assert re.findall(r"^  (\w+) +\w", commands, re.M) == VERBS  # what all tests loop over
 
 
 def test_exit_codes_are_the_same_everywhere(_):

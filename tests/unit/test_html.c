@@ -4,8 +4,9 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "quant/schemes.h"
 #include "report/format.h"
-#include "report/html.h"
+#include "report/html_internal.h"
 #include "report/svg.h"
 
 #include <math.h>
@@ -409,6 +410,19 @@ static void pages_survive_failed_allocations(void **state)
     assert_int_equal(qb_memory_live_blocks(), before);
 }
 
+static void schemes_have_colours_of_their_own(void **state)
+{
+    (void)state;
+    qb_page page = {0};
+    for (const qb_scheme *s = qb_schemes; s->name; s++)
+        QB_CHECK_OK(qb_texts_add(&page.schemes, s->name));
+    for (const qb_scheme *s = qb_schemes; s->name; s++)
+        for (const qb_scheme *t = qb_schemes; t < s; t++)
+            if (qb_page_colour(&page, s->name) == qb_page_colour(&page, t->name))
+                fail_msg("%s and %s have one colour: qb_page_colour", s->name, t->name);
+    qb_texts_deinit(&page.schemes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -418,6 +432,7 @@ int main(void)
         cmocka_unit_test(texts_are_cut_between_characters),
         cmocka_unit_test(texts_are_escaped),
         cmocka_unit_test(odd_schemes_fit_the_text),
+        cmocka_unit_test(schemes_have_colours_of_their_own),
         cmocka_unit_test(curves_know_their_tokens),
         cmocka_unit_test(resumed_steps_count_once),
         cmocka_unit_test(bad_curves_are_refused),
