@@ -88,11 +88,12 @@ static void set_slice(quantize_job *job, size_t slice, float low, float high)
         scale = fmaxf(fabsf(low), fabsf(high)) / 127.0f;
     } else {
         scale = (high - low) / 15.0f;
-        if (scale > 0)
+        if (scale > 0 && isfinite(scale))
             zero_point = (int32_t)round_even(-low / scale);
         else
             fill = low;
     }
+    if (!isfinite(scale)) atomic_store(&job->not_finite, true); /* max - min is beyond f32 */
     job->scale[slice] = scale;
     if (job->zero_point) job->zero_point[slice] = zero_point;
     if (job->fill) job->fill[slice] = fill;
@@ -227,7 +228,8 @@ static qb_status quantize_source(quantize_job *job, qb_pool *pool)
     }
     qb_parallel_for(pool, n_chunks, codes_task, job);
     if (atomic_load(&job->not_finite))
-        status = QB_FAIL(QB_ERR_FORMAT, "%s: found NaN or infinity, expected finite numbers",
+        status = QB_FAIL(QB_ERR_FORMAT,
+                         "%s: found NaN, infinity or a range beyond f32, expected finite numbers",
                          job->source.fold ? "weights times the scales of their inputs" : "weights");
 done:
     qb_free(job->rows_f32);

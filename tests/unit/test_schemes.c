@@ -146,6 +146,25 @@ static void constant_slices_keep_their_value(void **state)
     assert_int_equal(qb_quantize_matrix(&q, w, 2, 5, codes, scale, zp, fill, NULL), QB_ERR_FORMAT);
 }
 
+/* Finite numbers whose max - min is infinite: such a scale would make a file that no reader takes.
+ */
+static void ranges_beyond_f32_are_refused(void **state)
+{
+    (void)state;
+    float w[] = {3e38f, -3e38f, 1, 2}, scale[2], fill[2];
+    int32_t zp[2];
+    uint8_t codes[4];
+    static const qb_axis axes[] = {QB_AXIS_OUT, QB_AXIS_TENSOR};
+    for (size_t i = 0; i < QB_COUNT(axes); i++) {
+        qb_weight_quant q = {.bits = 4, .axis = axes[i]};
+        assert_int_equal(qb_quantize_matrix(&q, w, 2, 2, codes, scale, zp, fill, NULL),
+                         QB_ERR_FORMAT);
+    }
+    qb_weight_quant in = {.bits = 4, .axis = QB_AXIS_IN};
+    QB_CHECK_OK(qb_quantize_matrix(&in, w, 2, 2, codes, scale, zp, fill, NULL));
+    assert_true(isfinite(scale[0]) && isfinite(scale[1]));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -153,6 +172,7 @@ int main(void)
         cmocka_unit_test(static_scales_hold_the_largest_value_behind_smoothing),
         cmocka_unit_test(weights_equal_golden_codes),
         cmocka_unit_test(constant_slices_keep_their_value),
+        cmocka_unit_test(ranges_beyond_f32_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
