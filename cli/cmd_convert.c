@@ -1,6 +1,6 @@
 /* cli/cmd_convert.c - qbench convert: any model format to model.bin or to a Hugging Face folder,
  * with codes, other float types or another tokenizer on the way. */
-#include "cli/cli.h"
+#include "cli/output.h"
 
 #include "core/clock.h"
 #include "core/json.h"
@@ -32,6 +32,7 @@ static qb_status check_target(const qb_cli *cli, const qb_model *model, const ch
     for (size_t i = 0; i < model->n_files; i++) same |= qb_same_file(model->files[i].path, out);
     if (same)
         return QB_FAIL(QB_ERR_USAGE, "%s: is the input, which convert never writes over", out);
+    QB_TRY(qb_cli_check_not_given(cli, out));
     if (!wants_folder(model, out)) return QB_OK;
     static const char *const only_bin[] = {"quantize", "zlib", "dtype", "record"};
     for (size_t i = 0; i < QB_COUNT(only_bin); i++)

@@ -297,6 +297,7 @@ static qb_status run(data_run *r)
 qb_status qb_cmd_data(const qb_cli *cli)
 {
     QB_TRY(check_arguments(cli));
+    QB_TRY(qb_cli_check_outputs(cli, (const char *const[]){"json", NULL}));
     data_run r = {.cli = cli, .folder = qb_cli_string(cli, "out")};
     qb_status status = run(&r);
     for (size_t i = 0; r.paths && i < qb_cli_n_args(cli); i++) qb_free(r.paths[i]);

@@ -403,6 +403,7 @@ qb_status qb_cmd_inspect(const qb_cli *cli)
     bool stats = qb_cli_flag(cli, "stats");
     const char *json_path = qb_cli_string(cli, "json");
     const char *path = qb_cli_arg(cli, 0);
+    QB_TRY(qb_cli_check_outputs(cli, (const char *const[]){"json", NULL}));
     bool is_shard, is_checkpoint;
     QB_TRY(qb_shard_recognise(path, &is_shard));
     if (is_shard) return inspect_shard(path, json_path);

@@ -172,7 +172,7 @@ qb_status qb_cmd_logits(const qb_cli *cli)
     if (!tokens || !out)
         return QB_FAIL(QB_ERR_USAGE, "logits: found no --%s, expected --tokens FILE and --out FILE",
                        tokens ? "out" : "tokens");
-    if (qb_cli_is_stdout(out) || qb_same_file(tokens, out))
+    if (qb_cli_is_stdout(out))
         return QB_FAIL(QB_ERR_USAGE, "--out: found %s, expected a file of its own", out);
     QB_TRY(qb_cli_check_outputs(cli, outputs));
     qb_token_grid grid;

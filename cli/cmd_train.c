@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 
 #include "cli/live.h"
+#include "cli/output.h"
 #include "cli/prepare.h"
 #include "core/cuda.h"
 #include "core/json.h"
@@ -323,6 +324,7 @@ static qb_status replay(train *t, const char *path)
     const char *out = qb_cli_string(t->cli, "out");
     if (qb_cli_is_set(t->cli, "serve"))
         return QB_FAIL(QB_ERR_USAGE, "--serve: found together with --replay, expected one of them");
+    QB_TRY(qb_cli_check_outputs(t->cli, (const char *const[]){"out", NULL}));
     qb_train_config_init(&t->config);
     QB_TRY(apply_flags(t));
     QB_TRY(choose_device(t));

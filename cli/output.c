@@ -1,10 +1,13 @@
 /* cli/output.c - see output.h. */
 #include "cli/output.h"
 
+#include "cli/options.h"
+
 #include "core/file.h"
 #include "core/memory.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,13 +75,56 @@ static qb_status check_writable(const char *path)
         path, found);
 }
 
+static qb_status fail_input(const char *path)
+{
+    return QB_FAIL(QB_ERR_USAGE, "%s: found an input as output, expected another file", path);
+}
+
+/* One of the files that make a model of this folder. */
+static bool is_part_of_model(const char *folder, const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    if (strcmp(name, "config.json") && strcmp(name, "tokenizer.json") &&
+        !qb_ends_with(name, ".safetensors") && !qb_ends_with(name, ".safetensors.index.json"))
+        return false;
+    char own[PATH_MAX];
+    snprintf(own, sizeof own, "%s/%s", folder, name);
+    return qb_is_folder(folder) && qb_same_file(own, path);
+}
+
+/* Options whose value is a file, or several, that a verb reads. */
+static bool is_input(const qb_option *option)
+{
+    static const char *const names[] = {"baseline",  "checkpoint", "config", "decontaminate",
+                                        "limits",    "record",     "replay", "text",
+                                        "tokenizer", "tokens"};
+    for (size_t i = 0; i < QB_COUNT(names); i++)
+        if (!strcmp(option->name, names[i])) return true;
+    return false;
+}
+
+qb_status qb_cli_check_not_given(const qb_cli *cli, const char *path)
+{
+    for (size_t i = 0; i < qb_n_options; i++) {
+        const qb_option *o = &qb_options[i];
+        if (!(o->verbs & qb_verb_bit(qb_cli_verb(cli))) || !is_input(o)) continue;
+        const char *given = o->kind == QB_OPTION_STRING ? qb_cli_string(cli, o->name) : NULL;
+        size_t n = o->kind == QB_OPTION_LIST ? qb_cli_list_n_items(cli, o->name) : 0;
+        bool same = given && qb_same_file(given, path);
+        for (size_t k = 0; k < n; k++)
+            same |= qb_same_file(qb_cli_list_item(cli, o->name, k), path);
+        if (same) return fail_input(path);
+    }
+    return QB_OK;
+}
+
 /* An output must be neither an input nor another output. */
 static qb_status check_apart(const qb_cli *cli, const char *path, const char *const *others)
 {
     for (size_t i = 0; i < qb_cli_n_args(cli); i++)
-        if (qb_same_file(qb_cli_arg(cli, i), path))
-            return QB_FAIL(QB_ERR_USAGE, "%s: found an input as output, expected another file",
-                           path);
+        if (qb_same_file(qb_cli_arg(cli, i), path) || is_part_of_model(qb_cli_arg(cli, i), path))
+            return fail_input(path);
+    QB_TRY(qb_cli_check_not_given(cli, path));
     for (; *others; others++) {
         const char *other = qb_cli_string(cli, *others);
         if (other && (!strcmp(other, path) || qb_same_file(other, path)))

@@ -184,6 +184,28 @@ def test_run_of_losses_that_are_no_numbers(own):
     assert b"hf: head: weights: found NaN" in done.err, done
 
 
+def inputs_as_outputs(own, model):
+    """Files that options name, or that lie in a model's folder, with commands that would write them."""
+    text, tokens, link = own / "t.txt", own / "t.safetensors", own / "link.txt"
+    text.write_text("all work and no play " * 20)
+    tokens.write_bytes(tiny_models.tokens_file())
+    link.symlink_to(text)
+    config, tokenizer = own / "hf" / "config.json", own / "hf" / "tokenizer.json"
+    quick = ["run", "--quiet", "--no-speed", "--text", text]
+    return [
+        (text, [*quick, "--json", text, model]), (text, [*quick, "--md", link, model]),
+        (config, [*quick, "--json", config, own / "hf"]),
+        (model, ["inspect", "--json", model, model]),
+        (tokens, ["logits", "--tokens", tokens, "--out", tokens, model]),
+        (tokens, ["analyze", "--tokens", tokens, "--csv", tokens, model]),
+        (tokenizer, ["convert", "--tokenizer", tokenizer, own / "hf", tokenizer]),
+        (text, ["data", "--tokenizer", tokenizer, "--decontaminate", f"{own / 'none'},{text}",
+                "--json", text, "-o", own / "d", "/dev/null"]),
+        (text, ["train", "--replay", text, "--out", text]),
+        (text, ["gate", "--baseline", text, "--json", text, model]),
+    ]
+
+
 def test_outputs_do_not_meet(own):
     """Neither another output nor an input is written over."""
     model = own / "m.bin"
@@ -193,6 +215,11 @@ def test_outputs_do_not_meet(own):
     expect(qbench("run", *quick, "--json", same, "--csv", same, model), 2)
     expect(qbench("run", *quick, "--json", model, model), 2)
     assert model.read_bytes() == before and not same.exists()
+    for given, command in inputs_as_outputs(own, model):
+        before = given.read_bytes()
+        done = expect(qbench(*command), 2)
+        assert b"found an input as output" in done.err, done
+        assert given.read_bytes() == before, command
     limited = support.run("sh", "-c", 'ulimit -f 1; exec "$0" "$@"', support.QBENCH, "run", *quick,
                           "--json", own / "r.json", model)
     assert b"r.json: cannot be written: found" in expect(limited, 3).err, limited
