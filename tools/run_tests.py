@@ -187,8 +187,8 @@ def fuzz_suites(seconds):
 
 
 # Started first, so that none is left at the end.
-LONG = ("test_smollm2", "cli", "test_logits", "test_model_bin", "test_engine", "test_trainer", "test_package",
-        "test_python", "test_quality", "test_attention")
+LONG = ("test_smollm2", "cli", "test_logits", "test_model_bin", "test_model_bin_damage", "test_engine", "test_trainer",
+        "test_package", "test_python", "test_quality", "test_attention")
 
 
 def run_all(suites):
