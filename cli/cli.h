@@ -43,6 +43,9 @@ void qb_cli_leave_error_to_another(void);
 /* data as the file PATH, atomically, or to standard output where PATH is "-". */
 qb_status qb_cli_emit(const char *path, const void *data, size_t bytes);
 
+/* Standard output, which is buffered, as far as it is written; says so where it cannot be. */
+qb_status qb_cli_flush(void);
+
 /* ---- for main ---- */
 /* argv as main gets it. QB_ERR_USAGE: the message says what and suggests the nearest word. */
 qb_status qb_cli_parse(int argc, char **argv, qb_cli **out);

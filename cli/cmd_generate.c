@@ -8,7 +8,6 @@
 #include "infer/sampler.h"
 #include "model/tokenizer.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -107,12 +106,7 @@ static qb_status put_bytes(text_stream *stream, const char *bytes, size_t n)
         stream->held[stream->n_held++] = bytes[i];
         if (stream->n_held >= sequence_bytes((unsigned char)stream->held[0])) put_held(stream);
     }
-    if (fflush(stdout))
-        return QB_FAIL(
-            QB_ERR_IO,
-            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
-            strerror(errno));
-    return QB_OK;
+    return qb_cli_flush();
 }
 
 /* ---- the loop ---- */
@@ -166,11 +160,7 @@ static qb_status stream_text(generation *g)
     qb_status status = generate_tokens(g, &stream);
     put_held(&stream);
     if (stream.last != '\n') putchar('\n');
-    if (fflush(stdout) && status == QB_OK)
-        status = QB_FAIL(
-            QB_ERR_IO,
-            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
-            strerror(errno));
+    if (status == QB_OK) status = qb_cli_flush();
     if (status == QB_OK && !qb_cli_flag(g->cli, "quiet")) print_statistics(g);
     return status;
 }

@@ -74,7 +74,7 @@ qb_status qb_cmd_verify(const qb_cli *cli)
 {
     for (size_t i = 0; i < qb_cli_n_args(cli); i++) {
         QB_TRY(verify(qb_cli_arg(cli, i)));
-        fflush(stdout); /* what was good stands before the error line of what is not */
+        QB_TRY(qb_cli_flush()); /* what was good stands before the error line of what is not */
     }
     return QB_OK;
 }

@@ -7,7 +7,6 @@
 #include "core/progress.h"
 #include "kernels/registry.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -101,12 +100,10 @@ int main(int argc, char **argv)
         if (status == QB_OK) status = run_verb(cli, argv[1]);
         qb_cli_destroy(cli);
     }
-    errno = 0;
-    if ((fflush(stdout) || ferror(stdout)) && status == QB_OK)
-        status = QB_FAIL(
-            QB_ERR_IO,
-            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
-            errno ? strerror(errno) : "failed");
+    if (status == QB_OK)
+        status = qb_cli_flush();
+    else
+        fflush(stdout); /* the first error is the one to tell */
     if (status != QB_OK && !qb_cli_error_is_left())
         fprintf(stderr, "qbench: %s\n", qb_error_message());
     return qb_status_exit_code(status);

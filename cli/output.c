@@ -160,15 +160,25 @@ void qb_cli_note(const qb_cli *cli, const char *format, ...)
     va_end(args);
 }
 
+static qb_status fail_stdout(void)
+{
+    return QB_FAIL(
+        QB_ERR_IO,
+        "standard output: cannot be written: found \"%s\", expected a reader with space for it",
+        errno ? strerror(errno) : "failed");
+}
+
+qb_status qb_cli_flush(void)
+{
+    errno = 0;
+    return fflush(stdout) || ferror(stdout) ? fail_stdout() : QB_OK;
+}
+
 qb_status qb_cli_emit(const char *path, const void *data, size_t bytes)
 {
     if (!qb_cli_is_stdout(path)) return qb_file_write_whole(path, data, bytes);
-    if (fwrite(data, 1, bytes, stdout) != bytes || fflush(stdout))
-        return QB_FAIL(
-            QB_ERR_IO,
-            "standard output: cannot be written: found \"%s\", expected a reader with space for it",
-            strerror(errno));
-    return QB_OK;
+    errno = 0;
+    return fwrite(data, 1, bytes, stdout) == bytes ? qb_cli_flush() : fail_stdout();
 }
 
 qb_status qb_cli_write(const char *path, qb_cli_writer write, const void *what)

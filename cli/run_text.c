@@ -15,8 +15,8 @@ static qb_status choose_context(const qb_cli *cli, const qb_model *model, const 
     if (qb_cli_is_set(cli, "context")) {
         *out = qb_cli_size(cli, "context");
         if (*out > qb_config_longest(config))
-            return QB_FAIL(QB_ERR_SHAPE, "%s: --context: found %zu, expected at most %zu (%s)",
-                           model->path, *out, qb_config_longest(config), qb_config_limit(config));
+            return QB_FAIL(QB_ERR_USAGE, "--context: found %zu, expected at most %zu (%s of %s)",
+                           *out, qb_config_longest(config), qb_config_limit(config), model->path);
         if (*out > config->context)
             qb_cli_note(cli, "--context %zu is more than %s was trained with (%zu)", *out,
                         model->name, config->context);

@@ -232,6 +232,11 @@ def test_standard_output_closed_or_full(_):
         done = subprocess.run(["sh", "-c", f'"{support.QBENCH}" help {target}'],
                               stderr=subprocess.PIPE)
         assert done.returncode == 3 and done.stderr.count(b"\n") == 1, (target, done)
+        done = subprocess.run(["sh", "-c", f'"$0" verify "$1" {target}', support.QBENCH,
+                               support.ROOT / "share" / "models" / "gpt2-8m-ours.bin"],
+                              stderr=subprocess.PIPE)
+        reason = b"Bad file descriptor" if "&-" in target else b"No space left"
+        assert done.returncode == 3 and reason in done.stderr, (target, done)
 
 
 def test_reader_that_leaves_early_ends_quietly(_):

@@ -246,6 +246,9 @@ def test_run_refuses(own):
     expect(qbench("run", "--json", "-", "--csv", "-", model), 2)
     expect(qbench("run", "--quiet", "--stride", 3, model), 2)
     expect(qbench("run", "--scheme", "coarser", model), 2)
+    for verb in ("run", "analyze"):
+        done = expect(qbench(verb, "--quiet", "--context", 999, model), 2)
+        assert done.err.startswith(b"qbench: --context: found 999, expected at most 64 "), done
     expect(qbench("run", "--json", own / "none" / "r.json", model), 3)
     expect(qbench("run", "--quiet", mute), 3)
     expect(qbench("run", "--quiet", model, own / "absent.bin"), 3)
