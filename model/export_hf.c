@@ -27,19 +27,16 @@ typedef struct hf_list {
 
 /* ---- which tensors, under which names ---- */
 
+/* Codes and blocks are written as their values. */
 static qb_dtype stored_dtype(const qb_tensor *t)
 {
-    return qb_dtype_get(t->dtype)->block_elems > 1 ? QB_F32 : t->dtype;
+    bool codes = t->quant.axis != QB_AXIS_NONE;
+    return codes || qb_dtype_get(t->dtype)->block_elems > 1 ? QB_F32 : t->dtype;
 }
 
 static qb_status add_tensor(const qb_model *model, const qb_tensor *t, hf_list *list)
 {
     hf_tensor *h = &list->tensors[list->n];
-    if (t->quant.axis != QB_AXIS_NONE)
-        return QB_FAIL(QB_ERR_UNSUPPORTED,
-                       "%s: found integer codes, expected float weights to "
-                       "write as safetensors",
-                       model->path);
     if (!qb__hf_format_name(model->config.arch, t->role, t->layer_idx, h->name, sizeof h->name,
                             &h->form)) {
         char role[64];

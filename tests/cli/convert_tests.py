@@ -249,6 +249,17 @@ def test_convert_full_precision_of_codes(folder):
         logits(folder, source, "--scheme", "zeropoint4", "--fake"), "the twin multiplies the same"
 
 
+def test_convert_codes_to_their_values(folder):
+    """A folder for transformers has no codes: it gets the values that they stand for."""
+    source, out = models(folder)["gguf"], folder / "codes.bin"
+    for i, options in enumerate((["fine", "--quantize-head"], ["smoothquant"], ["zeropoint4-g128"])):
+        hf = folder / f"hf{i}"
+        expect(qbench("convert", "--quiet", "--quantize", *options, source, out))
+        expect(qbench("convert", "--quiet", out, hf))
+        assert logits(folder, hf) == logits(folder, out, "--scheme", "full"), options
+        assert b'"quantization' not in (hf / "config.json").read_bytes()
+
+
 def test_convert_groups_wider_than_a_row(folder):
     source, out = models(folder)["gguf"], folder / "groups.bin"  # rows of 32 and 64
     for options in (["zeropoint4-g128"], ["zeropoint4", "--weight-axis", "group:48"]):
