@@ -21,12 +21,13 @@ size_t qb__cpu_row_works(const cpu_pass *pass, const qb_linear *before, const qb
                                .role = -1,
                                .kernel = pass->kernel,
                                .bytes = elems * sizeof(float) * (quantises ? 2 : 3)};
+    const bool alone = !n; /* reads the row itself; else it is in the cache */
     if (quantises)
         works[n++] = (qb_work){.phase = QB_PHASE_QUANTISE,
                                .layer = pass->layer,
                                .role = -1,
                                .kernel = after->quantize->info.name,
-                               .bytes = elems * (n ? 1 : 1 + sizeof(float))};
+                               .bytes = elems * (alone ? 1 + sizeof(float) : 1)};
     return n;
 }
 
