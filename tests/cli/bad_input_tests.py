@@ -278,8 +278,8 @@ def test_ctrl_c_exits_130_and_leaves_nothing(folder):
 
 def test_ctrl_c_while_waiting_for_input(folder):
     model = models(folder)["gguf"]
-    for args in (["run", "--text", "-", model], ["generate", model, "--prompt", "-"],
-                 ["tokenize", model]):
+    for args in (["run", "--device", "cpu", "--text", "-", model],
+                 ["generate", "--device", "cpu", model, "--prompt", "-"], ["tokenize", model]):
         process = start(*args, stdin=-1)
         time.sleep(0.7)
         process.send_signal(signal.SIGINT)

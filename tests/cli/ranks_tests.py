@@ -197,12 +197,12 @@ def test_a_lost_first_rank_ends_all(folder):
 
 
 def test_a_signal_to_one_rank_saves_and_ends_all(folder):
-    run = folder / "run"
-    process = start_ranks(3, *NEVER_ENDS, "--out", run)
+    run, codes = folder / "run", folder / "codes"
+    process = start_ranks(3, *NEVER_ENDS, "--out", run, shell=KEEPS_IT % codes)
     wait_for_checkpoint(run, process)
     os.kill(rank_processes(process, 3)[2], signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert codes.read_text().split() == ["130", "130", "130"], (codes.read_text(), err)
     (said,) = [line for line in err.splitlines() if line.startswith("qbench: ")]
     steps = int(re.search(r"interrupted after step (\d+) of 1000000 and saved", said)[1])
     assert last_checkpoint(run).name == f"step-{steps:08}.ckpt"

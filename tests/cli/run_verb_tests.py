@@ -152,7 +152,7 @@ def test_run_to_standard_output(own):
 def test_run_shrinks_windows_for_a_short_text(own):
     model, text = tiny_models.write_hf_folder(own / "m"), own / "t.txt"
     text.write_text("A short text of some words.")
-    base = ["run", "--no-speed", "--text", text, model]
+    base = ["run", "--no-speed", "--device", "cpu", "--text", text, model]
     assert b"windows of" in expect(qbench(*base)).err
     done = expect(qbench(*base, "--context", 64), 3)
     assert b"t.txt: text too short: found 27 tokens, expected at least 65" in done.err, done
